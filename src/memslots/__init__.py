@@ -1,0 +1,21 @@
+"""memslots turns a long context into a few memory slots that any frozen Hugging Face LLM reads."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Memory": "modeling",
+    "MemslotsConfig": "modeling",
+    "MemslotsModel": "modeling",
+    "MemslotsProcessor": "modeling",
+}
+
+__all__ = ["Memory", "MemslotsConfig", "MemslotsModel", "MemslotsProcessor", "__version__"]
+
+
+def __getattr__(name: str):
+    # Late, so that `memslots --help` does not wait for torch.
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

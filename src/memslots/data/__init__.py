@@ -1,0 +1,1 @@
+"""Dataset adapters to one schema, and the generator of short biographies."""

@@ -1,0 +1,1 @@
+"""Trainers: the tiny decoder, and the compressors that a frozen decoder reads."""

@@ -1,0 +1,175 @@
+"""The house's import rule: one direction between the rooms, and a travelling room that travels."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "memslots"
+
+# A room may import itself and rooms of a lower level: modeling <- configuration, data, cramming
+# <- trainer, evaluation, serving <- hub_cards <- cli.
+LEVELS = {
+    "modeling": 0,
+    "configuration": 1,
+    "data": 1,
+    "cramming": 1,
+    "trainer": 2,
+    "evaluation": 2,
+    "serving": 2,
+    "hub_cards": 3,
+    "cli": 4,
+}
+# Modules at the package's top that may import any room below the given level.
+TOP_LEVEL_MODULES = {"__init__": LEVELS["cli"], "__main__": LEVELS["cli"] + 1}
+
+MODELING_LIBRARIES = {
+    "torch",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "tokenizers",  # a dependency of transformers
+    "tqdm",  # a dependency of transformers
+}
+MODELING_GUARDED_LIBRARIES = {"peft"}
+MAX_LINES = 450
+
+# assets/ is left out: its .py files are copies of modeling/, written by save_pretrained.
+ALL_FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if "assets" not in path.relative_to(PACKAGE).parts
+)
+MODELING_FILES = [path for path in ALL_FILES if path.parent == PACKAGE / "modeling"]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room_of(path: Path) -> str:
+    """First part of the path inside the package: `trainer/x.py` -> trainer, `cli.py` -> cli."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def absolute_modules(path: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yields (line, dotted name) for every import, relative ones resolved.
+
+    `from package import name` yields `package.name`, since the name may be a module.
+    """
+    package = ("memslots", *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}"
+        elif isinstance(node, ast.Call) and node.args:
+            function = node.func
+            called = function.attr if isinstance(function, ast.Attribute) else None
+            called = function.id if isinstance(function, ast.Name) else called
+            target = node.args[0]
+            if called in {"import_module", "__import__"} and isinstance(target, ast.Constant):
+                name = str(target.value)
+                if name.startswith("."):
+                    level = len(name) - len(name.lstrip("."))
+                    name = ".".join([*package[: len(package) - level + 1], name.lstrip(".")])
+                yield node.lineno, name
+
+
+def is_availability_check(test: ast.expr) -> bool:
+    """True for `if is_peft_available():`, which transformers' import scan skips."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "is_peft_available"
+        for node in ast.walk(test)
+    )
+
+
+def third_party_imports(
+    node: ast.AST, in_function: bool = False, hidden: bool = False
+) -> Iterator[tuple[int, str, bool]]:
+    """Yields (line, library, guarded) for every absolute import below `node`.
+
+    Guarded means inside a function, and in a `try` or an availability check: transformers reads
+    the file before running it and refuses to load when any other import is not installed, those
+    inside functions included (`transformers.dynamic_module_utils.get_imports`).
+    """
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield node.lineno, alias.name.split(".")[0], in_function and hidden
+    elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+        yield node.lineno, node.module.split(".")[0], in_function and hidden
+    in_function = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    hidden = hidden or isinstance(node, ast.Try)
+    hidden = hidden or (isinstance(node, ast.If) and is_availability_check(node.test))
+    for child in ast.iter_child_nodes(node):
+        yield from third_party_imports(child, in_function, hidden)
+
+
+def test_there_are_files_to_check():
+    assert MODELING_FILES
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
+def test_imports_point_one_way(path):
+    room = room_of(path)
+    if room in TOP_LEVEL_MODULES:
+        limit = TOP_LEVEL_MODULES[room]
+    else:
+        assert room in LEVELS, f"{room} is not a room of the house: {sorted(LEVELS)}"
+        limit = LEVELS[room]
+    wrong = []
+    for line, name in absolute_modules(path, ast.parse(path.read_text("utf-8"))):
+        parts = name.split(".")
+        if parts[0] != "memslots" or parts[1:] == ["__version__"]:
+            continue
+        target = parts[1] if len(parts) > 1 else "the package itself"
+        if target == room or LEVELS.get(target, limit) < limit:
+            continue
+        wrong.append(f"{name_of(path)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", MODELING_FILES, ids=name_of)
+def test_travelling_room_imports_only_what_travels(path):
+    text = path.read_text("utf-8")
+    tree = ast.parse(text)
+    siblings = {sibling.stem for sibling in MODELING_FILES}
+    wrong = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            # Only `from .x import y` is followed when the code is copied to the Hub.
+            if node.level != 1 or node.module not in siblings:
+                module = "." * node.level + (node.module or "")
+                wrong.append(f"line {node.lineno}: from {module} import ... is not a sibling")
+        elif isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            wrong.append(f"line {node.lineno}: from __future__ import ... turns @strict off")
+    for line, library, guarded in third_party_imports(tree):
+        if library in MODELING_LIBRARIES or library in sys.stdlib_module_names:
+            continue
+        if library not in MODELING_GUARDED_LIBRARIES:
+            wrong.append(f"line {line}: {library} may not be imported in the travelling room")
+        elif not guarded:
+            wrong.append(f"line {line}: import {library} inside a function and a try")
+    # transformers finds relative imports with a regular expression, in docstrings too.
+    for module in re.findall(r"^\s*(?:from|import)\s+\.(\S*)", text, flags=re.MULTILINE):
+        if module not in siblings:
+            wrong.append(f"transformers would look for a file named {module!r}")
+    assert not wrong, f"{name_of(path)}\n" + "\n".join(wrong)
+
+
+def test_travelling_room_is_flat():
+    folders = {path.name for path in (PACKAGE / "modeling").iterdir() if path.is_dir()}
+    assert folders <= {"__pycache__"}
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
+def test_files_stay_readable_in_one_sitting(path):
+    lines = len(path.read_text("utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines, more than {MAX_LINES}: split it"
