@@ -1,4 +1,4 @@
-"""Settings for every test: no network (set before any library reads them), and few threads."""
+"""Settings for every test: no network (set before any library reads them), and one thread."""
 
 import os
 
@@ -8,4 +8,19 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models gain nothing from more
+
+import pytest
+from tiny_models import Zoo
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory) -> Zoo:
+    """Tiny models, made when first asked for."""
+    return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session")
+def model(zoo):
+    """A compressor that tests read and do not change: GPT-2 encoder, Llama decoder."""
+    return zoo.shared()

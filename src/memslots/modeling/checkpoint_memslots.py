@@ -217,8 +217,17 @@ class CheckpointMixin(_Model):
             state_dict: weights to save in place of the model's own.
             push_to_hub: upload afterwards, to `repo_id` or the folder's name.
             kwargs: as for `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: the decoder is to be bundled and is not there.
         """
         folder = Path(save_directory)
+        if self.config.bundle_decoder and self.decoder is None and state_dict is None:
+            raise ValueError(
+                "config.bundle_decoder is set, but this model was loaded without its decoder, so the "
+                "checkpoint could not be loaded again; attach_decoder(llm) first, or set "
+                "config.bundle_decoder = False and name the decoder in config.decoder_name_or_path."
+            )
         weights = self.state_dict() if state_dict is None else state_dict
         weights = {key: value for key, value in weights.items() if self._holds(key)}
         if is_main_process:

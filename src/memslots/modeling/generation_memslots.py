@@ -106,9 +106,13 @@ class AnsweringMixin(_Model):
                 "give either context=... or memory=..., "
                 f"got {'both' if context is not None else 'neither'}."
             )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         prompts, single_prompt = self._prompts(question, messages, chat_template_kwargs or {})
         if memory is None:
             texts = as_list(context, "context")
+            if not texts:
+                raise ValueError("context is an empty list; give at least one text.")
             single = isinstance(context, str)
             pairs = pair(len(texts), len(prompts))
             rate = processor.check_rate(rate)
@@ -201,6 +205,8 @@ class AnsweringMixin(_Model):
             raise TypeError(
                 f"memory must be a Memory from compress or load_memory, got {type(memory).__name__}."
             )
+        if not memory.documents:
+            raise ValueError("memory has no document; an empty slice answers nothing.")
         if memory.fingerprint != self.fingerprint:
             raise ValueError(
                 f"this memory was written by compressor {memory.fingerprint[:12]}, and this model is "
@@ -233,6 +239,8 @@ class AnsweringMixin(_Model):
             return prompts, isinstance(question, str)
         if question is not None:
             raise ValueError("give either question=... or messages=[...], got both.")
+        if not isinstance(messages, (list, tuple)):
+            raise TypeError(f"messages must be a list, got {type(messages).__name__}.")
         single = bool(messages) and isinstance(messages[0], dict)
         chats = [messages] if single else list(messages)
         if not chats:
@@ -251,7 +259,8 @@ class AnsweringMixin(_Model):
         limit = max_positions(self._need_decoder().config)
         if limit is None:
             return
-        new_tokens = generate_kwargs.get("max_new_tokens") or 1
+        given = generate_kwargs.get("generation_config")
+        new_tokens = generate_kwargs.get("max_new_tokens") or (given and given.max_new_tokens) or 1
         markers = self.config.use_markers
 
         def positions(i: int, j: int, at: int) -> int:
@@ -287,13 +296,18 @@ class AnsweringMixin(_Model):
         """`given`, with what the decoder's own generation configuration leaves open."""
         decoder, processor = self._need_decoder(), self._need_processor()
         kwargs = dict(given)
-        base = kwargs.get("generation_config") or decoder.generation_config
-        if base.eos_token_id is None and processor.eos_ids:
+        own = decoder.generation_config
+        base = kwargs.get("generation_config") or own
+        # What a given configuration leaves open is the decoder's own, and only then ours.
+        if base.eos_token_id is None and own.eos_token_id is None and processor.eos_ids:
             kwargs.setdefault("eos_token_id", processor.eos_ids[0])
-        if base.pad_token_id is None:
+        if base.pad_token_id is None and own.pad_token_id is None:
             kwargs.setdefault("pad_token_id", processor.pad_id)
-        limits = ("max_new_tokens", "max_length", "max_time", "generation_config")
-        if not any(kwargs.get(name) is not None for name in limits):
+        limits = ("max_new_tokens", "max_length", "max_time")
+        chosen = [kwargs.get(name) for name in limits]
+        if base is not own:
+            chosen += [getattr(base, name) for name in limits]
+        if all(limit is None for limit in chosen):
             slots = [segment.slots for segment in memory.segments]
             used = max(row_length(row, slots, self.config.use_markers) for row in rows)
             room = max_positions(decoder.config)

@@ -43,7 +43,8 @@ def slots_for(tokens: int, rate: int) -> int:
     return -(-tokens // rate)
 
 
-@dataclass(frozen=True)
+# By identity: comparing fields would compare tensors, which have no single truth value.
+@dataclass(frozen=True, eq=False)
 class Memory:
     """A batch of documents as memory slots.
 

@@ -242,6 +242,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         texts = as_list(text, "context")
         if not texts:
             raise ValueError("compress needs at least one text, got an empty list.")
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
         rate = self._need_processor().check_rate(rate)
         return self._compress_spans(texts, self.segment(texts), rate, batch_tokens, progress)
 

@@ -143,7 +143,7 @@ class MemslotsProcessor(ProcessorMixin):
         """`rate`, or the finest one; `ValueError` where the checkpoint was not trained for it."""
         if rate is None:
             return min(self.compression_rates)
-        if rate not in self.compression_rates:
+        if type(rate) is not int or rate not in self.compression_rates:
             raise ValueError(
                 f"rate {rate!r} is not one that this checkpoint was trained for: "
                 f"{self.compression_rates}."
@@ -244,6 +244,10 @@ class MemslotsProcessor(ProcessorMixin):
                 )
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+                raise ValueError(
+                    f"a message's content is a string or a list of parts, got {content!r}."
+                )
             rendered = ""
             for part in parts:
                 if part.get("type") == "memory" and not placed:
@@ -251,7 +255,7 @@ class MemslotsProcessor(ProcessorMixin):
                     placed = True
                 elif part.get("type") == "text":
                     rendered += _SENTINEL.format(len(texts))
-                    texts.append(check_text(part["text"], "a message"))
+                    texts.append(check_text(part.get("text"), "a message"))
                 else:
                     raise ValueError(
                         "message parts are {'type': 'text', 'text': ...} and at most one "

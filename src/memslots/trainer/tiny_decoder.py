@@ -199,7 +199,8 @@ class DecoderRows(Dataset):
             if len(ids) + len(prompt) + len(answer) > length:
                 break
             ids += prompt + answer
-            weights += [0.0] * len(prompt) + [weight["answer"]] * len(answer)
+            learned = weight["answer"] * self.recipe["fact_weights"].get(fact, 1.0)
+            weights += [0.0] * len(prompt) + [learned] * len(answer)
         return ids, weights
 
     def _cycle_row(self, length: int, rng: random.Random) -> tuple[list[int], list[float]]:
@@ -358,12 +359,13 @@ def train_tiny_decoder(
             **section["training"],
         ),
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output / "checkpoints"))
+    trainer.train(resume_from_checkpoint=last_checkpoint(output / "checkpoints"))
+    model.config.use_cache = True  # the Trainer switches it off, and saving would keep that
     model.save_pretrained(decoder_dir)
     return decoder_dir
 
 
-def _last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """Returns the newest complete checkpoint: the trainer's state is written last."""
     complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None

@@ -1,0 +1,100 @@
+"""The command line. Heavy imports stand inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from memslots import __version__
+
+from . import build, use
+from .options import err
+
+app = typer.Typer(
+    name="memslots",
+    help="Turns a long context into a few memory slots that a frozen LLM reads in its place.",
+    epilog='Example: memslots ask --context notes.txt --question "Where was the treaty signed?"',
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"memslots {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks (also MEMSLOTS_DEBUG=1).")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["MEMSLOTS_DEBUG"] = "1"
+
+
+app.command(epilog="Example: memslots demo")(use.demo)
+app.command(epilog='Example: memslots ask --context notes.txt --question "Who signed?" --json')(
+    use.ask
+)
+app.command(epilog="Example: memslots compress notes.txt letter.txt -o both.safetensors --rate 4")(
+    use.compress
+)
+app.command(epilog="Example: memslots reconstruct doc.safetensors")(use.reconstruct)
+app.command(epilog="Example: memslots train tiny --books ../shared/data --output runs/tiny")(
+    build.train
+)
+app.command("eval", epilog="Example: memslots eval path/to/checkpoint --questions 1000 --check")(
+    build.evaluate
+)
+app.command(epilog="Example: memslots info path/to/checkpoint")(build.info)
+app.command(
+    epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B out --set segment_length=128"
+)(build.init)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; a user's mistake is one line on stderr and exit code 2.
+
+    Args:
+        arguments: Without the program's name; `sys.argv` by default.
+    """
+    # ClickException: recent typer brings its own copy of click, so it is found by way of typer.
+    usage_error: Any = typer.BadParameter.mro()[2]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(arguments or ["--help"], prog_name="memslots", standalone_mode=False)
+    except usage_error as error:
+        message = " ".join(error.format_message().split())
+        err.print(Text(f"error: {message} See --help for an example."), soft_wrap=True)
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("MEMSLOTS_DEBUG") or not _is_mistake(error):
+            raise
+        err.print(Text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether a user can mend it: what our code and the libraries that read files raise so."""
+    libraries = ("huggingface_hub", "safetensors")
+    return isinstance(error, ValueError | TypeError | OSError | ImportError) or (
+        type(error).__module__.split(".")[0] in libraries
+    )

@@ -1,0 +1,7 @@
+"""`python -m memslots.cli`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

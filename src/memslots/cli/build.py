@@ -1,0 +1,151 @@
+"""Commands that make and judge checkpoints: info, init, train, eval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .options import (
+    DTYPES,
+    Device,
+    Dtype,
+    Revision,
+    Sets,
+    err,
+    load_config,
+    load_model,
+    out,
+    quiet,
+    resolve_model,
+)
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or repository; the embedded one by default.")
+    ] = None,
+    revision: Revision = None,
+) -> None:
+    """Show what a checkpoint is: models, rates, sizes and results."""
+    from .inspection import describe
+
+    quiet()
+    name = resolve_model(model)
+    facts, results = describe(name, load_config(name, revision), revision)
+    table = Table(show_header=False, title=name, title_justify="left")
+    for key, value in facts.items():
+        table.add_row(key, Text(value))
+    out.print(table)
+    if results is not None:
+        from memslots.evaluation.report import rich_report
+
+        out.print(rich_report(results))
+
+
+def init(
+    encoder: Annotated[str, typer.Argument(help="Folder or repository of the encoder.")],
+    decoder: Annotated[str, typer.Argument(help="Folder or repository of the decoder.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    sets: Sets = None,
+    dtype: Dtype = None,
+) -> None:
+    """Make a new, untrained compressor from two pretrained models."""
+    from .inspection import settable_fields
+
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise ValueError(f"{output} is not an empty folder; name a new one.")
+    settings = settable_fields(sets or [])
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    import torch
+
+    from memslots.modeling import MemslotsModel
+
+    quiet()
+    kind = dtype if dtype in (None, "auto") else getattr(torch, dtype)
+    made = MemslotsModel.from_encoder_decoder_pretrained(encoder, decoder, dtype=kind, **settings)
+    made.save_pretrained(output)
+    out.print(f"{output}: new compressor, rates {made.config.compression_rates}; it is untrained.")
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or a YAML file.")],
+    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    sets: Sets = None,
+    books: Annotated[
+        str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default. Resumes.")
+    ] = None,
+    install: Annotated[
+        Path | None, typer.Option(help="Copy the finished checkpoint into this folder.")
+    ] = None,
+) -> None:
+    """Train by a recipe; the same command goes on with a run that was stopped."""
+    from memslots.configuration import load_recipe
+
+    settings = load_recipe(recipe, sets or [])
+    folder = output or Path("runs") / Path(recipe).stem
+    try:
+        from memslots.trainer.run import run_recipe
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("memslots"):
+            raise
+        raise ValueError(
+            f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
+        ) from error
+    run_recipe(settings, stage, folder, books, install)
+
+
+def evaluate(
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Folder or repository; the embedded one by default.")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="The suite; there is one, tiny.")] = "tiny",
+    questions: Annotated[int, typer.Option(min=1, help="Questions about one person.")] = 1000,
+    output: Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a bar is missed.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write results.json and the card into CHECKPOINT.")
+    ] = False,
+    readme: Annotated[
+        Path | None, typer.Option(help="Fill the results block of this Markdown file.")
+    ] = None,
+    books: Annotated[str | None, typer.Option(help="Reconstruct passages of these too.")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Measure a checkpoint on held-out people, beside the full text and beside no memory."""
+    if suite != "tiny":
+        raise ValueError(f"--suite {suite} is not known; there is tiny.")
+    folder = Path(resolve_model(checkpoint))
+    if card and not folder.is_dir():
+        raise ValueError(f"--card writes into a folder, and {folder} is none.")
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
+    from memslots.evaluation import report
+    from memslots.evaluation.tiny_suite import evaluate_tiny
+
+    results = evaluate_tiny(
+        load_model(checkpoint, revision, device, dtype),
+        n_questions=questions,
+        n_reconstructions=min(200, questions),
+        n_many=min(200, questions),
+        books=books,
+        progress=lambda line: err.print(f"{line} ...", style="dim"),
+    )
+    out.print(report.rich_report(results))
+    if output is not None:
+        report.write_results(output, results)
+    if card:
+        report.write_card(folder, results)
+    if readme is not None:
+        report.fill_block(readme, results)
+    if check and not all(bar.ok for bar in report.bars(results)):
+        raise typer.Exit(1)

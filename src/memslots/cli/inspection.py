@@ -1,0 +1,106 @@
+"""What a checkpoint is, from its configuration alone, and which fields a new one may set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import AutoModelForCausalLM
+
+from memslots.configuration import apply_overrides
+from memslots.modeling import MemslotsConfig, MemslotsModel
+from memslots.modeling.parts_memslots import LORA_MARK
+
+# Made by from_encoder_decoder_pretrained, or arguments of their own.
+_NOT_SETTABLE = {
+    "encoder_config",
+    "decoder_config",
+    "encoder_name_or_path",
+    "decoder_name_or_path",
+    "encoder_is_causal",
+    "fingerprint",
+}
+
+
+def settable_fields(overrides: Sequence[str]) -> dict[str, Any]:
+    """The fields of `MemslotsConfig` that `overrides` set.
+
+    Args:
+        overrides: `key=value`, such as `compression_rates=[4, 16]` or `encoder_lora={r: 16}`.
+
+    Raises:
+        ValueError: A field that does not exist or cannot be set, with the nearest right one.
+    """
+    own = MemslotsConfig.__annotations__
+    defaults = {
+        field.name: field.default if field.default is not dataclasses.MISSING else None
+        for field in dataclasses.fields(MemslotsConfig)
+        if field.name in own and field.name not in _NOT_SETTABLE
+    }
+    changed = apply_overrides(defaults, overrides)
+    named = {override.partition("=")[0].strip().split(".")[0] for override in overrides}
+    return {name: changed[name] for name in defaults if name in named}
+
+
+def describe(
+    name: str, config: MemslotsConfig, revision: str | None = None
+) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """Facts of a checkpoint for a table, and its results where it has them; reads no weights.
+
+    Args:
+        name: Folder or repository.
+        config: Its configuration.
+        revision: Of the repository.
+    """
+    counts = count_parameters(config)
+    folder = Path(name)
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    encoder = "LoRA adapter, " if config.encoder_lora is not None else ""
+    causal = "causal" if config.encoder_is_causal else "bidirectional"
+    decoder = "in the checkpoint" if config.bundle_decoder else "by name"
+    facts = {
+        "encoder": f"{config.encoder_config.model_type} ({encoder}{causal}), "
+        f"width {config.encoder_config.hidden_size}, from {config.encoder_name_or_path}",
+        "decoder": f"{config.decoder_config.model_type} ({decoder}), "
+        f"width {config.get_text_config().hidden_size}, from {config.decoder_name_or_path}",
+        "rates": ", ".join(map(str, config.compression_rates)) + " encoder tokens per slot",
+        "segment length": f"{config.segment_length} encoder tokens",
+        "prompt": config.prompt_format,
+        "parameters trained": f"{counts['trained']:,}",
+        "parameters frozen": f"{counts['frozen']:,}",
+        "fingerprint": config.fingerprint or "none (never saved)",
+        "size on disk": f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB"
+        if files
+        else "not on this disk",
+    }
+    return facts, _read_results(name, revision)
+
+
+def count_parameters(config: MemslotsConfig) -> dict[str, int]:
+    """Parameters that training changes and those it leaves, the decoder's among the latter."""
+    with torch.device("meta"):  # shapes only: a decoder of any size costs nothing
+        compressor = MemslotsModel(config, load_decoder=False)
+        decoder = AutoModelForCausalLM.from_config(config.decoder_config)
+    counts = {"trained": 0, "frozen": sum(p.numel() for p in decoder.parameters())}
+    for key, parameter in compressor.named_parameters():
+        base = (
+            config.encoder_lora is not None and key.startswith("encoder.") and LORA_MARK not in key
+        )
+        counts["frozen" if base else "trained"] += parameter.numel()
+    return counts
+
+
+def _read_results(name: str, revision: str | None) -> dict[str, Any] | None:
+    path = Path(name) / "results.json"
+    if not Path(name).is_dir():
+        try:
+            path = Path(hf_hub_download(name, "results.json", revision=revision))
+        except EntryNotFoundError:
+            return None
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None

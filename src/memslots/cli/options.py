@@ -1,0 +1,161 @@
+"""What the commands share: their options, reading texts, and loading checkpoints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from memslots.modeling import MemslotsModel
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder or Hub repository; the embedded checkpoint by default."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Commit, branch or tag of the Hub repository.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, mps, ...; an accelerator if there is one."),
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help=f"{', '.join(DTYPES)}; float32 on a CPU by default.")
+]
+Rate = Annotated[
+    int | None,
+    typer.Option("--rate", help="Encoder tokens per slot; the checkpoint's finest by default."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Sets one value, in YAML; repeatable."),
+]
+CONTEXT_HELP = "Text file in UTF-8; - reads standard input."
+
+
+def read_text(path: str) -> str:
+    """Reads a UTF-8 text; `-` is standard input.
+
+    Raises:
+        ValueError: Nothing but white space, or bytes that are no UTF-8, with their position.
+        OSError: No such file, or one that cannot be read.
+    """
+    name = "standard input" if path == "-" else path
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} is not UTF-8 text: byte {data[error.start]:#04x} at position {error.start} "
+            f"({error.reason}); convert it first, for example with iconv."
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{name} is empty or only white space; give some text.")
+    return text
+
+
+def resolve_model(model: str | None) -> str:
+    """The folder or repository to load; the embedded checkpoint where none is named.
+
+    Raises:
+        ValueError: No embedded checkpoint in this installation, or a path that is no folder.
+    """
+    if model is None:
+        from importlib.resources import files
+
+        embedded = Path(str(files("memslots").joinpath("assets", "tiny")))
+        if not (embedded / "config.json").is_file():
+            raise ValueError(
+                f"there is no embedded checkpoint at {embedded}; name one with --model, or train "
+                "it with `make tiny`."
+            )
+        return str(embedded)
+    if not Path(model).is_dir() and (model.count("/") != 1 or model[0] in "./~" or "\\" in model):
+        raise ValueError(f"--model {model}: there is no such folder (a repository is owner/name).")
+    return model
+
+
+def load_model(
+    model: str | None,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    load_decoder: bool = True,
+) -> MemslotsModel:
+    """Loads a checkpoint quietly, through the installed class: no remote code runs.
+
+    Raises:
+        ValueError: An unknown dtype or device, or a checkpoint of another kind of model.
+        OSError: No such checkpoint.
+    """
+    name = resolve_model(model)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    import torch
+
+    from memslots.modeling import MemslotsModel
+
+    place = _device(device)
+    quiet()
+    load_config(name, revision)
+    kwargs: dict[str, Any] = {"revision": revision} if revision else {}
+    if dtype is not None:
+        kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
+    elif place.type == "cpu":
+        kwargs["dtype"] = torch.float32
+    return MemslotsModel.from_pretrained(name, load_decoder=load_decoder, **kwargs).to(place)
+
+
+def load_config(name: str, revision: str | None = None):
+    """A checkpoint's configuration, after checking that it is a memslots one."""
+    from memslots.modeling import MemslotsConfig
+
+    found, _ = MemslotsConfig.get_config_dict(name, **({"revision": revision} if revision else {}))
+    if found.get("model_type") != MemslotsConfig.model_type:
+        raise ValueError(
+            f"{name} is no memslots checkpoint but a {found.get('model_type', 'nameless')!r} "
+            "model; make a compressor for it with `memslots init`."
+        )
+    return MemslotsConfig.from_dict(found)
+
+
+def _device(device: str | None):
+    import torch
+
+    if device is None:
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        return found or torch.device("cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used: {reason}") from error
+    return torch.device(device)
+
+
+def quiet() -> None:
+    """Loading is quick here; transformers' bars and advice would hide what the command says."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if not os.environ.get("MEMSLOTS_DEBUG"):
+        logging.set_verbosity_error()
+
+
+def exactly_one(**given: object) -> None:
+    """Raises `ValueError` unless one of the arguments, by the names that users know, is given."""
+    if sum(value is not None for value in given.values()) != 1:
+        names = " or ".join(given)
+        raise ValueError(f"give exactly one of {names}; see --help for an example.")

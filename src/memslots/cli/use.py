@@ -1,0 +1,176 @@
+"""Commands that use a checkpoint: ask, compress, reconstruct, demo."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from memslots import __version__
+
+from .options import (
+    CONTEXT_HELP,
+    Device,
+    Dtype,
+    Model,
+    Rate,
+    Revision,
+    err,
+    exactly_one,
+    load_model,
+    out,
+    read_text,
+    resolve_model,
+)
+
+
+def ask(
+    question: Annotated[list[str], typer.Option("--question", "-q", help="Repeatable.")],
+    context: Annotated[str | None, typer.Option("--context", "-c", help=CONTEXT_HELP)] = None,
+    memory: Annotated[
+        Path | None, typer.Option("--memory", help="Memory that `memslots compress` wrote.")
+    ] = None,
+    rate: Rate = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Compress a text, or read its memory, and answer questions from it."""
+    exactly_one(**{"--context": context, "--memory": memory})
+    text = read_text(context) if context is not None else None
+    compressor = load_model(model, revision, device, dtype)
+    started = time.perf_counter()
+    seconds: dict[str, float | None] = {"compress": None}
+    if text is not None:
+        kept = compressor.compress(text, rate=rate)
+        seconds["compress"] = round(time.perf_counter() - started, 3)
+    else:
+        kept = compressor.load_memory(memory).join()  # several documents are one context here
+        kept = kept if rate is None else kept.at_rate(rate)
+    started = time.perf_counter()
+    answers = compressor.generate(
+        memory=kept, question=question, max_new_tokens=max_new_tokens, do_sample=False
+    )
+    seconds["answer"] = round(time.perf_counter() - started, 3)
+    if as_json:
+        found = {
+            "answers": [
+                {"question": q, "answer": a} for q, a in zip(question, answers, strict=True)
+            ],
+            "tokens": sum(kept.n_tokens),
+            "slots": sum(kept.n_slots),
+            "segments": len(kept.segments),
+            "rate": kept.rate,
+            "unknown_tokens": sum(kept.unknown_tokens),
+            "seconds": seconds,
+            "fingerprint": kept.fingerprint,
+        }
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for asked, answer in zip(question, answers, strict=True):
+        if len(question) > 1:
+            out.print(Text(asked, style="dim"))
+        out.print(Text(answer, style="bold"), soft_wrap=True)
+    if sum(kept.unknown_tokens):
+        err.print(f"{sum(kept.unknown_tokens)} tokens are unknown to the encoder and were lost")
+    compressing = "read from disk" if text is None else f"compressed in {seconds['compress']:.2f} s"
+    out.print(
+        f"{sum(kept.n_tokens)} tokens -> {sum(kept.n_slots)} slots (rate {kept.rate}), "
+        f"{compressing}, answered in {seconds['answer']:.2f} s",
+        style="dim",
+    )
+
+
+def compress(
+    files: Annotated[list[str], typer.Argument(help="Texts, one document each; - is stdin.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Memory file (safetensors).")],
+    rate: Rate = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Compress texts once and keep their memory on disk."""
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists; --force replaces it.")
+    if files.count("-") > 1:
+        raise ValueError("standard input (-) can be read only once.")
+    texts = [read_text(path) for path in files]
+    compressor = load_model(model, revision, device, dtype, load_decoder=False)
+    started = time.perf_counter()
+    memory = compressor.compress(texts, rate=rate)
+    seconds = time.perf_counter() - started
+    memory.save(output)
+    out.print(Text(repr(memory)), soft_wrap=True)
+    if sum(memory.unknown_tokens):
+        err.print(f"{sum(memory.unknown_tokens)} tokens are unknown to the encoder and were lost")
+    plain = sum(len(text.encode("utf-8")) for text in texts)
+    out.print(
+        f"{output}: {output.stat().st_size} bytes for {plain} bytes of text, {seconds:.2f} s",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def reconstruct(
+    memory: Annotated[
+        Path | None, typer.Argument(help="Memory that `memslots compress` wrote.")
+    ] = None,
+    context: Annotated[str | None, typer.Option("--context", "-c", help=CONTEXT_HELP)] = None,
+    rate: Rate = None,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Print the text that the decoder reads back; with --context also how much of it is right."""
+    exactly_one(MEMORY=memory, **{"--context": context})
+    from memslots.evaluation.answering import compare_segments, reconstruct_segments
+
+    text = read_text(context) if context is not None else None
+    compressor = load_model(model, revision, device, dtype)
+    if text is not None:
+        kept = compressor.compress(text, rate=rate)
+    else:
+        kept = compressor.load_memory(memory)
+        kept = kept if rate is None else kept.at_rate(rate)
+    produced = reconstruct_segments(compressor, kept)
+    start = 0
+    for document in kept.documents:
+        typer.echo("".join(produced[start : start + len(document)]))
+        start += len(document)
+    if text is not None:
+        segments = compare_segments(compressor, kept, [text], produced)
+        right = sum(sum(segment["right"]) for segment in segments)
+        total = sum(len(segment["tokens"]) for segment in segments)
+        slots = f"{sum(kept.n_tokens)} tokens -> {sum(kept.n_slots)} slots"
+        err.print(f"{slots}; {right} of {total} decoder tokens right ({right / total:.1%})")
+
+
+def demo(model: Model = None, revision: Revision = None, device: Device = None) -> None:
+    """Compress a text file, answer from its memory, and compare with the full text."""
+    from importlib.resources import files
+
+    name = resolve_model(model)
+    text = files("memslots").joinpath("assets", "demo.txt").read_text("utf-8")
+    started = time.perf_counter()
+    out.print(f"memslots {__version__}: loading {name}", style="dim", soft_wrap=True)
+    compressor = load_model(name, revision, device)
+    loaded = time.perf_counter() - started
+    from memslots.evaluation.demo import run_demo
+
+    from .demo_view import show_demo
+
+    rates = list(compressor.config.compression_rates)
+    show_demo(out, compressor, text, run_demo(compressor, text, rates))
+    total = time.perf_counter() - started
+    out.print(f"Loading took {loaded:.1f} s, all of it {total:.1f} s. Now with a text of yours:")
+    out.print('  memslots ask --context FILE --question "How old is the person?"')

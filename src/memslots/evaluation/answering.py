@@ -1,0 +1,147 @@
+"""Answers and reconstructions of the conditions that a suite compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from memslots.evaluation.metrics import tokens_aligned, tokens_right
+from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling.layout_memslots import Prompt
+
+BATCH_TOKENS = 16384
+BATCH_ROWS = 128
+
+
+def answer_from_text(
+    model: MemslotsModel,
+    contexts: Sequence[str | None],
+    questions: Sequence[str],
+    max_new_tokens: int,
+) -> list[str]:
+    """Greedy answers of the frozen decoder to prompts of tokens alone, without any memory.
+
+    Args:
+        model: Its decoder and processor are used, nothing of the compressor.
+        contexts: The full text of each question, or None for the question alone.
+        questions: As many.
+        max_new_tokens: Longest answer.
+    """
+    prompts = [
+        model.processor.prompt(question=question, context=context)
+        for context, question in zip(contexts, questions, strict=True)
+    ]
+    return answer_prompts(model, prompts, max_new_tokens)
+
+
+@torch.no_grad()
+def answer_prompts(
+    model: MemslotsModel, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[str]:
+    """Greedy answers to prompts, in order; rows of like length are generated together."""
+    processor, decoder = model.processor, model.decoder
+    if decoder is None:
+        raise ValueError("plain-text answers need the decoder; load it with load_decoder=True.")
+    rows = [[*prompt.before, *prompt.after] for prompt in prompts]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    answers = [""] * len(rows)
+    for batch in _batches(order, [len(row) + max_new_tokens for row in rows]):
+        longest = max(len(rows[i]) for i in batch)
+        filler = [longest - len(rows[i]) for i in batch]
+        ids = torch.tensor(
+            [[processor.pad_id] * gap + rows[i] for gap, i in zip(filler, batch, strict=True)]
+        )
+        mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in filler])
+        output = decoder.generate(
+            input_ids=ids.to(decoder.device),
+            attention_mask=mask.to(decoder.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=processor.pad_id,
+            **({"eos_token_id": processor.eos_ids} if processor.eos_ids else {}),
+        )
+        for i, produced in zip(batch, output[:, longest:], strict=True):
+            answers[i] = processor.decode(produced).strip()
+    return answers
+
+
+def answer_from_memory(
+    model: MemslotsModel, memory: Memory, questions: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """Greedy answers, one a document of `memory`."""
+    rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (max(memory.n_slots) + 64)))
+    answers = model.generate(
+        memory=memory,
+        question=list(questions),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        batch_size=rows,
+    )
+    return [answers] if isinstance(answers, str) else answers
+
+
+def memories_at_rates(
+    model: MemslotsModel, texts: Sequence[str], rates: Sequence[int]
+) -> dict[int, Memory]:
+    """Memories of the same texts at several rates; one encoding where the encoder allows it."""
+    finest = model.compress(list(texts), rate=min(rates), progress=False)
+    if finest.nested:
+        return {rate: finest.at_rate(rate) for rate in rates}
+    return {
+        rate: finest if rate == finest.rate else model.compress(list(texts), rate, progress=False)
+        for rate in rates
+    }
+
+
+def reconstruct_segments(model: MemslotsModel, memory: Memory) -> list[str]:
+    """The text that the decoder reads back, one string a segment of `memory`."""
+    alone = replace(memory, documents=tuple((segment,) for segment in memory.segments))
+    texts = model.reconstruct(alone, batch_size=BATCH_ROWS, num_beams=1)
+    return [texts] if isinstance(texts, str) else texts
+
+
+def compare_segments(
+    model: MemslotsModel, memory: Memory, texts: Sequence[str], produced: Sequence[str]
+) -> list[dict]:
+    """Each segment's reference text beside its reconstruction, in the decoder's own tokens.
+
+    Args:
+        model: The compressor that wrote `memory`.
+        memory: Memory of `texts`.
+        texts: What was compressed.
+        produced: What `reconstruct_segments` returned.
+
+    Returns:
+        A dict a segment: `tokens` and `produced_tokens` (ids), `right` (a bool a token),
+        `aligned` (a count) and `exact` (the same text).
+    """
+    encode = model.processor.decoder_text.encode
+    compared = []
+    for segment, text in zip(memory.segments, produced, strict=True):
+        reference = encode(texts[segment.text][segment.start : segment.end])
+        ids = encode(text) if text else []
+        compared.append(
+            {
+                "tokens": reference,
+                "produced_tokens": ids,
+                "right": tokens_right(reference, ids),
+                "aligned": tokens_aligned(reference, ids),
+                "exact": text == texts[segment.text][segment.start : segment.end],
+            }
+        )
+    return compared
+
+
+def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
+    """Splits indices sorted by length into batches of bounded rows and padded tokens."""
+    batches: list[list[int]] = []
+    for i in order:
+        full = not batches or len(batches[-1]) >= BATCH_ROWS
+        if full or lengths[i] * (len(batches[-1]) + 1) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    return batches

@@ -1,0 +1,330 @@
+"""Results as tables: for the terminal, for the README, and for the checkpoint's card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Group
+from rich.table import Table
+
+from memslots.data.personas import FACTS
+from memslots.evaluation.demo import demo_people
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+class Bar(NamedTuple):
+    """One bar of the embedded checkpoint.
+
+    Args:
+        bar: What is measured.
+        required: In words, such as "at least 97%".
+        reached: A share, or None where it was not measured.
+        ok: Whether it is reached.
+    """
+
+    bar: str
+    required: str
+    reached: float | None
+    ok: bool
+
+
+def bars(results: dict[str, Any]) -> list[Bar]:
+    """The bars that the embedded checkpoint has to reach, and what `results` say of each."""
+    one = results["one_person"]
+    memory = one["memory"]
+    plain = _share(one["plain"])
+    finest = _share(memory.get("4"))
+    behind = None if plain is None or finest is None else round(plain - finest, 4)
+    reconstructed = results["reconstruction"].get("4", {}).get("tokens_right")
+    another = one["another"] if one["another"]["rate"] == 4 else None
+    return [
+        _bar("plain text", plain, least=0.98),
+        _bar("memory at rate 4", finest, least=0.97),
+        _bar("plain text less memory at rate 4", behind, most=0.02),
+        _bar("memory at rate 8", _share(memory.get("8")), least=0.92),
+        _bar("memory at rate 16", _share(memory.get("16")), least=0.80),
+        _bar("another person's memory at rate 4", _share(another), most=0.20),
+        _bar("no memory", _share(one["none"]), most=0.20),
+        _bar("reconstruction at rate 4, tokens right", reconstructed, least=0.98),
+    ]
+
+
+def _bar(name: str, value: float | None, least: float = 0.0, most: float = 1.0) -> Bar:
+    required = f"at least {least:.0%}" if most == 1.0 else f"at most {most:.0%}"
+    return Bar(name, required, value, value is not None and least <= value <= most)
+
+
+def _share(condition: dict[str, Any] | None) -> float | None:
+    return None if condition is None else condition["all"]["share"]
+
+
+# -- tables, as a header and rows of strings -------------------------------------------------------
+
+
+class _Table(NamedTuple):
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def _conditions(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Label and scores of each condition, in the order of reading."""
+    yield "plain text", part["plain"]
+    for rate, condition in part["memory"].items():
+        yield f"memory, rate {rate}", condition
+    yield f"another person's memory, rate {part['another']['rate']}", part["another"]
+    yield "no memory", part["none"]
+
+
+def _exact_match(results: dict[str, Any], part: dict[str, Any], title: str) -> _Table:
+    slots = part.get("slots", results["slots"])
+    rows = []
+    for label, condition in _conditions(part):
+        rate = label.removeprefix("memory, rate ")
+        read = f"{slots[rate]['positions']:g}" if rate in slots else ""
+        if label == "plain text":
+            read = f"{next(iter(slots.values()))['decoder_tokens']:g}"
+        total = condition["all"]
+        rows.append(
+            [
+                label,
+                read,
+                _percent(total["share"]),
+                f"{_percent(total['low'])} to {_percent(total['high'])}",
+                _percent(condition["words"]["share"]),
+                _percent(condition["numbers"]["share"]),
+            ]
+        )
+    header = ["The decoder reads", "positions", "exact match", "95% interval", "words", "numbers"]
+    return _Table(title, header, rows)
+
+
+def _facts(results: dict[str, Any]) -> _Table:
+    columns = list(_conditions(results["one_person"]))
+    rows = [
+        [fact, *(_percent(c["facts"].get(fact, {}).get("share")) for _, c in columns)]
+        for fact in FACTS
+    ]
+    counts = [columns[0][1]["facts"].get(fact, {}).get("n", 0) for fact in FACTS]
+    rows = [[f"{row[0]} ({n})", *row[1:]] for row, n in zip(rows, counts, strict=True)]
+    return _Table("Each fact (questions)", ["Fact", *(label for label, _ in columns)], rows)
+
+
+def _reconstruction(scores: dict[str, Any], slots: dict[str, Any] | None, title: str) -> _Table:
+    rows = []
+    for rate, found in scores.items():
+        row = [
+            rate,
+            _percent(found["tokens_right"]),
+            _percent(found["tokens_aligned"]),
+            f"{found['segments_exact']['right']} of {found['segments_exact']['n']}",
+        ]
+        if slots:
+            row += [f"{slots[rate]['slots']:g}", f"{slots[rate]['effective_rate']:g}"]
+        rows.append(row)
+    header = ["Rate", "tokens right", "right after alignment", "segments exact"]
+    header += ["slots a context", "effective rate"] if slots else []
+    return _Table(title, header, rows)
+
+
+def _bars_table(results: dict[str, Any]) -> _Table:
+    rows = [
+        [bar.bar, bar.required, _percent(bar.reached), "yes" if bar.ok else "NO"]
+        for bar in bars(results)
+    ]
+    return _Table("Bars", ["Bar", "required", "reached", "ok"], rows)
+
+
+def _tables(results: dict[str, Any], full: bool) -> list[_Table]:
+    tables = [
+        _exact_match(
+            results,
+            results["one_person"],
+            f"Exact match, {results['questions']} questions, one person a context",
+        ),
+        _reconstruction(
+            results["reconstruction"], results["slots"], "Free-running reconstruction of the text"
+        ),
+    ]
+    if not full:
+        return tables
+    tables.insert(1, _facts(results))
+    for part in results.get("many_people", {}).values():
+        tokens = next(iter(part["slots"].values()))["decoder_tokens"]
+        title = (
+            f"Exact match, {part['questions']} questions, contexts of {part['people']} people "
+            f"({tokens:g} decoder tokens)"
+        )
+        tables.append(_exact_match(results, part, title))
+    if "books" in results:
+        tables.append(_reconstruction(results["books"], None, "Reconstruction of book passages"))
+    tables.append(_bars_table(results))
+    return tables
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def _footnote(results: dict[str, Any]) -> str:
+    machine, checkpoint = results["machine"], results["checkpoint"]
+    return (
+        f"Greedy decoding, held-out people, seed {results['seed']}, Wilson intervals; positions "
+        f"are means, markers counted. Compressor {checkpoint['fingerprint'][:12]}, "
+        f"{machine['hardware']}, {machine['dtype']}, torch {machine['torch']}, transformers "
+        f"{machine['transformers']}, {results['seconds']:.0f} seconds in all."
+    )
+
+
+# -- the terminal ----------------------------------------------------------------------------------
+
+
+def rich_report(results: dict[str, Any]) -> Group:
+    """All tables, the bars last, for `rich.print`."""
+    shown: list[Any] = []
+    for title, header, rows in _tables(results, full=True):
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for number, column in enumerate(header):
+            table.add_column(column, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*row, style="red" if row[-1] == "NO" else None)
+        shown += [table, ""]
+    return Group(*shown, _footnote(results))
+
+
+# -- Markdown --------------------------------------------------------------------------------------
+
+
+def markdown_report(results: dict[str, Any], full: bool = True) -> str:
+    """The tables in Markdown.
+
+    Args:
+        results: What `evaluate_tiny` returned.
+        full: False leaves out facts, many people, books and bars.
+    """
+    parts = []
+    for title, header, rows in _tables(results, full):
+        lines = [
+            f"**{title}**",
+            "",
+            "| " + " | ".join(header) + " |",
+            "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|",
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, _footnote(results)]) + "\n"
+
+
+def fill_block(path: str | Path, results: dict[str, Any]) -> None:
+    """Writes the short report between the two result comments of a Markdown file.
+
+    Raises:
+        ValueError: The file does not have each comment once, in order.
+    """
+    path = Path(path)
+    text = path.read_text("utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"{path} needs the lines {BEGIN} and {END} once each, in this order.")
+    block = markdown_report(results, full=False)
+    path.write_text(f"{before}{BEGIN}\n{block}{END}{after}", "utf-8")
+
+
+def write_results(path: str | Path, results: dict[str, Any]) -> None:
+    """Writes results as JSON."""
+    Path(path).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+_CARD = """\
+---
+library_name: transformers
+license: apache-2.0
+language:
+- en
+pipeline_tag: question-answering
+tags:
+- memslots
+- context-compression
+- custom_code
+---
+
+# memslots, the embedded checkpoint
+
+A demonstration of memslots: an encoder ({encoder}) turns a
+text into a few memory slots, and a frozen decoder ({decoder}) answers questions from them in place
+of the text. Both are small and were trained from scratch by the recipe `tiny`, first the decoder,
+which then stayed frozen, on generated short biographies and public-domain books. Rates: {rates}
+encoder tokens per slot; segments of up to {segment_length} encoder tokens.
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("path-or-repo-of-this-checkpoint", trust_remote_code=True)
+context = (
+{context}
+)
+memory = model.compress(context, rate={rate})
+print(memory)
+print(model.generate(memory=memory, question="{question}", max_new_tokens=16))
+print(model.reconstruct(memory))
+```
+
+Loading needs torch, transformers and safetensors. `trust_remote_code=True` runs the Python files
+beside this card.
+
+## Results
+
+{results}
+The people of the test are of a split by name that no training text shows. Another person's memory
+and no memory say what the decoder guesses without reading the right slots.
+
+## Limits
+
+- It answers questions of the kinds in the table, on short English biographies like the one above;
+  it is no general model.
+- Compression loses information, more at coarser rates.
+- Its memories work with this checkpoint's encoder only, and at the rates above.
+- Whoever has this checkpoint can reconstruct much of a text from its memory.
+
+## Reproduce
+
+```bash
+make tiny                        # trains decoder and compressor again
+memslots eval --suite tiny       # measures the embedded checkpoint
+```
+
+All numbers, with sample counts and intervals, are in `results.json`.
+"""
+
+
+def model_card(results: dict[str, Any]) -> str:
+    """The embedded checkpoint's card; everything it states comes from the results or the recipe."""
+    checkpoint = results["checkpoint"]
+    person, text = demo_people()[0]
+
+    def model(part: dict[str, Any]) -> str:
+        return f"{part['type']}, {part['parameters'] / 1e6:.1f}M parameters"
+
+    sentences = [f'    "{sentence}. "' for sentence in text.rstrip(".").split(". ")]
+    sentences[-1] = sentences[-1].replace('. "', '."')
+    return _CARD.format(
+        encoder=model(checkpoint["encoder"]),
+        decoder=model(checkpoint["decoder"]),
+        rates=", ".join(map(str, checkpoint["rates"])),
+        segment_length=checkpoint["segment_length"],
+        context="\n".join(sentences),
+        rate=checkpoint["rates"][0],
+        question=person.question("employer"),
+        results=markdown_report(results),
+    )
+
+
+def write_card(folder: str | Path, results: dict[str, Any]) -> None:
+    """Writes `results.json` and the card `README.md` into a checkpoint's folder."""
+    write_results(Path(folder) / "results.json", results)
+    (Path(folder) / "README.md").write_text(model_card(results), "utf-8")

@@ -1,0 +1,138 @@
+"""From dataset rows to segments and decoder rows; which rate is read is decided at the step."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memslots.modeling.layout_memslots import (
+    ANSWER,
+    COMPLETION,
+    RECONSTRUCTION,
+    TASKS,
+    Prompt,
+    Row,
+)
+from memslots.modeling.memory_memslots import slots_for
+from memslots.modeling.processing_memslots import MemslotsProcessor
+from memslots.modeling.tokenization_memslots import Span
+from memslots.trainer.compressor_config import CompressorConfig
+
+TEXT_COLUMNS = ("text",)
+QA_COLUMNS = ("context", "question", "answer")
+
+
+def check_columns(columns: Sequence[str], name: str) -> None:
+    """Refuse a dataset that neither pre-training nor fine-tuning can read.
+
+    Raises:
+        ValueError: it has neither `text` nor `context`, `question` and `answer`.
+    """
+    if not (set(TEXT_COLUMNS) <= set(columns) or set(QA_COLUMNS) <= set(columns)):
+        raise ValueError(
+            f"the {name} dataset has columns {sorted(columns)}; pre-training needs 'text', "
+            "fine-tuning needs 'context', 'question' and 'answer'. Rename them."
+        )
+
+
+@dataclass
+class CompressorBatch:
+    """Segments and decoder rows of a batch, before a rate is chosen.
+
+    Args:
+        tokens: encoder tokens of every segment.
+        rows: decoder rows.
+    """
+
+    tokens: list[int]
+    rows: list[Row]
+
+    def target_counts(self) -> torch.Tensor:
+        """`(3,)` target tokens of reconstruction, completion and answers."""
+        counts = [0] * len(TASKS)
+        for row in self.rows:
+            counts[row.task] += row.n_targets
+        return torch.tensor(counts)
+
+    def slots(self, rate: int) -> list[int]:
+        """Slots of every segment at `rate`."""
+        return [slots_for(tokens, rate) for tokens in self.tokens]
+
+
+class CompressorCollator:
+    """Builds batches of `{"text"}` and `{"context", "question", "answer"}` rows.
+
+    Both of a text row's tasks, and all of a context's questions, read one encoder pass.
+
+    Args:
+        processor: the compressor's processor.
+        args: weights and lengths; a task of weight 0 makes no rows.
+    """
+
+    def __init__(self, processor: MemslotsProcessor, args: CompressorConfig):
+        self.processor = processor
+        self.args = args
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """`segment_input_ids` and `segment_attention_mask`, each `(segments, tokens)`, and `batch`."""
+        spans: list[Span] = []
+        rows: list[Row] = []
+        for example in examples:
+            if example.get("text") is not None:
+                self._add_text(example["text"], spans, rows)
+            else:
+                self._add_questions(example, spans, rows)
+        return {
+            **self.processor.collate_segments(spans),
+            "batch": CompressorBatch([len(span.ids) for span in spans], rows),
+        }
+
+    def _add_text(self, text: str, spans: list[Span], rows: list[Row]) -> None:
+        own = self.processor.segment(text)[: self.args.training_segments]
+        segments = list(range(len(spans), len(spans) + len(own)))
+        spans += own
+        if self.args.completion_weight < 1:
+            self._add_reconstructions(text, own, segments, rows)
+        following = text[own[-1].end :]
+        if self.args.completion_weight > 0 and following:
+            # Enough characters for the tokens wanted: no token of a BPE spans a whole sentence.
+            limit = self.args.completion_length
+            ids = self.processor.decoder_text.encode(following[: 16 * limit])[:limit]
+            # The first token of the continuation, x_k, is given (PCC, eq. 3).
+            rows.append(Row(segments, self._bos(), ids, given=1, task=COMPLETION))
+
+    def _add_questions(self, example: dict[str, Any], spans: list[Span], rows: list[Row]) -> None:
+        context = example["context"]
+        own = self.processor.segment(context)
+        segments = list(range(len(spans), len(spans) + len(own)))
+        spans += own
+        questions, answers = example["question"], example["answer"]
+        if isinstance(questions, str):
+            questions, answers = [questions], [answers]
+        most = self.args.questions_per_context
+        for question, answer in list(zip(questions, answers, strict=True))[:most]:
+            rows.append(
+                Row(
+                    segments,
+                    self.processor.prompt(question=question),
+                    self.processor.answer_ids(answer),
+                    task=ANSWER,
+                )
+            )
+        # A function of the text, so that neither resuming nor accumulation changes what is drawn.
+        drawn = int.from_bytes(hashlib.sha256(context.encode()).digest()[:4], "big") / 2**32
+        if drawn < self.args.reconstruction_share:
+            self._add_reconstructions(context, own, segments, rows)
+
+    def _add_reconstructions(
+        self, text: str, own: list[Span], segments: list[int], rows: list[Row]
+    ) -> None:
+        for span, segment in zip(own, segments, strict=True):
+            ids = self.processor.decoder_text.encode(text[span.start : span.end])
+            target = ids + self.processor.eos_ids
+            rows.append(Row([segment], self._bos(), target, task=RECONSTRUCTION))
+
+    def _bos(self) -> Prompt:
+        return Prompt(self.processor.bos_ids)

@@ -1,0 +1,81 @@
+"""Arguments of `CompressorTrainer`."""
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+
+@dataclass
+class CompressorConfig(SFTConfig):
+    """Configuration of `CompressorTrainer`: TRL's `SFTConfig` and what compressing adds.
+
+    Defaults that differ from `SFTConfig`:
+        - `bf16`: on only where an accelerator does it; a CPU is far slower with it.
+        - `gradient_checkpointing`: off.
+        - `remove_unused_columns`: off, since the context is a column of its own.
+        - `prediction_loss_only`: on.
+
+    Args:
+        completion_weight: lambda of PCC, eq. 5. 0 trains reconstruction only (the paper's warm-up
+            stage and its ablation "w/o text completion"), 1 completion only.
+        answer_weight: weight of the mean loss over answer tokens.
+        reconstruction_share: share of question-answering contexts that are reconstructed too, so that
+            `<AE>` is not forgotten.
+        training_rates: rates to train, by default all of the model's; where there are several, each
+            step draws one as a function of `seed` and the step's number.
+        training_segments: most segments of a `text` row that are compressed.
+        completion_length: most decoder tokens of the text that follows them to be completed.
+        questions_per_context: most questions of a row that are trained on at a time.
+    """
+
+    completion_weight: float = field(
+        default=0.5, metadata={"help": "Lambda of PCC, eq. 5: weight of completion."}
+    )
+    answer_weight: float = field(default=1.0, metadata={"help": "Weight of the answers' loss."})
+    reconstruction_share: float = field(
+        default=0.1, metadata={"help": "Share of QA contexts that are reconstructed too."}
+    )
+    training_rates: list[int] | None = field(
+        default=None, metadata={"help": "Compression rates to train, by default all."}
+    )
+    training_segments: int = field(
+        default=1, metadata={"help": "Most segments of a text row that are compressed."}
+    )
+    completion_length: int = field(
+        default=256, metadata={"help": "Most tokens to complete after a text row's segments."}
+    )
+    questions_per_context: int | None = field(
+        default=None, metadata={"help": "Most questions of a row that are trained on at a time."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "See TrainingArguments."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must stay off: the context is a column of its own."}
+    )
+    prediction_loss_only: bool = field(default=True, metadata={"help": "See TrainingArguments."})
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("completion_weight", 0, 1),
+            ("reconstruction_share", 0, 1),
+            ("answer_weight", 0, float("inf")),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"{name} must be between {low} and {high}, got {getattr(self, name)}."
+                )
+        for name in ("training_segments", "completion_length", "questions_per_context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns=True would drop the context before training sees it; "
+                "leave it False."
+            )
+        if self.bf16 is None:
+            self.bf16 = (
+                not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            )
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()

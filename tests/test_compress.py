@@ -1,0 +1,110 @@
+"""compress: bounded batches, no head, no gradients, only slots kept."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from tiny_models import LONG, SEGMENT, TEXTS, words
+from transformers import AutoModelForCausalLM
+
+from memslots.modeling.modeling_memslots import _token_batches
+
+
+@pytest.fixture
+def passes(model):
+    """Encoder passes as `(shape of inputs, weak reference to the states)`."""
+    seen = []
+
+    def note(module, args, kwargs, output):
+        states = output.last_hidden_state
+        seen.append((tuple(kwargs["inputs_embeds"].shape), weakref.ref(states)))
+
+    hook = model.encoder.register_forward_hook(note, with_kwargs=True)
+    yield seen
+    hook.remove()
+
+
+def test_batches_stay_within_the_token_budget(model, passes):
+    text = words(1500)
+    memory = model.compress(text, batch_tokens=512)
+    assert len(passes) > 5
+    assert all(rows * length <= 512 for (rows, length, _), _ in passes)
+    assert len(passes) < len(memory.segments) / 4  # batches, not segments one by one
+    whole = model.compress(text)
+    torch.testing.assert_close(whole.slots, memory.slots, rtol=0, atol=1e-5)
+
+
+def test_only_the_slots_are_held(model, passes):
+    alive = []
+
+    def count(module, args):
+        alive.append(sum(reference() is not None for _, reference in passes))
+
+    hook = model.encoder.register_forward_pre_hook(count)
+    try:
+        memory = model.compress(words(1500), batch_tokens=256)
+    finally:
+        hook.remove()
+    assert max(alive) <= 1  # the last pass's states at most, never all
+    gc.collect()
+    assert not any(reference() is not None for _, reference in passes)
+    # No view on something larger, and no graph.
+    assert memory.slots.untyped_storage().nbytes() == memory.nbytes
+    assert not memory.slots.requires_grad
+
+
+def test_one_segment_larger_than_the_budget_still_runs(model):
+    fine = model.compress(TEXTS[1])
+    torch.testing.assert_close(
+        model.compress(TEXTS[1], batch_tokens=1).slots, fine.slots, rtol=0, atol=1e-5
+    )
+
+
+def test_segments_of_all_texts_share_batches(model, passes):
+    model.compress(TEXTS * 3)
+    assert len(passes) == 1
+
+
+def test_encoder_has_no_head(zoo):
+    for encoder in ("gpt2", "llama", "qwen3"):
+        model = zoo.compressor(encoder, "llama")
+        names = {name for name, _ in model.encoder.named_modules()}
+        assert not names & {"lm_head", "embed_out", "pooler"}
+        assert model.encoder.get_output_embeddings() is None
+        assert not isinstance(model.encoder, tuple(AutoModelForCausalLM._model_mapping.values()))
+
+
+def test_training_mode_is_left_and_not_used(zoo):
+    model = zoo.compressor()  # GPT-2 has dropout
+    expected = model.compress(TEXTS).slots
+    model.train()
+    assert torch.equal(model.compress(TEXTS).slots, expected)
+    assert model.encoder.training
+
+
+def test_progress_bar_only_on_long_work(model, capsys):
+    model.compress(TEXTS)
+    assert capsys.readouterr().err == ""
+    model.compress(LONG, batch_tokens=2 * SEGMENT)
+    assert "compressing" in capsys.readouterr().err
+    model.compress(LONG, batch_tokens=2 * SEGMENT, progress=False)
+    assert capsys.readouterr().err == ""
+    model.compress(TEXTS[0], progress=True)
+    assert "compressing: 100%" in capsys.readouterr().err
+
+
+def test_long_text_in_few_seconds(model):
+    text = "abcdefghij" * 2000 + words(2000)
+    memory = model.compress(text, rate=8)
+    assert memory.segments[-1].end == len(text)
+    assert memory.slots.shape[0] < sum(memory.n_tokens) / 4
+
+
+def test_token_batches():
+    lengths, slots = [10, 3, 8, 10, 1], [5, 2, 4, 5, 1]
+    batches = list(_token_batches(lengths, slots, 30))
+    assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3, 4]
+    for batch in batches:
+        assert max(lengths[i] + slots[i] for i in batch) * len(batch) <= 30
+    assert list(_token_batches([], [], 30)) == []

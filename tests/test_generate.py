@@ -1,0 +1,317 @@
+"""generate: every documented argument works, or is refused by name."""
+
+import threading
+
+import pytest
+import torch
+from tiny_models import QUESTIONS, TEXTS
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    TextStreamer,
+)
+
+from memslots.modeling.generation_memslots import REFUSED, pair
+from memslots.modeling.layout_memslots import Row
+
+
+@pytest.fixture(scope="module")
+def memory(model):
+    return model.compress(TEXTS[0])
+
+
+@pytest.fixture(scope="module")
+def ask(model, memory):
+    """Generates for one memory and one question."""
+
+    def ask(**kwargs):
+        return model.generate(
+            memory=memory, question=QUESTIONS[0], **{"max_new_tokens": 8, **kwargs}
+        )
+
+    return ask
+
+
+def argmax_loop(model, memory, question, steps) -> list[int]:
+    """Greedy ids by one whole forward of the decoder a token, without cache or generate."""
+    row = Row(list(range(len(memory.segments))), model.processor.prompt(question=question))
+    inputs = model.generation_inputs([row], memory)
+    embeds, ids = inputs["inputs_embeds"], []
+    embedding = model.decoder.get_input_embeddings()
+    for _ in range(steps):
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        with torch.no_grad():
+            logits = model.decoder(inputs_embeds=embeds, attention_mask=mask).logits
+        ids.append(int(logits[0, -1].argmax()))
+        if ids[-1] == model.processor.tokenizer.eos_token_id:
+            break
+        embeds = torch.cat([embeds, embedding(torch.tensor([[ids[-1]]]))], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("decoder", ["llama", "gpt2", "gemma3"])
+def test_greedy_equals_an_argmax_loop(zoo, decoder):
+    model = zoo.shared("gpt2", decoder)
+    for text, question in zip(TEXTS, QUESTIONS, strict=True):
+        memory = model.compress(text)
+        answer = model.generate(memory=memory, question=question, max_new_tokens=8)
+        ids = argmax_loop(model, memory, question, 8)
+        assert answer == model.processor.decode(ids).strip()
+
+
+def test_forward_logits_are_those_that_generate_follows(model, memory):
+    inputs = model.processor(TEXTS[0], QUESTIONS[0])
+    del inputs["labels"], inputs["task_ids"]
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    assert int(logits[0, -1].argmax()) == argmax_loop(model, memory, QUESTIONS[0], 1)[0]
+
+
+class Banned(LogitsProcessor):
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __call__(self, input_ids, scores):
+        scores = scores.clone()
+        scores[:, self.ids] = float("-inf")
+        return scores
+
+
+class AfterThree(StoppingCriteria):
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((input_ids.shape[0],), input_ids.shape[1] >= 3)
+
+
+def ids_of(model, memory, **kwargs) -> list[int]:
+    output = model.generate(
+        memory=memory,
+        question=QUESTIONS[0],
+        return_dict_in_generate=True,
+        **{"max_new_tokens": 8, **kwargs},
+    )
+    return output.sequences[0].tolist()
+
+
+def test_arguments_that_choose_tokens(model, memory, ask):
+    greedy = ids_of(model, memory)
+    assert len(greedy) == 8
+    banned = greedy[:1]
+    assert banned[0] not in ids_of(model, memory, bad_words_ids=[banned])
+    processors = LogitsProcessorList([Banned(banned)])
+    assert banned[0] not in ids_of(model, memory, logits_processor=processors)
+    assert banned[0] not in ids_of(model, memory, suppress_tokens=banned)
+    repeated = ids_of(model, memory, no_repeat_ngram_size=1)
+    assert len(set(repeated)) == len(repeated)
+    assert ids_of(model, memory, repetition_penalty=1e6)[1] != greedy[0]
+    assert ids_of(model, memory, use_cache=False) == greedy
+    assert ids_of(model, memory, cache_implementation="static") == greedy
+    assert isinstance(ask(num_beams=3), str)
+    assert isinstance(ask(num_beams=2, length_penalty=0.5, early_stopping=True), str)
+
+
+def test_arguments_that_end_answers(model, memory):
+    greedy = ids_of(model, memory)
+    assert len(ids_of(model, memory, eos_token_id=greedy[2])) <= 3
+    assert len(ids_of(model, memory, eos_token_id=greedy[2], min_new_tokens=6)) >= 6
+    stop = StoppingCriteriaList([AfterThree()])
+    assert len(ids_of(model, memory, stopping_criteria=stop)) == 3
+    stop_string = model.processor.decode(greedy[:4])[-1:]
+    assert len(ids_of(model, memory, stop_strings=[stop_string])) <= 4
+    # max_length counts the prompt's positions, as for any generate from embeddings.
+    row = Row(list(range(len(memory.segments))), model.processor.prompt(question=QUESTIONS[0]))
+    used = model.generation_inputs([row], memory)["inputs_embeds"].shape[1]
+    longer = ids_of(model, memory, max_new_tokens=None, max_length=used + 5)
+    assert len(longer) == 5
+    assert ids_of(model, memory, max_time=60.0) == greedy
+
+
+def test_generation_config(model, memory, ask):
+    config = GenerationConfig(max_new_tokens=4, do_sample=False)
+    given = model.generate(memory=memory, question=QUESTIONS[0], generation_config=config)
+    assert given == ask(max_new_tokens=4)
+    assert ask(generation_config=config, max_new_tokens=6) == ask(max_new_tokens=6)
+    # One that says nothing of length leaves ours, not the twenty of transformers.
+    config = GenerationConfig(do_sample=False)
+    given = model.generate(memory=memory, question=QUESTIONS[0], generation_config=config)
+    assert given == model.generate(memory=memory, question=QUESTIONS[0])
+
+
+def test_end_tokens_of_the_decoders_own_configuration(zoo):
+    model = zoo.compressor()
+    memory = model.compress(TEXTS[0])
+    third = ids_of(model, memory)[2]
+    model.decoder.generation_config.eos_token_id = [2, third]
+    assert len(ids_of(model, memory)) <= 3
+    config = GenerationConfig(do_sample=False)  # names no end
+    assert len(ids_of(model, memory, generation_config=config)) <= 3
+
+
+def test_sampling_is_seeded(ask):
+    def sample(seed):
+        torch.manual_seed(seed)
+        return ask(do_sample=True, temperature=3.0, top_k=0, top_p=0.99)
+
+    assert sample(0) == sample(0)
+    assert len({sample(seed) for seed in range(4)}) > 1
+
+
+def test_return_sequences(model, memory, ask):
+    beams = ask(num_beams=4, num_return_sequences=3)
+    assert len(beams) == 3
+    assert beams[0] == ask(num_beams=4)
+    sampled = model.generate(
+        memory=memory,
+        question=QUESTIONS,
+        do_sample=True,
+        num_return_sequences=2,
+        max_new_tokens=3,
+        batch_size=2,
+    )
+    assert len(sampled) == 6
+
+
+def test_scores(model, memory):
+    output = model.generate(
+        memory=memory,
+        question=QUESTIONS,
+        max_new_tokens=4,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    assert output.sequences.shape[0] == 3
+    assert len(output.scores) == output.sequences.shape[1]
+    assert output.scores[0].shape == (3, model.decoder.config.vocab_size)
+    with pytest.raises(ValueError, match="3 answers need batch_size=3, got 2"):
+        model.generate(
+            memory=memory, question=QUESTIONS, batch_size=2, return_dict_in_generate=True
+        )
+
+
+def test_streamers(model, ask, capsys):
+    tokenizer = model.processor.tokenizer
+    answer = ask()
+    capsys.readouterr()
+    assert ask(streamer=TextStreamer(tokenizer, skip_special_tokens=True)) == answer
+    assert capsys.readouterr().out.strip() == answer
+    streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True, timeout=120)
+    thread = threading.Thread(target=ask, kwargs={"streamer": streamer})
+    thread.start()
+    pieces = list(streamer)
+    thread.join()
+    assert "".join(pieces).strip() == answer
+
+
+REFUSED_VALUES = {
+    "guidance_scale": 2.0,
+    "prompt_lookup_num_tokens": 3,
+    "encoder_repetition_penalty": 1.5,
+    "encoder_no_repeat_ngram_size": 2,
+    "assistant_early_exit": 1,
+    "use_mtp": True,
+    "custom_generate": "dola",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(model, memory, name):
+    value = REFUSED_VALUES.get(name, torch.ones(1, 4))
+    with pytest.raises(ValueError, match=f"generate does not take {name} here: .+"):
+        model.generate(memory=memory, question="Why?", **{name: value})
+    if name in ("guidance_scale", "prompt_lookup_num_tokens", "encoder_repetition_penalty"):
+        config = GenerationConfig(**{name: value})
+        with pytest.raises(ValueError, match=name):
+            model.generate(memory=memory, question="Why?", generation_config=config)
+        with pytest.raises(ValueError, match=name):
+            model.reconstruct(memory, **{name: value})
+
+
+def test_models_as_refused_arguments_and_neutral_values(model, memory, ask):
+    with pytest.raises(ValueError, match="does not take assistant_model"):
+        ask(assistant_model=model.decoder)
+    assert ask(guidance_scale=1.0, assistant_model=None, negative_prompt_ids=None) == ask()
+
+
+def test_unknown_arguments_are_refused_by_transformers(ask):
+    with pytest.raises((ValueError, TypeError), match="temperatur"):
+        ask(temperatur=3.0)
+
+
+@pytest.fixture
+def encoder_calls(model):
+    calls = []
+    hook = model.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    yield calls
+    hook.remove()
+
+
+def test_encoder_runs_once_per_context_and_never_per_token(model, encoder_calls):
+    memory = model.compress(TEXTS)
+    assert len(encoder_calls) == 1
+    model.generate(memory=memory, question=QUESTIONS, max_new_tokens=5)
+    model.reconstruct(memory, max_new_tokens=3)
+    assert len(encoder_calls) == 1
+    model.generate(context=TEXTS, question=QUESTIONS, max_new_tokens=5, batch_size=1)
+    assert len(encoder_calls) == 2
+    model.generate(context=TEXTS[0], question=QUESTIONS, max_new_tokens=5, num_beams=2)
+    assert len(encoder_calls) == 3
+
+
+def test_pairing():
+    assert pair(2, 2) == [(0, 0), (1, 1)]
+    assert pair(1, 3) == [(0, 0), (0, 1), (0, 2)]
+    assert pair(3, 1) == [(0, 0), (1, 0), (2, 0)]
+    with pytest.raises(ValueError, match="2 contexts and 3 questions do not go together"):
+        pair(2, 3)
+
+
+def test_strings_give_strings_and_lists_lists_in_order(model):
+    def ask(context, question):
+        return model.generate(context=context, question=question, max_new_tokens=4)
+
+    single = ask(TEXTS[0], QUESTIONS[0])
+    assert isinstance(single, str)
+    assert ask([TEXTS[0]], QUESTIONS[0]) == [single]
+    assert ask(TEXTS[0], [QUESTIONS[0]]) == [single]
+    assert ask(tuple(TEXTS[:1]), (QUESTIONS[0],)) == [single]
+    one_context = [ask(TEXTS[1], question) for question in QUESTIONS]
+    assert ask(TEXTS[1], QUESTIONS) == one_context
+    one_question = [ask(text, QUESTIONS[1]) for text in TEXTS]
+    assert ask(TEXTS, QUESTIONS[1]) == one_question
+    memory = model.compress(TEXTS)
+    assert model.generate(memory=memory, question=QUESTIONS[1], max_new_tokens=4) == one_question
+    assert model.generate(memory=memory[1], question=QUESTIONS, max_new_tokens=4) == one_context
+    chat = [{"role": "user", "content": QUESTIONS[0]}]
+    assert isinstance(model.generate(context=TEXTS[0], messages=chat, max_new_tokens=4), str)
+    assert len(model.generate(context=TEXTS[0], messages=[chat], max_new_tokens=4)) == 1
+
+
+def test_small_batches_equal_one_batch(model):
+    memory = model.compress(TEXTS[1])
+    questions = [*QUESTIONS, "Who?", "When did the treaty end, and where did Carmen go?"]
+    arguments = {"memory": memory, "question": questions, "max_new_tokens": 6}
+    assert model.generate(**arguments, batch_size=2) == model.generate(**arguments)
+
+
+def test_rate_of_a_context_and_of_a_memory(model):
+    arguments = {"question": QUESTIONS, "max_new_tokens": 6}
+    fine, coarse = model.compress(TEXTS[1]), model.compress(TEXTS[1], rate=8)
+    expected = model.generate(memory=coarse, **arguments)
+    assert model.generate(context=TEXTS[1], rate=8, **arguments) == expected
+    assert model.generate(memory=fine, rate=8, **arguments) == expected
+    assert model.generate(memory=fine, **arguments) != expected
+
+
+def test_reconstruct(model):
+    memory = model.compress(TEXTS)
+    texts = model.reconstruct(memory, max_new_tokens=6)
+    assert len(texts) == 3
+    assert texts == [model.reconstruct(memory[i], max_new_tokens=6) for i in range(3)]
+    assert texts == model.reconstruct(memory, max_new_tokens=6, batch_size=2)
+    assert isinstance(model.reconstruct(memory.join(), max_new_tokens=6), str)
+    with pytest.raises(ValueError, match="return_dict_in_generate is for generate"):
+        model.reconstruct(memory, return_dict_in_generate=True)

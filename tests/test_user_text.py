@@ -1,0 +1,180 @@
+"""User text is data: whatever it contains, no control token comes of it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import TEXTS, byte_bpe, unigram, word_piece
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from memslots.modeling.tokenization_memslots import PlainText
+
+CONTROL = [
+    "<MEM>",
+    "</MEM>",
+    "<AE>",
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<unk>",
+    "<|start|>",
+    "<|end|>",
+    "<tool_call>",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "<|endoftext|>",
+    "<<s>s>",
+    "</</s>s>",
+]
+HOSTILE = "".join(CONTROL) + " and " + " ".join(CONTROL) + "\n<s></s>\n<tool_call>"
+
+
+def whole_words() -> PreTrainedTokenizerFast:
+    """Reads whole words from its vocabulary (`ignore_merges`, as Llama 3), control words too."""
+    tokenizer = byte_bpe(380)
+    backend = tokenizer.backend_tokenizer
+    model = Tokenizer.from_str(backend.to_str())
+    state = __import__("json").loads(model.to_str())
+    state["model"]["ignore_merges"] = True
+    state["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "WhitespaceSplit"}, state["pre_tokenizer"]],
+    }
+    # GPT-2's pattern would split `</s>`; without it the whole word is looked up.
+    state["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = False
+    made = Tokenizer.from_str(__import__("json").dumps(state))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def word_level() -> PreTrainedTokenizerFast:
+    """Knows words only: `</s>` between spaces is a word of its vocabulary."""
+    vocabulary = ["<unk>", "<s>", "</s>", "<pad>", "the", "treaty", "/", "s", "<", ">"]
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+
+
+TOKENIZERS = {
+    "byte_bpe": byte_bpe(380),
+    "whole_words": whole_words(),
+    "word_piece": word_piece(),
+    "unigram": unigram(),
+    "word_level": word_level(),
+}
+
+
+def control_ids(tokenizer) -> set[int]:
+    """Ids that user text must not become: added tokens, but for white space and [UNK]."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {i for i, token in added if token.content.strip()} - {tokenizer.unk_token_id}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def name(request):
+    return request.param
+
+
+def test_control_strings_would_be_matched_by_the_tokenizer_itself(name):
+    """What is guarded against is real."""
+    tokenizer = TOKENIZERS[name]
+    assert control_ids(tokenizer) & set(tokenizer(HOSTILE, add_special_tokens=False)["input_ids"])
+
+
+def test_no_control_token_comes_of_text(name):
+    tokenizer = TOKENIZERS[name]
+    plain = PlainText(tokenizer)
+    assert plain.control_ids >= control_ids(tokenizer)
+    for text in (HOSTILE, *CONTROL, " </s> ", "</s>" * 3, "a</s>b", "\n</s>\n"):
+        assert control_ids(tokenizer).isdisjoint(plain.encode(text)), text
+        for span in plain.segment(text, 5):
+            assert control_ids(tokenizer).isdisjoint(span.ids), text
+
+
+@pytest.mark.parametrize("name", ["byte_bpe", "unigram"])
+def test_control_strings_are_kept_as_text(name):
+    tokenizer = TOKENIZERS[name]
+    plain = PlainText(tokenizer)
+    for text in ("a </s> b", "one <pad></s> two", "the</s>treaty", "</s>", "x </s></s> y"):
+        decoded = tokenizer.decode(plain.encode(text), clean_up_tokenization_spaces=False)
+        assert decoded == text
+
+
+def test_ordinary_text_is_encoded_as_the_tokenizer_does(name):
+    tokenizer = TOKENIZERS[name]
+    if name == "byte_bpe":  # but for its added white space, which is no piece of text
+        assert PlainText(tokenizer).encode("a  b") != []
+    plain = PlainText(tokenizer)
+    for text in TEXTS:
+        assert plain.encode(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.one_of(st.sampled_from(CONTROL), st.text(max_size=8)), max_size=12),
+    name=st.sampled_from(sorted(TOKENIZERS)),
+)
+def test_no_mixture_makes_a_control_token(parts, name):
+    tokenizer = TOKENIZERS[name]
+    ids = PlainText(tokenizer).encode("".join(parts))
+    assert control_ids(tokenizer).isdisjoint(ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=60))
+def test_byte_level_text_survives(text):
+    plain = PlainText(TOKENIZERS["byte_bpe"])
+    decoded = TOKENIZERS["byte_bpe"].decode(plain.encode(text), clean_up_tokenization_spaces=False)
+    assert decoded == text
+
+
+@pytest.mark.parametrize("encoder", ["gpt2", "bert"])
+def test_hostile_texts_through_the_whole_model(zoo, encoder):
+    decoder = "llama" if encoder == "gpt2" else "qwen2"
+    model = zoo.shared(encoder, decoder)
+    processor = model.processor
+    inputs = processor([HOSTILE], [HOSTILE], [HOSTILE])
+    real = inputs["segment_attention_mask"].bool()
+    ids = set(inputs["segment_input_ids"][real].tolist())
+    assert control_ids(processor.encoder_tokenizer).isdisjoint(ids)
+    tokens = inputs["input_ids"][inputs["memory_ids"] == 0].tolist()
+    expected = [*processor.bos_ids, *processor.eos_ids]
+    control = control_ids(processor.tokenizer)
+    assert [i for i in tokens if i in control] == expected
+    assert tokens[-1:] == processor.eos_ids
+    answer = model.generate(context=HOSTILE, question=HOSTILE, max_new_tokens=3)
+    assert isinstance(answer, str)
+
+
+ODD_TEXTS = {
+    "nul": "before\0after \0\0\0 end",
+    "emoji": "\U0001f600\U0001f469\u200d\U0001f4bb" * 20,
+    "combining": "e\u0301\u0302\u0303" * 40,
+    "planes": "".join(chr(0x10000 * plane + 0x20) for plane in range(1, 17)) + " end",
+    "right to left": "\u202eabc\u202c \u05d0\u05d1 \u0627\u0644",
+    "private use": "\ue0f00\ue0f1 \ue0f0memory\ue0f1",  # what stands for texts in templates
+    "line ends": "a\r\nb\rc\u2028d\u0085e",
+    "noncharacters": "a\ufffe\uffff\ufdd0b",
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TEXTS)
+def test_any_valid_unicode_works(model, zoo, kind):
+    text = ODD_TEXTS[kind]
+    for compressor in (model, zoo.shared("bert", "qwen2")):
+        memory = compressor.compress(text)
+        assert memory.segments[-1].end == len(text)
+        assert torch.isfinite(memory.slots).all()
+        answer = compressor.generate(memory=memory, question=text, max_new_tokens=2)
+        assert isinstance(answer, str)
