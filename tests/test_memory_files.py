@@ -75,14 +75,14 @@ def test_one_altered_byte(path):
             altered[position] ^= flip
             path.write_bytes(altered)
             with pytest.raises(
-                ValueError, match="Compress the text again|Update memslots|no memslots"
+                ValueError, match=r"Compress the text again|Update memslots|no memslots"
             ) as error:
                 Memory.load(path)
             assert str(path) in str(error.value)
 
 
 def test_other_files(tmp_path, path):
-    with pytest.raises(FileNotFoundError, match="no memory file at '.*missing'"):
+    with pytest.raises(FileNotFoundError, match=r"no memory file at '.*missing'"):
         Memory.load(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match="no memory file"):
         Memory.load(tmp_path)

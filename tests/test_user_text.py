@@ -1,5 +1,7 @@
 """User text is data: whatever it contains, no control token comes of it."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,7 +38,7 @@ def whole_words() -> PreTrainedTokenizerFast:
     tokenizer = byte_bpe(380)
     backend = tokenizer.backend_tokenizer
     model = Tokenizer.from_str(backend.to_str())
-    state = __import__("json").loads(model.to_str())
+    state = json.loads(model.to_str())
     state["model"]["ignore_merges"] = True
     state["pre_tokenizer"] = {
         "type": "Sequence",
@@ -44,7 +46,7 @@ def whole_words() -> PreTrainedTokenizerFast:
     }
     # GPT-2's pattern would split `</s>`; without it the whole word is looked up.
     state["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = False
-    made = Tokenizer.from_str(__import__("json").dumps(state))
+    made = Tokenizer.from_str(json.dumps(state))
     return PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )

@@ -4,7 +4,6 @@ Everything is made from fixed seeds and written to one temporary folder, so that
 users load models: by path, through `from_pretrained`.
 """
 
-import functools
 from pathlib import Path
 
 import torch
@@ -156,10 +155,13 @@ class Zoo:
 
     def __init__(self, root: Path):
         self.root = root
+        self._shared: dict[tuple[str, str], MemslotsModel] = {}
 
-    @functools.cache  # noqa: B019  a zoo lives as long as the session
     def folder(self, family: str, role: str) -> str:
         """Folder of a tiny model; encoders and decoders have other widths and tokenizers."""
+        path = self.root / f"{role}-{family}"
+        if path.exists():
+            return str(path)
         config_class, shape = FAMILIES[family]
         if family == "bert":
             tokenizer = word_piece()
@@ -178,7 +180,6 @@ class Zoo:
         )
         torch.manual_seed(sum(map(ord, family + role)))
         kind = AutoModel if family == "bert" else AutoModelForCausalLM
-        path = self.root / f"{role}-{family}"
         kind.from_config(config).save_pretrained(path)
         tokenizer.save_pretrained(path)
         return str(path)
@@ -188,25 +189,25 @@ class Zoo:
     ) -> MemslotsModel:
         """A new compressor of its own, for tests that change it."""
         config = {"segment_length": SEGMENT, "compression_rates": RATES, **config}
+        folders = self.folder(encoder, "encoder"), self.folder(decoder, "decoder")
         torch.manual_seed(seed)
-        model = MemslotsModel.from_encoder_decoder_pretrained(
-            self.folder(encoder, "encoder"), self.folder(decoder, "decoder"), **config
-        )
+        model = MemslotsModel.from_encoder_decoder_pretrained(*folders, **config)
         # Untrained slots are all alike; wide memory tokens make them depend on the text.
         torch.nn.init.normal_(model.memory_tokens, std=1.0)
         torch.nn.init.normal_(model.converter.down.bias, std=0.1)
         return model
 
-    @functools.cache  # noqa: B019
     def shared(self, encoder: str = "gpt2", decoder: str = "llama") -> MemslotsModel:
         """A compressor that several tests read and none changes."""
-        return self.compressor(encoder, decoder)
+        if (encoder, decoder) not in self._shared:
+            self._shared[encoder, decoder] = self.compressor(encoder, decoder)
+        return self._shared[encoder, decoder]
 
-    @functools.cache  # noqa: B019
     def saved(self, encoder: str = "gpt2", decoder: str = "llama") -> str:
         """Folder of the checkpoint of `shared`."""
         path = self.root / f"compressor-{encoder}-{decoder}"
-        self.shared(encoder, decoder).save_pretrained(path)
+        if not path.exists():
+            self.shared(encoder, decoder).save_pretrained(path)
         return str(path)
 
 

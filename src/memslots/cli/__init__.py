@@ -59,7 +59,7 @@ app.command("eval", epilog="Example: memslots eval path/to/checkpoint --question
 )
 app.command(epilog="Example: memslots info path/to/checkpoint")(build.info)
 app.command(
-    epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B out --set segment_length=128"
+    epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B new --set use_markers=no"
 )(build.init)
 
 
@@ -75,8 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments or ["--help"], prog_name="memslots", standalone_mode=False)
     except usage_error as error:
-        message = " ".join(error.format_message().split())
-        err.print(Text(f"error: {message} See --help for an example."), soft_wrap=True)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        err.print(Text(f"error: {message}. See --help for an example."), soft_wrap=True)
         return 2
     except (typer.Abort, KeyboardInterrupt):
         err.print("interrupted")

@@ -92,14 +92,18 @@ def train(
     settings = load_recipe(recipe, sets or [])
     folder = output or Path("runs") / Path(recipe).stem
     try:
-        from memslots.trainer.run import run_recipe
+        from memslots.trainer.run import install_checkpoint, run_recipe
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("memslots"):
             raise
         raise ValueError(
             f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
         ) from error
-    run_recipe(settings, stage, folder, books, install)
+    quiet()
+    result = run_recipe(settings, folder, stage, books)
+    if install is not None:
+        install_checkpoint(result, install)
+    out.print(f"{install or result}: trained by recipe {recipe}")
 
 
 def evaluate(

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from memslots.evaluation.answering import processor_of
 from memslots.evaluation.metrics import exact_match
 from memslots.modeling import MemslotsModel
 
@@ -85,7 +86,7 @@ def _marked(model: MemslotsModel, segment: dict[str, Any]) -> Text:
         right = position < len(reference) and reference[position] == token
         if token is None or right != run_right:
             style = "" if run_right else "bold red"
-            shown.append(model.processor.decode(run) if run else "", style=style)
+            shown.append(processor_of(model).decode(run) if run else "", style=style)
             run, run_right = [], right
         if token is not None:
             run.append(token)

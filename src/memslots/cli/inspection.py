@@ -59,16 +59,17 @@ def describe(
         revision: Of the repository.
     """
     counts = count_parameters(config)
+    parts: dict[str, Any] = {"encoder": config.encoder_config, "decoder": config.decoder_config}
     folder = Path(name)
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     encoder = "LoRA adapter, " if config.encoder_lora is not None else ""
     causal = "causal" if config.encoder_is_causal else "bidirectional"
     decoder = "in the checkpoint" if config.bundle_decoder else "by name"
     facts = {
-        "encoder": f"{config.encoder_config.model_type} ({encoder}{causal}), "
-        f"width {config.encoder_config.hidden_size}, from {config.encoder_name_or_path}",
-        "decoder": f"{config.decoder_config.model_type} ({decoder}), "
-        f"width {config.get_text_config().hidden_size}, from {config.decoder_name_or_path}",
+        "encoder": f"{parts['encoder'].model_type} ({encoder}{causal}), "
+        f"width {parts['encoder'].hidden_size}{_origin(config.encoder_name_or_path)}",
+        "decoder": f"{parts['decoder'].model_type} ({decoder}), "
+        f"width {config.get_text_config().hidden_size}{_origin(config.decoder_name_or_path)}",
         "rates": ", ".join(map(str, config.compression_rates)) + " encoder tokens per slot",
         "segment length": f"{config.segment_length} encoder tokens",
         "prompt": config.prompt_format,
@@ -80,6 +81,10 @@ def describe(
         else "not on this disk",
     }
     return facts, _read_results(name, revision)
+
+
+def _origin(name: str | None) -> str:
+    return f", from {name}" if name else ""
 
 
 def count_parameters(config: MemslotsConfig) -> dict[str, int]:

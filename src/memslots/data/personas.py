@@ -113,7 +113,6 @@ UNIVERSITY_PLACES = tuple(
     "Highland Hudson Jordan Kent Kingston Lincoln Madison Newton Norfolk Oakland Oxford Preston "
     "Richmond Sheffield Stafford Trinity Vernon Windsor".split()
 )
-UNIVERSITY_FORMS = ("University of {}", "{} Institute", "{} College")
 TEAMS = tuple(
     "accounting archive audit budget cloud data delivery defense education energy events export "
     "finance garden graphics health housing import insurance legal loans marketing network "
@@ -207,7 +206,7 @@ class Persona:
         count: How many `objects` the person owns, 2 to 999.
         objects: A plural noun; part of the question, not a fact of its own.
         languages: Two languages, as the text joins them: "English and Yoruba".
-        university: Such as "University of Kent" or "Kent Institute".
+        university: Such as "University of Kent".
         team: One word, the team at work.
     """
 
@@ -309,7 +308,7 @@ def make_persona(index: int, seed: int = 0) -> Persona:
         count=rng.randint(2, 999),
         objects=rng.choice(OBJECTS),
         languages=" and ".join(rng.sample(LANGUAGES, 2)),
-        university=rng.choice(UNIVERSITY_FORMS).format(rng.choice(UNIVERSITY_PLACES)),
+        university=f"University of {rng.choice(UNIVERSITY_PLACES)}",
         team=rng.choice(TEAMS),
     )
 

@@ -8,11 +8,23 @@ from dataclasses import replace
 import torch
 
 from memslots.evaluation.metrics import tokens_aligned, tokens_right
-from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
 from memslots.modeling.layout_memslots import Prompt
 
+# Above this many padded tokens or rows, a batch is cut.
 BATCH_TOKENS = 16384
 BATCH_ROWS = 128
+
+
+def processor_of(model: MemslotsModel) -> MemslotsProcessor:
+    """The model's processor.
+
+    Raises:
+        ValueError: It has none, so it cannot read text.
+    """
+    if model.processor is None:
+        raise ValueError("this model has no processor; load it with from_pretrained.")
+    return model.processor
 
 
 def answer_from_text(
@@ -29,8 +41,9 @@ def answer_from_text(
         questions: As many.
         max_new_tokens: Longest answer.
     """
+    processor = processor_of(model)
     prompts = [
-        model.processor.prompt(question=question, context=context)
+        processor.prompt(question=question, context=context)
         for context, question in zip(contexts, questions, strict=True)
     ]
     return answer_prompts(model, prompts, max_new_tokens)
@@ -41,7 +54,7 @@ def answer_prompts(
     model: MemslotsModel, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> list[str]:
     """Greedy answers to prompts, in order; rows of like length are generated together."""
-    processor, decoder = model.processor, model.decoder
+    processor, decoder = processor_of(model), model.decoder
     if decoder is None:
         raise ValueError("plain-text answers need the decoder; load it with load_decoder=True.")
     rows = [[*prompt.before, *prompt.after] for prompt in prompts]
@@ -119,7 +132,7 @@ def compare_segments(
         A dict a segment: `tokens` and `produced_tokens` (ids), `right` (a bool a token),
         `aligned` (a count) and `exact` (the same text).
     """
-    encode = model.processor.decoder_text.encode
+    encode = processor_of(model).decoder_text.encode
     compared = []
     for segment, text in zip(memory.segments, produced, strict=True):
         reference = encode(texts[segment.text][segment.start : segment.end])

@@ -14,6 +14,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from memslots.evaluation.answering import (
     answer_from_text,
     compare_segments,
     memories_at_rates,
+    processor_of,
     reconstruct_segments,
 )
 from memslots.evaluation.metrics import exact_match, score
@@ -145,7 +147,7 @@ def _one_person(
     for rate, memory in memories.items():
         say(f"memory at rate {rate}")
         conditions["memory"][str(rate)] = _condition(
-            rows, lambda memory=memory: answer_from_memory(model, memory, questions, limit)
+            rows, partial(answer_from_memory, model, memory, questions, limit)
         )
     say("another person's memory, and none")
     others = model.compress([row["other_context"] for row in rows], min(rates), progress=False)
@@ -163,7 +165,7 @@ def _many_people(
     model: MemslotsModel, n: int, seed: int, rates: list[int], tokens: int, say: Progress
 ) -> dict[str, Any]:
     """Contexts of four people, and of as many as take about `tokens` decoder tokens."""
-    encode = model.processor.decoder_text.encode
+    encode = processor_of(model).decoder_text.encode
     sample = [row["context"] for row in persona_rows("test", 20, seed=seed)]
     one = sum(len(encode(text)) for text in sample) / len(sample)
     results: dict[str, Any] = {}
@@ -192,7 +194,7 @@ def _book_passages(
         text = rng.choice(texts)
         start = rng.randrange(max(1, len(text) - 8 * model.config.segment_length))
         piece = text[start : start + 8 * model.config.segment_length].lstrip()
-        span = model.processor.segment(piece)[0]
+        span = processor_of(model).segment(piece)[0]
         passages.append(piece[span.start : span.end])
     return {
         str(rate): reconstruction_scores(model, memory, passages)
@@ -236,7 +238,7 @@ def slot_counts(model: MemslotsModel, memory: Memory, texts: Sequence[str]) -> d
     it reads instead, markers counted.
     """
     n = len(texts)
-    encode = model.processor.decoder_text.encode
+    encode = processor_of(model).decoder_text.encode
     markers = 2 * len(memory.segments) if model.config.use_markers else 0
     decoder_tokens = sum(len(encode(text)) for text in texts)
     positions = sum(memory.n_slots) + markers
@@ -272,12 +274,13 @@ def _condition(rows: list[Row], answer: Callable[[], list[str]]) -> dict[str, An
 
 def _answer_limit(model: MemslotsModel, rows: list[Row]) -> int:
     """New tokens to allow: one more than the longest right answer and its EOS."""
-    return 1 + max(len(model.processor.answer_ids(row["answer"])) for row in rows)
+    return 1 + max(len(processor_of(model).answer_ids(row["answer"])) for row in rows)
 
 
 def describe_checkpoint(model: MemslotsModel) -> dict[str, Any]:
     """What was measured: the compressor's fingerprint, and the decoder's name or weights' hash."""
     config = model.config
+    parts: dict[str, Any] = {"encoder": config.encoder_config, "decoder": config.decoder_config}
     decoder: dict[str, Any] = {
         "name": config.decoder_name_or_path,
         "revision": config.decoder_revision,
@@ -292,12 +295,12 @@ def describe_checkpoint(model: MemslotsModel) -> dict[str, Any]:
     return {
         "fingerprint": model.fingerprint,
         "decoder": {
-            "type": config.decoder_config.model_type,
+            "type": parts["decoder"].model_type,
             "parameters": _parameters(model.decoder),
             **decoder,
         },
         "encoder": {
-            "type": config.encoder_config.model_type,
+            "type": parts["encoder"].model_type,
             "parameters": _parameters(model.encoder),
         },
         "rates": list(config.compression_rates),

@@ -24,7 +24,7 @@ from .parts_memslots import LORA_MARK, add_lora, is_causal, load_encoder, merge_
 from .processing_memslots import MemslotsProcessor
 
 if TYPE_CHECKING:
-    from .modeling_memslots import MemslotsModel as _Model
+    from transformers import PreTrainedModel as _Model
 else:
     _Model = object
 
@@ -34,6 +34,8 @@ _DECODER_FOLDER = "decoder"
 
 class CheckpointMixin(_Model):
     """`from_pretrained`, `save_pretrained` and their relatives of `MemslotsModel`."""
+
+    encoder: PreTrainedModel
 
     @classmethod
     def from_encoder_decoder_pretrained(
@@ -47,7 +49,7 @@ class CheckpointMixin(_Model):
         decoder_kwargs: dict[str, Any] | None = None,
         **config_kwargs,
     ) -> "_Model":
-        """A new compressor from two pretrained models; its converter and memory tokens are untrained.
+        """A new compressor from two pretrained models; converter and memory tokens are untrained.
 
         Args:
             encoder: repository or folder of the encoder, a causal LM or a bidirectional encoder.
@@ -119,6 +121,7 @@ class CheckpointMixin(_Model):
 
         Args:
             pretrained_model_name_or_path: repository or folder.
+            *model_args: as for any `PreTrainedModel`.
             load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
             decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
             kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too.
@@ -140,12 +143,14 @@ class CheckpointMixin(_Model):
         missing = sorted(key for key in info["missing_keys"] if model._holds(key))
         if missing:
             raise ValueError(
-                f"checkpoint {str(pretrained_model_name_or_path)!r} lacks {len(missing)} weights of "
-                f"the compressor, for example {missing[:3]}; save it again with save_pretrained."
+                f"checkpoint {str(pretrained_model_name_or_path)!r} lacks {len(missing)} weights "
+                f"of the compressor, for example {missing[:3]}; save it again with save_pretrained."
             )
-        hub = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
+        hub: dict[str, Any] = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
         shared = {"dtype": dtype, "device_map": kwargs.get("device_map"), **hub}
-        origin = {key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs}
+        origin: dict[str, Any] = {
+            key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs
+        }
         config = model.config
         if config.encoder_lora is not None:
             model._load_encoder_base(shared)
@@ -186,8 +191,8 @@ class CheckpointMixin(_Model):
             if expected != actual:
                 raise ValueError(
                     f"this compressor writes for a decoder with {field} {expected} "
-                    f"({self.config.decoder_name_or_path or 'bundled'}), the given one has {actual}; "
-                    "attach that decoder, or train the compressor for yours."
+                    f"({self.config.decoder_name_or_path or 'bundled'}), the given one has "
+                    f"{actual}; attach that decoder, or train the compressor for yours."
                 )
         decoder.requires_grad_(False)
         self.decoder = decoder.eval()
@@ -198,7 +203,7 @@ class CheckpointMixin(_Model):
         if self.config.encoder_lora is not None:
             merge_lora(self.encoder)
             self.config.encoder_lora = None
-            self._fingerprint = None
+            self._fingerprint: tuple[tuple[int, ...], str] | None = None
         return self
 
     def save_pretrained(
@@ -224,8 +229,8 @@ class CheckpointMixin(_Model):
         folder = Path(save_directory)
         if self.config.bundle_decoder and self.decoder is None and state_dict is None:
             raise ValueError(
-                "config.bundle_decoder is set, but this model was loaded without its decoder, so the "
-                "checkpoint could not be loaded again; attach_decoder(llm) first, or set "
+                "config.bundle_decoder is set, but this model was loaded without its decoder, so "
+                "the checkpoint could not be loaded again; attach_decoder(llm) first, or set "
                 "config.bundle_decoder = False and name the decoder in config.decoder_name_or_path."
             )
         weights = self.state_dict() if state_dict is None else state_dict
@@ -265,8 +270,8 @@ class CheckpointMixin(_Model):
         config = self.config
         if config.encoder_name_or_path is None:
             raise ValueError(
-                "this checkpoint holds a LoRA adapter but its config names no encoder_name_or_path; "
-                "set it, or save the checkpoint after model.merge_encoder()."
+                "this checkpoint holds a LoRA adapter but its config names no "
+                "encoder_name_or_path; set it, or save the checkpoint after model.merge_encoder()."
             )
         adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         base = load_encoder(
@@ -296,7 +301,7 @@ def _pick_dtype(dtype):
 
 def _mark_initialized(module: torch.nn.Module) -> None:
     for part in module.modules():
-        part._is_hf_initialized = True
+        part._is_hf_initialized = True  # type: ignore[assignment]
 
 
 def _bundled_generation_config(

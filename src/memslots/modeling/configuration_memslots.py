@@ -49,12 +49,12 @@ class MemslotsConfig(PreTrainedConfig):
             None for an encoder whose every weight is trained (PCC-Lite).
         encoder_is_causal: probed when the compressor is made. Under a causal encoder the slots of a
             coarse rate are the first slots of a finer one.
-        converter_hidden_size: width between the converter's two linear layers, by default d_decoder.
+        converter_hidden_size: width between the converter's linear layers, by default d_decoder.
         use_markers: wrap each segment's slots in the learned `<MEM>` and `</MEM>` vectors.
         prompt_format: "plain" (`plain_prompt`) or "chat" (the decoder tokenizer's chat template).
         plain_prompt: what follows the slots; `{question}` stands for the user's question.
-        fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation, written
-            by `save_pretrained`; a memory carries it and a model checks it.
+        fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
+            written by `save_pretrained`; a memory carries it and a model checks it.
         initializer_range: standard deviation of newly made linear weights.
     """
 
@@ -142,7 +142,10 @@ class MemslotsConfig(PreTrainedConfig):
         """The decoder's configuration (the one whose vocabulary is generated)."""
         if encoder and not decoder:
             return self.encoder_config
-        return self.decoder_config.get_text_config() if self.decoder_config is not None else self
+        # Where it is called before the sub-configs are made, they are None or dicts.
+        if isinstance(self.decoder_config, PreTrainedConfig):
+            return self.decoder_config.get_text_config()
+        return self
 
 
 def max_positions(config) -> int | None:

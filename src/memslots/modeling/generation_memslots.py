@@ -12,7 +12,7 @@ from .memory_memslots import Memory, slots_for
 from .processing_memslots import as_list
 
 if TYPE_CHECKING:
-    from .modeling_memslots import MemslotsModel as _Model
+    from transformers import PreTrainedModel as _Model
 else:
     _Model = object
 
@@ -39,7 +39,8 @@ REFUSED = {
 }
 """Arguments of `generate` that cannot work when the prompt is made of embeddings."""
 
-_NEUTRAL = (None, 0, 1, 1.0, False)
+_NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
+"""Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
 
 
 def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
@@ -55,8 +56,8 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
     if n_questions == 1:
         return [(i, 0) for i in range(n_contexts)]
     raise ValueError(
-        f"{n_contexts} contexts and {n_questions} questions do not go together: give equally many of "
-        "both, or one of either."
+        f"{n_contexts} contexts and {n_questions} questions do not go together: give equally many "
+        "of both, or one of either."
     )
 
 
@@ -187,7 +188,7 @@ class AnsweringMixin(_Model):
         return documents[0] if len(documents) == 1 else documents
 
     def load_memory(self, path) -> Memory:
-        """Read a memory from disk, onto this model's device, and check that it is this compressor's.
+        """Read a memory from disk onto this model's device; it must be this compressor's.
 
         Raises:
             ValueError: another compressor's memory, or what `Memory.load` raises.
@@ -203,15 +204,16 @@ class AnsweringMixin(_Model):
         # class, so it is recognised by what it holds.
         if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
             raise TypeError(
-                f"memory must be a Memory from compress or load_memory, got {type(memory).__name__}."
+                "memory must be a Memory from compress or load_memory, got "
+                f"{type(memory).__name__}."
             )
         if not memory.documents:
             raise ValueError("memory has no document; an empty slice answers nothing.")
         if memory.fingerprint != self.fingerprint:
             raise ValueError(
-                f"this memory was written by compressor {memory.fingerprint[:12]}, and this model is "
-                f"{self.fingerprint[:12]}; its slots mean nothing here. Load the checkpoint that "
-                "wrote it, or compress the text again."
+                f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "
+                f"is {self.fingerprint[:12]}; its slots mean nothing here. Load the checkpoint "
+                "that wrote it, or compress the text again."
             )
 
     def _check_generate_kwargs(self, kwargs: dict[str, Any]) -> None:
@@ -221,7 +223,9 @@ class AnsweringMixin(_Model):
             given.update(generation_config.to_diff_dict())
         for name, reason in REFUSED.items():
             value = given.get(name)
-            if value is None or (not isinstance(value, torch.Tensor) and value in _NEUTRAL):
+            if value is None:
+                continue
+            if isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0):
                 continue
             raise ValueError(f"generate does not take {name} here: {reason}.")
 

@@ -48,6 +48,7 @@ class Row:
 
     @property
     def n_targets(self) -> int:
+        """Tokens of `target` that are predicted."""
         return max(0, len(self.target) - self.given)
 
 
@@ -81,8 +82,8 @@ def lay_out(
         padding_side: "left" (generation; targets end together) or "right".
 
     Returns:
-        `input_ids`, `attention_mask`, `memory_ids` and `labels`, each `(rows, length)`, and `task_ids`
-        `(rows,)`.
+        `input_ids`, `attention_mask`, `memory_ids` and `labels`, each `(rows, length)`, and
+        `task_ids` `(rows,)`.
     """
     first_slot = [FIRST_SLOT]
     for slots in segment_slots:
@@ -91,8 +92,8 @@ def lay_out(
     for row in rows:
         wrapped: list[int] = []
         for i in row.segments:
-            slots = range(first_slot[i], first_slot[i + 1])
-            wrapped += [MEM, *slots, MEM_END] if use_markers else slots
+            own = list(range(first_slot[i], first_slot[i + 1]))
+            wrapped += [MEM, *own, MEM_END] if use_markers else own
         if row.task == RECONSTRUCTION:
             wrapped.append(AE)
         before, after, target = row.prompt.before, row.prompt.after, row.target

@@ -56,7 +56,8 @@ class Memory:
             not represent ([UNK]); they are lost.
         rate: encoder tokens per slot.
         rates: the rates that the compressor was trained for.
-        nested: whether the slots of a coarse rate are the first slots of a finer one (causal encoders).
+        nested: whether the slots of a coarse rate are the first slots of a finer one (causal
+            encoders).
         fingerprint: identity of the compressor that wrote the slots.
     """
 
@@ -101,10 +102,12 @@ class Memory:
 
     @property
     def device(self) -> torch.device:
+        """Where the slots are."""
         return self.slots.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Floating type of the slots."""
         return self.slots.dtype
 
     def __len__(self) -> int:
@@ -114,9 +117,9 @@ class Memory:
         segments = len(self.segments)
         return (
             f"Memory({len(self)} document{'s' * (len(self) != 1)}, {segments} "
-            f"segment{'s' * (segments != 1)}: {sum(self.n_tokens)} tokens in {self.slots.shape[0]} slots "
-            f"of {self.slots.shape[1]} (rate {self.rate}), {_readable(self.nbytes)}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"segment{'s' * (segments != 1)}: {sum(self.n_tokens)} tokens in "
+            f"{self.slots.shape[0]} slots of {self.slots.shape[1]} (rate {self.rate}), "
+            f"{_readable(self.nbytes)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"compressor {self.fingerprint[:12]})"
         )
 
@@ -133,8 +136,8 @@ class Memory:
         else:
             raise TypeError(f"index a memory with an int or a slice, not {type(index).__name__}.")
         offsets = self._document_offsets()
-        rows = [torch.arange(offsets[i], offsets[i + 1]) for i in chosen]
-        rows = torch.cat(rows) if rows else torch.arange(0)
+        kept = [torch.arange(offsets[i], offsets[i + 1]) for i in chosen]
+        rows = torch.cat(kept) if kept else torch.arange(0)
         texts = sorted({s.text for i in chosen for s in self.documents[i]})
         renumber = {old: new for new, old in enumerate(texts)}
         return replace(
@@ -162,8 +165,8 @@ class Memory:
             for field in ("fingerprint", "rate", "rates", "nested"):
                 if getattr(other, field) != getattr(first, field):
                     raise ValueError(
-                        f"Memory.cat joins memories of one compressor at one rate; their {field} is "
-                        f"{getattr(first, field)!r} and {getattr(other, field)!r}. "
+                        f"Memory.cat joins memories of one compressor at one rate; their {field} "
+                        f"is {getattr(first, field)!r} and {getattr(other, field)!r}. "
                         "Compress the texts again with one model, or use at_rate()."
                     )
         documents, shift = [], 0
@@ -198,8 +201,8 @@ class Memory:
             )
         if rate < self.rate:
             raise ValueError(
-                f"this memory has rate {self.rate}; the finer rate {rate} needs slots that it does not "
-                "hold. Compress the text again with that rate."
+                f"this memory has rate {self.rate}; the finer rate {rate} needs slots that it does "
+                "not hold. Compress the text again with that rate."
             )
         if rate == self.rate:
             return self
@@ -299,8 +302,8 @@ class Memory:
                 slots = file.get_tensor("slots")
         except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, OSError) as error:
             raise ValueError(
-                f"{str(path)!r} cannot be read as a memory, it may be cut off or be another kind of "
-                f"file ({error}). Compress the text again."
+                f"{str(path)!r} cannot be read as a memory, it may be cut off or be another kind "
+                f"of file ({error}). Compress the text again."
             ) from error
         if metadata.get("sha256") != _checksum(text, slots):
             raise ValueError(

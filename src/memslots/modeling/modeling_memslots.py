@@ -1,4 +1,4 @@
-"""MemslotsModel: an encoder writes memory slots, a converter maps them, a frozen decoder reads them.
+"""MemslotsModel: an encoder writes slots, a converter maps them, a frozen decoder reads them.
 
 Implements PCC ("Pretraining Context Compressor for Large Language Models with Embedding-Based
 Memory"); section and equation numbers are the paper's.
@@ -8,6 +8,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,7 +91,7 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
             self._keys_to_ignore_on_load_missing = [r"^encoder\.(?!.*\.lora_)"]
         self.encoder.config.use_cache = False
         d_encoder = self.encoder.config.hidden_size
-        d_decoder = config.decoder_config.get_text_config().hidden_size
+        d_decoder = config.get_text_config(decoder=True).hidden_size
         self.memory_tokens = nn.Parameter(
             torch.empty(config.max_slots, encoder_embedding_dim(self.encoder))
         )
@@ -174,8 +175,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
     def _need_processor(self) -> MemslotsProcessor:
         if self.processor is None:
             raise ValueError(
-                "this model has no processor, so it cannot read text; load it with from_pretrained, "
-                "or set model.processor = MemslotsProcessor(...)."
+                "this model has no processor, so it cannot read text; load it with "
+                "from_pretrained, or set model.processor = MemslotsProcessor(...)."
             )
         return self.processor
 
@@ -189,8 +190,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
     ) -> torch.Tensor:
         """Slots of a batch of segments, one encoder pass (PCC, eq. 1).
 
-        The memory tokens follow each segment's last token, and padding follows them, so that a short
-        segment sees neither padding nor a gap in its positions.
+        The memory tokens follow each segment's last token, and padding follows them, so that a
+        short segment sees neither padding nor a gap in its positions.
 
         Args:
             segment_input_ids: `(segments, tokens)`, right-padded.
@@ -281,7 +282,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
             for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
                 inputs = processor.collate_segments([flat[i] for i in batch])
                 wanted = torch.tensor([counts[i] for i in batch], device=device)
-                encoded = self.encode(*(t.to(device) for t in inputs.values()), wanted)
+                inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+                encoded = self.encode(**inputs, segment_slots=wanted)
                 rows = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
                 slots[rows.to(device)] = encoded.to(slots.dtype)
         finally:
@@ -355,8 +357,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
             task_ids: `(rows,)`, by default all answers.
             task_weights: weights of reconstruction, completion and answers; eq. 5 is
                 `(1 - lambda, lambda, 0)`.
-            task_totals: `(3,)` target tokens of each task in the whole step, where this batch is one
-                of several that are accumulated or spread over processes.
+            task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
+                one of several that are accumulated or spread over processes.
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_slots)
         embeds = self.embed_rows(input_ids, memory_ids, slots)
@@ -408,7 +410,7 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on."""
         decoder = self._need_decoder()
         accepted = inspect.signature(decoder.forward).parameters
-        kwargs = {}
+        kwargs: dict[str, Any] = {}
         if "position_ids" in accepted:
             kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         if start and "logits_to_keep" in accepted:

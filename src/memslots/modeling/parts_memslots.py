@@ -139,8 +139,8 @@ def is_causal(encoder: PreTrainedModel) -> bool:
     changed[:, -1] = -changed[:, -1] + embeds.std()
     before = encoder(inputs_embeds=embeds).last_hidden_state[:, :-1]
     after = encoder(inputs_embeds=changed).last_hidden_state[:, :-1]
-    # Masked positions get a weight of exactly 0, so a causal encoder differs by rounding at most; one
-    # that sees the change may differ by little where its weights are small.
+    # Masked positions get a weight of exactly 0, so a causal encoder differs by rounding at most;
+    # one that sees the change may differ by little where its weights are small.
     return (before - after).abs().max().item() <= 1e-5 * before.abs().max().item()
 
 

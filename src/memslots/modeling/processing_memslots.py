@@ -78,8 +78,8 @@ class MemslotsProcessor(ProcessorMixin):
     def _load_tokenizer_from_pretrained(
         cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs
     ):
-        # An empty config, because the checkpoint's own names remote code, which a tokenizer does not
-        # need: AutoTokenizer would ask the user to trust it a second time.
+        # An empty config, because the checkpoint's own names remote code, which a tokenizer does
+        # not need: AutoTokenizer would ask the user to trust it a second time.
         own = "" if sub_processor_type == "tokenizer" else sub_processor_type
         folder = "/".join(part for part in (subfolder, own) if part)
         return AutoTokenizer.from_pretrained(
@@ -97,6 +97,7 @@ class MemslotsProcessor(ProcessorMixin):
         return PlainText(self.encoder_tokenizer)
 
     def to_dict(self) -> dict[str, Any]:
+        """As `ProcessorMixin.to_dict`, without the cached views of the tokenizers."""
         views = {name: self.__dict__.pop(name, None) for name in ("decoder_text", "encoder_text")}
         try:
             return super().to_dict()
@@ -134,8 +135,8 @@ class MemslotsProcessor(ProcessorMixin):
         spans = self.encoder_text.segment(check_text(text, "context"), self.segment_length)
         if not spans[0].ids:
             raise ValueError(
-                "context has no token in the encoder's vocabulary (the encoder's tokenizer drops all "
-                "of its characters); there is nothing to compress."
+                "context has no token in the encoder's vocabulary (the encoder's tokenizer drops "
+                "all of its characters); there is nothing to compress."
             )
         return spans
 
@@ -164,20 +165,20 @@ class MemslotsProcessor(ProcessorMixin):
         Args:
             question: the user's question; with `prompt_format="chat"` it becomes one user message.
             messages: a chat instead, `[{"role": ..., "content": ...}]`. The memory stands where a
-                content part `{"type": "memory"}` says, otherwise before the first user message's text.
+                content part `{"type": "memory"}` says, otherwise before the first user message.
             context: plain text in the memory's place (the full-text baseline).
             template_kwargs: passed to the chat template.
 
         Raises:
-            ValueError: neither or both of `question` and `messages`, or a chat without chat template.
+            ValueError: neither or both of `question` and `messages`, or no chat template.
         """
         if (question is None) == (messages is None):
             raise ValueError(
                 "give either question=... or messages=[...], "
                 f"got {'both' if question is not None else 'neither'}."
             )
-        if question is not None:
-            check_text(question, "question")
+        if messages is None:
+            question = check_text(question, "question")
             if self.prompt_format == "plain":
                 text = self.plain_prompt.replace("{question}", question)
                 if context is not None:
@@ -272,8 +273,8 @@ class MemslotsProcessor(ProcessorMixin):
     # -- batches -----------------------------------------------------------------------------------
 
     def collate_segments(self, spans: Sequence[Span]) -> dict[str, torch.Tensor]:
-        """Right-padded encoder inputs of segments: `segment_input_ids` and `segment_attention_mask`,
-        each `(segments, tokens)`.
+        """Right-padded encoder inputs of segments: `segment_input_ids` and
+        `segment_attention_mask`, each `(segments, tokens)`.
         """
         length = max(len(span.ids) for span in spans)
         pad = self.encoder_tokenizer.pad_token_id or 0
@@ -298,8 +299,8 @@ class MemslotsProcessor(ProcessorMixin):
         rate: int | None = None,
         padding_side: str = "left",
     ) -> BatchFeature:
-        """Inputs of `MemslotsModel.forward` for questions about texts, with labels where answers are
-        given.
+        """Inputs of `MemslotsModel.forward` for questions about texts, with labels where answers
+        are given.
 
         Args:
             context: n texts.

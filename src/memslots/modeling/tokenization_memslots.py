@@ -40,15 +40,23 @@ class PlainText:
             raise ValueError(
                 f"{type(tokenizer).__name__} has no `tokenizers` backend, which memslots needs for "
                 "character offsets. Load it with AutoTokenizer from a checkpoint that has a "
-                "tokenizer.json, or install memslots[sentencepiece] to convert a SentencePiece model."
+                "tokenizer.json, or install memslots[sentencepiece] to convert a SentencePiece "
+                "model."
             )
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-        self.backend = Tokenizer.from_str(json.dumps(state))
         self.unk_id = tokenizer.unk_token_id
         added = tokenizer.added_tokens_decoder.items()
         control = {index for index, token in added if token.content.strip()}
         self.control_ids = (control | set(tokenizer.all_special_ids)) - {self.unk_id}
+        if state["model"]["type"] == "Unigram":
+            # Its pieces hold control strings as text. Renamed, they do not match, and the string is
+            # read as smaller pieces in place; cut in two, it would gain a space.
+            vocabulary = state["model"]["vocab"]
+            for index in self.control_ids:
+                if index < len(vocabulary):
+                    vocabulary[index][0] = f"\ue0f2{index}\ue0f3"
+        self.backend = Tokenizer.from_str(json.dumps(state))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, never a control token."""
@@ -64,19 +72,22 @@ class PlainText:
             for index, (start, end) in zip(ids, offsets, strict=True)
             if index in self.control_ids and end - start > 1
         ]
+        if not cuts:
+            return ids, offsets
         ids, offsets = [], []
         for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-            piece = self.backend.encode(text[start:end], add_special_tokens=False)
-            ids += piece.ids
-            offsets += [(start + first, start + last) for first, last in piece.offsets]
+            # Again, since what is left of one control string may be another.
+            piece_ids, piece_offsets = self._encode(text[start:end])
+            ids += piece_ids
+            offsets += [(start + first, start + last) for first, last in piece_offsets]
         return ids, offsets
 
     def segment(self, text: str, length: int) -> list[Span]:
         """Cut `text` into spans of at most `length` tokens, on character boundaries.
 
         Each span is tokenized by itself, so that a span compressed alone gives the same slots as it
-        does inside its text. Spans tile the text; one character that takes more than `length` tokens
-        is a span of its own.
+        does inside its text. Spans tile the text; one character that takes more than `length`
+        tokens is a span of its own.
 
         Args:
             text: any text without lone surrogates.
@@ -138,7 +149,7 @@ def check_text(text: object, name: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} has a lone surrogate ({text[error.start]!r}) at character {error.start}, which no "
-            "tokenizer can represent; decode the source with errors='replace'."
+            f"{name} has a lone surrogate ({text[error.start]!r}) at character {error.start}, "
+            "which no tokenizer can represent; decode the source with errors='replace'."
         ) from error
     return text

@@ -1,0 +1,264 @@
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import memslots
+from memslots import Memory
+from memslots.cli import main
+
+TEXT = "Carmen Moss is an engineer at Silver Bank. She lives in Lagos and owns 27 maps. Café."
+EMBEDDED = Path(memslots.__file__).parent / "assets" / "tiny" / "config.json"
+COMMANDS = ("demo", "ask", "compress", "reconstruct", "train", "eval", "info", "init")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(zoo, tmp_path_factory):
+    """Folders of two compressors that differ in their weights."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for seed, name in enumerate(("one", "other")):
+        zoo.compressor(
+            seed=seed, segment_length=96, compression_rates=[4, 16], bundle_decoder=True
+        ).save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _no_debug(monkeypatch):
+    monkeypatch.delenv("MEMSLOTS_DEBUG", raising=False)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text(TEXT, "utf-8")
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a user's mistake: one line on stderr, which is returned, and exit code 2."""
+
+    def call(*arguments):
+        code, out, err = run(*arguments)
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert (code, len(lines)) == (2, 1), (out, err)
+        assert "Traceback" not in err
+        return lines[0]
+
+    return call
+
+
+def feed(monkeypatch, data: bytes):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    last = out.strip().rpartition("Example:")[2]
+    assert last.split()[:2] == ["memslots", command]
+
+
+def test_help_and_version_load_nothing_heavy(run):
+    code, out, _ = run("--version")
+    assert (code, out.strip()) == (0, f"memslots {memslots.__version__}")
+    assert run()[0] == 0
+    program = (
+        "import sys; from memslots.cli import main; main(['--help']); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'yaml')))"
+    )
+    started = time.perf_counter()
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert time.perf_counter() - started < 30  # a busy machine; alone it takes a third of a second
+
+
+def test_ask_json_from_context_memory_and_standard_input(
+    run, checkpoints, text, tmp_path, monkeypatch
+):
+    model = ["--model", checkpoints / "one"]
+    question = ["--question", "Who?", "--question", "How many?", "--max-new-tokens", 4, "--json"]
+    code, out, err = run("ask", "--context", text, *question, *model)
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [a["question"] for a in found["answers"]] == ["Who?", "How many?"]
+    assert (found["rate"], found["slots"]) == (4, -(-found["tokens"] // 4))
+    assert found["seconds"]["compress"] > 0
+
+    memory = tmp_path / "notes.safetensors"
+    assert run("compress", text, "-o", memory, *model)[0] == 0
+    again = json.loads(run("ask", "--memory", memory, *question, *model)[1])
+    assert again["answers"] == found["answers"]
+    assert again["seconds"]["compress"] is None
+
+    feed(monkeypatch, TEXT.encode())
+    piped = json.loads(run("ask", "--context", "-", *question, *model)[1])
+    assert piped["answers"] == found["answers"]
+    coarse = json.loads(run("ask", "--memory", memory, *question, *model, "--rate", 16)[1])
+    assert coarse["rate"] == 16
+
+
+def test_ask_prints_answers_and_slots(run, checkpoints, text):
+    code, out, _ = run(
+        "ask", "-c", text, "-q", "Who?", "--max-new-tokens", 4, "--model", checkpoints / "one"
+    )
+    assert code == 0
+    assert re.search(r"\d+ tokens -> \d+ slots \(rate 4\), compressed in", out)
+
+
+def test_compress_several_files(run, refused, checkpoints, text, tmp_path, monkeypatch):
+    output = tmp_path / "both.safetensors"
+    feed(monkeypatch, b"Another text about maps.")
+    compress = ["compress", "-o", output, "--rate", 16, "--model", checkpoints / "one"]
+    code, out, _ = run(*compress, text, "-")
+    assert code == 0
+    assert "Memory(2 documents" in out
+    assert f"{len(TEXT.encode()) + 24} bytes of text" in out
+    before = output.read_bytes()
+    assert "--force" in refused(*compress, text)
+    assert output.read_bytes() == before
+    assert run(*compress, text, "--force")[0] == 0
+    assert len(Memory.load(output)) == 1
+
+
+def test_reconstruct(run, checkpoints, text, tmp_path):
+    model = ["--model", checkpoints / "one"]
+    code, out, err = run("reconstruct", "--context", text, *model)
+    assert code == 0
+    assert re.search(r"\d+ of \d+ decoder tokens right", err)
+    memory = tmp_path / "m.safetensors"
+    run("compress", text, "-o", memory, *model)
+    assert run("reconstruct", memory, *model)[:2] == (0, out)
+
+
+def test_info_counts_parameters_without_weights(run, checkpoints, zoo):
+    code, out, _ = run("info", checkpoints / "one")
+    model = zoo.compressor(segment_length=96, compression_rates=[4, 16], bundle_decoder=True)
+    frozen = sum(p.numel() for p in model.decoder.parameters())
+    trained = sum(p.numel() for p in model.parameters()) - frozen
+    assert code == 0
+    assert f"{trained:,}" in out
+    assert f"{frozen:,}" in out
+    assert "4, 16 encoder tokens per slot" in out
+
+
+def test_init_makes_a_checkpoint(run, refused, zoo, tmp_path):
+    encoder, decoder = zoo.folder("gpt2", "encoder"), zoo.folder("llama", "decoder")
+    new = tmp_path / "new"
+    make = ["init", encoder, decoder, new, "--set"]
+    assert "did you mean 'segment_length'" in refused(*make, "segment_lenght=3")
+    assert "segment_length" in refused(*make, "segment_length=many")
+    assert not new.exists()
+    assert run(*make, "compression_rates=[4, 8]", "--set", "segment_length=64")[0] == 0
+    config = memslots.MemslotsConfig.from_pretrained(new)
+    assert (config.compression_rates, config.segment_length) == ([4, 8], 64)
+    assert "not an empty folder" in refused(*make, "segment_length=64")
+
+
+def test_eval_writes_results_and_card(run, checkpoints, tmp_path):
+    code, out, _ = run(
+        "eval", checkpoints / "other", "--questions", 1, "--output", tmp_path / "r.json",
+        "--card", "--check",
+    )  # fmt: skip
+    assert code == 1  # an untrained checkpoint misses bars
+    assert "Bars" in out
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["rates_missing"] == [8]
+    assert (checkpoints / "other" / "README.md").is_file()
+    code, out, _ = run("info", checkpoints / "other")
+    assert code == 0
+    assert "Exact match" in out
+
+
+def test_demo_on_any_checkpoint(run, checkpoints):
+    code, out, _ = run("demo", "--model", checkpoints / "one")
+    assert code == 0
+    assert "rate  16" in out
+    assert "Expected" in out
+
+
+@pytest.mark.skipif(not EMBEDDED.is_file(), reason="the embedded checkpoint is not trained yet")
+def test_demo_on_the_embedded_checkpoint(run):
+    assert run("demo")[0] == 0
+
+
+@pytest.mark.skipif(EMBEDDED.is_file(), reason="the embedded checkpoint is there")
+def test_demo_without_embedded_checkpoint(refused):
+    assert "no embedded checkpoint" in refused("demo")
+
+
+def test_bad_texts(refused, tmp_path, monkeypatch):
+    ask = ["ask", "--question", "Who?", "--context"]
+    assert "No such file" in refused(*ask, tmp_path / "none.txt")
+    assert "error: " in refused(*ask, tmp_path)
+    bad = tmp_path / "bad.bin"
+    bad.write_bytes(b"text \xff\xfe")
+    assert "byte 0xff at position 5" in refused(*ask, bad)
+    bad.write_bytes(b" \n")
+    assert "empty or only white space" in refused(*ask, bad)
+    feed(monkeypatch, b"")
+    assert "standard input is empty" in refused(*ask, "-")
+
+
+def test_bad_arguments(refused, checkpoints, text):
+    one = ["--model", checkpoints / "one"]
+    ask = ["ask", "--question", "Who?", "--context", text]
+    assert "--question" in refused("ask", "--context", text)
+    assert "exactly one" in refused("ask", "--question", "Who?")
+    assert "exactly one" in refused("reconstruct")
+    assert "No such command" in refused("aks")
+    assert "[4, 16]" in refused(*ask, *one, "--rate", 5)
+    assert "'--rate'" in refused(*ask, *one, "--rate", "four")
+    assert "question is empty" in refused("ask", "--context", text, "--question", " ", *one)
+    assert "choose one of auto" in refused(*ask, *one, "--dtype", "float33")
+    assert "cannot be used" in refused(*ask, *one, "--device", "abacus")
+    assert "no such folder" in refused(*ask, "--model", "./nowhere")
+    assert "--suite" in refused("eval", "--suite", "large")
+
+
+def test_bad_memories(refused, run, checkpoints, text, tmp_path):
+    memory = tmp_path / "m.safetensors"
+    run("compress", text, "-o", memory, "--model", checkpoints / "one")
+    ask = ["ask", "--question", "Who?", "--memory", memory, "--model"]
+    assert "written by compressor" in refused(*ask, checkpoints / "other")
+    memory.write_bytes(memory.read_bytes()[:-9])
+    assert "cannot be read as a memory" in refused(*ask, checkpoints / "one")
+    memory.unlink()
+    assert "no memory file" in refused(*ask, checkpoints / "one")
+
+
+def test_another_kind_of_checkpoint(refused, zoo, text):
+    folder = zoo.folder("llama", "decoder")
+    message = refused("ask", "--question", "Who?", "--context", text, "--model", folder)
+    assert "no memslots checkpoint but a 'llama' model" in message
+
+
+def test_bad_recipes(refused):
+    assert "did you mean 'tiny'" in refused("train", "tinny")
+    assert "did you mean 'seed'" in refused("train", "tiny", "--set", "decoder.sed=1")
+    assert "key=value" in refused("train", "tiny", "--set", "seed")
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    with pytest.raises(ValueError, match="did you mean"):
+        main(["--debug", "train", "tinny"])
+    monkeypatch.delenv("MEMSLOTS_DEBUG")

@@ -1,0 +1,63 @@
+import pytest
+import yaml
+
+from memslots.configuration import apply_overrides, load_recipe, packaged_recipes
+
+RECIPE = {"seed": 0, "training": {"learning_rate": 0.1}, "stages": [{"steps": 5}, {"steps": 7}]}
+
+
+def test_packaged_recipe_by_name_and_overrides():
+    assert "tiny" in packaged_recipes()
+    plain = load_recipe("tiny")
+    changed = load_recipe("tiny", ["decoder.seed=7", "decoder.training.learning_rate=0.5"])
+    assert changed["decoder"]["seed"] == 7
+    assert changed["decoder"]["training"]["learning_rate"] == 0.5
+    changed["decoder"]["seed"] = plain["decoder"]["seed"]
+    changed["decoder"]["training"] = plain["decoder"]["training"]
+    assert changed == plain
+
+
+def test_recipe_from_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    assert load_recipe(path) == RECIPE
+
+
+def test_values_are_yaml_and_the_input_stays():
+    changed = apply_overrides(RECIPE, ["stages.1.steps=[4, 16]", "seed={a: true}"])
+    assert changed["stages"] == [{"steps": 5}, {"steps": [4, 16]}]
+    assert changed["seed"] == {"a": True}
+    assert RECIPE["stages"][1] == {"steps": 7}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seeed=1", "did you mean 'seed'"),
+        ("training.learning_rat=1", "in training, did you mean 'learning_rate'"),
+        ("stages.2.steps=1", "no key '2' in stages"),
+        ("seed.deeper=1", "has no keys below"),
+        ("seed", "must be key=value"),
+        ("=1", "must be key=value"),
+        ("seed=[1", "not valid YAML"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(RECIPE, [override])
+
+
+def test_bad_recipes(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+        load_recipe("tinny")
+    for text, message in (("", "mapping"), ("- 1", "mapping"), ("a: [", "not valid YAML")):
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_recipe(path)
+
+
+def test_config_is_re_exported():
+    from memslots import MemslotsConfig, configuration
+
+    assert configuration.MemslotsConfig is MemslotsConfig
