@@ -87,7 +87,9 @@ def first_gradients(zoo, tmp_path, rows, **given):
 
     class Watched(CompressorTrainer):
         def _clip_grad_norm(self, wrapped):
-            seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            seen.update(
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            )
             return super()._clip_grad_norm(wrapped)
 
     trainer = Watched(

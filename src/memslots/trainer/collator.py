@@ -76,7 +76,7 @@ class CompressorCollator:
         self.args = args
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`segment_input_ids` and `segment_attention_mask`, each `(segments, tokens)`, and `batch`."""
+        """`segment_input_ids` and `segment_attention_mask` `(segments, tokens)`, and `batch`."""
         spans: list[Span] = []
         rows: list[Row] = []
         for example in examples:

@@ -1,6 +1,7 @@
 """Arguments of `CompressorTrainer`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from trl import SFTConfig
@@ -20,8 +21,8 @@ class CompressorConfig(SFTConfig):
         completion_weight: lambda of PCC, eq. 5. 0 trains reconstruction only (the paper's warm-up
             stage and its ablation "w/o text completion"), 1 completion only.
         answer_weight: weight of the mean loss over answer tokens.
-        reconstruction_share: share of question-answering contexts that are reconstructed too, so that
-            `<AE>` is not forgotten.
+        reconstruction_share: share of question-answering contexts that are reconstructed too, so
+            that `<AE>` is not forgotten.
         training_rates: rates to train, by default all of the model's; where there are several, each
             step draws one as a function of `seed` and the step's number.
         training_segments: most segments of a `text` row that are compressed.
@@ -48,6 +49,8 @@ class CompressorConfig(SFTConfig):
     questions_per_context: int | None = field(
         default=None, metadata={"help": "Most questions of a row that are trained on at a time."}
     )
+    bf16: bool | None = field(default=None, metadata={"help": "See SFTConfig."})
+    dataset_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "See SFTConfig."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "See TrainingArguments."})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay off: the context is a column of its own."}

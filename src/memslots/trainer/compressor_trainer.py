@@ -87,13 +87,13 @@ class CompressorTrainer(SFTTrainer):
 
     def rate_of_step(self, step: int) -> int:
         """The rate that optimizer step `step` trains: the same after resuming, on every process and
-        in every accumulated batch."""
+        in every accumulated batch.
+        """
         return random.Random(f"rate-{self.args.seed}-{step}").choice(self.rates)
 
     def _set_signature_columns_if_needed(self) -> None:
         # SFTTrainer would keep only input_ids and labels, and train without any context.
-        if self._signature_columns is None:
-            self._signature_columns = ["text", "context", "question", "answer"]
+        self._signature_columns = ["text", "context", "question", "answer"]
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """`(3,)` target tokens of each task in the whole optimizer step, over all processes."""
@@ -130,8 +130,9 @@ class CompressorTrainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _record(self, outputs: MemslotsOutput, totals, rate: int, mode: str) -> None:
-        counts = outputs.task_counts
-        means = outputs.task_losses
+        counts, means = outputs.task_counts, outputs.task_losses
+        if counts is None or means is None:
+            return
         if totals is not None:  # per token of this batch, whatever the step's totals
             means = means * totals.to(means.device) / counts.clamp(min=1)
         for task, mean, count in zip(TASKS, means.tolist(), counts.tolist(), strict=True):

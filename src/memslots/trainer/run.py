@@ -108,7 +108,7 @@ def _run_stage(
 
 
 def new_tiny_compressor(recipe: dict[str, Any], output: Path) -> MemslotsModel:
-    """An untrained compressor for the tiny decoder, whose encoder starts from the decoder's weights.
+    """An untrained compressor for the tiny decoder; its encoder starts from the decoder's weights.
 
     The encoder has a tokenizer of its own: a token that both vocabularies hold starts from the
     decoder's embedding of it, any other from the mean of the decoder's tokens that spell it.

@@ -1,6 +1,7 @@
 """The rows of a recipe's stage, from the sources that the stage lists."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -48,7 +49,7 @@ def _personas(rows: int, seed: str, books: str | None, people: int = 1, question
 
 def _persona_texts(rows: int, seed: str, books: str | None, sentences: int = 2):
     rng = random.Random(seed)
-    texts = []
+    texts: list[dict[str, Any]] = []
     for row in persona_rows("train", rows, seed=_number(seed)):
         parts = row["context"].split(". ")
         count = min(len(parts), rng.randint(1, sentences))
@@ -60,7 +61,7 @@ def _persona_texts(rows: int, seed: str, books: str | None, sentences: int = 2):
 def _books(rows: int, seed: str, books: str | None, characters: int = 900):
     rng = random.Random(seed)
     library = list(iterate_books(books, limit=40))
-    texts = []
+    texts: list[dict[str, Any]] = []
     while len(texts) < rows:
         book = rng.choice(library)
         start = rng.randrange(max(1, len(book) - characters))
@@ -74,4 +75,8 @@ def _number(seed: str) -> int:
     return random.Random(seed).getrandbits(31)
 
 
-_SOURCES = {"personas": _personas, "persona_texts": _persona_texts, "books": _books}
+_SOURCES: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "personas": _personas,
+    "persona_texts": _persona_texts,
+    "books": _books,
+}
