@@ -40,6 +40,7 @@ lint: $(VENV)/.dev
 tiny: $(VENV)/.dev
 	$(BIN)/memslots train tiny $(if $(BOOKS),--books "$(BOOKS)") --output runs/tiny \
 		--install src/memslots/assets/tiny
+	$(BIN)/memslots eval src/memslots/assets/tiny --suite tiny --card --readme README.md
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

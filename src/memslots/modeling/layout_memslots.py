@@ -37,6 +37,8 @@ class Row:
         prompt: tokens around the memory.
         target: tokens to predict after the prompt; empty for generation.
         given: how many tokens of `target` are input only.
+        predicted: for each token of `target` whether it is predicted, where input and targets take
+            turns (several questions in one row); None predicts all after `given`.
         task: RECONSTRUCTION, COMPLETION or ANSWER.
     """
 
@@ -45,11 +47,22 @@ class Row:
     target: list[int] = field(default_factory=list)
     given: int = 0
     task: int = ANSWER
+    predicted: list[bool] | None = None
 
     @property
     def n_targets(self) -> int:
         """Tokens of `target` that are predicted."""
+        if self.predicted is not None:
+            return sum(self.predicted)
         return max(0, len(self.target) - self.given)
+
+    def target_labels(self) -> list[int]:
+        """Labels of `target`: its tokens where they are predicted, else `IGNORE`."""
+        predicted = self.predicted or [i >= self.given for i in range(len(self.target))]
+        return [
+            token if wanted else IGNORE
+            for token, wanted in zip(self.target, predicted, strict=True)
+        ]
 
 
 def row_length(row: Row, segment_slots: list[int], use_markers: bool) -> int:
@@ -99,8 +112,8 @@ def lay_out(
         before, after, target = row.prompt.before, row.prompt.after, row.target
         ids.append([*before, *[pad_id] * len(wrapped), *after, *target])
         memory.append([*[0] * len(before), *wrapped, *[0] * (len(after) + len(target))])
-        unpredicted = len(before) + len(wrapped) + len(after) + min(row.given, len(target))
-        labels.append([*[IGNORE] * unpredicted, *target[row.given :]])
+        prompted = len(before) + len(wrapped) + len(after)
+        labels.append([*[IGNORE] * prompted, *row.target_labels()])
     length = max(len(row) for row in ids)
 
     def pad(values: list[list[int]], filler: int) -> torch.Tensor:

@@ -112,19 +112,29 @@ class CompressorCollator:
         if isinstance(questions, str):
             questions, answers = [questions], [answers]
         most = self.args.questions_per_context
-        for question, answer in list(zip(questions, answers, strict=True))[:most]:
-            rows.append(
-                Row(
-                    segments,
-                    self.processor.prompt(question=question),
-                    self.processor.answer_ids(answer),
-                    task=ANSWER,
-                )
-            )
+        asked = [
+            (self.processor.prompt(question=question), self.processor.answer_ids(answer))
+            for question, answer in list(zip(questions, answers, strict=True))[:most]
+        ]
+        if self.args.pack_questions:
+            rows.append(self._pack(segments, asked))
+        else:
+            rows += [Row(segments, prompt, ids, task=ANSWER) for prompt, ids in asked]
         # A function of the text, so that neither resuming nor accumulation changes what is drawn.
         drawn = int.from_bytes(hashlib.sha256(context.encode()).digest()[:4], "big") / 2**32
         if drawn < self.args.reconstruction_share:
             self._add_reconstructions(context, own, segments, rows)
+
+    def _pack(self, segments: list[int], asked: list[tuple[Prompt, list[int]]]) -> Row:
+        """One row of all questions, blank lines between: question, answer, question, answer, ..."""
+        (prompt, target), *others = asked
+        row = Row(segments, prompt, list(target), task=ANSWER, predicted=[True] * len(target))
+        gap = self.processor.decoder_text.encode("\n\n")
+        for other, ids in others:
+            question = gap + other.after
+            row.target += question + ids
+            row.predicted = [*(row.predicted or []), *[False] * len(question), *[True] * len(ids)]
+        return row
 
     def _add_reconstructions(
         self, text: str, own: list[Span], segments: list[int], rows: list[Row]

@@ -28,6 +28,9 @@ class CompressorConfig(SFTConfig):
         training_segments: most segments of a `text` row that are compressed.
         completion_length: most decoder tokens of the text that follows them to be completed.
         questions_per_context: most questions of a row that are trained on at a time.
+        pack_questions: all of a context's questions follow one another in one decoder row, each
+            answer a target, instead of a row each; cheaper where contexts have many questions.
+            Plain prompts only.
     """
 
     completion_weight: float = field(
@@ -51,6 +54,9 @@ class CompressorConfig(SFTConfig):
     )
     bf16: bool | None = field(default=None, metadata={"help": "See SFTConfig."})
     dataset_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "See SFTConfig."})
+    pack_questions: bool = field(
+        default=False, metadata={"help": "Train a context's questions in one decoder row."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "See TrainingArguments."})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay off: the context is a column of its own."}

@@ -59,6 +59,11 @@ class CompressorTrainer(SFTTrainer):
             if first is None:
                 raise ValueError(f"the {name} dataset is empty.")
             check_columns(list(first), name)
+        if args.pack_questions and processor.prompt_format != "plain":
+            raise ValueError(
+                "pack_questions=True needs prompt_format='plain': "
+                "in a chat each question has its own row."
+            )
         self.rates = args.training_rates or list(model.config.compression_rates)
         for rate in self.rates:
             processor.check_rate(rate)
