@@ -55,6 +55,10 @@ class MemslotsConfig(PreTrainedConfig):
         plain_prompt: what follows the slots; `{question}` stands for the user's question.
         fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
             written by `save_pretrained`; a memory carries it and a model checks it.
+        memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
+            has them, or "spread" over the segment, so that under rotary positions each memory token
+            is near the text it stands for. Either way the first slots of a finer rate are those of a
+            coarser one.
         initializer_range: standard deviation of newly made linear weights.
     """
 
@@ -80,6 +84,7 @@ class MemslotsConfig(PreTrainedConfig):
     prompt_format: str = "plain"
     plain_prompt: str = PLAIN_PROMPT
     fingerprint: str | None = None
+    memory_positions: str = "after"
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -114,6 +119,10 @@ class MemslotsConfig(PreTrainedConfig):
         if self.prompt_format not in ("plain", "chat"):
             raise ValueError(
                 f"prompt_format must be 'plain' or 'chat', got {self.prompt_format!r}."
+            )
+        if self.memory_positions not in ("after", "spread"):
+            raise ValueError(
+                f"memory_positions must be 'after' or 'spread', got {self.memory_positions!r}."
             )
         if self.plain_prompt.count("{question}") != 1:
             raise ValueError(

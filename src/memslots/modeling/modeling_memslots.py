@@ -27,6 +27,7 @@ from .parts_memslots import (
     Converter,
     add_lora,
     build_encoder,
+    check_takes_positions,
     embedding_scale,
     encoder_embedding_dim,
     fingerprint,
@@ -95,6 +96,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         self.memory_tokens = nn.Parameter(
             torch.empty(config.max_slots, encoder_embedding_dim(self.encoder))
         )
+        if config.memory_positions == "spread":
+            check_takes_positions(self.encoder)
         self.converter = Converter(d_encoder, config.converter_hidden_size or d_decoder, d_decoder)
         self.markers = nn.Parameter(torch.empty(3, d_decoder))
         self.decoder: PreTrainedModel | None = None
@@ -153,15 +156,23 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         version = tuple(parameter._version for parameter in parameters)
         if self._fingerprint is None or self._fingerprint[0] != version:
             tokenizer = self._need_processor().encoder_text.backend.to_str()
-            value = fingerprint(
-                self.encoder, self.memory_tokens, tokenizer, self.config.segment_length
-            )
+            segmentation = f"{self.config.segment_length} {self.config.memory_positions}"
+            value = fingerprint(self.encoder, self.memory_tokens, tokenizer, segmentation)
             self._fingerprint = (version, value)
         return self._fingerprint[1]
 
     def _trust_fingerprint(self, value: str) -> None:
         parameters = [*self.encoder.parameters(), self.memory_tokens]
         self._fingerprint = (tuple(parameter._version for parameter in parameters), value)
+
+    @property
+    def memory_places(self) -> torch.Tensor:
+        """`(max_slots,)` place of each memory token in its segment, from 0 to 1, when they are spread.
+
+        The van der Corput sequence: any first k of them lie evenly, so no rate is favoured.
+        """
+        places = [int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(self.memory_tokens.shape[0])]
+        return torch.tensor(places, device=self.memory_tokens.device)
 
     def _need_decoder(self) -> PreTrainedModel:
         if self.decoder is None:
@@ -214,7 +225,11 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         inputs = torch.where(is_slot.unsqueeze(-1), memory, tokens)
         # Under a causal encoder what follows cannot be seen, so no mask (and no slower kernel).
         mask = None if self.config.encoder_is_causal else (positions < ends).long()
-        states = self.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+        placed = {}
+        if self.config.memory_positions == "spread":
+            spread = (self.memory_places[slot_index] * lengths).long()
+            placed["position_ids"] = torch.where(is_slot, spread, positions)
+        states = self.encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
         return states[is_slot]
 
     @torch.no_grad()

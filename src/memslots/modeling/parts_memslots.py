@@ -125,6 +125,19 @@ def merge_lora(encoder: PreTrainedModel) -> None:
     encoder.requires_grad_(True)
 
 
+def check_takes_positions(encoder: PreTrainedModel) -> None:
+    """Refuse an encoder whose memory tokens cannot be given positions.
+
+    Raises:
+        ValueError: its forward takes no `position_ids`.
+    """
+    if "position_ids" not in inspect.signature(encoder.forward).parameters:
+        raise ValueError(
+            f"memory_positions='spread' needs an encoder that takes position_ids, and "
+            f"{type(encoder).__name__} does not; use 'after'."
+        )
+
+
 def encoder_embedding_dim(encoder: PreTrainedModel) -> int:
     """Width of the encoder's input embeddings (ALBERT's and ELECTRA's differ from its states)."""
     return encoder.get_input_embeddings().weight.shape[1]
@@ -158,7 +171,7 @@ def is_causal(encoder: PreTrainedModel) -> bool:
 
 
 def fingerprint(
-    encoder: PreTrainedModel, memory_tokens: torch.Tensor, tokenizer: str, segment_length: int
+    encoder: PreTrainedModel, memory_tokens: torch.Tensor, tokenizer: str, segmentation: str
 ) -> str:
     """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
 
@@ -166,9 +179,9 @@ def fingerprint(
         encoder: the encoder with its weights.
         memory_tokens: `(max_slots, d_embedding)`.
         tokenizer: the encoder tokenizer's plain-text backend as JSON.
-        segment_length: tokens of a full segment.
+        segmentation: what decides segments and the places of their memory tokens.
     """
-    digest = hashlib.sha256(f"memslots 1 {segment_length}\n".encode())
+    digest = hashlib.sha256(f"memslots 1 {segmentation}\n".encode())
     digest.update(tokenizer.encode())
     weights = {**encoder.state_dict(), "memory_tokens": memory_tokens}
     for name in sorted(weights):

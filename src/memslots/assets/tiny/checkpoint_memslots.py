@@ -1,0 +1,314 @@
+"""Making, saving and loading compressors.
+
+A checkpoint holds the compressor: encoder (or its LoRA adapter), memory tokens, converter, markers,
+both tokenizers, and the code of this folder. The decoder is named, not held, unless
+`config.bundle_decoder` is set.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from .configuration_memslots import MemslotsConfig
+from .parts_memslots import LORA_MARK, add_lora, is_causal, load_encoder, merge_lora
+from .processing_memslots import MemslotsProcessor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Model
+else:
+    _Model = object
+
+_HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
+_DECODER_FOLDER = "decoder"
+
+
+class CheckpointMixin(_Model):
+    """`from_pretrained`, `save_pretrained` and their relatives of `MemslotsModel`."""
+
+    encoder: PreTrainedModel
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls,
+        encoder: str,
+        decoder: str,
+        *,
+        dtype=None,
+        device_map=None,
+        encoder_kwargs: dict[str, Any] | None = None,
+        decoder_kwargs: dict[str, Any] | None = None,
+        **config_kwargs,
+    ) -> "_Model":
+        """A new compressor from two pretrained models; converter and memory tokens are untrained.
+
+        Args:
+            encoder: repository or folder of the encoder, a causal LM or a bidirectional encoder.
+            decoder: repository or folder of the decoder, a causal LM that stays as it is.
+            dtype: of both; float32 where there is no accelerator and nothing is said.
+            device_map: of both.
+            encoder_kwargs: for the encoder's `from_pretrained` alone.
+            decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
+            config_kwargs: fields of `MemslotsConfig`, such as `compression_rates=[4, 16]`,
+                `segment_length=256`, `encoder_lora={}` (PCC-Large's) or `encoder_revision=...`.
+
+        Raises:
+            ValueError: fields that do not go together; see `MemslotsConfig`.
+        """
+        shared = {"dtype": _pick_dtype(dtype), "device_map": device_map}
+        encoder_kwargs = {
+            **(encoder_kwargs or {}),
+            "revision": config_kwargs.get("encoder_revision"),
+        }
+        decoder_kwargs = {
+            **(decoder_kwargs or {}),
+            "revision": config_kwargs.get("decoder_revision"),
+        }
+        trust = {
+            kind: {
+                key: kwargs[key]
+                for key in (*_HUB_KWARGS, "trust_remote_code", "revision")
+                if key in kwargs
+            }
+            for kind, kwargs in (("encoder", encoder_kwargs), ("decoder", decoder_kwargs))
+        }
+        config = MemslotsConfig(
+            encoder_config=AutoConfig.from_pretrained(encoder, **trust["encoder"]),
+            decoder_config=AutoConfig.from_pretrained(decoder, **trust["decoder"]),
+            encoder_name_or_path=encoder,
+            decoder_name_or_path=decoder,
+            **config_kwargs,
+        )
+        processor = MemslotsProcessor.for_config(
+            config,
+            AutoTokenizer.from_pretrained(decoder, **trust["decoder"]),
+            AutoTokenizer.from_pretrained(encoder, **trust["encoder"]),
+        )
+        base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
+        base.eval()
+        config.encoder_is_causal = is_causal(base)
+        if config.encoder_lora is not None:
+            add_lora(base, config.encoder_lora)
+        _mark_initialized(base)
+        model = cls(config, encoder=base, load_decoder=False)
+        model.to(device=base.device, dtype=base.dtype)
+        model.processor = processor
+        model.attach_decoder(
+            AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
+        )
+        model.match_scales()
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        load_decoder: bool = True,
+        decoder_kwargs: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        """Load a compressor and its decoder.
+
+        Args:
+            pretrained_model_name_or_path: repository or folder.
+            *model_args: as for any `PreTrainedModel`.
+            load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
+            decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
+            kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too.
+
+        Raises:
+            ValueError: weights missing from the checkpoint.
+            OSError: no such checkpoint, or no such decoder.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        dtype = _pick_dtype(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)))
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            load_decoder=load_decoder,
+            output_loading_info=True,
+            dtype=dtype,
+            **kwargs,
+        )
+        missing = sorted(key for key in info["missing_keys"] if model._holds(key))
+        if missing:
+            raise ValueError(
+                f"checkpoint {str(pretrained_model_name_or_path)!r} lacks {len(missing)} weights "
+                f"of the compressor, for example {missing[:3]}; save it again with save_pretrained."
+            )
+        hub: dict[str, Any] = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
+        shared = {"dtype": dtype, "device_map": kwargs.get("device_map"), **hub}
+        origin: dict[str, Any] = {
+            key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs
+        }
+        config = model.config
+        if config.encoder_lora is not None:
+            model._load_encoder_base(shared)
+        model.processor = MemslotsProcessor.from_pretrained(
+            pretrained_model_name_or_path, **hub, **origin
+        )
+        if config.fingerprint is not None:
+            model._trust_fingerprint(config.fingerprint)
+        if model.decoder is not None:
+            model.attach_decoder(model.decoder)
+            model.decoder.generation_config = _bundled_generation_config(
+                pretrained_model_name_or_path, config, {**hub, **origin}
+            )
+        elif load_decoder and not config.bundle_decoder and config.decoder_name_or_path:
+            decoder = AutoModelForCausalLM.from_pretrained(
+                config.decoder_name_or_path,
+                **{"revision": config.decoder_revision, **shared, **(decoder_kwargs or {})},
+            )
+            model.attach_decoder(decoder)
+        model.eval()
+        return (model, info) if wants_info else model
+
+    def attach_decoder(self, decoder: PreTrainedModel) -> "_Model":
+        """Take a decoder that is already in memory; it is frozen, and its weights are shared.
+
+        Raises:
+            TypeError: not a model of transformers.
+            ValueError: a decoder of another width or vocabulary than the compressor was made for.
+        """
+        if not isinstance(decoder, PreTrainedModel):
+            raise TypeError(
+                f"attach_decoder takes a transformers causal LM, got {type(decoder).__name__}."
+            )
+        wanted, given = self.config.decoder_config, decoder.config
+        for field in ("hidden_size", "vocab_size"):
+            expected = getattr(wanted.get_text_config(), field)
+            actual = getattr(given.get_text_config(), field)
+            if expected != actual:
+                raise ValueError(
+                    f"this compressor writes for a decoder with {field} {expected} "
+                    f"({self.config.decoder_name_or_path or 'bundled'}), the given one has "
+                    f"{actual}; attach that decoder, or train the compressor for yours."
+                )
+        decoder.requires_grad_(False)
+        self.decoder = decoder.eval()
+        return self
+
+    def merge_encoder(self) -> "_Model":
+        """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft."""
+        if self.config.encoder_lora is not None:
+            merge_lora(self.encoder)
+            self.config.encoder_lora = None
+            self._fingerprint: tuple[tuple[int, ...], str] | None = None
+        return self
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """Write weights, configuration, processor and the code that loads them.
+
+        Args:
+            save_directory: folder, made if missing.
+            is_main_process: False writes nothing, as in `PreTrainedModel.save_pretrained`.
+            state_dict: weights to save in place of the model's own.
+            push_to_hub: upload afterwards, to `repo_id` or the folder's name.
+            kwargs: as for `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: the decoder is to be bundled and is not there.
+        """
+        folder = Path(save_directory)
+        if self.config.bundle_decoder and self.decoder is None and state_dict is None:
+            raise ValueError(
+                "config.bundle_decoder is set, but this model was loaded without its decoder, so "
+                "the checkpoint could not be loaded again; attach_decoder(llm) first, or set "
+                "config.bundle_decoder = False and name the decoder in config.decoder_name_or_path."
+            )
+        weights = self.state_dict() if state_dict is None else state_dict
+        weights = {key: value for key, value in weights.items() if self._holds(key)}
+        if is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.processor is not None:
+                self.config.fingerprint = self.fingerprint
+                self.processor.save_pretrained(folder)
+            if self.config.bundle_decoder and self.decoder is not None:
+                self.decoder.generation_config.save_pretrained(folder / _DECODER_FOLDER)
+            for source in sorted(Path(__file__).parent.glob("*_memslots.py")):
+                if source.parent.resolve() != folder.resolve():
+                    shutil.copyfile(source, folder / source.name)
+        repository = {
+            key: kwargs.pop(key)
+            for key in ("repo_id", "commit_message", "create_pr", "private", "revision")
+            if key in kwargs
+        }
+        super().save_pretrained(folder, is_main_process, state_dict=weights, **kwargs)
+        if push_to_hub and is_main_process:
+            # By way of a folder of its own: everything written above has to go up, not only what
+            # PreTrainedModel.save_pretrained writes.
+            token = {"token": kwargs["token"]} if "token" in kwargs else {}
+            self.push_to_hub(repository.pop("repo_id", folder.name), **repository, **token)
+
+    def _holds(self, key: str) -> bool:
+        """Whether a checkpoint of this model holds the weight `key`."""
+        if key.startswith("decoder."):
+            return self.config.bundle_decoder
+        if key.startswith("encoder.") and self.config.encoder_lora is not None:
+            return LORA_MARK in key
+        return True
+
+    def _load_encoder_base(self, shared: dict[str, Any]) -> None:
+        """Put the pretrained base under the adapter that the checkpoint held."""
+        config = self.config
+        if config.encoder_name_or_path is None:
+            raise ValueError(
+                "this checkpoint holds a LoRA adapter but its config names no "
+                "encoder_name_or_path; set it, or save the checkpoint after model.merge_encoder()."
+            )
+        adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
+        base = load_encoder(
+            config.encoder_name_or_path,
+            config.encoder_config,
+            **{"revision": config.encoder_revision, **shared},
+        )
+        add_lora(base, config.encoder_lora)
+        outcome = base.load_state_dict(adapter, strict=False)
+        if outcome.unexpected_keys:
+            raise ValueError(
+                f"the adapter does not fit {config.encoder_name_or_path!r}: it has weights for "
+                f"{outcome.unexpected_keys[:3]}, which that model lacks."
+            )
+        base.config.use_cache = False
+        self.encoder = base
+
+
+def _pick_dtype(dtype):
+    """The given dtype, else float32 where there is no accelerator: bfloat16 on a CPU without native
+    support is about 300 times slower.
+    """
+    if dtype is None and not torch.accelerator.is_available():
+        return torch.float32
+    return "auto" if dtype is None else dtype
+
+
+def _mark_initialized(module: torch.nn.Module) -> None:
+    for part in module.modules():
+        part._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def _bundled_generation_config(
+    name, config: MemslotsConfig, hub: dict[str, Any]
+) -> GenerationConfig:
+    folder = "/".join(part for part in (hub.pop("subfolder", ""), _DECODER_FOLDER) if part)
+    try:
+        return GenerationConfig.from_pretrained(name, subfolder=folder, **hub)
+    except OSError:  # saved without one
+        return GenerationConfig.from_model_config(config.decoder_config)

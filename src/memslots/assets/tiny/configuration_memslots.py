@@ -1,0 +1,165 @@
+"""Configuration of a memslots compressor.
+
+No `from __future__ import annotations` here: it would switch the strict type checks of
+`PreTrainedConfig` off and turn `config_class` into a string.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+PLAIN_PROMPT = "Question: {question}\n\nAnswer: "
+"""The question-answering prompt of the published PCC code."""
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_memslots.MemslotsConfig",
+    "AutoModel": "modeling_memslots.MemslotsModel",
+    "AutoModelForCausalLM": "modeling_memslots.MemslotsModel",
+    "AutoProcessor": "processing_memslots.MemslotsProcessor",
+}
+
+LORA_DEFAULTS: dict[str, Any] = {
+    "r": 64,
+    "alpha": 32,
+    "dropout": 0.1,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+"""PCC-Large (PCC, table A4 and section 3.1.2)."""
+
+
+@strict
+class MemslotsConfig(PreTrainedConfig):
+    """Everything that a compressor is, apart from its weights.
+
+    Args:
+        encoder_config: configuration of the encoder, the model that writes slots.
+        decoder_config: configuration of the frozen decoder, the model that reads them.
+        encoder_name_or_path: where the encoder's base weights come from; read at loading only when
+            the checkpoint holds a LoRA adapter instead of whole weights.
+        encoder_revision: commit, branch or tag of `encoder_name_or_path`.
+        decoder_name_or_path: the decoder that the compressor was trained for, as a PEFT adapter
+            names its base model.
+        decoder_revision: commit, branch or tag of `decoder_name_or_path`.
+        bundle_decoder: whether `save_pretrained` puts the decoder's weights into the checkpoint.
+        compression_rates: the rates (encoder tokens per slot) that may be asked of `compress`.
+        segment_length: longest segment, in encoder tokens (PCC, section 2.2: 256).
+        encoder_lora: `{"r", "alpha", "dropout", "target_modules"}` for a LoRA encoder (PCC-Large),
+            None for an encoder whose every weight is trained (PCC-Lite).
+        encoder_is_causal: probed when the compressor is made. Under a causal encoder the slots of a
+            coarse rate are the first slots of a finer one.
+        converter_hidden_size: width between the converter's linear layers, by default d_decoder.
+        use_markers: wrap each segment's slots in the learned `<MEM>` and `</MEM>` vectors.
+        prompt_format: "plain" (`plain_prompt`) or "chat" (the decoder tokenizer's chat template).
+        plain_prompt: what follows the slots; `{question}` stands for the user's question.
+        fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
+            written by `save_pretrained`; a memory carries it and a model checks it.
+        memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
+            has them, or "spread" over the segment, so that under rotary positions each memory token
+            is near the text it stands for. Either way the first slots of a finer rate are those of a
+            coarser one.
+        initializer_range: standard deviation of newly made linear weights.
+    """
+
+    model_type = "memslots"
+    sub_configs_defaults = {
+        "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2"),
+        "decoder_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    decoder_config: dict | PreTrainedConfig | None = None
+    encoder_name_or_path: str | None = None
+    encoder_revision: str | None = None
+    decoder_name_or_path: str | None = None
+    decoder_revision: str | None = None
+    bundle_decoder: bool = False
+    compression_rates: list[int] | tuple[int, ...] = (4,)
+    segment_length: int = 256
+    encoder_lora: dict | None = None
+    encoder_is_causal: bool = True
+    converter_hidden_size: int | None = None
+    use_markers: bool = True
+    prompt_format: str = "plain"
+    plain_prompt: str = PLAIN_PROMPT
+    fingerprint: str | None = None
+    memory_positions: str = "after"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        self.compression_rates = sorted(self.compression_rates)
+        if self.encoder_lora is not None:
+            unknown = sorted(set(self.encoder_lora) - set(LORA_DEFAULTS))
+            if unknown:
+                raise ValueError(
+                    f"encoder_lora has unknown keys {unknown}; allowed are {sorted(LORA_DEFAULTS)}."
+                )
+            self.encoder_lora = {**LORA_DEFAULTS, **self.encoder_lora}
+        super().__post_init__(**kwargs)
+        self.auto_map = dict(AUTO_MAP)
+        # `@strict` runs it once more, but wraps what it raises: users get the plain ValueError.
+        self.validate_architecture()
+
+    def validate_architecture(self):
+        """Checks that need more than one field; raises `ValueError` with what to do."""
+        rates = list(self.compression_rates)
+        if not rates or any(rate < 1 for rate in rates) or len(set(rates)) != len(rates):
+            raise ValueError(
+                f"compression_rates must be distinct integers of at least 1, got {rates}; "
+                "for example [4, 16]."
+            )
+        if self.segment_length < 1:
+            raise ValueError(f"segment_length must be at least 1 token, got {self.segment_length}.")
+        if rates[-1] > self.segment_length:
+            raise ValueError(
+                f"compression rate {rates[-1]} is coarser than one slot a segment of "
+                f"{self.segment_length} tokens; use rates up to segment_length."
+            )
+        if self.prompt_format not in ("plain", "chat"):
+            raise ValueError(
+                f"prompt_format must be 'plain' or 'chat', got {self.prompt_format!r}."
+            )
+        if self.memory_positions not in ("after", "spread"):
+            raise ValueError(
+                f"memory_positions must be 'after' or 'spread', got {self.memory_positions!r}."
+            )
+        if self.plain_prompt.count("{question}") != 1:
+            raise ValueError(
+                f"plain_prompt must contain '{{question}}' exactly once, got {self.plain_prompt!r}."
+            )
+        positions = max_positions(self.encoder_config)
+        needed = self.segment_length + self.max_slots
+        if positions is not None and needed > positions:
+            raise ValueError(
+                f"a segment of {self.segment_length} tokens and its {self.max_slots} memory tokens "
+                f"need {needed} positions, but the encoder has {positions}; "
+                "use a smaller segment_length or coarser compression_rates."
+            )
+
+    @property
+    def max_slots(self) -> int:
+        """Slots of a full segment at the finest rate: the number of memory tokens."""
+        return -(-self.segment_length // min(self.compression_rates))
+
+    @property
+    def encoder_is_merged(self) -> bool:
+        """Whether the checkpoint holds the encoder's whole weights rather than a LoRA adapter."""
+        return self.encoder_lora is None
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """The decoder's configuration (the one whose vocabulary is generated)."""
+        if encoder and not decoder:
+            return self.encoder_config
+        # Where it is called before the sub-configs are made, they are None or dicts.
+        if isinstance(self.decoder_config, PreTrainedConfig):
+            return self.decoder_config.get_text_config()
+        return self
+
+
+def max_positions(config) -> int | None:
+    """Most positions that a model of this configuration takes, or None where it sets no limit."""
+    if config is None or isinstance(config, dict):
+        return None
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None

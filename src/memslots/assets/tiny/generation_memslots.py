@@ -1,0 +1,350 @@
+"""Answering from memories and reconstructing them with the frozen decoder."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from .configuration_memslots import max_positions
+from .layout_memslots import RECONSTRUCTION, Prompt, Row, row_length
+from .memory_memslots import Memory, slots_for
+from .processing_memslots import as_list
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Model
+else:
+    _Model = object
+
+DEFAULT_NEW_TOKENS = 256
+
+REFUSED = {
+    "input_ids": "give context=, memory= and question=",
+    "inputs": "give context=, memory= and question=",
+    "inputs_embeds": "give context=, memory= and question=",
+    "attention_mask": "memslots makes it",
+    "position_ids": "memslots makes them",
+    "past_key_values": "a memory takes its place",
+    "assistant_model": "assisted generation needs token ids, not embeddings",
+    "assistant_tokenizer": "assisted generation needs token ids, not embeddings",
+    "assistant_early_exit": "assisted generation needs token ids, not embeddings",
+    "prompt_lookup_num_tokens": "prompt lookup needs token ids, not embeddings",
+    "use_mtp": "assisted generation needs token ids, not embeddings",
+    "guidance_scale": "classifier-free guidance needs token ids, not embeddings",
+    "negative_prompt_ids": "classifier-free guidance needs token ids, not embeddings",
+    "negative_prompt_attention_mask": "classifier-free guidance needs token ids, not embeddings",
+    "encoder_repetition_penalty": "it penalises prompt token ids, and slots have none",
+    "encoder_no_repeat_ngram_size": "it compares prompt token ids, and slots have none",
+    "custom_generate": "it replaces the decoder's generate; call it on model.decoder",
+}
+"""Arguments of `generate` that cannot work when the prompt is made of embeddings."""
+
+_NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
+"""Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
+
+
+def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
+    """Which context each answer reads: n with n pair, 1 with n and n with 1 broadcast.
+
+    Raises:
+        ValueError: any other pair of lengths.
+    """
+    if n_contexts == n_questions:
+        return [(i, i) for i in range(n_contexts)]
+    if n_contexts == 1:
+        return [(0, i) for i in range(n_questions)]
+    if n_questions == 1:
+        return [(i, 0) for i in range(n_contexts)]
+    raise ValueError(
+        f"{n_contexts} contexts and {n_questions} questions do not go together: give equally many "
+        "of both, or one of either."
+    )
+
+
+class AnsweringMixin(_Model):
+    """`generate` and `reconstruct` of `MemslotsModel`."""
+
+    def generate(
+        self,
+        context: str | Sequence[str] | None = None,
+        question: str | Sequence[str] | None = None,
+        memory: Memory | None = None,
+        messages: list | None = None,
+        rate: int | None = None,
+        batch_size: int = 32,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        **generate_kwargs,
+    ):
+        """Answer questions from contexts or from memories of them.
+
+        Args:
+            context: a text or n texts, compressed on the spot.
+            question: a question or n questions. n contexts with n questions pair; one of either is
+                used for all of the other.
+            memory: what `compress` returned, in place of `context`.
+            messages: a chat, or n chats, in place of `question`; `[{"role", "content"}, ...]`.
+            rate: encoder tokens per slot for `context`; for `memory`, a coarser rate than its own.
+            batch_size: rows that the decoder generates for at once.
+            chat_template_kwargs: passed to the chat template.
+            generate_kwargs: any argument of `transformers`' `generate` (sampling, beams, streamer,
+                stop strings, ...); those that cannot work with embeddings are refused by name.
+
+        Returns:
+            One string where both sides were single, else a list in order (with
+            `num_return_sequences=k`, k consecutive strings an answer). With
+            `return_dict_in_generate=True`, what the decoder's `generate` returns.
+
+        Raises:
+            ValueError: empty texts, lists that do not go together, a rate it was not trained for, a
+                memory of another compressor, refused arguments, no decoder, or more positions than
+                the decoder has.
+            TypeError: arguments of another type.
+        """
+        decoder, processor = self._need_decoder(), self._need_processor()
+        self._check_generate_kwargs(generate_kwargs)
+        if (context is None) == (memory is None):
+            raise ValueError(
+                "give either context=... or memory=..., "
+                f"got {'both' if context is not None else 'neither'}."
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        prompts, single_prompt = self._prompts(question, messages, chat_template_kwargs or {})
+        if memory is None:
+            texts = as_list(context, "context")
+            if not texts:
+                raise ValueError("context is an empty list; give at least one text.")
+            single = isinstance(context, str)
+            pairs = pair(len(texts), len(prompts))
+            rate = processor.check_rate(rate)
+            spans = self.segment(texts)
+            tokens = [[len(span.ids) for span in document] for document in spans]
+            # Whether all fits is known before anything is encoded.
+            self._check_room(tokens, rate, prompts, pairs, generate_kwargs)
+            memory = self._compress_spans(texts, spans, rate)
+        else:
+            self._check_memory(memory)
+            single = len(memory) == 1
+            pairs = pair(len(memory), len(prompts))
+            if rate is not None:
+                memory = memory.at_rate(processor.check_rate(rate))
+            tokens = [[s.tokens for s in document] for document in memory.documents]
+            self._check_room(tokens, memory.rate, prompts, pairs, generate_kwargs)
+        starts = [0]
+        for document in memory.documents:
+            starts.append(starts[-1] + len(document))
+        rows = [Row(list(range(starts[i], starts[i + 1])), prompts[j]) for i, j in pairs]
+        kwargs = self._generation_defaults(rows, memory, generate_kwargs)
+        if kwargs.get("return_dict_in_generate") and len(rows) > batch_size:
+            raise ValueError(
+                f"return_dict_in_generate=True returns one batch; {len(rows)} answers need "
+                f"batch_size={len(rows)}, got {batch_size}."
+            )
+        answers: list[str] = []
+        for start in range(0, len(rows), batch_size):
+            output = self._generate_rows(decoder, rows[start : start + batch_size], memory, kwargs)
+            if kwargs.get("return_dict_in_generate"):
+                return output
+            answers += [processor.decode(ids).strip() for ids in output]
+        return answers[0] if single and single_prompt and len(answers) == 1 else answers
+
+    def reconstruct(
+        self, memory: Memory, batch_size: int = 32, **generate_kwargs
+    ) -> str | list[str]:
+        """The text that the decoder reads back from the slots, segment by segment (`<AE>`, eq. 4).
+
+        Args:
+            memory: one document or several.
+            batch_size: segments that are generated at once.
+            generate_kwargs: as in `generate`; greedy by default.
+
+        Returns:
+            One string for one document, else a list.
+        """
+        decoder, processor = self._need_decoder(), self._need_processor()
+        self._check_memory(memory)
+        self._check_generate_kwargs(generate_kwargs)
+        if generate_kwargs.get("return_dict_in_generate"):
+            raise ValueError("reconstruct returns text; return_dict_in_generate is for generate.")
+        rows = [
+            Row([i], Prompt(processor.bos_ids), task=RECONSTRUCTION)
+            for i in range(len(memory.segments))
+        ]
+        # Segments of like length end together, and none is cut short or runs far beyond its end.
+        order = sorted(range(len(rows)), key=lambda i: memory.segments[i].tokens)
+        texts = [""] * len(rows)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            longest = max(memory.segments[i].tokens for i in batch)
+            kwargs = {"max_new_tokens": 2 * longest + 16, "do_sample": False, **generate_kwargs}
+            kwargs = self._generation_defaults([rows[i] for i in batch], memory, kwargs)
+            output = self._generate_rows(decoder, [rows[i] for i in batch], memory, kwargs)
+            for i, ids in zip(batch, output, strict=True):
+                texts[i] = processor.decode(ids)
+        documents, start = [], 0
+        for document in memory.documents:
+            documents.append("".join(texts[start : start + len(document)]))
+            start += len(document)
+        return documents[0] if len(documents) == 1 else documents
+
+    def load_memory(self, path) -> Memory:
+        """Read a memory from disk onto this model's device; it must be this compressor's.
+
+        Raises:
+            ValueError: another compressor's memory, or what `Memory.load` raises.
+        """
+        memory = Memory.load(path, device=self.memory_tokens.device)
+        self._check_memory(memory)
+        return memory
+
+    # -- checks ------------------------------------------------------------------------------------
+
+    def _check_memory(self, memory: Memory) -> None:
+        # A memory made by a copy of this code (remote code beside an installed package) is another
+        # class, so it is recognised by what it holds.
+        if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
+            raise TypeError(
+                "memory must be a Memory from compress or load_memory, got "
+                f"{type(memory).__name__}."
+            )
+        if not memory.documents:
+            raise ValueError("memory has no document; an empty slice answers nothing.")
+        if memory.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "
+                f"is {self.fingerprint[:12]}; its slots mean nothing here. Load the checkpoint "
+                "that wrote it, or compress the text again."
+            )
+
+    def _check_generate_kwargs(self, kwargs: dict[str, Any]) -> None:
+        given = dict(kwargs)
+        generation_config = kwargs.get("generation_config")
+        if isinstance(generation_config, GenerationConfig):
+            given.update(generation_config.to_diff_dict())
+        for name, reason in REFUSED.items():
+            value = given.get(name)
+            if value is None:
+                continue
+            if isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0):
+                continue
+            raise ValueError(f"generate does not take {name} here: {reason}.")
+
+    def _prompts(
+        self, question, messages, template_kwargs: dict[str, Any]
+    ) -> tuple[list[Prompt], bool]:
+        processor = self._need_processor()
+        if messages is None:
+            if question is None:
+                raise ValueError("give question=... or messages=[...], got neither.")
+            questions = as_list(question, "question")
+            if not questions:
+                raise ValueError("question is an empty list; give at least one question.")
+            prompts = [processor.prompt(question=q, **template_kwargs) for q in questions]
+            return prompts, isinstance(question, str)
+        if question is not None:
+            raise ValueError("give either question=... or messages=[...], got both.")
+        if not isinstance(messages, (list, tuple)):
+            raise TypeError(f"messages must be a list, got {type(messages).__name__}.")
+        single = bool(messages) and isinstance(messages[0], dict)
+        chats = [messages] if single else list(messages)
+        if not chats:
+            raise ValueError("messages is an empty list; give at least one message.")
+        return [processor.prompt(messages=chat, **template_kwargs) for chat in chats], single
+
+    def _check_room(
+        self,
+        tokens: list[list[int]],
+        rate: int,
+        prompts: list[Prompt],
+        pairs: list[tuple[int, int]],
+        generate_kwargs: dict[str, Any],
+    ) -> None:
+        """Refuse what the decoder's positions cannot hold, and say what would fit."""
+        limit = max_positions(self._need_decoder().config)
+        if limit is None:
+            return
+        given = generate_kwargs.get("generation_config")
+        new_tokens = generate_kwargs.get("max_new_tokens") or (given and given.max_new_tokens) or 1
+        markers = self.config.use_markers
+
+        def positions(i: int, j: int, at: int) -> int:
+            slots = [slots_for(count, at) for count in tokens[i]]
+            return row_length(Row(list(range(len(slots))), prompts[j]), slots, markers)
+
+        for i, j in pairs:
+            needed = positions(i, j, rate) + new_tokens
+            if needed <= limit:
+                continue
+            slots = sum(slots_for(count, rate) for count in tokens[i])
+            coarser = [
+                r
+                for r in self.config.compression_rates
+                if r > rate and positions(i, j, r) + new_tokens <= limit
+            ]
+            advice = (
+                f"rate={coarser[0]} would fit"
+                if coarser
+                else "no rate of this checkpoint would fit, so split the context"
+            )
+            raise ValueError(
+                f"context {i} has {slots} slots at rate {rate}; with markers, prompt and "
+                f"{new_tokens} new tokens that is {needed} positions, and the decoder has {limit}: "
+                f"{max(0, slots - (needed - limit))} slots fit; {advice}."
+            )
+
+    # -- running -----------------------------------------------------------------------------------
+
+    def _generation_defaults(
+        self, rows: list[Row], memory: Memory, given: dict[str, Any]
+    ) -> dict[str, Any]:
+        """`given`, with what the decoder's own generation configuration leaves open."""
+        decoder, processor = self._need_decoder(), self._need_processor()
+        kwargs = dict(given)
+        own = decoder.generation_config
+        base = kwargs.get("generation_config") or own
+        # What a given configuration leaves open is the decoder's own, and only then ours.
+        if base.eos_token_id is None and own.eos_token_id is None and processor.eos_ids:
+            kwargs.setdefault("eos_token_id", processor.eos_ids[0])
+        if base.pad_token_id is None and own.pad_token_id is None:
+            kwargs.setdefault("pad_token_id", processor.pad_id)
+        limits = ("max_new_tokens", "max_length", "max_time")
+        chosen = [kwargs.get(name) for name in limits]
+        if base is not own:
+            chosen += [getattr(base, name) for name in limits]
+        if all(limit is None for limit in chosen):
+            slots = [segment.slots for segment in memory.segments]
+            used = max(row_length(row, slots, self.config.use_markers) for row in rows)
+            room = max_positions(decoder.config)
+            kwargs["max_new_tokens"] = (
+                DEFAULT_NEW_TOKENS if room is None else max(1, min(DEFAULT_NEW_TOKENS, room - used))
+            )
+        if kwargs.get("stop_strings") or base.stop_strings:
+            kwargs.setdefault("tokenizer", processor.tokenizer)
+        return kwargs
+
+    @torch.no_grad()
+    def _generate_rows(self, decoder, rows: list[Row], memory: Memory, kwargs):
+        """New token ids of laid-out rows, `(rows, new tokens)`."""
+        inputs = self.generation_inputs(rows, memory)
+        return decoder.generate(**inputs, **kwargs)
+
+    @torch.no_grad()
+    def generation_inputs(self, rows: list[Row], memory: Memory) -> dict[str, torch.Tensor]:
+        """Left-padded `inputs_embeds` `(rows, length, d_decoder)` and `attention_mask`."""
+        used = sorted({i for row in rows for i in row.segments})
+        starts = [0]
+        for segment in memory.segments:
+            starts.append(starts[-1] + segment.slots)
+        renumber = {old: new for new, old in enumerate(used)}
+        laid_out = self._need_processor().lay_out(
+            [Row([renumber[i] for i in r.segments], r.prompt, task=r.task) for r in rows],
+            [memory.segments[i].slots for i in used],
+        )
+        device = self.memory_tokens.device
+        slots = [memory.slots[starts[i] : starts[i + 1]] for i in used]
+        embeds = self.embed_rows(
+            laid_out["input_ids"].to(device),
+            laid_out["memory_ids"].to(device),
+            torch.cat(slots).to(device),
+        )
+        return {"inputs_embeds": embeds, "attention_mask": laid_out["attention_mask"].to(device)}

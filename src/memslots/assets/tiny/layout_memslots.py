@@ -1,0 +1,130 @@
+"""How decoder rows are laid out: `[BOS] (<MEM> slots </MEM>) x n  [<AE>]  tokens`.
+
+One pure function makes the rows for training, generation and serving. A row is two integer rows of
+equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 where a token stands
+and otherwise names the learned or encoded vector that takes its place.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+MEM, MEM_END, AE, FIRST_SLOT = 1, 2, 3, 4
+"""Values of `memory_ids`: the three markers, and the first slot of the batch."""
+
+IGNORE = -100
+
+RECONSTRUCTION, COMPLETION, ANSWER = 0, 1, 2
+"""Tasks of a row: text reconstruction (PCC, eq. 4), completion (eq. 3), supervised answers."""
+
+TASKS = ("reconstruction", "completion", "answer")
+
+
+@dataclass
+class Prompt:
+    """Decoder tokens before and after the memory."""
+
+    before: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Row:
+    """One decoder sequence.
+
+    Args:
+        segments: indices of the segments that it reads, in order.
+        prompt: tokens around the memory.
+        target: tokens to predict after the prompt; empty for generation.
+        given: how many tokens of `target` are input only.
+        predicted: for each token of `target` whether it is predicted, where input and targets take
+            turns (several questions in one row); None predicts all after `given`.
+        task: RECONSTRUCTION, COMPLETION or ANSWER.
+    """
+
+    segments: list[int]
+    prompt: Prompt
+    target: list[int] = field(default_factory=list)
+    given: int = 0
+    task: int = ANSWER
+    predicted: list[bool] | None = None
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens of `target` that are predicted."""
+        if self.predicted is not None:
+            return sum(self.predicted)
+        return max(0, len(self.target) - self.given)
+
+    def target_labels(self) -> list[int]:
+        """Labels of `target`: its tokens where they are predicted, else `IGNORE`."""
+        predicted = self.predicted or [i >= self.given for i in range(len(self.target))]
+        return [
+            token if wanted else IGNORE
+            for token, wanted in zip(self.target, predicted, strict=True)
+        ]
+
+
+def row_length(row: Row, segment_slots: list[int], use_markers: bool) -> int:
+    """Decoder positions that a row takes."""
+    markers = 2 * use_markers * len(row.segments)
+    return (
+        len(row.prompt.before)
+        + sum(segment_slots[i] for i in row.segments)
+        + markers
+        + (row.task == RECONSTRUCTION)
+        + len(row.prompt.after)
+        + len(row.target)
+    )
+
+
+def lay_out(
+    rows: list[Row],
+    segment_slots: list[int],
+    pad_id: int,
+    use_markers: bool = True,
+    padding_side: str = "left",
+) -> dict[str, torch.Tensor]:
+    """The tensors of a batch of rows.
+
+    Args:
+        rows: the rows.
+        segment_slots: slots of every segment of the batch.
+        pad_id: any token id, masked.
+        use_markers: whether `<MEM>` and `</MEM>` stand around each segment.
+        padding_side: "left" (generation; targets end together) or "right".
+
+    Returns:
+        `input_ids`, `attention_mask`, `memory_ids` and `labels`, each `(rows, length)`, and
+        `task_ids` `(rows,)`.
+    """
+    first_slot = [FIRST_SLOT]
+    for slots in segment_slots:
+        first_slot.append(first_slot[-1] + slots)
+    ids, memory, labels = [], [], []
+    for row in rows:
+        wrapped: list[int] = []
+        for i in row.segments:
+            own = list(range(first_slot[i], first_slot[i + 1]))
+            wrapped += [MEM, *own, MEM_END] if use_markers else own
+        if row.task == RECONSTRUCTION:
+            wrapped.append(AE)
+        before, after, target = row.prompt.before, row.prompt.after, row.target
+        ids.append([*before, *[pad_id] * len(wrapped), *after, *target])
+        memory.append([*[0] * len(before), *wrapped, *[0] * (len(after) + len(target))])
+        prompted = len(before) + len(wrapped) + len(after)
+        labels.append([*[IGNORE] * prompted, *row.target_labels()])
+    length = max(len(row) for row in ids)
+
+    def pad(values: list[list[int]], filler: int) -> torch.Tensor:
+        if padding_side == "left":
+            return torch.tensor([[filler] * (length - len(row)) + row for row in values])
+        return torch.tensor([row + [filler] * (length - len(row)) for row in values])
+
+    return {
+        "input_ids": pad(ids, pad_id),
+        "attention_mask": pad([[1] * len(row) for row in ids], 0),
+        "memory_ids": pad(memory, 0),
+        "labels": pad(labels, IGNORE),
+        "task_ids": torch.tensor([row.task for row in rows]),
+    }

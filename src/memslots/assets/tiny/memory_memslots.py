@@ -1,0 +1,344 @@
+"""Memory: what a compressor made of one or more documents, in hand and on disk.
+
+The slots are kept as the encoder wrote them, before the converter: smaller than after it, and one
+memory then serves every decoder whose converter was trained for the same encoder.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT = "memslots.memory"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One independently compressed span of a text.
+
+    Args:
+        text: index of the text in `Memory.text_sha256`.
+        start: first character of the span.
+        end: one past its last character.
+        tokens: encoder tokens in the span.
+        slots: memory slots that stand for them.
+    """
+
+    text: int
+    start: int
+    end: int
+    tokens: int
+    slots: int
+
+
+def slots_for(tokens: int, rate: int) -> int:
+    """Slots of a segment of `tokens` encoder tokens: a short last segment gets no full set."""
+    return -(-tokens // rate)
+
+
+# By identity: comparing fields would compare tensors, which have no single truth value.
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """A batch of documents as memory slots.
+
+    Args:
+        slots: `(total_slots, d_encoder)`, all segments of all documents one after another.
+        documents: for each document its segments, in reading order.
+        text_sha256: SHA-256 of each source text (UTF-8).
+        unknown_tokens: for each source text, how many of its tokens the encoder's tokenizer could
+            not represent ([UNK]); they are lost.
+        rate: encoder tokens per slot.
+        rates: the rates that the compressor was trained for.
+        nested: whether the slots of a coarse rate are the first slots of a finer one (causal
+            encoders).
+        fingerprint: identity of the compressor that wrote the slots.
+    """
+
+    slots: torch.Tensor
+    documents: tuple[tuple[Segment, ...], ...]
+    text_sha256: tuple[str, ...]
+    unknown_tokens: tuple[int, ...]
+    rate: int
+    rates: tuple[int, ...]
+    nested: bool
+    fingerprint: str
+
+    def __post_init__(self):
+        total = sum(segment.slots for segment in self.segments)
+        if self.slots.dim() != 2 or self.slots.shape[0] != total:
+            raise ValueError(
+                f"the segments of this memory need slots of shape ({total}, d_encoder), "
+                f"got {tuple(self.slots.shape)}."
+            )
+
+    # -- shape ---------------------------------------------------------------------------------
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments of all documents, in the order of their slots."""
+        return tuple(segment for document in self.documents for segment in document)
+
+    @property
+    def n_slots(self) -> tuple[int, ...]:
+        """Slots of each document."""
+        return tuple(sum(s.slots for s in document) for document in self.documents)
+
+    @property
+    def n_tokens(self) -> tuple[int, ...]:
+        """Encoder tokens of each document's text."""
+        return tuple(sum(s.tokens for s in document) for document in self.documents)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the slots take."""
+        return self.slots.numel() * self.slots.element_size()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the slots are."""
+        return self.slots.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the slots."""
+        return self.slots.dtype
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __repr__(self) -> str:
+        segments = len(self.segments)
+        return (
+            f"Memory({len(self)} document{'s' * (len(self) != 1)}, {segments} "
+            f"segment{'s' * (segments != 1)}: {sum(self.n_tokens)} tokens in "
+            f"{self.slots.shape[0]} slots of {self.slots.shape[1]} (rate {self.rate}), "
+            f"{_readable(self.nbytes)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"compressor {self.fingerprint[:12]})"
+        )
+
+    # -- selecting and combining -----------------------------------------------------------------
+
+    def __getitem__(self, index: int | slice) -> "Memory":
+        """The documents at `index`, as a memory of their own."""
+        if isinstance(index, slice):
+            chosen = list(range(len(self))[index])
+        elif isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"memory has {len(self)} documents, there is no index {index}.")
+            chosen = [index % len(self)]
+        else:
+            raise TypeError(f"index a memory with an int or a slice, not {type(index).__name__}.")
+        offsets = self._document_offsets()
+        kept = [torch.arange(offsets[i], offsets[i + 1]) for i in chosen]
+        rows = torch.cat(kept) if kept else torch.arange(0)
+        texts = sorted({s.text for i in chosen for s in self.documents[i]})
+        renumber = {old: new for new, old in enumerate(texts)}
+        return replace(
+            self,
+            slots=self.slots[rows.to(self.slots.device)],
+            documents=tuple(
+                tuple(replace(s, text=renumber[s.text]) for s in self.documents[i]) for i in chosen
+            ),
+            text_sha256=tuple(self.text_sha256[i] for i in texts),
+            unknown_tokens=tuple(self.unknown_tokens[i] for i in texts),
+        )
+
+    @staticmethod
+    def cat(memories: "list[Memory] | tuple[Memory, ...]") -> "Memory":
+        """One memory with the documents of all `memories`, in order.
+
+        Raises:
+            ValueError: nothing to join, or memories of different compressors or rates.
+        """
+        memories = list(memories)
+        if not memories:
+            raise ValueError("Memory.cat needs at least one memory, got an empty list.")
+        first = memories[0]
+        for other in memories[1:]:
+            for field in ("fingerprint", "rate", "rates", "nested"):
+                if getattr(other, field) != getattr(first, field):
+                    raise ValueError(
+                        f"Memory.cat joins memories of one compressor at one rate; their {field} "
+                        f"is {getattr(first, field)!r} and {getattr(other, field)!r}. "
+                        "Compress the texts again with one model, or use at_rate()."
+                    )
+        documents, shift = [], 0
+        for memory in memories:
+            documents += [
+                tuple(replace(s, text=s.text + shift) for s in document)
+                for document in memory.documents
+            ]
+            shift += len(memory.text_sha256)
+        return replace(
+            first,
+            slots=torch.cat([m.slots.to(first.slots) for m in memories]),
+            documents=tuple(documents),
+            text_sha256=tuple(h for m in memories for h in m.text_sha256),
+            unknown_tokens=tuple(u for m in memories for u in m.unknown_tokens),
+        )
+
+    def join(self) -> "Memory":
+        """All documents as one context, in order: what a question over several documents reads."""
+        return replace(self, documents=(self.segments,))
+
+    def at_rate(self, rate: int) -> "Memory":
+        """The same documents at a coarser rate, without encoding again.
+
+        Raises:
+            ValueError: a rate that the compressor was not trained for, a finer rate than this
+                memory's, or an encoder that is not causal (compress again instead).
+        """
+        if rate not in self.rates:
+            raise ValueError(
+                f"rate {rate!r} is not one that the compressor was trained for: {list(self.rates)}."
+            )
+        if rate < self.rate:
+            raise ValueError(
+                f"this memory has rate {self.rate}; the finer rate {rate} needs slots that it does "
+                "not hold. Compress the text again with that rate."
+            )
+        if rate == self.rate:
+            return self
+        if not self.nested:
+            raise ValueError(
+                "the encoder is not causal, so the slots of one rate are no part of another's; "
+                f"compress the text again with rate={rate}."
+            )
+        keep, start = [], 0
+        documents = []
+        for document in self.documents:
+            coarse = []
+            for segment in document:
+                slots = slots_for(segment.tokens, rate)
+                keep.append(torch.arange(start, start + slots))
+                start += segment.slots
+                coarse.append(replace(segment, slots=slots))
+            documents.append(tuple(coarse))
+        rows = torch.cat(keep) if keep else torch.arange(0)
+        return replace(
+            self, slots=self.slots[rows.to(self.device)], documents=tuple(documents), rate=rate
+        )
+
+    def to(self, *args, **kwargs) -> "Memory":
+        """The same memory on another device or in another floating dtype, as `torch.Tensor.to`."""
+        return replace(self, slots=self.slots.to(*args, **kwargs))
+
+    def _document_offsets(self) -> list[int]:
+        offsets = [0]
+        for slots in self.n_slots:
+            offsets.append(offsets[-1] + slots)
+        return offsets
+
+    # -- disk ------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the memory to one safetensors file; a file that is there is replaced whole.
+
+        Raises:
+            ValueError: `path` is a folder, or its folder does not exist.
+        """
+        path = Path(path)
+        if path.is_dir() or not path.parent.is_dir():
+            raise ValueError(
+                f"cannot save a memory to {str(path)!r}: give a file name in an existing folder."
+            )
+        header = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "rate": self.rate,
+            "rates": list(self.rates),
+            "nested": self.nested,
+            "fingerprint": self.fingerprint,
+            "text_sha256": list(self.text_sha256),
+            "unknown_tokens": list(self.unknown_tokens),
+            "documents": [len(document) for document in self.documents],
+            "segments": [[s.text, s.start, s.end, s.tokens, s.slots] for s in self.segments],
+        }
+        slots = self.slots.detach().to("cpu").contiguous()
+        text = json.dumps(header, sort_keys=True)
+        metadata = {"memslots": text, "sha256": _checksum(text, slots)}
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            save_file({"slots": slots}, partial, metadata=metadata)
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Memory":
+        """Read a memory that `save` wrote.
+
+        The compressor is not needed; it checks the fingerprint when the memory is used.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no memory, a newer format, or a file that was cut off or altered.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no memory file at {str(path)!r}.")
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
+                text = metadata.get("memslots")
+                if text is None:
+                    raise ValueError(f"{str(path)!r} is a safetensors file but no memslots memory.")
+                header = json.loads(text)
+                if header["format"] != FORMAT or not 1 <= header["version"] <= FORMAT_VERSION:
+                    raise ValueError(
+                        f"{str(path)!r} has memory format {header['format']} version "
+                        f"{header['version']}; this memslots reads {FORMAT} up to version "
+                        f"{FORMAT_VERSION}. Update memslots."
+                    )
+                slots = file.get_tensor("slots")
+        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, OSError) as error:
+            raise ValueError(
+                f"{str(path)!r} cannot be read as a memory, it may be cut off or be another kind "
+                f"of file ({error}). Compress the text again."
+            ) from error
+        if metadata.get("sha256") != _checksum(text, slots):
+            raise ValueError(
+                f"{str(path)!r} was altered after it was written: its checksum does not match. "
+                "Compress the text again."
+            )
+        segments = [Segment(*numbers) for numbers in header["segments"]]
+        documents, start = [], 0
+        for count in header["documents"]:
+            documents.append(tuple(segments[start : start + count]))
+            start += count
+        return cls(
+            slots=slots.to(device),
+            documents=tuple(documents),
+            text_sha256=tuple(header["text_sha256"]),
+            unknown_tokens=tuple(header["unknown_tokens"]),
+            rate=header["rate"],
+            rates=tuple(header["rates"]),
+            nested=header["nested"],
+            fingerprint=header["fingerprint"],
+        )
+
+
+def _checksum(header: str, slots: torch.Tensor) -> str:
+    digest = hashlib.sha256(header.encode())
+    digest.update(f"{slots.dtype} {tuple(slots.shape)}".encode())
+    # A byte view, since numpy has no bfloat16.
+    digest.update(slots.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _readable(n_bytes: int) -> str:
+    size = float(n_bytes)
+    units = ["B", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.4g} {units[0]}"

@@ -1,0 +1,191 @@
+"""The parts a compressor is built from: encoder, converter, LoRA, scales and fingerprint."""
+
+import hashlib
+import inspect
+import math
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from .configuration_memslots import MemslotsConfig
+
+LORA_MARK = ".lora_"
+"""What the names of peft's adapter weights contain."""
+
+NEEDS_PEFT = (
+    "this compressor's encoder is a LoRA adapter, which needs peft: pip install peft. "
+    "(A checkpoint saved after model.merge_encoder() does not.)"
+)
+
+
+class Converter(nn.Module):
+    """RMSNorm, Linear, GELU, Linear: slots from the encoder's space to the decoder's (PCC, 2.2).
+
+    Args:
+        d_encoder: width of a slot before.
+        hidden: width between the two linear layers.
+        d_decoder: width of a slot after.
+    """
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.up = nn.Linear(d_encoder, hidden)
+        self.activation = nn.GELU()
+        self.down = nn.Linear(hidden, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.down(self.activation(self.up(self.norm(slots))))
+
+    @torch.no_grad()
+    def init_weights(self, scale: float) -> None:
+        """Draw new weights such that outputs have the standard deviation `scale`.
+
+        Where both widths are equal and the hidden one is twice that, the converter starts as the
+        identity times `scale`, since gelu(x) - gelu(-x) = x: what an encoder that shares the
+        decoder's space copies, the decoder can read at once.
+        """
+        nn.init.ones_(self.norm.weight)
+        width = self.up.in_features
+        if self.down.out_features == width and self.up.out_features == 2 * width:
+            identity = torch.eye(width, device=self.up.weight.device, dtype=self.up.weight.dtype)
+            self.up.weight.copy_(torch.cat([identity, -identity]))
+            self.down.weight.copy_(scale * torch.cat([identity, -identity], dim=1))
+            nn.init.zeros_(self.up.bias)
+            nn.init.zeros_(self.down.bias)
+            return
+        nn.init.normal_(self.up.weight, std=1 / math.sqrt(self.up.in_features))
+        nn.init.zeros_(self.up.bias)
+        # The second moment of GELU of a unit normal variable is 0.425.
+        nn.init.normal_(self.down.weight, std=scale / math.sqrt(0.425 * self.down.in_features))
+        nn.init.zeros_(self.down.bias)
+
+
+def build_encoder(config: MemslotsConfig) -> PreTrainedModel:
+    """The encoder of `config` with new weights: the base model without any head."""
+    return AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
+
+
+def load_encoder(name: str, encoder_config, **kwargs) -> PreTrainedModel:
+    """The pretrained base model `name`, without any head."""
+    return AutoModel.from_pretrained(name, **_without_pooler(encoder_config), **kwargs)
+
+
+def _without_pooler(encoder_config) -> dict[str, bool]:
+    """Arguments that leave BERT's pooler out: slots are token states, so it would never train."""
+    model_class = MODEL_MAPPING.get(type(encoder_config), None)
+    if model_class is None or isinstance(model_class, (list, tuple)):
+        return {}
+    takes = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}
+
+
+def add_lora(encoder: PreTrainedModel, lora: dict) -> None:
+    """Inject LoRA into `encoder` in place and freeze its base (PCC-Large).
+
+    Args:
+        encoder: the base model.
+        lora: `MemslotsConfig.encoder_lora`.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: the encoder has no layer of the asked names.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+    adapter = LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=list(lora["target_modules"]),
+    )
+    encoder.requires_grad_(False)
+    inject_adapter_in_model(adapter, encoder)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(LORA_MARK in name)
+
+
+def merge_lora(encoder: PreTrainedModel) -> None:
+    """Fold the LoRA weights into the base layers in place."""
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent = encoder.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    encoder.requires_grad_(True)
+
+
+def check_takes_positions(encoder: PreTrainedModel) -> None:
+    """Refuse an encoder whose memory tokens cannot be given positions.
+
+    Raises:
+        ValueError: its forward takes no `position_ids`.
+    """
+    if "position_ids" not in inspect.signature(encoder.forward).parameters:
+        raise ValueError(
+            f"memory_positions='spread' needs an encoder that takes position_ids, and "
+            f"{type(encoder).__name__} does not; use 'after'."
+        )
+
+
+def encoder_embedding_dim(encoder: PreTrainedModel) -> int:
+    """Width of the encoder's input embeddings (ALBERT's and ELECTRA's differ from its states)."""
+    return encoder.get_input_embeddings().weight.shape[1]
+
+
+@torch.no_grad()
+def embedding_scale(model: PreTrainedModel) -> float:
+    """Standard deviation of what the model's input embedding layer gives (some scale inside)."""
+    layer = model.get_input_embeddings()
+    rows = layer.weight.shape[0]
+    ids = torch.arange(0, rows, max(1, rows // 4096), device=layer.weight.device)
+    return layer(ids).float().std().item()
+
+
+@torch.no_grad()
+def is_causal(encoder: PreTrainedModel) -> bool:
+    """Whether a change of the last input leaves the states before it as they were.
+
+    No configuration field says it reliably, so it is tried.
+    """
+    layer = encoder.get_input_embeddings()
+    ids = torch.arange(8, device=layer.weight.device).unsqueeze(0) % layer.weight.shape[0]
+    embeds = layer(ids)
+    changed = embeds.clone()
+    changed[:, -1] = -changed[:, -1] + embeds.std()
+    before = encoder(inputs_embeds=embeds).last_hidden_state[:, :-1]
+    after = encoder(inputs_embeds=changed).last_hidden_state[:, :-1]
+    # Masked positions get a weight of exactly 0, so a causal encoder differs by rounding at most;
+    # one that sees the change may differ by little where its weights are small.
+    return (before - after).abs().max().item() <= 1e-5 * before.abs().max().item()
+
+
+def fingerprint(
+    encoder: PreTrainedModel, memory_tokens: torch.Tensor, tokenizer: str, segmentation: str
+) -> str:
+    """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
+
+    Args:
+        encoder: the encoder with its weights.
+        memory_tokens: `(max_slots, d_embedding)`.
+        tokenizer: the encoder tokenizer's plain-text backend as JSON.
+        segmentation: what decides segments and the places of their memory tokens.
+    """
+    digest = hashlib.sha256(f"memslots 1 {segmentation}\n".encode())
+    digest.update(tokenizer.encode())
+    weights = {**encoder.state_dict(), "memory_tokens": memory_tokens}
+    for name in sorted(weights):
+        tensor = weights[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

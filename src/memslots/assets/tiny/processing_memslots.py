@@ -1,0 +1,353 @@
+"""MemslotsProcessor: two tokenizers, segmenting, and the prompt around a memory."""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig
+from transformers.processing_utils import ProcessorMixin
+
+from .configuration_memslots import AUTO_MAP, PLAIN_PROMPT, MemslotsConfig
+from .layout_memslots import Prompt, Row, lay_out
+from .memory_memslots import slots_for
+from .tokenization_memslots import PlainText, Span, check_text
+
+# Private-use characters stand for the user's text while a chat template is rendered, so that only
+# the template's own text is read with added-token matching.
+_SENTINEL = "\ue0f0{}\ue0f1"
+_SENTINEL_PATTERN = re.compile("\ue0f0(memory|[0-9]+)\ue0f1")
+
+Message = dict[str, Any]
+
+
+class MemslotsProcessor(ProcessorMixin):
+    """Turns texts, questions and chats into what the model reads.
+
+    Args:
+        tokenizer: the decoder's tokenizer.
+        encoder_tokenizer: the encoder's tokenizer.
+        segment_length: longest segment, in encoder tokens.
+        compression_rates: rates that may be asked for; the first is the default.
+        prompt_format: "plain" or "chat".
+        plain_prompt: the plain prompt, with `{question}` in it.
+        use_markers: whether `<MEM>` and `</MEM>` stand around each segment.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        encoder_tokenizer,
+        segment_length: int = 256,
+        compression_rates: Sequence[int] = (4,),
+        prompt_format: str = "plain",
+        plain_prompt: str = PLAIN_PROMPT,
+        use_markers: bool = True,
+        chat_template=None,
+    ):
+        super().__init__(tokenizer, encoder_tokenizer, chat_template=chat_template)
+        self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+        self.segment_length = segment_length
+        self.compression_rates = list(compression_rates)
+        self.prompt_format = prompt_format
+        self.plain_prompt = plain_prompt
+        self.use_markers = use_markers
+        if prompt_format == "chat" and not tokenizer.chat_template:
+            raise ValueError(
+                "prompt_format='chat' needs a decoder tokenizer with a chat template, and "
+                f"{tokenizer.name_or_path or type(tokenizer).__name__} has none; use 'plain'."
+            )
+
+    @classmethod
+    def for_config(
+        cls, config: MemslotsConfig, tokenizer, encoder_tokenizer
+    ) -> "MemslotsProcessor":
+        """A processor that segments and prompts as `config` says."""
+        return cls(
+            tokenizer,
+            encoder_tokenizer,
+            segment_length=config.segment_length,
+            compression_rates=list(config.compression_rates),
+            prompt_format=config.prompt_format,
+            plain_prompt=config.plain_prompt,
+            use_markers=config.use_markers,
+        )
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(
+        cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs
+    ):
+        # An empty config, because the checkpoint's own names remote code, which a tokenizer does
+        # not need: AutoTokenizer would ask the user to trust it a second time.
+        own = "" if sub_processor_type == "tokenizer" else sub_processor_type
+        folder = "/".join(part for part in (subfolder, own) if part)
+        return AutoTokenizer.from_pretrained(
+            pretrained_model_name_or_path, subfolder=folder, config=PreTrainedConfig(), **kwargs
+        )
+
+    @cached_property
+    def decoder_text(self) -> PlainText:
+        """Plain-text view of the decoder's tokenizer."""
+        return PlainText(self.tokenizer)
+
+    @cached_property
+    def encoder_text(self) -> PlainText:
+        """Plain-text view of the encoder's tokenizer."""
+        return PlainText(self.encoder_tokenizer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `ProcessorMixin.to_dict`, without the cached views of the tokenizers."""
+        views = {name: self.__dict__.pop(name, None) for name in ("decoder_text", "encoder_text")}
+        try:
+            return super().to_dict()
+        finally:
+            self.__dict__.update({name: view for name, view in views.items() if view is not None})
+
+    @property
+    def pad_id(self) -> int:
+        """A decoder token id for masked positions."""
+        for index in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if index is not None:
+                return index
+        return 0
+
+    @property
+    def bos_ids(self) -> list[int]:
+        """The decoder's BOS, where its tokenizer has one."""
+        bos = self.tokenizer.bos_token_id
+        return [] if bos is None else [bos]
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The decoder's EOS, where its tokenizer has one."""
+        eos = self.tokenizer.eos_token_id
+        return [] if eos is None else [eos]
+
+    # -- texts -------------------------------------------------------------------------------------
+
+    def segment(self, text: str) -> list[Span]:
+        """Spans of `text` that are compressed independently.
+
+        Raises:
+            ValueError: a text that cannot be compressed; see `check_text`.
+        """
+        spans = self.encoder_text.segment(check_text(text, "context"), self.segment_length)
+        if not spans[0].ids:
+            raise ValueError(
+                "context has no token in the encoder's vocabulary (the encoder's tokenizer drops "
+                "all of its characters); there is nothing to compress."
+            )
+        return spans
+
+    def check_rate(self, rate: int | None) -> int:
+        """`rate`, or the finest one; `ValueError` where the checkpoint was not trained for it."""
+        if rate is None:
+            return min(self.compression_rates)
+        if type(rate) is not int or rate not in self.compression_rates:
+            raise ValueError(
+                f"rate {rate!r} is not one that this checkpoint was trained for: "
+                f"{self.compression_rates}."
+            )
+        return rate
+
+    # -- prompts -----------------------------------------------------------------------------------
+
+    def prompt(
+        self,
+        question: str | None = None,
+        messages: list[Message] | None = None,
+        context: str | None = None,
+        **template_kwargs,
+    ) -> Prompt:
+        """Decoder tokens around the memory, the same for training, generating and serving.
+
+        Args:
+            question: the user's question; with `prompt_format="chat"` it becomes one user message.
+            messages: a chat instead, `[{"role": ..., "content": ...}]`. The memory stands where a
+                content part `{"type": "memory"}` says, otherwise before the first user message.
+            context: plain text in the memory's place (the full-text baseline).
+            template_kwargs: passed to the chat template.
+
+        Raises:
+            ValueError: neither or both of `question` and `messages`, or no chat template.
+        """
+        if (question is None) == (messages is None):
+            raise ValueError(
+                "give either question=... or messages=[...], "
+                f"got {'both' if question is not None else 'neither'}."
+            )
+        if messages is None:
+            question = check_text(question, "question")
+            if self.prompt_format == "plain":
+                text = self.plain_prompt.replace("{question}", question)
+                if context is not None:
+                    return Prompt(self.bos_ids, self.decoder_text.encode(f"{context}\n\n{text}"))
+                return Prompt(self.bos_ids, self.decoder_text.encode(text))
+            messages = [{"role": "user", "content": question}]
+        return self._chat(messages, context, template_kwargs)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Decoder tokens of an answer as they follow the prompt, with EOS.
+
+        A plain prompt that does not end in white space is followed by one space.
+        """
+        spaced = self.prompt_format == "plain" and not self.plain_prompt[-1:].isspace()
+        return self.decoder_text.encode(" " + answer if spaced else answer) + self.eos_ids
+
+    def _chat(self, messages: list[Message], context: str | None, template_kwargs: dict) -> Prompt:
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                "messages=[...] needs a decoder tokenizer with a chat template; "
+                f"{self.tokenizer.name_or_path or 'this one'} has none. Use question=... instead."
+            )
+        hidden, texts = self._hide(messages)
+        rendered = self.tokenizer.apply_chat_template(
+            hidden, tokenize=False, add_generation_prompt=True, **template_kwargs
+        )
+        pieces = _SENTINEL_PATTERN.split(rendered)
+        used = pieces[1::2]
+        wanted = [str(i) for i in range(len(texts))]
+        if sorted(used) != sorted([*wanted, "memory"]):
+            raise ValueError(
+                "the decoder's chat template drops or repeats a message: it rendered "
+                f"{[messages[0]['role'], '...']} into parts {used}. Use the roles that it supports."
+            )
+        before: list[int] = []
+        after: list[int] = []
+        target = before
+        for i, piece in enumerate(pieces):
+            if i % 2 == 0:
+                target += (
+                    self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+                )
+            elif piece != "memory":
+                target += self.decoder_text.encode(texts[int(piece)])
+            else:
+                if context is not None:
+                    target += self.decoder_text.encode(f"{context}\n\n")
+                target = after
+        if before[:1] != self.bos_ids:  # most templates write it themselves
+            before = self.bos_ids + before
+        return Prompt(before, after)
+
+    def _hide(self, messages: list[Message]) -> tuple[list[Message], list[str]]:
+        """The chat with sentinels for contents, and the texts that they stand for."""
+        if not isinstance(messages, list) or not messages:
+            raise ValueError("messages must be a list with at least one message.")
+        texts: list[str] = []
+        hidden: list[Message] = []
+        placed = False
+        for message in messages:
+            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+                raise ValueError(
+                    f"each message is a dict with 'role' and 'content', got {message!r}."
+                )
+            content = message["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+                raise ValueError(
+                    f"a message's content is a string or a list of parts, got {content!r}."
+                )
+            rendered = ""
+            for part in parts:
+                if part.get("type") == "memory" and not placed:
+                    rendered += _SENTINEL.format("memory")
+                    placed = True
+                elif part.get("type") == "text":
+                    rendered += _SENTINEL.format(len(texts))
+                    texts.append(check_text(part.get("text"), "a message"))
+                else:
+                    raise ValueError(
+                        "message parts are {'type': 'text', 'text': ...} and at most one "
+                        f"{{'type': 'memory'}} in the chat, got {part!r}."
+                    )
+            hidden.append({**message, "content": rendered})
+        if not placed:
+            users = [m for m in hidden if m["role"] == "user"]
+            if not users:
+                raise ValueError("messages need a user message, in which the memory is placed.")
+            users[0]["content"] = _SENTINEL.format("memory") + users[0]["content"]
+        return hidden, texts
+
+    # -- batches -----------------------------------------------------------------------------------
+
+    def collate_segments(self, spans: Sequence[Span]) -> dict[str, torch.Tensor]:
+        """Right-padded encoder inputs of segments: `segment_input_ids` and
+        `segment_attention_mask`, each `(segments, tokens)`.
+        """
+        length = max(len(span.ids) for span in spans)
+        pad = self.encoder_tokenizer.pad_token_id or 0
+        return {
+            "segment_input_ids": torch.tensor(
+                [span.ids + [pad] * (length - len(span.ids)) for span in spans]
+            ),
+            "segment_attention_mask": torch.tensor(
+                [[1] * len(span.ids) + [0] * (length - len(span.ids)) for span in spans]
+            ),
+        }
+
+    def lay_out(self, rows: list[Row], segment_slots: list[int], padding_side="left"):
+        """The tensors of decoder rows, see `layout_memslots.lay_out`."""
+        return lay_out(rows, segment_slots, self.pad_id, self.use_markers, padding_side)
+
+    def __call__(
+        self,
+        context: str | list[str],
+        question: str | list[str],
+        answer: str | list[str] | None = None,
+        rate: int | None = None,
+        padding_side: str = "left",
+    ) -> BatchFeature:
+        """Inputs of `MemslotsModel.forward` for questions about texts, with labels where answers
+        are given.
+
+        Args:
+            context: n texts.
+            question: n questions, one a text.
+            answer: n answers.
+            rate: encoder tokens per slot, by default the finest.
+            padding_side: of the decoder's rows.
+        """
+        contexts, questions = as_list(context, "context"), as_list(question, "question")
+        answers = as_list(answer, "answer") if answer is not None else [None] * len(contexts)
+        if not len(contexts) == len(questions) == len(answers):
+            raise ValueError(
+                "context, question and answer must have equal lengths, got "
+                f"{len(contexts)}, {len(questions)} and {len(answers)}."
+            )
+        rate = self.check_rate(rate)
+        spans: list[Span] = []
+        rows: list[Row] = []
+        for text, asked, answered in zip(contexts, questions, answers, strict=True):
+            own = self.segment(text)
+            segments = list(range(len(spans), len(spans) + len(own)))
+            spans += own
+            target = self.answer_ids(answered) if answered is not None else []
+            rows.append(Row(segments, self.prompt(asked), target))
+        slots = [slots_for(len(span.ids), rate) for span in spans]
+        return BatchFeature(
+            {
+                **self.collate_segments(spans),
+                "segment_slots": torch.tensor(slots),
+                **self.lay_out(rows, slots, padding_side),
+            }
+        )
+
+    def decode(self, ids, **kwargs) -> str:
+        """Text of decoder tokens."""
+        kwargs = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False, **kwargs}
+        return self.tokenizer.decode(ids, **kwargs)
+
+    def batch_decode(self, ids, **kwargs) -> list[str]:
+        """Texts of rows of decoder tokens."""
+        return [self.decode(row, **kwargs) for row in ids]
+
+
+def as_list(value, name: str) -> list:
+    """`value` as a list; `TypeError` for anything but a string or a list or tuple."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}.")

@@ -1,0 +1,155 @@
+"""User text is data: encoding without control tokens, and cutting a text into segments."""
+
+import json
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+
+class Span(NamedTuple):
+    """A segment of a text before it is compressed.
+
+    Args:
+        start: first character.
+        end: one past the last character.
+        ids: the encoder's tokens of exactly these characters.
+    """
+
+    start: int
+    end: int
+    ids: list[int]
+
+
+class PlainText:
+    """Encodes text with a tokenizer's model alone: no added-token matching, no special tokens.
+
+    `split_special_tokens=True` would not do: added tokens that are not special (`<tool_call>`)
+    would still become single control ids. The backend is copied without its added tokens; where a
+    vocabulary holds a control string as an ordinary piece, that piece is encoded in two parts.
+
+    Args:
+        tokenizer: a tokenizer of transformers with a `tokenizers` backend.
+
+    Raises:
+        ValueError: a tokenizer that has no such backend.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no `tokenizers` backend, which memslots needs for "
+                "character offsets. Load it with AutoTokenizer from a checkpoint that has a "
+                "tokenizer.json, or install memslots[sentencepiece] to convert a SentencePiece "
+                "model."
+            )
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+        self.unk_id = tokenizer.unk_token_id
+        added = tokenizer.added_tokens_decoder.items()
+        control = {index for index, token in added if token.content.strip()}
+        self.control_ids = (control | set(tokenizer.all_special_ids)) - {self.unk_id}
+        if state["model"]["type"] == "Unigram":
+            # Its pieces hold control strings as text. Renamed, they do not match, and the string is
+            # read as smaller pieces in place; cut in two, it would gain a space.
+            vocabulary = state["model"]["vocab"]
+            for index in self.control_ids:
+                if index < len(vocabulary):
+                    vocabulary[index][0] = f"\ue0f2{index}\ue0f3"
+        self.backend = Tokenizer.from_str(json.dumps(state))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, never a control token."""
+        return self._encode(text)[0]
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        ids, offsets = encoding.ids, encoding.offsets
+        if self.control_ids.isdisjoint(ids):
+            return ids, offsets
+        cuts = [
+            start + 1
+            for index, (start, end) in zip(ids, offsets, strict=True)
+            if index in self.control_ids and end - start > 1
+        ]
+        if not cuts:
+            return ids, offsets
+        ids, offsets = [], []
+        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            # Again, since what is left of one control string may be another.
+            piece_ids, piece_offsets = self._encode(text[start:end])
+            ids += piece_ids
+            offsets += [(start + first, start + last) for first, last in piece_offsets]
+        return ids, offsets
+
+    def segment(self, text: str, length: int) -> list[Span]:
+        """Cut `text` into spans of at most `length` tokens, on character boundaries.
+
+        Each span is tokenized by itself, so that a span compressed alone gives the same slots as it
+        does inside its text. Spans tile the text; one character that takes more than `length`
+        tokens is a span of its own.
+
+        Args:
+            text: any text without lone surrogates.
+            length: most encoder tokens of a span.
+        """
+        spans: list[Span] = []
+        start = 0
+        while start < len(text):
+            end, ids = self._next_span(text, start, length)
+            if ids or not spans:
+                spans.append(Span(start, end, ids))
+            else:  # characters that the tokenizer drops join the span before them
+                spans[-1] = spans[-1]._replace(end=end)
+            start = end
+        return spans
+
+    def _next_span(self, text: str, start: int, length: int) -> tuple[int, list[int]]:
+        # A window of the text instead of the rest keeps the whole linear; tokens close to the
+        # window's end may not be those of the full text, hence the margin.
+        window, margin = 6 * length, 16
+        while True:
+            piece = text[start : start + window]
+            ids, offsets = self._encode(piece)
+            complete = start + window >= len(text)
+            if complete and len(ids) <= length:
+                return len(text), ids
+            if complete or len(ids) > length + margin:
+                break
+            window *= 2
+        count = length
+        while count > 0:
+            cut = offsets[count - 1][1]
+            whole = cut > 0 and offsets[count][0] >= cut
+            if whole:
+                alone = self.encode(piece[:cut])
+                if len(alone) <= length:
+                    return start + cut, alone
+            count -= 1
+        cut = max(1, offsets[0][1])
+        return start + cut, self.encode(piece[:cut])
+
+
+def check_text(text: object, name: str) -> str:
+    """`text` itself, if it can be compressed or asked.
+
+    Args:
+        text: what the user gave.
+        name: the argument's name, for the message.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: empty, only white space, or with a lone surrogate.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string or a list of strings, got {type(text).__name__}.")
+    if not text.strip():
+        raise ValueError(f"{name} is empty or only white space; give some text.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} has a lone surrogate ({text[error.start]!r}) at character {error.start}, "
+            "which no tokenizer can represent; decode the source with errors='replace'."
+        ) from error
+    return text

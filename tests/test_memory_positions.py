@@ -1,0 +1,57 @@
+"""Memory tokens spread over their segment: still nested, still the same batched as alone."""
+
+import pytest
+import torch
+from tiny_models import words
+
+from memslots import MemslotsModel
+from memslots.modeling.parts_memslots import check_takes_positions
+
+TEXTS = [words(30, 1), words(7, 2), words(55, 3)]
+
+
+@pytest.fixture(scope="module")
+def spread(zoo):
+    return zoo.compressor("qwen3", "llama", memory_positions="spread")
+
+
+def test_places_lie_evenly_for_any_first_k(spread):
+    places = spread.memory_places
+    assert 0 <= places.min() and places.max() < 1  # noqa: PT018
+    for k in range(1, len(places) + 1):
+        edges = [0.0, *sorted(places[:k].tolist()), 1.0]
+        widest = max(b - a for a, b in zip(edges, edges[1:], strict=False))
+        assert widest <= 2 / k
+
+
+def test_coarse_slots_are_the_first_of_finer_ones(spread):
+    fine, coarse = spread.config.compression_rates[0], spread.config.compression_rates[-1]
+    memory = spread.compress(TEXTS, rate=fine).at_rate(coarse)
+    torch.testing.assert_close(memory.slots, spread.compress(TEXTS, rate=coarse).slots)
+
+
+def test_batched_is_single(spread):
+    together = spread.compress(TEXTS)
+    alone = torch.cat([spread.compress(text).slots for text in TEXTS])
+    torch.testing.assert_close(together.slots, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_places_matter_and_are_saved(zoo, spread, tmp_path):
+    after = zoo.compressor("qwen3", "llama")
+    assert not torch.allclose(after.compress(TEXTS[0]).slots, spread.compress(TEXTS[0]).slots)
+    assert after.fingerprint != spread.fingerprint
+    spread.save_pretrained(tmp_path)
+    loaded = MemslotsModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.compress(TEXTS).slots, spread.compress(TEXTS).slots)
+
+
+def test_wrong_settings_are_named(zoo):
+    with pytest.raises(ValueError, match="'after' or 'spread', got 'middle'"):
+        zoo.compressor("qwen3", "llama", memory_positions="middle")
+
+    class NoPositions:
+        def forward(self, inputs_embeds, attention_mask):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="position_ids"):
+        check_takes_positions(NoPositions())
