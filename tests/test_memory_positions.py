@@ -1,5 +1,7 @@
 """Memory tokens spread over their segment: still nested, still the same batched as alone."""
 
+import itertools
+
 import pytest
 import torch
 from tiny_models import words
@@ -17,10 +19,11 @@ def spread(zoo):
 
 def test_places_lie_evenly_for_any_first_k(spread):
     places = spread.memory_places
-    assert 0 <= places.min() and places.max() < 1  # noqa: PT018
+    assert places.min() >= 0
+    assert places.max() < 1
     for k in range(1, len(places) + 1):
         edges = [0.0, *sorted(places[:k].tolist()), 1.0]
-        widest = max(b - a for a, b in zip(edges, edges[1:], strict=False))
+        widest = max(b - a for a, b in itertools.pairwise(edges))
         assert widest <= 2 / k
 
 

@@ -57,8 +57,8 @@ class MemslotsConfig(PreTrainedConfig):
             written by `save_pretrained`; a memory carries it and a model checks it.
         memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
             has them, or "spread" over the segment, so that under rotary positions each memory token
-            is near the text it stands for. Either way the first slots of a finer rate are those of a
-            coarser one.
+            is near the text it stands for. Either way the first slots of a finer rate are those of
+            a coarser one.
         initializer_range: standard deviation of newly made linear weights.
     """
 

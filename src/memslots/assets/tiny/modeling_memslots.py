@@ -167,7 +167,7 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
 
     @property
     def memory_places(self) -> torch.Tensor:
-        """`(max_slots,)` place of each memory token in its segment, from 0 to 1, when they are spread.
+        """`(max_slots,)` place of each memory token in its segment, 0 to 1, when they are spread.
 
         The van der Corput sequence: any first k of them lie evenly, so no rate is favoured.
         """
