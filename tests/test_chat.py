@@ -44,7 +44,7 @@ def test_plain_prompt_without_bos(zoo):
     assert zoo.shared("bert", "qwen2").processor.prompt(question="Why?").before == []
 
 
-def test_full_text_baseline_stands_in_the_memorys_place(model, chat):
+def test_full_text_baseline_stands_where_the_memory_would(model, chat):
     encode = model.processor.decoder_text.encode
     prompt = model.processor.prompt(question="Why?", context=HOSTILE)
     assert prompt.after == encode(f"{HOSTILE}\n\n{PLAIN.format('Why?')}")
