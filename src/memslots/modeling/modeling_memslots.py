@@ -6,7 +6,7 @@ Memory"); section and equation numbers are the paper's.
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig
 from .generation_memslots import AnsweringMixin
-from .layout_memslots import IGNORE, TASKS
+from .layout_memslots import IGNORE, TASKS, token_batches
 from .memory_memslots import Memory, Segment, slots_for
 from .parts_memslots import (
     Converter,
@@ -31,6 +31,7 @@ from .parts_memslots import (
     embedding_scale,
     encoder_embedding_dim,
     fingerprint,
+    spread_places,
 )
 from .processing_memslots import MemslotsProcessor, as_list
 from .tokenization_memslots import Span, check_text
@@ -165,15 +166,6 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         parameters = [*self.encoder.parameters(), self.memory_tokens]
         self._fingerprint = (tuple(parameter._version for parameter in parameters), value)
 
-    @property
-    def memory_places(self) -> torch.Tensor:
-        """`(max_slots,)` place of each memory token in its segment, 0 to 1, when they are spread.
-
-        The van der Corput sequence: any first k of them lie evenly, so no rate is favoured.
-        """
-        places = [int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(self.memory_tokens.shape[0])]
-        return torch.tensor(places, device=self.memory_tokens.device)
-
     def _need_decoder(self) -> PreTrainedModel:
         if self.decoder is None:
             raise ValueError(
@@ -227,7 +219,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         mask = None if self.config.encoder_is_causal else (positions < ends).long()
         placed = {}
         if self.config.memory_positions == "spread":
-            spread = (self.memory_places[slot_index] * lengths).long()
+            places = spread_places(self.config.max_slots).to(embeds.device)
+            spread = (places[slot_index] * lengths).long()
             placed["position_ids"] = torch.where(is_slot, spread, positions)
         states = self.encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
         return states[is_slot]
@@ -289,7 +282,7 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         slots = torch.empty(
             offsets[-1], self.encoder.config.hidden_size, device=device, dtype=self.dtype
         )
-        batches = list(_token_batches([len(span.ids) for span in flat], counts, batch_tokens))
+        batches = list(token_batches([len(span.ids) for span in flat], counts, batch_tokens))
         training = self.encoder.training
         self.encoder.eval()
         try:
@@ -434,20 +427,6 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
             inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, **kwargs
         ).logits
         return logits[:, -(embeds.shape[1] - start) :]
-
-
-def _token_batches(lengths: list[int], slots: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of segments, longest first, in batches of at most `batch_tokens` padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: -(lengths[i] + slots[i]))
-    batch: list[int] = []
-    for i in order:
-        longest = lengths[batch[0]] + slots[batch[0]] if batch else 0
-        if batch and longest * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 __all__ = ["MemslotsModel", "MemslotsOutput"]

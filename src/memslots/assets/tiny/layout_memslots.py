@@ -5,6 +5,7 @@ equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 wh
 and otherwise names the learned or encoded vector that takes its place.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -128,3 +129,17 @@ def lay_out(
         "labels": pad(labels, IGNORE),
         "task_ids": torch.tensor([row.task for row in rows]),
     }
+
+
+def token_batches(lengths: list[int], slots: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of segments, longest first, in batches of at most `batch_tokens` padded tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: -(lengths[i] + slots[i]))
+    batch: list[int] = []
+    for i in order:
+        longest = lengths[batch[0]] + slots[batch[0]] if batch else 0
+        if batch and longest * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

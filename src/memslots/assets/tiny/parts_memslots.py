@@ -138,6 +138,14 @@ def check_takes_positions(encoder: PreTrainedModel) -> None:
         )
 
 
+def spread_places(count: int) -> torch.Tensor:
+    """`(count,)` places of spread memory tokens in their segment, from 0 to 1.
+
+    The van der Corput sequence: any first k of them lie evenly, so no rate is favoured.
+    """
+    return torch.tensor([int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)])
+
+
 def encoder_embedding_dim(encoder: PreTrainedModel) -> int:
     """Width of the encoder's input embeddings (ALBERT's and ELECTRA's differ from its states)."""
     return encoder.get_input_embeddings().weight.shape[1]
