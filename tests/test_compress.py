@@ -8,7 +8,7 @@ import torch
 from tiny_models import LONG, SEGMENT, TEXTS, words
 from transformers import AutoModelForCausalLM
 
-from memslots.modeling.modeling_memslots import _token_batches
+from memslots.modeling.layout_memslots import token_batches
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_long_text_in_few_seconds(model):
 
 def test_token_batches():
     lengths, slots = [10, 3, 8, 10, 1], [5, 2, 4, 5, 1]
-    batches = list(_token_batches(lengths, slots, 30))
+    batches = list(token_batches(lengths, slots, 30))
     assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3, 4]
     for batch in batches:
         assert max(lengths[i] + slots[i] for i in batch) * len(batch) <= 30
-    assert list(_token_batches([], [], 30)) == []
+    assert list(token_batches([], [], 30)) == []
