@@ -61,3 +61,11 @@ def test_config_is_re_exported():
     from memslots import MemslotsConfig, configuration
 
     assert configuration.MemslotsConfig is MemslotsConfig
+
+
+@pytest.mark.parametrize("stage", ["warmup", "rates"])
+def test_a_stage_without_its_predecessor_says_so(tmp_path, stage):
+    from memslots.trainer.run import run_recipe
+
+    with pytest.raises(ValueError, match="starts from the one before it"):
+        run_recipe(load_recipe("tiny"), tmp_path, stage=stage)

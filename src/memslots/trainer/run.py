@@ -81,7 +81,7 @@ def _run_stage(
     torch.set_num_threads(recipe["threads"])
     if previous is not None:
         model = MemslotsModel.from_pretrained(previous)
-    elif settings is recipe["stages"][0]:
+    elif settings is recipe["stages"][0] and (output / "decoder" / "model.safetensors").exists():
         model = new_tiny_compressor(recipe, output)
     else:
         raise ValueError(
