@@ -199,10 +199,3 @@ def test_gradient_checkpointing_changes_no_gradient(zoo):
     model.gradient_checkpointing_enable()
     model(**inputs).loss.backward()
     torch.testing.assert_close(model.memory_tokens.grad, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_converter_of_equal_widths_starts_as_the_identity():
-    converter = Converter(8, 16, 8)
-    converter.init_weights(0.3)
-    slots = torch.randn(5, 8)
-    torch.testing.assert_close(converter(slots), 0.3 * converter.norm(slots))

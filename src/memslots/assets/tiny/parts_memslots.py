@@ -42,21 +42,8 @@ class Converter(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, scale: float) -> None:
-        """Draw new weights such that outputs have the standard deviation `scale`.
-
-        Where both widths are equal and the hidden one is twice that, the converter starts as the
-        identity times `scale`, since gelu(x) - gelu(-x) = x: what an encoder that shares the
-        decoder's space copies, the decoder can read at once.
-        """
+        """Draw new weights such that outputs have the standard deviation `scale`."""
         nn.init.ones_(self.norm.weight)
-        width = self.up.in_features
-        if self.down.out_features == width and self.up.out_features == 2 * width:
-            identity = torch.eye(width, device=self.up.weight.device, dtype=self.up.weight.dtype)
-            self.up.weight.copy_(torch.cat([identity, -identity]))
-            self.down.weight.copy_(scale * torch.cat([identity, -identity], dim=1))
-            nn.init.zeros_(self.up.bias)
-            nn.init.zeros_(self.down.bias)
-            return
         nn.init.normal_(self.up.weight, std=1 / math.sqrt(self.up.in_features))
         nn.init.zeros_(self.up.bias)
         # The second moment of GELU of a unit normal variable is 0.425.
