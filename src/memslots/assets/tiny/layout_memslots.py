@@ -79,12 +79,22 @@ def row_length(row: Row, segment_slots: list[int], use_markers: bool) -> int:
     )
 
 
+def spread_places(count: int) -> list[float]:
+    """Places of spread memory tokens in their segment, above 0 and up to 1, its end.
+
+    The van der Corput sequence, counted from the end: any first k places lie evenly, so no rate is
+    favoured, and each ends a stretch of text that no other slot is nearer to.
+    """
+    return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
+
+
 def lay_out(
     rows: list[Row],
     segment_slots: list[int],
     pad_id: int,
     use_markers: bool = True,
     padding_side: str = "left",
+    spread: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a batch of rows.
 
@@ -94,6 +104,8 @@ def lay_out(
         pad_id: any token id, masked.
         use_markers: whether `<MEM>` and `</MEM>` stand around each segment.
         padding_side: "left" (generation; targets end together) or "right".
+        spread: whether memory tokens were spread over their segment; the decoder then reads its
+            slots in the order of the text, though they are kept with the coarsest rate's first.
 
     Returns:
         `input_ids`, `attention_mask`, `memory_ids` and `labels`, each `(rows, length)`, and
@@ -107,6 +119,9 @@ def lay_out(
         wrapped: list[int] = []
         for i in row.segments:
             own = list(range(first_slot[i], first_slot[i + 1]))
+            if spread:
+                places = spread_places(len(own))
+                own = [own[j] for j in sorted(range(len(own)), key=places.__getitem__)]
             wrapped += [MEM, *own, MEM_END] if use_markers else own
         if row.task == RECONSTRUCTION:
             wrapped.append(AE)

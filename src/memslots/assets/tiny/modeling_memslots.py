@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig
 from .generation_memslots import AnsweringMixin
-from .layout_memslots import IGNORE, TASKS, token_batches
+from .layout_memslots import IGNORE, TASKS, spread_places, token_batches
 from .memory_memslots import Memory, Segment, slots_for
 from .parts_memslots import (
     Converter,
@@ -31,7 +31,6 @@ from .parts_memslots import (
     embedding_scale,
     encoder_embedding_dim,
     fingerprint,
-    spread_places,
 )
 from .processing_memslots import MemslotsProcessor, as_list
 from .tokenization_memslots import Span, check_text
@@ -219,9 +218,11 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         mask = None if self.config.encoder_is_causal else (positions < ends).long()
         placed = {}
         if self.config.memory_positions == "spread":
-            places = spread_places(self.config.max_slots).to(embeds.device)
-            spread = (places[slot_index] * lengths).long()
+            places = torch.tensor(spread_places(self.config.max_slots), device=embeds.device)
+            spread = (places[slot_index] * lengths).ceil().long() - 1
             placed["position_ids"] = torch.where(is_slot, spread, positions)
+            if mask is None:  # without one, transformers takes falling positions for packed texts
+                mask = torch.ones_like(placed["position_ids"])
         states = self.encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
         return states[is_slot]
 

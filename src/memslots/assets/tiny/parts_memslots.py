@@ -116,21 +116,19 @@ def check_takes_positions(encoder: PreTrainedModel) -> None:
     """Refuse an encoder whose memory tokens cannot be given positions.
 
     Raises:
-        ValueError: its forward takes no `position_ids`.
+        ValueError: its forward takes no `position_ids`, or its attention kernel would misread them.
     """
     if "position_ids" not in inspect.signature(encoder.forward).parameters:
         raise ValueError(
             f"memory_positions='spread' needs an encoder that takes position_ids, and "
             f"{type(encoder).__name__} does not; use 'after'."
         )
-
-
-def spread_places(count: int) -> torch.Tensor:
-    """`(count,)` places of spread memory tokens in their segment, from 0 to 1.
-
-    The van der Corput sequence: any first k of them lie evenly, so no rate is favoured.
-    """
-    return torch.tensor([int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)])
+    attention = encoder.config._attn_implementation or ""
+    if "flash" in attention:  # it takes positions that do not rise for several packed texts
+        raise ValueError(
+            f"memory_positions='spread' does not work with attn_implementation={attention!r}; "
+            "use 'sdpa' or 'eager', or memory_positions='after'."
+        )
 
 
 def encoder_embedding_dim(encoder: PreTrainedModel) -> int:

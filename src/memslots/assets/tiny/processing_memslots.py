@@ -33,6 +33,7 @@ class MemslotsProcessor(ProcessorMixin):
         prompt_format: "plain" or "chat".
         plain_prompt: the plain prompt, with `{question}` in it.
         use_markers: whether `<MEM>` and `</MEM>` stand around each segment.
+        spread: whether memory tokens are spread over their segment (`memory_positions`).
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class MemslotsProcessor(ProcessorMixin):
         prompt_format: str = "plain",
         plain_prompt: str = PLAIN_PROMPT,
         use_markers: bool = True,
+        spread: bool = False,
         chat_template=None,
     ):
         super().__init__(tokenizer, encoder_tokenizer, chat_template=chat_template)
@@ -53,6 +55,7 @@ class MemslotsProcessor(ProcessorMixin):
         self.prompt_format = prompt_format
         self.plain_prompt = plain_prompt
         self.use_markers = use_markers
+        self.spread = spread
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ValueError(
                 "prompt_format='chat' needs a decoder tokenizer with a chat template, and "
@@ -72,6 +75,7 @@ class MemslotsProcessor(ProcessorMixin):
             prompt_format=config.prompt_format,
             plain_prompt=config.plain_prompt,
             use_markers=config.use_markers,
+            spread=config.memory_positions == "spread",
         )
 
     @classmethod
@@ -289,7 +293,9 @@ class MemslotsProcessor(ProcessorMixin):
 
     def lay_out(self, rows: list[Row], segment_slots: list[int], padding_side="left"):
         """The tensors of decoder rows, see `layout_memslots.lay_out`."""
-        return lay_out(rows, segment_slots, self.pad_id, self.use_markers, padding_side)
+        return lay_out(
+            rows, segment_slots, self.pad_id, self.use_markers, padding_side, self.spread
+        )
 
     def __call__(
         self,
