@@ -147,7 +147,7 @@ _SENTENCES = {
     "count": (
         "{subject} owns {count} {objects}.",
         "{subject} has collected {count} {objects} so far.",
-        "In the house there are {count} {objects}.",
+        "In {possessive_inside} house there are {count} {objects}.",
     ),
     "languages": (
         "{subject} speaks {languages}.",
@@ -223,8 +223,13 @@ class Persona:
     university: str
     team: str
 
-    def text(self, rng: random.Random) -> str:
-        """Writes a biography of 40 to 60 words; `rng` draws templates, references and order."""
+    def text(self, rng: random.Random, among_others: bool = False) -> str:
+        """Writes a biography of 40 to 60 words.
+
+        Args:
+            rng: Draws templates, references and order.
+            among_others: Name the person in every sentence, as a text about several people has to.
+        """
         article = "an" if self.profession[0] in "aeiou" else "a"
         facts = {
             "name": self.name,
@@ -245,21 +250,27 @@ class Persona:
             order[at], order[at + 1] = order[at + 1], order[at]
         sentences = [rng.choice(_OPENINGS).format(**facts)]
         for kind in order:
-            sentences.append(rng.choice(_SENTENCES[kind]).format(**facts, **self._references(rng)))
+            references = self._references(rng, among_others)
+            sentences.append(rng.choice(_SENTENCES[kind]).format(**facts, **references))
         return " ".join(sentences)
 
-    def _references(self, rng: random.Random) -> dict[str, str]:
-        if rng.random() < 0.4:
-            first_name = self.name.split(" ", maxsplit=1)[0]
+    def _references(self, rng: random.Random, among_others: bool) -> dict[str, str]:
+        if among_others or rng.random() < 0.4:
+            name = self.name.split(" ", maxsplit=1)[0]
+            if among_others and rng.random() < 0.5:
+                name = self.name
+            owner = f"{name}'s"
             return {
-                "subject": first_name,
-                "subject_inside": first_name,
-                "possessive": f"{first_name}'s",
+                "subject": name,
+                "subject_inside": name,
+                "possessive": owner,
+                "possessive_inside": owner,
             }
         return {
             "subject": self.pronoun.capitalize(),
             "subject_inside": self.pronoun,
             "possessive": "His" if self.pronoun == "he" else "Her",
+            "possessive_inside": "his" if self.pronoun == "he" else "her",
         }
 
     def answer(self, fact: str) -> str:
@@ -357,7 +368,7 @@ def distinct_people(candidates: Iterator[Persona], count: int) -> list[Persona]:
 def join_biographies(people: Sequence[Persona], rng: random.Random) -> str:
     """Writes the biographies of several people as one context, one after the other."""
     separator = rng.choice((" ", "\n")) if len(people) > 1 else " "
-    return separator.join(person.text(rng) for person in people)
+    return separator.join(person.text(rng, len(people) > 1) for person in people)
 
 
 def persona_rows(

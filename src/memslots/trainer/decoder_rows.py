@@ -92,7 +92,8 @@ class DecoderRows(Dataset):
         if kind == "person":
             return self._question_row(1, length, rng)
         if kind == "people":
-            return self._question_row(max(2, (length - 90) // 72), length, rng)
+            most = max(2, (length - 90) // 80)
+            return self._question_row(rng.randint(2, most), length, rng)
         if kind == "book":
             ids = [self.bos, *self._book_span(length - 1, rng)]
             return ids, [weight["book"]] * len(ids)
