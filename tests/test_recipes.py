@@ -63,7 +63,7 @@ def test_config_is_re_exported():
     assert configuration.MemslotsConfig is MemslotsConfig
 
 
-@pytest.mark.parametrize("stage", ["warmup", "rates"])
+@pytest.mark.parametrize("stage", ["one_person", "rates"])
 def test_a_stage_without_its_predecessor_says_so(tmp_path, stage):
     from memslots.trainer.run import run_recipe
 

@@ -165,6 +165,17 @@ _SENTENCES = {
         "{subject} leads the {team} team.",
     ),
 }
+SENTENCE_FACTS = {
+    "opening": ("profession", "employer"),
+    "home": ("city", "country"),
+    "age": ("age",),
+    "count": ("count",),
+    "languages": ("languages",),
+    "university": ("university",),
+    "team": ("team",),
+}
+"""Kinds of sentences, and the facts that each states (every opening states the name as well)."""
+
 _QUESTIONS = {
     "name": ("What is {of} name?", "What is {of} full name?"),
     "profession": (
@@ -230,6 +241,21 @@ class Persona:
             rng: Draws templates, references and order.
             among_others: Name the person in every sentence, as a text about several people has to.
         """
+        order = list(_SENTENCES)
+        if rng.random() < 0.5:  # exchange two neighbours
+            at = rng.randrange(len(order) - 1)
+            order[at], order[at + 1] = order[at + 1], order[at]
+        kinds = ["opening", *order]
+        return " ".join(self.sentence(kind, rng, among_others) for kind in kinds)
+
+    def sentence(self, kind: str, rng: random.Random, among_others: bool = False) -> str:
+        """Writes one sentence.
+
+        Args:
+            kind: One of `SENTENCE_FACTS`.
+            rng: Draws template and references.
+            among_others: Begin with the person's name.
+        """
         article = "an" if self.profession[0] in "aeiou" else "a"
         facts = {
             "name": self.name,
@@ -244,15 +270,11 @@ class Persona:
             "university": self.university,
             "team": self.team,
         }
-        order = list(_SENTENCES)
-        if rng.random() < 0.5:  # exchange two neighbours
-            at = rng.randrange(len(order) - 1)
-            order[at], order[at + 1] = order[at + 1], order[at]
-        sentences = [rng.choice(_OPENINGS).format(**facts)]
-        for kind in order:
-            references = self._references(rng, among_others)
-            sentences.append(rng.choice(_SENTENCES[kind]).format(**facts, **references))
-        return " ".join(sentences)
+        templates = _OPENINGS if kind == "opening" else _SENTENCES[kind]
+        if among_others:
+            templates = tuple(t for t in templates if _names_first(t))
+        references = {} if kind == "opening" else self._references(rng, among_others)
+        return rng.choice(templates).format(**facts, **references)
 
     def _references(self, rng: random.Random, among_others: bool) -> dict[str, str]:
         if among_others or rng.random() < 0.4:
@@ -294,6 +316,13 @@ class Persona:
         who = name or "the person"
         template = rng.choice(_QUESTIONS[fact]) if rng is not None else _QUESTIONS[fact][0]
         return template.format(of=f"{who}'s", who=who, objects=self.objects)
+
+
+@cache
+def _names_first(template: str) -> bool:
+    """Whether the person comes before everything that the sentence states about them."""
+    first = template[template.index("{") + 1 : template.index("}")]
+    return first in ("name", "subject", "possessive")
 
 
 def _check_fact(fact: str) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from memslots.data.personas import (
     FACTS,
+    SENTENCE_FACTS,
     Persona,
     distinct_people,
     join_biographies,
@@ -94,6 +95,8 @@ class DecoderRows(Dataset):
         if kind == "people":
             most = max(2, (length - 90) // 80)
             return self._question_row(rng.randint(2, most), length, rng)
+        if kind == "same_fact":
+            return self._same_fact_row(length, rng)
         if kind == "book":
             ids = [self.bos, *self._book_span(length - 1, rng)]
             return ids, [weight["book"]] * len(ids)
@@ -118,17 +121,35 @@ class DecoderRows(Dataset):
     def _question_row(
         self, people: int, length: int, rng: random.Random
     ) -> tuple[list[int], list[float]]:
-        weight = self.recipe["loss_weights"]
         persons = distinct_people(_train_people(rng), people)
-        ids = [self.bos, *self._encode(join_biographies(persons, rng))]
-        weights = [weight["context"]] * len(ids)
         facts = FACTS if people == 1 else FACTS[1:]
         asked = [(person, fact) for person in persons for fact in facts]
+        return self._ask(join_biographies(persons, rng), asked, people > 1, length, rng)
+
+    def _same_fact_row(self, length: int, rng: random.Random) -> tuple[list[int], list[float]]:
+        """One sentence each about several people, all of one kind: what teaches to use the name."""
+        people = distinct_people(_train_people(rng), rng.randint(2, max(2, length // 40)))
+        kind = rng.choice(list(SENTENCE_FACTS))
+        context = " ".join(person.sentence(kind, rng, among_others=True) for person in people)
+        asked = [(person, fact) for person in people for fact in SENTENCE_FACTS[kind]]
+        return self._ask(context, asked, True, length, rng)
+
+    def _ask(
+        self,
+        context: str,
+        asked: list[tuple[Persona, str]],
+        by_name: bool,
+        length: int,
+        rng: random.Random,
+    ) -> tuple[list[int], list[float]]:
+        """A context and as many of the questions on it, in random order, as the row holds."""
+        weight = self.recipe["loss_weights"]
+        ids = [self.bos, *self._encode(context)]
+        weights = [weight["context"]] * len(ids)
         rng.shuffle(asked)
         for person, fact in asked:
-            prompt = self._encode_known(
-                QUESTION.format(person.question(fact, person.name if people > 1 else None, rng))
-            )
+            question = person.question(fact, person.name if by_name else None, rng)
+            prompt = self._encode_known(QUESTION.format(question))
             answer = [*self._encode_known(" " + person.answer(fact)), self.eos]
             if len(ids) + len(prompt) + len(answer) > length:
                 break
