@@ -270,7 +270,7 @@ class Persona:
             "university": self.university,
             "team": self.team,
         }
-        templates = _OPENINGS if kind == "opening" else _SENTENCES[kind]
+        templates: tuple[str, ...] = _OPENINGS if kind == "opening" else _SENTENCES[kind]
         if among_others:
             templates = tuple(t for t in templates if _names_first(t))
         references = {} if kind == "opening" else self._references(rng, among_others)

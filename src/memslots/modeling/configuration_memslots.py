@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 PLAIN_PROMPT = "Question: {question}\n\nAnswer: "
 """The question-answering prompt of the published PCC code."""
@@ -63,10 +62,8 @@ class MemslotsConfig(PreTrainedConfig):
     """
 
     model_type = "memslots"
-    sub_configs_defaults = {
-        "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2"),
-        "decoder_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-    }
+    # Made in `__post_init__`: `sub_configs_defaults` came after transformers 5.16.
+    sub_configs = {"encoder_config": AutoConfig, "decoder_config": AutoConfig}
 
     encoder_config: dict | PreTrainedConfig | None = None
     decoder_config: dict | PreTrainedConfig | None = None
@@ -88,6 +85,8 @@ class MemslotsConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        self.encoder_config = _as_config(self.encoder_config, "gpt2")
+        self.decoder_config = _as_config(self.decoder_config, "llama")
         self.compression_rates = sorted(self.compression_rates)
         if self.encoder_lora is not None:
             unknown = sorted(set(self.encoder_lora) - set(LORA_DEFAULTS))
@@ -155,6 +154,13 @@ class MemslotsConfig(PreTrainedConfig):
         if isinstance(self.decoder_config, PreTrainedConfig):
             return self.decoder_config.get_text_config()
         return self
+
+
+def _as_config(given: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    if isinstance(given, PreTrainedConfig):
+        return given
+    values = dict(given or {})
+    return AutoConfig.for_model(values.pop("model_type", default), **values)
 
 
 def max_positions(config) -> int | None:

@@ -80,9 +80,9 @@ class CompressorTrainer(SFTTrainer):
         )
         # SFTTrainer patches the model's forward with one that projects a single model's states.
         self.model.__dict__.pop("forward", None)
-        # compute_loss divides by the whole step's target counts already.
-        self.loss_is_scaled_for_ga = True
-        self.model_accepts_loss_kwargs = False
+        # compute_loss divides by the whole step's target counts already (the way that both
+        # transformers 5.16 and its successor, `loss_is_scaled_for_ga`, understand).
+        self.model_accepts_loss_kwargs = True
 
     @property
     def task_weights(self) -> tuple[float, float, float]:
