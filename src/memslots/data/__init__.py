@@ -1,1 +1,15 @@
 """Dataset adapters to one schema, and the generator of short biographies."""
+
+from memslots.data.adapters import ADAPTERS, LoadedRows, load_rows
+from memslots.data.schema import DataNotFound, LoadReport, QuestionRow, Row, TextRow
+
+__all__ = [
+    "ADAPTERS",
+    "DataNotFound",
+    "LoadReport",
+    "LoadedRows",
+    "QuestionRow",
+    "Row",
+    "TextRow",
+    "load_rows",
+]

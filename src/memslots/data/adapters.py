@@ -1,0 +1,277 @@
+"""Every set of the seeds under one name and in one schema: `load_rows("squad", "validation")`.
+
+What the rows look like is said in `schema.py`; what is known of each set, in its adapter.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from memslots.data.character_dialogue import CHARACTER_DIALOGUE
+from memslots.data.example_sets import GSM8K, HPD, SST2, WSC
+from memslots.data.pronoun_pairs import PRONOUN_PAIRS
+from memslots.data.question_sets import ADVERSARIAL_QA, HOTPOT_QA, NATURAL_QUESTIONS, SQUAD
+from memslots.data.raw_rows import RawRow, find_files, hub_rows, local_rows
+from memslots.data.schema import Adapter, BadRow, DataNotFound, LeftOut, LoadReport, Row
+from memslots.data.text_sets import FINEWEB, JSONL, PARQUET, PG19, TEXT
+
+logger = logging.getLogger(__name__)
+
+ADAPTERS: Mapping[str, Adapter] = {
+    adapter.name: adapter
+    for adapter in (
+        FINEWEB,
+        SQUAD,
+        HOTPOT_QA,
+        ADVERSARIAL_QA,
+        NATURAL_QUESTIONS,
+        GSM8K,
+        SST2,
+        WSC,
+        HPD,
+        PG19,
+        TEXT,
+        JSONL,
+        PARQUET,
+        CHARACTER_DIALOGUE,
+        PRONOUN_PAIRS,
+    )
+}
+"""All adapters by name."""
+
+_PEEKED_ROWS = 100
+_SHUFFLE_BUFFER = 10_000
+
+
+class LoadedRows:
+    """The rows of a split, read as they are iterated; every iteration reads them again.
+
+    Args:
+        adapter: Of the set.
+        split: One of its splits or of its paper's splits.
+        source: Where the rows come from, for the report.
+        open_rows: Opens the source and yields its raw rows.
+        limit: Rows to hand out at most; all without it.
+        seed: Of the order; without it the source's own order.
+
+    Attributes:
+        report: What became of the rows of the latest iteration.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        split: str,
+        source: str,
+        open_rows: Callable[[], Iterator[RawRow]],
+        limit: int | None = None,
+        seed: int | None = None,
+    ):
+        self.adapter = adapter
+        self.split = split
+        self.source = source
+        self.limit = limit
+        self.seed = seed
+        self.report = self._new_report()
+        self._open_rows = open_rows
+
+    def __iter__(self) -> Iterator[Row]:
+        report = self.report = self._new_report()
+        if self.split in self.adapter.paper:
+            yield from self._paper_rows(report)
+        else:
+            yield from islice(self._usable_rows(report), self.limit)
+        report.finished = True
+        logger.log(logging.WARNING if report.bad else logging.INFO, report.summary())
+
+    def _new_report(self) -> LoadReport:
+        return LoadReport(self.adapter.name, self.split, self.source, self.adapter.stands_for)
+
+    def _usable_rows(self, report: LoadReport) -> Iterator[Row]:
+        raw_rows = self._open_rows()
+        first = list(islice(raw_rows, _PEEKED_ROWS))
+        self._check_columns(first)
+        raw_rows = chain(first, raw_rows)
+        for raw in raw_rows if self.seed is None else _shuffled(raw_rows, self.seed):
+            report.read += 1
+            try:
+                row = self._convert(raw)
+            except BadRow as bad:
+                report.add_bad(str(bad))
+            except LeftOut as left_out:
+                report.left_out[str(left_out)] += 1
+            else:
+                report.kept += 1
+                yield row
+        if not report.kept:
+            raise ValueError(
+                f"{report.summary()}. None of the rows can be used: check that these are the "
+                f"rows of {self.adapter.title}, or choose another split."
+            )
+
+    def _check_columns(self, first: list[RawRow]) -> None:
+        """Tells a set without a needed column from one with some bad rows."""
+        if not first:
+            raise ValueError(
+                f"{self.adapter.name}/{self.split} is empty: {self.source} has no rows; get its "
+                f"files again, or choose another split."
+            )
+        # Rows read from JSON need not have the same columns.
+        found = list(dict.fromkeys(c for raw in first if isinstance(raw, Mapping) for c in raw))
+        layouts = self.adapter.layouts
+        if found and not any(set(layout.columns) <= set(found) for layout in layouts):
+            needed = ", or ".join(" + ".join(layout.columns) for layout in layouts)
+            raise ValueError(
+                f"{self.adapter.name}/{self.split} lacks a column: {self.source} has "
+                f"{', '.join(found)}; {self.adapter.title} needs {needed}. Rename the columns, or "
+                f"load it with the adapter of the set that it is."
+            )
+
+    def _convert(self, raw: RawRow) -> Row:
+        if isinstance(raw, BadRow):
+            raise raw
+        for layout in self.adapter.layouts:
+            if all(column in raw for column in layout.columns):
+                row = layout.convert(raw)
+                if self.adapter.stands_for:
+                    row["stand_in"] = self.adapter.stands_for
+                return row
+        missing = min(
+            (
+                [column for column in layout.columns if column not in raw]
+                for layout in self.adapter.layouts
+            ),
+            key=len,
+        )
+        raise BadRow(f"no {' and no '.join(repr(column) for column in missing)}")
+
+    def _paper_rows(self, report: LoadReport) -> Iterator[Row]:
+        """Reads the whole source split before the first row: its size is part of the split."""
+        paper = self.adapter.paper[self.split]
+        rows = list(self._usable_rows(report))
+        if len(rows) != paper.total:
+            parts = " + ".join(
+                f"{each.count:,}"
+                for each in self.adapter.paper.values()
+                if each.source == paper.source
+            )
+            raise ValueError(
+                f"{self.adapter.name}/{self.split} needs the {paper.total:,} usable rows of its "
+                f"{paper.source!r} split (PCC, table 1: {parts}), but {self.source} has "
+                f"{len(rows):,}. Give the complete release, or choose "
+                f"{' or '.join(map(repr, self.adapter.splits))} to take what is there."
+            )
+        chosen = paper.choose(rows)
+        if len(chosen) < len(rows):
+            report.left_out["in the paper's other split"] = len(rows) - len(chosen)
+        given = chosen[: self.limit]
+        if len(given) < len(chosen):
+            report.left_out["beyond the limit"] = len(chosen) - len(given)
+        report.kept = len(given)
+        yield from given
+
+
+def load_rows(
+    name: str,
+    split: str,
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    streaming: bool | None = None,
+    allow_stand_in: bool = False,
+) -> LoadedRows:
+    """Opens a split of a set.
+
+    Args:
+        name: One of `ADAPTERS`.
+        split: One of the set's splits, or `paper_train` or `paper_test`, the splits of table 1 of
+            the PCC paper, for `squad`, `gsm8k` and `hpd`. These are read whole, and their counts
+            checked, before the first row.
+        data_dir: A folder with local copies under the names in the adapter's `files` (also with
+            `.gz`, also in a folder named after the set), or one file that is the split. With it
+            nothing is taken from the Hub.
+        limit: Rows to hand out at most.
+        seed: Shuffles the rows: through a buffer of 10,000, so larger sets stay roughly in their
+            order. Without it they come as they are stored. `pronoun_pairs` draws its people by it.
+        streaming: Read the Hub's copy over the network (True) or download it first (False).
+            Without it FineWeb, PG-19 and Natural Questions are streamed. Local files always are.
+        allow_stand_in: Where HPD or WSC cannot be had, take its stand-in, whose rows and report
+            say so.
+
+    Returns:
+        The rows; iterate them, then read their `report`.
+
+    Raises:
+        ValueError: Unknown name or split, or a limit below 1. While iterating: a source that is
+            empty, lacks a needed column or has no usable row, and a paper's split whose source
+            has another number of rows.
+        DataNotFound: (a ValueError) There are no such files, or the Hub does not give the set.
+    """
+    adapter = _adapter(name)
+    paper = adapter.paper.get(split)
+    if paper is None and split not in adapter.splits:
+        raise ValueError(
+            f"split={split!r} is not a split of {name}; choose one of "
+            f"{', '.join([*adapter.splits, *adapter.paper])}."
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} is not possible; give 1 or more, or None for all rows.")
+    try:
+        own_split = paper.source if paper else split
+        source, open_rows = _open(adapter, own_split, data_dir, seed, streaming)
+    except DataNotFound:
+        if not allow_stand_in or adapter.stand_in is None:
+            raise
+        stand_in = ADAPTERS[adapter.stand_in]
+        return load_rows(stand_in.name, split.removeprefix("paper_"), data_dir, limit, seed)
+    return LoadedRows(adapter, split, source, open_rows, limit, seed)
+
+
+def _adapter(name: str) -> Adapter:
+    if name not in ADAPTERS:
+        near = get_close_matches(name, ADAPTERS, n=1)
+        raise ValueError(
+            f"dataset {name!r} is unknown{f' (did you mean {near[0]!r}?)' if near else ''}; choose "
+            f"one of {', '.join(ADAPTERS)}."
+        )
+    return ADAPTERS[name]
+
+
+def _open(
+    adapter: Adapter,
+    split: str,
+    data_dir: str | Path | None,
+    seed: int | None,
+    streaming: bool | None,
+) -> tuple[str, Callable[[], Iterator[RawRow]]]:
+    generate = adapter.generate
+    if generate is not None:
+        generate(split, data_dir, seed or 0)  # finds out now whether its own sources are there
+        source = adapter.title if data_dir is None else f"{adapter.title} ({data_dir})"
+        return source, lambda: iter(generate(split, data_dir, seed or 0))
+    if data_dir is not None:
+        files = find_files(adapter, split, data_dir)
+        return ", ".join(file.name for file in files), local_rows(adapter, files)
+    if adapter.suffixes:
+        raise DataNotFound(f"{adapter.title} are local, and no data_dir is given; {adapter.where}.")
+    source = " ".join(filter(None, (adapter.hub_id, adapter.hub_config, adapter.splits[split])))
+    whether = adapter.streaming if streaming is None else streaming
+    return source, hub_rows(adapter, split, whether)
+
+
+def _shuffled(rows: Iterator[Any], seed: int) -> Iterator[Any]:
+    """Yields all items in another order, holding `_SHUFFLE_BUFFER` of them at a time."""
+    rng = random.Random(seed)
+    buffer = list(islice(rows, _SHUFFLE_BUFFER))
+    for item in rows:
+        at = rng.randrange(len(buffer))
+        yield buffer[at]
+        buffer[at] = item
+    rng.shuffle(buffer)
+    yield from buffer
