@@ -85,6 +85,13 @@ def train(
     install: Annotated[
         Path | None, typer.Option(help="Copy the finished checkpoint into this folder.")
     ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with local copies of the data sets.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print sizes, steps and estimates; train nothing."),
+    ] = False,
 ) -> None:
     """Train by a recipe; the same command goes on with a run that was stopped."""
     from memslots.configuration import load_recipe
@@ -92,6 +99,7 @@ def train(
     settings = load_recipe(recipe, sets or [])
     folder = output or Path("runs") / Path(recipe).stem
     try:
+        from memslots.trainer.plan import plan_recipe
         from memslots.trainer.run import install_checkpoint, run_recipe
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("memslots"):
@@ -100,7 +108,12 @@ def train(
             f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
         ) from error
     quiet()
-    result = run_recipe(settings, folder, stage, books)
+    if dry_run:
+        from .plan_view import plan_table
+
+        out.print(plan_table(recipe, plan_recipe(settings)))
+        return
+    result = run_recipe(settings, folder, stage, books, data_dir=data_dir)
     if install is not None:
         install_checkpoint(result, install)
     out.print(f"{install or result}: trained by recipe {recipe}")

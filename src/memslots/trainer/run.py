@@ -1,19 +1,23 @@
-"""Runs a recipe: the tiny decoder, its compressor stage by stage, and the embedded checkpoint."""
+"""Runs a recipe: its models, stage by stage, each stage's checkpoint in a folder of its own."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+import yaml
 
 from memslots.modeling import MemslotsModel
+from memslots.trainer.adapt import adapt_to_decoder
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
-from memslots.trainer.local_init import initialize_local
-from memslots.trainer.stage_data import stage_dataset
+from memslots.trainer.stage_data import Sources, stage_dataset
+from memslots.trainer.tiny_compressor import new_tiny_compressor
 from memslots.trainer.tiny_decoder import last_checkpoint, train_tiny_decoder
+
+CardWriter = Callable[[MemslotsModel, Path], None]
 
 
 def run_recipe(
@@ -21,16 +25,20 @@ def run_recipe(
     output: Path,
     stage: str | None = None,
     books: str | None = None,
-    card_writer: Callable[[MemslotsModel, Path], None] | None = None,
+    card_writer: CardWriter | None = None,
+    data_dir: str | None = None,
 ) -> Path:
     """Run all stages of a recipe, or one; a stage that is complete is not run again.
 
     Args:
         recipe: what `load_recipe` gave.
-        output: folder of everything that is made; a killed run goes on from it.
-        stage: "decoder" or the name of one of the compressor's stages.
+        output: folder of everything that is made; a killed run goes on from it. The recipe is
+            written there, and beside every stage's checkpoint, as it was run.
+        stage: "decoder" (where the recipe trains one) or the name of one of the compressor's
+            stages.
         books: where the books are; PG-19 from the Hub without it.
         card_writer: handed to the trainer.
+        data_dir: folder with local copies of the data sets; the Hub without it.
 
     Returns:
         The folder of the last stage's checkpoint.
@@ -38,23 +46,44 @@ def run_recipe(
     Raises:
         ValueError: an unknown stage, or one whose predecessor has not been run.
     """
-    stages = recipe["compressor"]["stages"]
-    names = ["decoder", *(s["name"] for s in stages)]
+    stages = {settings["name"]: settings for settings in recipe["compressor"]["stages"]}
+    trains_decoder = "decoder" in recipe
+    names = [*(["decoder"] if trains_decoder else []), *stages]
     if stage is not None and stage not in names:
         raise ValueError(f"stage {stage!r} is not in this recipe; its stages are {names}.")
     output.mkdir(parents=True, exist_ok=True)
-    result = output / "decoder"
-    if stage in (None, "decoder") and not (output / "decoder" / "model.safetensors").exists():
-        result = train_tiny_decoder(recipe, output, books)
-    previous: Path | None = None
-    for settings in stages:
-        folder = output / "compressor" / settings["name"]
-        done = folder / "model.safetensors"
-        if stage in (None, settings["name"]) and not done.exists():
-            _run_stage(recipe["compressor"], settings, previous, output, books, card_writer)
-        if done.exists():
-            previous = result = folder
+    _write_recipe(recipe, output)
+    decoder = output / "decoder"
+    result = decoder
+    if trains_decoder and stage in (None, "decoder"):
+        if not (decoder / "model.safetensors").exists():
+            train_tiny_decoder(recipe, output, books)
+        if stage == "decoder":
+            return decoder
+    for name in stages if stage is None else [stage]:
+        folder = output / "compressor" / name
+        if not _is_done(folder):
+            sources = Sources(recipe["compressor"]["seed"], books, data_dir)
+            _run_stage(recipe, name, output, sources, card_writer)
+        result = folder
     return result
+
+
+def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
+    """The stage that stage `name` starts from: its `after`, else the one before it, if any.
+
+    Raises:
+        ValueError: `after` names no earlier stage.
+    """
+    names = [settings["name"] for settings in stages]
+    at = names.index(name)
+    wanted = stages[at].get("after")
+    if wanted is not None and wanted not in names[:at]:
+        raise ValueError(
+            f"stage {name!r} comes after {wanted!r}, which is no earlier stage; the stages are "
+            f"{names}."
+        )
+    return wanted or (names[at - 1] if at else None)
 
 
 def install_checkpoint(source: Path, target: Path) -> None:
@@ -71,87 +100,121 @@ def install_checkpoint(source: Path, target: Path) -> None:
         (target / name).write_bytes(content)
 
 
+def training_arguments(
+    recipe: dict[str, Any], settings: dict[str, Any], world_size: int = 1
+) -> dict[str, Any]:
+    """Arguments of `CompressorConfig` for one stage.
+
+    Args:
+        recipe: the recipe's `compressor` section.
+        settings: the stage. `batch_size` rows a step, over all processes and accumulated batches,
+            becomes `gradient_accumulation_steps`; `tokens` of compressed text become `max_steps`.
+        world_size: processes that train together.
+
+    Raises:
+        ValueError: a batch size that the processes cannot make, or tokens of rows of no one length.
+    """
+    arguments = {"seed": recipe["seed"], **recipe["training"], **settings.get("training", {})}
+    each = arguments.get("per_device_train_batch_size", 8) * world_size
+    batch = settings.get("batch_size")
+    if batch is not None:
+        if batch % each:
+            raise ValueError(
+                f"stage {settings['name']!r} has batch_size {batch}, which is no multiple of "
+                f"{each} ({each // world_size} rows on each of {world_size} processes); set "
+                "compressor.training.per_device_train_batch_size to a divisor."
+            )
+        arguments["gradient_accumulation_steps"] = batch // each
+    if "tokens" in settings:
+        lengths = {source.get("tokens") for source in settings["data"]}
+        if len(lengths) != 1 or None in lengths:
+            raise ValueError(
+                f"stage {settings['name']!r} counts tokens, so each of its data sources must say "
+                f"how many a row has, and all the same; they say {sorted(map(str, lengths))}."
+            )
+        rows = batch or each * arguments.get("gradient_accumulation_steps", 1)
+        arguments["max_steps"] = max(1, settings["tokens"] // (rows * lengths.pop()))
+    return arguments
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "model.safetensors").exists() or any(folder.glob("*.safetensors.index.json"))
+
+
 def _run_stage(
     recipe: dict[str, Any],
-    settings: dict[str, Any],
-    previous: Path | None,
+    name: str,
     output: Path,
-    books: str | None,
-    card_writer: Callable[[MemslotsModel, Path], None] | None,
+    sources: Sources,
+    card_writer: CardWriter | None,
 ) -> None:
-    torch.set_num_threads(recipe["threads"])
-    if previous is not None:
-        model = MemslotsModel.from_pretrained(previous)
-    elif settings is recipe["stages"][0] and (output / "decoder" / "model.safetensors").exists():
-        model = new_tiny_compressor(recipe, output)
-    else:
-        raise ValueError(
-            f"stage {settings['name']!r} starts from the one before it, which is not in "
-            f"{str(output)!r}; run that first, or the whole recipe without --stage."
-        )
-    folder = output / "compressor" / settings["name"]
+    section = recipe["compressor"]
+    settings = next(stage for stage in section["stages"] if stage["name"] == name)
+    if "threads" in section:
+        torch.set_num_threads(section["threads"])
+    folder = output / "compressor" / name
     checkpoints = folder / "checkpoints"
+    model = _stage_model(recipe, settings, output)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = CompressorTrainer(
         model,
         CompressorConfig(
-            output_dir=str(checkpoints),
-            seed=recipe["seed"],
-            save_total_limit=1,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            **{**recipe["training"], **settings["training"]},
+            **{
+                "output_dir": str(checkpoints),
+                "save_total_limit": 1,
+                "dataloader_pin_memory": torch.cuda.is_available(),
+                **training_arguments(section, settings, world_size),
+            }
         ),
-        stage_dataset(settings["data"], recipe["seed"], books),
+        stage_dataset(settings["data"], sources, model._need_processor()),
         card_writer=card_writer,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    model.save_pretrained(folder)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(folder)
+        _write_recipe(recipe, folder)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
 
 
-def new_tiny_compressor(recipe: dict[str, Any], output: Path) -> MemslotsModel:
-    """An untrained compressor for the tiny decoder, with an encoder of another width and tokenizer.
-
-    The encoder starts from the decoder's embeddings (see `local_init`): a token that both
-    vocabularies hold from the decoder's embedding of it, any other from the mean of the decoder's
-    tokens that spell it.
-    """
-    torch.manual_seed(recipe["seed"])
-    decoder_dir, encoder_dir = output / "decoder", output / "encoder"
-    tokenizer = AutoTokenizer.from_pretrained(output / "encoder_tokenizer")
-    encoder = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=None,
-            pad_token_id=tokenizer.pad_token_id,
-            **recipe["encoder"],
-        )
-    )
-    encoder.save_pretrained(encoder_dir)
-    tokenizer.save_pretrained(encoder_dir)
-    model = MemslotsModel.from_encoder_decoder_pretrained(
-        str(encoder_dir), str(decoder_dir), **recipe["config"]
-    )
-    initialize_local(model, _shared_embeddings(decoder_dir, tokenizer))
-    # Both are inside the checkpoint, so it names no folder of this machine.
-    model.config.encoder_name_or_path = model.config.decoder_name_or_path = None
-    for part in (model.config.encoder_config, model.config.decoder_config):
-        part._name_or_path = ""
+def _stage_model(recipe: dict[str, Any], settings: dict[str, Any], output: Path) -> MemslotsModel:
+    section = recipe["compressor"]
+    before = previous_stage(section["stages"], settings["name"])
+    if before is None:
+        return _first_model(recipe, settings["name"], output)
+    folder = output / "compressor" / before
+    if not _is_done(folder):
+        raise ValueError(_missing(settings["name"], output))
+    model = MemslotsModel.from_pretrained(folder)
+    if "adapt" in settings:
+        adapt_to_decoder(model, **settings["adapt"])
     return model
 
 
-def _shared_embeddings(decoder_dir: Path, tokenizer) -> torch.Tensor:
-    """`(encoder vocabulary, d_decoder)`: the decoder's embeddings of the encoder's tokens."""
-    decoder_tokenizer = AutoTokenizer.from_pretrained(decoder_dir)
-    decoder = AutoModelForCausalLM.from_pretrained(decoder_dir, dtype=torch.float32)
-    known = decoder_tokenizer.get_vocab()
-    embeddings = decoder.get_input_embeddings().weight.detach()
-    rows = torch.zeros(len(tokenizer), embeddings.shape[1])
-    for token, index in tokenizer.get_vocab().items():
-        ids = [known[token]] if token in known else []
-        if not ids:
-            text = tokenizer.convert_tokens_to_string([token])
-            ids = decoder_tokenizer(text, add_special_tokens=False)["input_ids"]
-        if ids:
-            rows[index] = embeddings[ids].mean(dim=0)
-    return rows
+def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsModel:
+    """A new compressor: for the recipe's own decoder, or from two pretrained models."""
+    section = recipe["compressor"]
+    if "decoder" in recipe:
+        if not (output / "decoder" / "model.safetensors").exists():
+            raise ValueError(_missing(name, output))
+        return new_tiny_compressor(section, output)
+    torch.manual_seed(section["seed"])
+    return MemslotsModel.from_encoder_decoder_pretrained(
+        section["encoder"],
+        section["decoder"],
+        encoder_kwargs=section.get("encoder_kwargs"),
+        decoder_kwargs=section.get("decoder_kwargs"),
+        **section["config"],
+    )
+
+
+def _missing(name: str, output: Path) -> str:
+    return (
+        f"stage {name!r} starts from the one before it, which is not in {str(output)!r}; run that "
+        "first, or the whole recipe without --stage."
+    )
+
+
+def _write_recipe(recipe: dict[str, Any], folder: Path) -> None:
+    with (folder / "recipe.yaml").open("w", encoding="utf-8") as file:
+        yaml.safe_dump(recipe, file, sort_keys=False, allow_unicode=True)

@@ -1,81 +1,203 @@
 """The rows of a recipe's stage, from the sources that the stage lists."""
 
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 
+from memslots.data import ADAPTERS, load_rows
 from memslots.data.books import iterate_books
+from memslots.data.demonstrations import demonstration_context
 from memslots.data.personas import persona_rows
+from memslots.modeling import MemslotsProcessor
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+FEATURES = Features(
+    {
+        "text": Value("string"),
+        "context": Value("string"),
+        "question": List(Value("string")),
+        "answer": List(Value("string")),
+    }
+)
+
+_FULL = 0.9
+"""Share of a piece's tokens that it must reach: the last piece of a text is often a few words."""
 
 
-def stage_dataset(sources: list[dict[str, Any]], seed: int, books: str | None) -> Dataset:
+@dataclass(frozen=True)
+class Sources:
+    """Where a run's data come from, and its seed.
+
+    Args:
+        seed: of the drawing.
+        books: where the books are; see `iterate_books`.
+        data_dir: folder with local copies of the data sets; the Hub without it.
+    """
+
+    seed: int = 0
+    books: str | None = None
+    data_dir: str | None = None
+
+
+def stage_dataset(
+    sources: list[dict[str, Any]], origin: Sources, processor: MemslotsProcessor
+) -> Dataset | IterableDataset:
     """A dataset of text and question-answering rows, the same for the same arguments.
 
     Args:
-        sources: each `{"kind", "rows", ...}`: `personas` (`people`, `questions` a context),
-            `persona_texts` (plain text of at most `sentences` sentences), `books` (`characters` a
-            row).
-        seed: of the drawing.
-        books: where the books are; see `iterate_books`.
+        sources: each `{"kind", ...}`: `personas` (`rows`, `people`, `questions` a context),
+            `persona_texts` (`rows` of at most `sentences` sentences), `books` (`rows` of
+            `characters`), or a data set of `memslots.data.ADAPTERS` with its `split`: a set of
+            texts cut into pieces of `tokens` encoder tokens, each with as many of the text that
+            follows for completion (`completion: false` leaves them out); a set of questions with
+            at most `rows` rows, and for in-context learning `demonstrations`, the decoder tokens
+            of the context that other rows make.
+        origin: where the data come from.
+        processor: cuts and counts.
 
     Raises:
-        ValueError: an unknown kind of source, or a stage without rows.
+        ValueError: an unknown kind of source, a stage without rows, or a streamed source beside
+            others.
     """
-    rows: list[dict[str, Any]] = []
+    parts = []
     for number, source in enumerate(sources):
-        options = {key: value for key, value in source.items() if key not in ("kind", "rows")}
-        if source["kind"] not in _SOURCES:
-            raise ValueError(
-                f"source kind {source['kind']!r} is unknown; there are {sorted(_SOURCES)}."
-            )
+        options = {key: value for key, value in source.items() if key != "kind"}
         # Seeds of training differ from those of every evaluation, and the split does anyway.
-        drawn = f"stage-{seed}-{number}"
-        rows += _SOURCES[source["kind"]](source["rows"], drawn, books, **options)
+        drawn = _number(f"stage-{origin.seed}-{number}")
+        if source["kind"] in _GENERATED:
+            parts.append(list(_GENERATED[source["kind"]](drawn, origin, **options)))
+        elif source["kind"] in ADAPTERS:
+            if ADAPTERS[source["kind"]].streaming:
+                return _streamed(source["kind"], sources, drawn, origin, processor, options)
+            parts.append(list(_data_set(source["kind"], drawn, origin, processor, **options)))
+        else:
+            raise ValueError(
+                f"source kind {source['kind']!r} is unknown; there are "
+                f"{sorted([*_GENERATED, *ADAPTERS])}."
+            )
+    rows = [row for part in parts for row in part]
     if not rows:
         raise ValueError("the stage lists no rows to train on.")
-    return Dataset.from_list(rows)
+    return Dataset.from_list(rows, features=FEATURES)
 
 
-def _row(**given: Any) -> dict[str, Any]:
-    return {"text": None, "context": None, "question": None, "answer": None, **given}
+def _streamed(kind, sources, drawn, origin, processor, options) -> IterableDataset:
+    if len(sources) > 1:
+        raise ValueError(
+            f"{kind} is streamed, so it must be its stage's only source; the stage lists "
+            f"{[source['kind'] for source in sources]}."
+        )
+    arguments = {"kind": kind, "drawn": drawn, "origin": origin, "processor": processor}
+    return IterableDataset.from_generator(
+        _data_set, gen_kwargs={**arguments, **options}, features=FEATURES
+    )
 
 
-def _personas(rows: int, seed: str, books: str | None, people: int = 1, questions: int = 4):
-    drawn = persona_rows("train", rows, people=people, seed=_number(seed), questions=questions)
-    return [_row(context=r["context"], question=r["question"], answer=r["answer"]) for r in drawn]
+def _data_set(
+    kind: str,
+    drawn: int,
+    origin: Sources,
+    processor: MemslotsProcessor,
+    split: str = "train",
+    rows: int | None = None,
+    tokens: int | None = None,
+    completion: bool = True,
+    demonstrations: int | None = None,
+) -> Iterator[Row]:
+    loaded = load_rows(kind, split, data_dir=origin.data_dir, limit=rows, seed=drawn)
+    if demonstrations is not None:
+        yield from _in_context(list(loaded), demonstrations, drawn, processor)
+        return
+    without_context = 0
+    for loaded_row in loaded:
+        row: dict[str, Any] = dict(loaded_row)
+        if "text" not in row and not row["context"]:
+            without_context += 1  # a dialogue's first line: there is nothing to compress
+        elif "text" not in row:
+            yield _question(row["context"], [row["question"]], [row["answer"]])
+        elif tokens is None:
+            yield _text(row["text"])
+        else:
+            yield from _pieces(row["text"], tokens, completion, processor)
+    if without_context:
+        logger.warning("%s/%s: %d rows have no context, left out", kind, split, without_context)
 
 
-def _persona_texts(rows: int, seed: str, books: str | None, sentences: int = 2):
-    rng = random.Random(seed)
-    texts: list[dict[str, Any]] = []
-    for row in persona_rows("train", rows, seed=_number(seed)):
+def _pieces(
+    text: str, tokens: int, completion: bool, processor: MemslotsProcessor
+) -> Iterator[Row]:
+    """Every full segment of a text once, each followed by the next where that is wanted."""
+    spans = processor.encoder_text.segment(text, tokens)
+    for at, span in enumerate(spans):
+        if len(span.ids) >= _FULL * tokens:
+            last = spans[min(at + 1, len(spans) - 1)] if completion else span
+            yield _text(text[span.start : last.end])
+
+
+def _in_context(
+    rows: list[Any], tokens: int, drawn: int, processor: MemslotsProcessor
+) -> Iterator[Row]:
+    def count(text: str) -> int:
+        return len(processor.decoder_text.encode(text))
+
+    for number, row in enumerate(rows):
+        rng = random.Random(f"{drawn}-{number}")
+        context = demonstration_context(rows, tokens, count, rng, leave_out=row["id"])
+        yield _question(context, [row["question"]], [row["answer"]])
+
+
+def _text(text: str) -> Row:
+    return {"text": text, "context": None, "question": None, "answer": None}
+
+
+def _question(context: str, questions: list[str], answers: list[str]) -> Row:
+    return {"text": None, "context": context, "question": questions, "answer": answers}
+
+
+def _personas(
+    drawn: int, origin: Sources, rows: int, people: int = 1, questions: int = 4
+) -> Iterator[Row]:
+    for row in persona_rows("train", rows, people=people, seed=drawn, questions=questions):
+        asked, answers = row["question"], row["answer"]
+        if questions == 1:
+            asked, answers = [asked], [answers]
+        yield _question(row["context"], asked, answers)
+
+
+def _persona_texts(drawn: int, origin: Sources, rows: int, sentences: int = 2) -> Iterator[Row]:
+    rng = random.Random(drawn)
+    for row in persona_rows("train", rows, seed=drawn):
         parts = row["context"].split(". ")
         count = min(len(parts), rng.randint(1, sentences))
         start = rng.randint(0, len(parts) - count)
-        texts.append(_row(text=". ".join(parts[start : start + count]).rstrip(".") + "."))
-    return texts
+        yield _text(". ".join(parts[start : start + count]).rstrip(".") + ".")
 
 
-def _books(rows: int, seed: str, books: str | None, characters: int = 900):
-    rng = random.Random(seed)
-    library = list(iterate_books(books, limit=40))
-    texts: list[dict[str, Any]] = []
-    while len(texts) < rows:
+def _books(drawn: int, origin: Sources, rows: int, characters: int = 900) -> Iterator[Row]:
+    rng = random.Random(drawn)
+    library = list(iterate_books(origin.books, limit=40))
+    made = 0
+    while made < rows:
         book = rng.choice(library)
         start = rng.randrange(max(1, len(book) - characters))
         text = book[start : start + characters].partition(" ")[2]  # from a word's beginning
         if text.strip():
-            texts.append(_row(text=text))
-    return texts
+            made += 1
+            yield _text(text)
 
 
 def _number(seed: str) -> int:
     return random.Random(seed).getrandbits(31)
 
 
-_SOURCES: dict[str, Callable[..., list[dict[str, Any]]]] = {
+_GENERATED: dict[str, Callable[..., Iterator[Row]]] = {
     "personas": _personas,
     "persona_texts": _persona_texts,
     "books": _books,
