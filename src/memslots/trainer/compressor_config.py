@@ -16,6 +16,7 @@ class CompressorConfig(SFTConfig):
         - `gradient_checkpointing`: off.
         - `remove_unused_columns`: off, since the context is a column of its own.
         - `prediction_loss_only`: on.
+        - `accelerator_config`: every process reads a streamed dataset for itself.
 
     Args:
         completion_weight: lambda of PCC, eq. 5. 0 trains reconstruction only (the paper's warm-up
@@ -86,5 +87,9 @@ class CompressorConfig(SFTConfig):
             self.bf16 = (
                 not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             )
+        if self.accelerator_config is None:
+            # Each process reads the stream and keeps its own share: segments and rows of a batch
+            # are no tensors that one process could hand to the others.
+            self.accelerator_config = {"dispatch_batches": False}
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
