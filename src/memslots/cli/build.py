@@ -134,11 +134,44 @@ def evaluate(
         Path | None, typer.Option(help="Fill the results block of this Markdown file.")
     ] = None,
     books: Annotated[str | None, typer.Option(help="Reconstruct passages of these too.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="The papers' tasks instead, such as qa,reconstruction.")
+    ] = None,
+    rates: Annotated[str | None, typer.Option(help="Rates to measure, such as 4,16.")] = None,
+    baselines: Annotated[
+        str, typer.Option(help="What memories are compared with.")
+    ] = "full,none,head,tail,another",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=SET/SPLIT", help="Another set for a task; repeatable."),
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with local copies of the data sets.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Most rows of a set.")] = 200,
+    lengths: Annotated[
+        str | None, typer.Option(help="Input lengths in decoder tokens, such as 512,1024.")
+    ] = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Measure a checkpoint on held-out people, beside the full text and beside no memory."""
+    if tasks is not None:
+        from .measure import measure
+
+        measure(
+            load_model(checkpoint, revision, device, dtype),
+            tasks,
+            rates,
+            baselines,
+            data or [],
+            data_dir,
+            samples,
+            lengths,
+            output or Path("results.json"),
+        )
+        return
     if suite != "tiny":
         raise ValueError(f"--suite {suite} is not known; there is tiny.")
     folder = Path(resolve_model(checkpoint))

@@ -1,4 +1,8 @@
-"""Exact match, tokens right of a reconstruction, and intervals for shares."""
+"""Exact match, SQuAD's scores, BLEU, ROUGE, tokens right of a reconstruction, and intervals.
+
+BLEU, ROUGE and SQuAD's normalisation are libraries' (sacrebleu, rouge-score, torchmetrics), called
+with the settings that the tables state.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,34 @@ from difflib import SequenceMatcher
 def exact_match(answer: str, expected: str) -> bool:
     """Whether the answer is the expected one, apart from white space around it."""
     return answer.strip() == expected.strip()
+
+
+def squad_scores(answer: str, accepted: Sequence[str]) -> dict[str, float]:
+    """SQuAD's `f1` and `exact_match`, 0 to 1, the best over the accepted answers.
+
+    Case, punctuation, articles and white space do not count (Rajpurkar et al. 2016).
+    """
+    from torchmetrics.functional.text import squad
+
+    scores = squad(
+        [{"prediction_text": answer, "id": "1"}],
+        [{"answers": {"answer_start": [0] * len(accepted), "text": list(accepted)}, "id": "1"}],
+    )
+    return {name: float(scores[name]) / 100 for name in ("f1", "exact_match")}
+
+
+def bleu(produced: Sequence[str], reference: Sequence[str]) -> float:
+    """Corpus BLEU, 0 to 100, by sacrebleu's defaults (13a tokens, orders 1 to 4)."""
+    import sacrebleu
+
+    return sacrebleu.corpus_bleu(list(produced), [list(reference)]).score
+
+
+def rouge_l(produced: str, reference: str) -> float:
+    """F1 of ROUGE-L, 0 to 100, without stemming."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return 100 * RougeScorer(["rougeL"]).score(reference, produced)["rougeL"].fmeasure
 
 
 def tokens_right(reference: Sequence[int], produced: Sequence[int]) -> list[bool]:

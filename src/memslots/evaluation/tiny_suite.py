@@ -119,7 +119,7 @@ def evaluate_tiny(
         say("reconstruction of book passages")
         results["books"] = _book_passages(model, books, chosen, seed, known)
     results["machine"] = {
-        "hardware": _hardware(model),
+        "hardware": hardware(model),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -312,7 +312,8 @@ def _parameters(module: torch.nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
-def _hardware(model: MemslotsModel) -> str:
+def hardware(model: MemslotsModel) -> str:
+    """What the model runs on, without naming the machine."""
     if model.device.type != "cpu":
         return f"1 {model.device.type} device"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -54,6 +54,9 @@ class CompressorConfig(SFTConfig):
         default=None, metadata={"help": "Most questions of a row that are trained on at a time."}
     )
     bf16: bool | None = field(default=None, metadata={"help": "See SFTConfig."})
+    accelerator_config: dict | str | None = field(
+        default=None, metadata={"help": "See TrainingArguments; streams are not dispatched."}
+    )
     dataset_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "See SFTConfig."})
     pack_questions: bool = field(
         default=False, metadata={"help": "Train a context's questions in one decoder row."}

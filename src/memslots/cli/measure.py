@@ -1,0 +1,115 @@
+"""`memslots eval --tasks`: the papers' tasks, printed and written as JSON, Markdown and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from .options import err, out
+
+if TYPE_CHECKING:
+    from memslots.modeling import MemslotsModel
+
+
+def measure(
+    model: MemslotsModel,
+    tasks: str,
+    rates: str | None,
+    baselines: str,
+    data: Sequence[str],
+    data_dir: str | None,
+    samples: int,
+    lengths: str | None,
+    output: Path,
+) -> None:
+    """Runs the tasks and writes `output`, the same name with `.md`, and a folder of plots.
+
+    Args:
+        model: with its decoder.
+        tasks: names, with commas between, as are rates, baselines and lengths.
+        rates: numbers; all of the checkpoint's without.
+        baselines: names.
+        data: `task=set/split` each.
+        data_dir: folder with local copies of the sets.
+        samples: most rows of a set.
+        lengths: numbers; the paper's without.
+        output: a `.json` file.
+
+    Raises:
+        ValueError: names or numbers that are not known.
+    """
+    from memslots.evaluation.report import write_results
+    from memslots.evaluation.suite import evaluate_tasks
+    from memslots.evaluation.tables import markdown, plot, reads
+
+    if output.suffix != ".json":
+        raise ValueError(f"--output {output}: name a .json file; table and plots go beside it.")
+    if not output.resolve().parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
+    sets: dict[str, list[str]] = {}
+    for given in data:
+        task, equals, source = given.partition("=")
+        if not equals or not source:
+            raise ValueError(f"--data {given}: must be TASK=SET/SPLIT, for example qa=squad/train.")
+        sets.setdefault(task, []).append(source)
+    names = _words(tasks)
+    unasked = sorted(set(sets) - set(names))
+    if unasked:
+        raise ValueError(f"--data names {', '.join(unasked)}, which --tasks {tasks} does not ask.")
+    results = evaluate_tasks(
+        model,
+        names,
+        rates=_numbers(rates, "--rates"),
+        baselines=_words(baselines),
+        data=sets,
+        data_dir=data_dir,
+        samples=samples,
+        lengths=_numbers(lengths, "--lengths"),
+        progress=lambda line: err.print(f"{line} ...", style="dim"),
+    )
+    table = Table()
+    for column in (
+        "task",
+        "data",
+        "the decoder reads",
+        "input",
+        "metric",
+        "value",
+        "interval",
+        "n",
+    ):
+        table.add_column(column)
+    for record in results["records"]:
+        table.add_row(
+            record["task"],
+            record["data"],
+            reads(record),
+            str(record["length"] or ""),
+            record["metric"],
+            str(record["value"]),
+            f"{record['low']} to {record['high']}",
+            str(record["n"]),
+        )
+    out.print(table)
+    for note in results["notes"]:
+        err.print(note, style="dim")
+    write_results(output, results)
+    output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+    plot(results, output.with_suffix(""))
+    out.print(f"{output}, {output.with_suffix('.md')} and {output.with_suffix('')}/")
+
+
+def _words(given: str) -> list[str]:
+    return [word for word in given.replace(" ", "").split(",") if word]
+
+
+def _numbers(given: str | None, option: str) -> list[int] | None:
+    if given is None:
+        return None
+    try:
+        return [int(word) for word in _words(given)]
+    except ValueError:
+        raise ValueError(f"{option} {given}: must be numbers with commas, such as 4,16.") from None

@@ -1,0 +1,123 @@
+"""What the decoder may read of a context: all, nothing, a cut of it, a memory, or another's.
+
+Every condition answers the same questions in the same run; a memory's figure means little without
+the full text above it, and no context, a cut of equal length and another text's memory below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memslots.evaluation.answering import (
+    answer_from_memory,
+    answer_from_text,
+    memories_at_rates,
+    processor_of,
+)
+from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling.layout_memslots import Prompt
+
+BASELINES = ("full", "none", "head", "tail", "another")
+"""Full text; no context; the first and the last tokens of the text, as many as the memory takes
+positions; another text's memory."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing to read in place of the contexts.
+
+    Args:
+        name: "memory" or one of `BASELINES`.
+        rate: of the memory, or of the one whose positions a cut gets; None where there is none.
+        contexts: the text of each question, None without any.
+        memory: one document a question.
+        positions: decoder positions that the context takes, on the average.
+    """
+
+    name: str
+    rate: int | None
+    contexts: list[str | None]
+    memory: Memory | None
+    positions: float
+
+    def answers(self, model: MemslotsModel, questions: list[str], max_new_tokens: int) -> list[str]:
+        """Greedy answers, in order."""
+        if self.memory is not None:
+            return answer_from_memory(model, self.memory, questions, max_new_tokens)
+        return answer_from_text(model, self.contexts, questions, max_new_tokens)
+
+    def prompts(self, model: MemslotsModel, questions: Sequence[str]) -> list[Prompt]:
+        """The decoder's tokens around the memory, or with the text in them."""
+        prompt = processor_of(model).prompt
+        return [
+            prompt(question=question, context=context)
+            for question, context in zip(questions, self.contexts, strict=True)
+        ]
+
+
+def conditions(
+    model: MemslotsModel,
+    contexts: Sequence[str],
+    rates: Sequence[int],
+    baselines: Sequence[str] = BASELINES,
+) -> list[Condition]:
+    """All conditions to compare, the baselines that need no memory first.
+
+    Args:
+        model: the compressor with its decoder.
+        contexts: one a question, none empty; the same text may come often.
+        rates: encoder tokens per slot, each one of the checkpoint's.
+        baselines: of `BASELINES`.
+
+    Raises:
+        ValueError: an unknown baseline, or a rate that the checkpoint was not trained for.
+    """
+    unknown = sorted(set(baselines) - set(BASELINES))
+    if unknown:
+        raise ValueError(f"baselines {unknown} are unknown; there are {', '.join(BASELINES)}.")
+    processor = processor_of(model)
+    for rate in rates:
+        processor.check_rate(rate)
+    encode = processor.decoder_text.encode
+    tokens = [encode(text) for text in contexts]
+    n = len(contexts)
+    made: list[Condition] = []
+    if "full" in baselines:
+        full = sum(map(len, tokens)) / n
+        made.append(Condition("full", None, list(contexts), None, full))
+    if "none" in baselines:
+        made.append(Condition("none", None, [None] * n, None, 0.0))
+    memories = memories_at_rates(model, contexts, rates) if rates else {}
+    for rate, memory in memories.items():
+        own = [
+            slots + 2 * model.config.use_markers * len(document)
+            for slots, document in zip(memory.n_slots, memory.documents, strict=True)
+        ]
+        mean = sum(own) / n
+        made.append(Condition("memory", rate, [None] * n, memory, mean))
+        cuts: dict[str, Callable[[list[int], int], list[int]]] = {
+            "head": lambda ids, k: ids[:k],
+            "tail": lambda ids, k: ids[max(0, len(ids) - k) :],
+        }
+        for name, cut in cuts.items():
+            if name in baselines:
+                texts: list[str | None] = [
+                    processor.decode(cut(ids, k), skip_special_tokens=False) or None
+                    for ids, k in zip(tokens, own, strict=True)
+                ]
+                made.append(Condition(name, rate, texts, None, mean))
+        if "another" in baselines and len(set(contexts)) > 1:
+            other = _another(memory, contexts)
+            made.append(Condition("another", rate, [None] * n, other, sum(other.n_slots) / n))
+    return made
+
+
+def _another(memory: Memory, contexts: Sequence[str]) -> Memory:
+    """For each document the next one of another text."""
+    n = len(contexts)
+    chosen = []
+    for i in range(n):
+        step = next(s for s in range(1, n) if contexts[(i + s) % n] != contexts[i])
+        chosen.append(memory[(i + step) % n])
+    return Memory.cat(chosen)

@@ -1,0 +1,214 @@
+"""The papers' tasks, against examples computed by hand and against the model's own forward."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny_models import words
+
+from memslots.cli import main
+from memslots.evaluation import needle, tasks
+from memslots.evaluation.conditions import conditions
+from memslots.evaluation.intervals import with_interval
+from memslots.evaluation.likelihood import target_losses
+from memslots.evaluation.metrics import bleu, rouge_l, squad_scores
+from memslots.evaluation.suite import evaluate_tasks
+from memslots.evaluation.tables import markdown, plot
+from memslots.modeling.layout_memslots import Prompt
+
+
+@pytest.fixture(scope="module")
+def model(zoo):
+    return zoo.compressor("gpt2", "llama", compression_rates=[4, 8], segment_length=16)
+
+
+def question(i, n=30):
+    row = {"id": str(i), "context": words(n, i), "question": words(3, 40 + i)}
+    return {**row, "answer": words(1, 80 + i), "answers": [words(1, 80 + i), "nobody"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "f1", "exact"),
+    [
+        ("The Rhine.", ["rhine"], 1.0, 1.0),  # case, article and full stop do not count
+        ("in the Rhine valley", ["the Rhine"], 0.5, 0.0),  # 1 of 3 words and 1 of 1
+        ("the red house", ["blue house", "red car house"], 0.8, 0.0),  # best: 2 of 2 and 2 of 3
+        ("", ["x"], 0.0, 0.0),
+    ],
+)
+def test_squad_scores_by_hand(answer, accepted, f1, exact):
+    scores = squad_scores(answer, accepted)
+    assert scores["f1"] == pytest.approx(f1, abs=1e-6)
+    assert scores["exact_match"] == exact
+
+
+def test_bleu_and_rouge_by_hand():
+    text = "the cat sat on the mat today"
+    assert bleu([text], [text]) == pytest.approx(100)
+    # 6 of 7, 4 of 6, 2 of 5 and 1 of 4 n-grams are right, no brevity penalty.
+    produced = "the cat sat on a mat today"
+    precisions = [6 / 7, 4 / 6, 2 / 5, 1 / 4]
+    expected = 100 * math.exp(sum(map(math.log, precisions)) / 4)
+    assert bleu([produced], [text]) == pytest.approx(expected)
+    assert rouge_l(produced, text) == pytest.approx(100 * 6 / 7)
+    assert rouge_l("the cat", text) == pytest.approx(100 * 2 * (2 / 7) / (1 + 2 / 7))
+
+
+def test_intervals():
+    scored = with_interval([1.0] * 50 + [0.0] * 50)
+    assert scored["value"] == 0.5
+    assert 0.35 < scored["low"] < 0.45 < 0.55 < scored["high"] < 0.65
+    assert with_interval([1.0, 1.0, 1.0])["low"] == 1.0
+    assert with_interval([])["value"] is None
+
+
+def test_losses_after_a_memory_are_those_of_forward(model):
+    rows = [question(i, n) for i, n in enumerate((20, 45, 9))]
+    processor = model.processor
+    memory = model.compress([row["context"] for row in rows], rate=4)
+    prompts = [processor.prompt(question=row["question"]) for row in rows]
+    targets = [processor.answer_ids(row["answer"]) for row in rows]
+    found = target_losses(model, prompts, targets, memory)
+    for row, loss in zip(rows, found, strict=True):
+        inputs = processor(row["context"], row["question"], row["answer"], rate=4)
+        with torch.no_grad():
+            output = model(**inputs)
+        assert loss.tokens == int(output.task_counts[2])
+        assert loss.nll / loss.tokens == pytest.approx(output.loss.item(), rel=1e-4)
+
+
+def test_losses_after_tokens_are_the_decoders_own(model):
+    processor = model.processor
+    ids = processor.decoder_text.encode(words(20))
+    (loss,) = target_losses(model, [Prompt([*processor.bos_ids, *ids[:5]])], [ids[5:]], given=1)
+    whole = torch.tensor([[*processor.bos_ids, *ids]])
+    with torch.no_grad():
+        logits = model.decoder(input_ids=whole).logits[0].log_softmax(-1)
+    start = len(processor.bos_ids) + 5
+    expected = -sum(logits[i - 1, whole[0, i]].item() for i in range(start + 1, whole.shape[1]))
+    assert loss.tokens == len(ids) - 6
+    assert loss.nll == pytest.approx(expected, rel=1e-4)
+
+
+def test_conditions_read_what_they_say(model):
+    rows = [question(i, 30 + i) for i in range(3)]
+    contexts = [row["context"] for row in rows]
+    made = {(c.name, c.rate): c for c in conditions(model, contexts, [4, 8])}
+    assert set(made) == {("full", None), ("none", None)} | {
+        (name, rate) for name in ("memory", "head", "tail", "another") for rate in (4, 8)
+    }
+    encode = model.processor.decoder_text.encode
+    for text, head, tail in zip(
+        contexts, made["head", 4].contexts, made["tail", 4].contexts, strict=True
+    ):
+        assert text.startswith(head)
+        assert text.endswith(tail)
+    slots = made["memory", 4].memory.n_slots
+    segments = [len(document) for document in made["memory", 4].memory.documents]
+    positions = [s + 2 * k for s, k in zip(slots, segments, strict=True)]
+    assert made["memory", 4].positions == pytest.approx(sum(positions) / 3)
+    assert len(encode(made["head", 4].contexts[0])) <= positions[0]
+    assert torch.equal(made["another", 4].memory[0].slots, made["memory", 4].memory[1].slots)
+    with pytest.raises(ValueError, match=r"baselines \['plain'\] are unknown"):
+        conditions(model, contexts, [4], ["plain"])
+
+
+def test_question_answering_counts_right_answers(model, monkeypatch):
+    rows = [question(i) for i in range(4)]
+    monkeypatch.setattr(
+        "memslots.evaluation.conditions.answer_from_memory",
+        lambda model, memory, questions, limit: [rows[0]["answer"], "x", "nobody", "nobody else"],
+    )
+    records = tasks.question_answering(model, rows, [4], baselines=[])
+    values = {record["metric"]: record["value"] for record in records}
+    assert values["exact_match"] == 0.5
+    assert values["f1"] == pytest.approx((1 + 0 + 1 + 2 / 3) / 4, abs=1e-3)
+
+
+def test_completion_scores_the_same_tokens_in_every_condition(model):
+    rows = [{"id": str(i), "text": words(120, i)} for i in range(3)]
+    records = tasks.completion(model, rows, [4], lengths=[64, 10_000])
+    assert {(r["condition"], r["length"]) for r in records} == {
+        ("full", 64),
+        ("none", 64),
+        ("memory", 64),
+    }
+    assert all(r["value"] > 1 for r in records)
+    assert records[0]["value"] != records[1]["value"]
+    with pytest.raises(ValueError, match="at least 4096 decoder tokens"):
+        tasks.completion(model, rows, [4], lengths=[4096])
+
+
+def test_in_context_learning_decides_by_likelihood_or_by_number(model):
+    labelled = [{**question(i), "context": "", "answer": "yes no".split()[i % 2]} for i in range(8)]
+    for row in labelled:
+        row["label"] = row["answer"]
+    records = tasks.in_context_learning(model, labelled[:4], labelled, [4], lengths=[60])
+    assert [(r["condition"], r["length"]) for r in records] == [
+        ("none", 0),
+        ("full", 60),
+        ("memory", 60),
+    ]
+    assert all(r["value"] * 4 == int(r["value"] * 4) for r in records)
+    assert tasks._last_number("It is 3 + 1,204 = 1,207. So: 1,207.") == "1207"
+    assert tasks._last_number("none") == ""
+
+
+def test_needles_stand_where_they_should(model):
+    text = ". ".join(words(12, i).capitalize() for i in range(300)) + "."
+    rows = needle.needle_rows(model, [text], [200], [0.0, 0.5, 1.0], ["number", "uuid"])
+    assert len(rows) == 6
+    encode = model.processor.decoder_text.encode
+    for row in rows:
+        at = row["context"].index("The secret") / len(row["context"])
+        assert abs(at - row["depth"]) < 0.35
+        assert row["answer"] in row["context"]
+        assert 120 < len(encode(row["context"])) <= 215
+    with pytest.raises(ValueError, match="needle kinds"):
+        needle.needle_rows(model, [text], [200], [0.0], ["colour"])
+
+
+def test_every_task_runs_from_local_data_and_is_reported(model, tmp_path, capsys):
+    with (tmp_path / "pg19-validation.jsonl").open("w") as file:
+        for i in range(3):
+            text = ". ".join(words(9, 50 * i + j).capitalize() for j in range(120)) + "."
+            file.write(json.dumps({"text": text}) + "\n")
+    rows = [question(i) for i in range(5)]
+    (tmp_path / "jsonl").mkdir()
+    (tmp_path / "jsonl" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    chosen = ["reconstruction", "completion", "qa", "roleplay", "needle"]
+    sets = {name: ["pg19/validation"] for name in ("reconstruction", "completion", "needle")}
+    (tmp_path / "squad-validation.jsonl").write_text(
+        "\n".join(
+            json.dumps({**row, "answers": {"text": row["answers"], "answer_start": [0, 0]}})
+            for row in rows
+        )
+    )
+    sets |= {"qa": ["squad/validation"], "roleplay": ["squad/validation"]}
+    results = evaluate_tasks(
+        model, chosen, [4], data=sets, data_dir=str(tmp_path), samples=3, lengths=[64]
+    )
+    assert {record["task"] for record in results["records"]} == set(chosen)
+    table = markdown(results)
+    assert "memory, rate 4" in table
+    assert "3 of 3 kept" in table
+    files = plot(results, tmp_path / "plots")
+    assert all(file.stat().st_size > 1000 for file in files)
+
+    folder = tmp_path / "checkpoint"
+    model.save_pretrained(folder)
+    arguments = ["eval", str(folder), "--tasks", "qa", "--data", "qa=squad/validation"]
+    arguments += ["--data-dir", str(tmp_path), "--rates", "4", "--baselines", "full,none"]
+    output = tmp_path / "out.json"
+    assert main([*arguments, "--output", str(output)]) == 0
+    assert {r["condition"] for r in json.loads(output.read_text())["records"]} == {
+        "full",
+        "none",
+        "memory",
+    }
+    assert (tmp_path / "out.md").is_file()
+    assert list((tmp_path / "out").glob("*.png"))
+    capsys.readouterr()
+    assert main(["eval", str(folder), "--tasks", "quiz"]) == 2
+    assert "choose some of reconstruction" in capsys.readouterr().err
