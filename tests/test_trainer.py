@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_models import words
+from transformers import TrainerCallback
 
 from memslots import MemslotsModel
 from memslots.modeling.layout_memslots import ANSWER, COMPLETION, RECONSTRUCTION
@@ -121,6 +122,20 @@ def test_the_loss_depends_on_the_context(compressor, tmp_path):
         plain = trainer.compute_loss(trainer.model, batch)
         other = trainer.compute_loss(trainer.model, changed)
     assert abs(plain - other) > 1e-4
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_learned(compressor, tmp_path):
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                model.memory_tokens.data[0] = float("nan")
+
+    args = settings(tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
+    trainer = CompressorTrainer(compressor, args, mixed(), callbacks=[Spoil()])
+    with pytest.raises(FloatingPointError, match=r"not finite at step 2 .*segments begin \["):
+        trainer.train()
+    kept = MemslotsModel.from_pretrained(tmp_path / "checkpoint-2")
+    assert torch.isfinite(kept.compress(words(10)).slots).all()
 
 
 def test_columns_reach_the_collator(compressor, tmp_path):

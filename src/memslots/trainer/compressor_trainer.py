@@ -127,12 +127,28 @@ class CompressorTrainer(SFTTrainer):
             task_weights=self.task_weights,
             task_totals=num_items_in_batch,
         )
-        self._record(outputs, num_items_in_batch, rate, "train" if training else "eval")
         loss = outputs.loss
+        if loss is None:
+            raise RuntimeError("the model returned no loss for a batch with labels.")
+        if training and not bool(torch.isfinite(loss)):
+            self._stop_at(inputs, outputs, rate)
+        self._record(outputs, num_items_in_batch, rate, "train" if training else "eval")
         if num_items_in_batch is not None and training and self.args.world_size > 1:
             # Data parallelism averages gradients over processes, and each divided by all targets.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _stop_at(self, inputs, outputs: MemslotsOutput, rate: int) -> None:
+        """Stops before a loss that is no number reaches the weights."""
+        tokenizer = self.data_collator.processor.encoder_tokenizer
+        losses = dict(zip(TASKS, outputs.task_losses.tolist(), strict=True))  # type: ignore[union-attr]
+        texts = [tokenizer.decode(ids[:12]) for ids in inputs["segment_input_ids"][:4]]
+        raise FloatingPointError(
+            f"the loss is not finite at step {self.state.global_step} (rate {rate}, {losses}); the "
+            f"batch's first segments begin {texts}. Nothing of this step was learned and earlier "
+            f"checkpoints in {self.args.output_dir} are whole: lower learning_rate or "
+            "max_grad_norm, or train in bfloat16 or float32 instead of float16, and start again."
+        )
 
     def _record(self, outputs: MemslotsOutput, totals, rate: int, mode: str) -> None:
         counts, means = outputs.task_counts, outputs.task_losses
