@@ -258,7 +258,8 @@ def test_bad_recipes(refused):
     assert "key=value" in refused("train", "tiny", "--set", "seed")
 
 
-def test_debug_shows_the_traceback(monkeypatch):
+def test_debug_shows_the_traceback_of_one_call(capsys):
     with pytest.raises(ValueError, match="did you mean"):
         main(["--debug", "train", "tinny"])
-    monkeypatch.delenv("MEMSLOTS_DEBUG")
+    assert main(["train", "tinny"]) == 2
+    assert "did you mean" in capsys.readouterr().err

@@ -113,6 +113,18 @@ def test_training_moves_the_compressor_and_leaves_the_decoder_bit_identical(comp
     assert not compressor.decoder.training
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_training_changes_the_fingerprint(zoo, tmp_path, optim):
+    """Fused optimizers change weights without raising their version counters."""
+    model = fresh(zoo, tmp_path)  # loaded: it trusts the fingerprint that its checkpoint states
+    before = model.fingerprint
+    CompressorTrainer(model, settings(tmp_path / "out", optim=optim), mixed()).train()
+    model.save_pretrained(tmp_path / "trained")
+    stated = MemslotsModel.from_pretrained(tmp_path / "trained").fingerprint
+    model._fingerprint = None
+    assert before != stated == model.fingerprint
+
+
 def test_the_loss_depends_on_the_context(compressor, tmp_path):
     trainer = CompressorTrainer(compressor, settings(tmp_path), mixed())
     batch = next(iter(trainer.get_train_dataloader()))

@@ -72,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     # ClickException: recent typer brings its own copy of click, so it is found by way of typer.
     usage_error: Any = typer.BadParameter.mro()[2]
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug = os.environ.get("MEMSLOTS_DEBUG")
     try:
         code = app(arguments or ["--help"], prog_name="memslots", standalone_mode=False)
     except usage_error as error:
@@ -89,6 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         err.print(Text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
         return 2
+    finally:  # --debug is for this call, also where main is called from Python
+        if debug is None:
+            os.environ.pop("MEMSLOTS_DEBUG", None)
     return code if isinstance(code, int) else 0
 
 

@@ -136,6 +136,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
         super().train(mode)
+        if mode:  # fused optimizers change weights without counting it, so the version is no proof
+            self._fingerprint = None
         if self.decoder is not None:
             self.decoder.eval()
         return self
