@@ -109,6 +109,7 @@ def test_conditions_read_what_they_say(model):
     positions = [s + 2 * k for s, k in zip(slots, segments, strict=True)]
     assert made["memory", 4].positions == pytest.approx(sum(positions) / 3)
     assert len(encode(made["head", 4].contexts[0])) <= positions[0]
+    assert made["another", 4].positions == made["memory", 4].positions  # markers counted in both
     assert torch.equal(made["another", 4].memory[0].slots, made["memory", 4].memory[1].slots)
     with pytest.raises(ValueError, match=r"baselines \['plain'\] are unknown"):
         conditions(model, contexts, [4], ["plain"])

@@ -31,7 +31,7 @@ def demonstration_context(
     """
     parts: list[str] = []
     used = 0
-    for row in rng.sample(rows, len(rows)) if len(rows) < 1000 else _draws(rows, rng):
+    for row in _draws(rows, rng):
         if row["id"] == leave_out:
             continue
         text = DEMONSTRATION.format(question=row["question"], answer=row["answer"])
@@ -51,7 +51,7 @@ def demonstration_context(
 
 
 def _draws(rows: Sequence[QuestionRow], rng: random.Random):
-    """Rows in random order without shuffling all of a large set for the few that are used."""
+    """Rows in random order, without shuffling a whole set for the few that are used."""
     seen: set[int] = set()
     while len(seen) < len(rows):
         at = rng.randrange(len(rows))

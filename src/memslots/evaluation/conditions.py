@@ -90,10 +90,7 @@ def conditions(
         made.append(Condition("none", None, [None] * n, None, 0.0))
     memories = memories_at_rates(model, contexts, rates) if rates else {}
     for rate, memory in memories.items():
-        own = [
-            slots + 2 * model.config.use_markers * len(document)
-            for slots, document in zip(memory.n_slots, memory.documents, strict=True)
-        ]
+        own = memory_positions(model, memory)
         mean = sum(own) / n
         made.append(Condition("memory", rate, [None] * n, memory, mean))
         cuts: dict[str, Callable[[list[int], int], list[int]]] = {
@@ -109,8 +106,18 @@ def conditions(
                 made.append(Condition(name, rate, texts, None, mean))
         if "another" in baselines and len(set(contexts)) > 1:
             other = _another(memory, contexts)
-            made.append(Condition("another", rate, [None] * n, other, sum(other.n_slots) / n))
+            theirs = sum(memory_positions(model, other)) / n
+            made.append(Condition("another", rate, [None] * n, other, theirs))
     return made
+
+
+def memory_positions(model: MemslotsModel, memory: Memory) -> list[int]:
+    """Decoder positions of each document: its slots, and the markers around its segments."""
+    markers = 2 if model.config.use_markers else 0
+    return [
+        slots + markers * len(document)
+        for slots, document in zip(memory.n_slots, memory.documents, strict=True)
+    ]
 
 
 def _another(memory: Memory, contexts: Sequence[str]) -> Memory:

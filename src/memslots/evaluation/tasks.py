@@ -26,7 +26,7 @@ from memslots.evaluation.answering import (
     processor_of,
     reconstruct_segments,
 )
-from memslots.evaluation.conditions import BASELINES, Condition, conditions
+from memslots.evaluation.conditions import BASELINES, Condition, conditions, memory_positions
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.likelihood import TargetLoss, target_losses
 from memslots.evaluation.metrics import bleu, exact_match, rouge_l, squad_scores
@@ -56,6 +56,8 @@ def reconstruction(
             (text, texts[segment.text][segment.start : segment.end])
             for text, segment in zip(produced, memory.segments, strict=True)
         ]
+        positions = sum(memory_positions(model, memory)) / len(memory)
+        condition = Condition("memory", rate, [None] * len(texts), memory, positions)
         metrics: dict[str, dict] = {
             "bleu": with_interval(
                 pairs, lambda some: bleu(*zip(*some, strict=True)), resamples=200
@@ -65,7 +67,7 @@ def reconstruction(
             "exact": with_interval([float(segment["exact"]) for segment in segments]),
         }
         records += [
-            _record("reconstruction", data, "memory", rate, metric, scored, memory.n_slots)
+            _of(condition, "reconstruction", data, metric, scored)
             for metric, scored in metrics.items()
         ]
     return records
@@ -304,10 +306,3 @@ def _of(
         **scored,
         "positions": round(condition.positions, 1),
     }
-
-
-def _record(
-    task: str, data: str, name: str, rate: int, metric: str, scored: dict, slots: Sequence[int]
-) -> Record:
-    made = Condition(name, rate, [], None, sum(slots) / len(slots))
-    return _of(made, task, data, metric, scored)

@@ -31,8 +31,7 @@ def adapt_to_decoder(
     Raises:
         ValueError: another `train`.
     """
-    if train not in TRAIN:
-        raise ValueError(f"train must be one of {TRAIN}, got {train!r}.")
+    check_trained(train)
     options = decoder_kwargs or {}
     device = model.memory_tokens.device
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{"dtype": model.dtype, **options})
@@ -55,6 +54,18 @@ def adapt_to_decoder(
         model._need_processor().encoder_tokenizer,
     )
     model.attach_decoder(llm)
+    choose_trained(model, train)
+
+
+def check_trained(train: str) -> None:
+    """Refuse an unknown choice of what an adaptation trains, before anything is loaded."""
+    if train not in TRAIN:
+        raise ValueError(f"train must be one of {TRAIN}, got {train!r}.")
+
+
+def choose_trained(model: MemslotsModel, train: str) -> None:
+    """Freeze what an adaptation with `train` leaves as it is."""
+    check_trained(train)
     if train == "converter":
         model.encoder.requires_grad_(False)
         model.memory_tokens.requires_grad_(False)

@@ -55,7 +55,7 @@ def initialize_induction(
         attention = layer.self_attn
         attention.q_proj.weight.normal_(0, 0.03)
         attention.k_proj.weight.normal_(0, 0.03)
-        values = _orthogonal(width)
+        values = orthogonal(width)
         attention.v_proj.weight.copy_(values)
         attention.o_proj.weight.copy_(values.T * other_output)
         layer.mlp.gate_proj.weight.normal_(0, 0.04)
@@ -64,7 +64,7 @@ def initialize_induction(
 
     first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
     turns = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)  # radians a token
-    written = _orthogonal(width)
+    written = orthogonal(width)
     for head in range(previous_heads):
         rows = slice(head * size, (head + 1) * size)
         first.q_proj.weight[rows] *= 0.1
@@ -86,5 +86,6 @@ def initialize_induction(
     second.o_proj.weight.copy_(second.v_proj.weight.T * copy_output)
 
 
-def _orthogonal(size: int) -> torch.Tensor:
+def orthogonal(size: int) -> torch.Tensor:
+    """A random orthogonal matrix `(size, size)`."""
     return torch.linalg.qr(torch.randn(size, size))[0]

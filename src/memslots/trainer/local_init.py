@@ -16,6 +16,7 @@ from torch import nn
 from transformers import LlamaModel
 
 from memslots.modeling import MemslotsModel
+from memslots.trainer.induction_init import orthogonal
 
 _CONSTANT = 0.25
 """Length of the constant direction in every embedding, which heads of fixed distance read."""
@@ -61,7 +62,7 @@ def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
     model.memory_tokens[:, aligned:] += nn.functional.normalize(torch.randn(spare), dim=0)
     model.memory_tokens[:, -1] = _CONSTANT
 
-    values = _orthogonal(aligned)
+    values = orthogonal(aligned)
     n_place = heads - mean_heads
     read = mean_heads * size
     for depth, layer in enumerate(encoder.layers):
@@ -72,7 +73,7 @@ def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
         attention.v_proj.weight[:read, :aligned] = values[:read]
         for head in range(n_place):
             start = read + head * size
-            attention.v_proj.weight[start : start + size, :aligned] = _orthogonal(aligned)[:size]
+            attention.v_proj.weight[start : start + size, :aligned] = orthogonal(aligned)[:size]
         attention.o_proj.weight.normal_(0, 0.005)
         first = depth == 0
         attention.o_proj.weight[:aligned, :read] = values[:read].T * (0.5 if first else 0.1)
@@ -124,7 +125,3 @@ def _start_as_identity(converter, aligned: int, scale: float) -> None:
     converter.up.weight[aligned : 2 * aligned, :aligned] -= one
     converter.down.weight[:, :aligned] += one * scale
     converter.down.weight[:, aligned : 2 * aligned] -= one * scale
-
-
-def _orthogonal(size: int) -> torch.Tensor:
-    return torch.linalg.qr(torch.randn(size, size))[0]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from memslots.data import ADAPTERS
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.memory_memslots import slots_for
-from memslots.trainer.adapt import TRAIN
+from memslots.trainer.adapt import choose_trained
 from memslots.trainer.run import previous_stage, training_arguments
 
 _UTILISATION = 0.4
@@ -73,8 +73,6 @@ def plan_recipe(
         after = previous_stage(section["stages"], settings["name"])
         adapt = settings.get("adapt", {})
         reads = AutoConfig.from_pretrained(adapt["decoder"]) if adapt else decoder
-        if adapt.get("train", "all") not in TRAIN:
-            raise ValueError(f"adapt.train must be one of {TRAIN}, got {adapt['train']!r}.")
         plans.append(_plan_stage(section, settings, after, encoder, reads, world_size, rate))
     return plans
 
@@ -126,9 +124,7 @@ def _plan_stage(
     with torch.device("meta"):
         model = MemslotsModel(config)
         reader = AutoModelForCausalLM.from_config(decoder)
-    if settings.get("adapt", {}).get("train") == "converter":
-        model.encoder.requires_grad_(False)
-        model.memory_tokens.requires_grad_(False)
+    choose_trained(model, settings.get("adapt", {}).get("train", "all"))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     own = sum(p.numel() for p in model.parameters())
     reads = sum(p.numel() for p in reader.parameters())
@@ -154,7 +150,10 @@ def _plan_stage(
     memory = (own + reads) * bytes_each + trained * (bytes_each + 8) + activations
     # Forward 2, backward through activations 2, gradients of weights 2 where they are trained.
     weights = sum(p.numel() for p in model.encoder.parameters())
-    operations = (4 if trained < own / 2 else 6) * weights * (length + slots) + 4 * reads * read
+    # An encoder under LoRA has no gradients of its weights, a frozen one no backward pass at all.
+    learns = any(p.requires_grad for p in model.encoder.parameters())
+    passes = 2 if not learns else 4 if config.encoder_lora is not None else 6
+    operations = passes * weights * (length + slots) + 4 * reads * read
     seconds = None
     if steps is not None:
         seconds = steps * rows * operations / (rate * world_size * _UTILISATION)
