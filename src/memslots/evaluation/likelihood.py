@@ -7,9 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from memslots.evaluation.answering import processor_of
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.layout_memslots import ANSWER, IGNORE, Prompt, Row, row_length
+from memslots.modeling.layout_memslots import (
+    ANSWER,
+    IGNORE,
+    Prompt,
+    Row,
+    row_length,
+    token_batches,
+)
 
 BATCH_POSITIONS = 16384
 
@@ -61,38 +67,17 @@ def target_losses(
         at += own
     lengths = [row_length(row, slots, model.config.use_markers) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
-    for batch in _batches(lengths):
-        scored = _batch_losses(model, [rows[i] for i in batch], memory, slots)
+    for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):
+        scored = _batch_losses(model, [rows[i] for i in batch], memory)
         for i, loss in zip(batch, scored, strict=True):
             losses[i] = loss
     return losses
 
 
-def _batch_losses(
-    model: MemslotsModel, rows: list[Row], memory: Memory | None, counts: list[int]
-) -> list[TargetLoss]:
-    used = sorted({i for row in rows for i in row.segments})
-    renumber = {old: new for new, old in enumerate(used)}
-    moved = [
-        Row([renumber[i] for i in row.segments], row.prompt, row.target, row.given, row.task)
-        for row in rows
-    ]
-    laid_out = processor_of(model).lay_out(moved, [counts[i] for i in used], padding_side="right")
-    device = model.memory_tokens.device
-    slots = model.memory_tokens.new_zeros(0, model.encoder.config.hidden_size)
-    if memory is not None:
-        starts = [0]
-        for count in counts:
-            starts.append(starts[-1] + count)
-        slots = torch.cat([memory.slots[starts[i] : starts[i + 1]] for i in used]).to(device)
-    mask = laid_out["attention_mask"].to(device)
-    embeds = model.embed_rows(
-        laid_out["input_ids"].to(device), laid_out["memory_ids"].to(device), slots
-    )
-    labels = laid_out["labels"].to(device)[:, 1:]
-    logits = model.decoder(  # type: ignore[misc]
-        inputs_embeds=embeds, attention_mask=mask, use_cache=False
-    ).logits[:, :-1]
+def _batch_losses(model: MemslotsModel, rows: list[Row], memory: Memory | None) -> list[TargetLoss]:
+    inputs = model.row_inputs(rows, memory, padding_side="right")
+    labels = inputs.pop("labels")[:, 1:]
+    logits = model.decoder(**inputs, use_cache=False).logits[:, :-1]  # type: ignore[misc]
     nll = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
     )
@@ -101,13 +86,3 @@ def _batch_losses(
         TargetLoss(total, tokens)
         for total, tokens in zip(nll.sum(dim=1).tolist(), scored.tolist(), strict=True)
     ]
-
-
-def _batches(lengths: list[int]) -> list[list[int]]:
-    """Indices, longest first, in batches of at most `BATCH_POSITIONS` padded positions."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > BATCH_POSITIONS:
-            batches.append([])
-        batches[-1].append(i)
-    return batches

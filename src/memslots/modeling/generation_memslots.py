@@ -1,6 +1,7 @@
 """Answering from memories and reconstructing them with the frozen decoder."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -328,23 +329,39 @@ class AnsweringMixin(_Model):
         inputs = self.generation_inputs(rows, memory)
         return decoder.generate(**inputs, **kwargs)
 
-    @torch.no_grad()
     def generation_inputs(self, rows: list[Row], memory: Memory) -> dict[str, torch.Tensor]:
         """Left-padded `inputs_embeds` `(rows, length, d_decoder)` and `attention_mask`."""
+        asked = [replace(row, target=[], given=0, predicted=None) for row in rows]
+        inputs = self.row_inputs(asked, memory)
+        return {name: inputs[name] for name in ("inputs_embeds", "attention_mask")}
+
+    @torch.no_grad()
+    def row_inputs(
+        self, rows: list[Row], memory: Memory | None, padding_side: str = "left"
+    ) -> dict[str, torch.Tensor]:
+        """`inputs_embeds` `(rows, length, d_decoder)`, `attention_mask` and `labels` of rows that
+        read segments of `memory`, or none.
+        """
+        counts = [] if memory is None else [segment.slots for segment in memory.segments]
         used = sorted({i for row in rows for i in row.segments})
         starts = [0]
-        for segment in memory.segments:
-            starts.append(starts[-1] + segment.slots)
+        for count in counts:
+            starts.append(starts[-1] + count)
         renumber = {old: new for new, old in enumerate(used)}
         laid_out = self._need_processor().lay_out(
-            [Row([renumber[i] for i in r.segments], r.prompt, task=r.task) for r in rows],
-            [memory.segments[i].slots for i in used],
+            [replace(row, segments=[renumber[i] for i in row.segments]) for row in rows],
+            [counts[i] for i in used],
+            padding_side,
         )
         device = self.memory_tokens.device
-        slots = [memory.slots[starts[i] : starts[i + 1]] for i in used]
+        slots = self.memory_tokens.new_zeros(0, self.encoder.config.hidden_size)
+        if memory is not None:
+            slots = torch.cat([memory.slots[starts[i] : starts[i + 1]] for i in used])
         embeds = self.embed_rows(
-            laid_out["input_ids"].to(device),
-            laid_out["memory_ids"].to(device),
-            torch.cat(slots).to(device),
+            laid_out["input_ids"].to(device), laid_out["memory_ids"].to(device), slots.to(device)
         )
-        return {"inputs_embeds": embeds, "attention_mask": laid_out["attention_mask"].to(device)}
+        return {
+            "inputs_embeds": embeds,
+            "attention_mask": laid_out["attention_mask"].to(device),
+            "labels": laid_out["labels"].to(device),
+        }
