@@ -56,6 +56,10 @@ class CompressorBatch:
             counts[row.task] += row.n_targets
         return torch.tensor(counts)
 
+    def without(self, task: int) -> "CompressorBatch":
+        """The same segments, without the rows of one task."""
+        return CompressorBatch(self.tokens, [row for row in self.rows if row.task != task])
+
     def slots(self, rate: int) -> list[int]:
         """Slots of every segment at `rate`."""
         return [slots_for(tokens, rate) for tokens in self.tokens]

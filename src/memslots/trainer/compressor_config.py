@@ -24,6 +24,8 @@ class CompressorConfig(SFTConfig):
         answer_weight: weight of the mean loss over answer tokens.
         reconstruction_share: share of question-answering contexts that are reconstructed too, so
             that `<AE>` is not forgotten.
+        reconstruction_rates: rates at which reconstruction is trained, by default all that are
+            trained: the coarsest may be left to the questions, where no slot can hold every word.
         training_rates: rates to train, by default all of the model's; where there are several, each
             step draws one as a function of `seed` and the step's number.
         training_segments: most segments of a `text` row that are compressed.
@@ -40,6 +42,9 @@ class CompressorConfig(SFTConfig):
     answer_weight: float = field(default=1.0, metadata={"help": "Weight of the answers' loss."})
     reconstruction_share: float = field(
         default=0.1, metadata={"help": "Share of QA contexts that are reconstructed too."}
+    )
+    reconstruction_rates: list[int] | None = field(
+        default=None, metadata={"help": "Rates at which reconstruction is trained, by default all."}
     )
     training_rates: list[int] | None = field(
         default=None, metadata={"help": "Compression rates to train, by default all."}

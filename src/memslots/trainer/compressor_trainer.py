@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import SFTTrainer
 
-from memslots.modeling.layout_memslots import TASKS
+from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS
 from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns
 from memslots.trainer.compressor_config import CompressorConfig
@@ -67,6 +67,15 @@ class CompressorTrainer(SFTTrainer):
         self.rates = args.training_rates or list(model.config.compression_rates)
         for rate in self.rates:
             processor.check_rate(rate)
+        if args.reconstruction_rates is None:
+            self.reconstruction_rates = self.rates
+        else:
+            self.reconstruction_rates = args.reconstruction_rates
+        if not set(self.reconstruction_rates) <= set(self.rates):
+            raise ValueError(
+                f"reconstruction_rates {self.reconstruction_rates} holds rates that are not trained; "
+                f"those that are trained are {sorted(set(self.rates))}."
+            )
         self.card_writer = card_writer
         super().__init__(
             model=model,
@@ -115,6 +124,9 @@ class CompressorTrainer(SFTTrainer):
         batch: CompressorBatch = inputs["batch"]
         training = self.model.training
         rate = self.rate_of_step(self.state.global_step) if training else min(self.rates)
+        if rate not in self.reconstruction_rates:
+            others = batch.without(RECONSTRUCTION)
+            batch = others if others.rows else batch  # a batch of nothing else must learn something
         slots = batch.slots(rate)
         device = inputs["segment_input_ids"].device
         processor = self.data_collator.processor

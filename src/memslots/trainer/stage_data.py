@@ -58,7 +58,8 @@ def stage_dataset(
             texts cut into pieces of `tokens` encoder tokens, each with as many of the text that
             follows for completion (`completion: false` leaves them out); a set of questions with
             at most `rows` rows, and for in-context learning `demonstrations`, the decoder tokens
-            of the context that other rows make.
+            of the context that other rows make. With a `seed` of its own, a source gives other rows
+            than the same source of another stage.
         origin: where the data come from.
         processor: cuts and counts.
 
@@ -70,7 +71,7 @@ def stage_dataset(
     for number, source in enumerate(sources):
         options = {key: value for key, value in source.items() if key != "kind"}
         # Seeds of training differ from those of every evaluation, and the split does anyway.
-        drawn = _number(f"stage-{origin.seed}-{number}")
+        drawn = _number(f"stage-{options.pop('seed', origin.seed)}-{number}")
         if source["kind"] in _GENERATED:
             parts.append(list(_GENERATED[source["kind"]](drawn, origin, **options)))
         elif source["kind"] in ADAPTERS:
