@@ -73,8 +73,8 @@ class CompressorTrainer(SFTTrainer):
             self.reconstruction_rates = args.reconstruction_rates
         if not set(self.reconstruction_rates) <= set(self.rates):
             raise ValueError(
-                f"reconstruction_rates {self.reconstruction_rates} holds rates that are not trained; "
-                f"those that are trained are {sorted(set(self.rates))}."
+                f"reconstruction_rates {self.reconstruction_rates} holds rates that are not "
+                f"trained; those that are trained are {sorted(set(self.rates))}."
             )
         self.card_writer = card_writer
         super().__init__(
