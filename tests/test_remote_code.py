@@ -75,6 +75,12 @@ found["attached"] = bare.generate(memory=memory, **answers)
 model.save_pretrained(work / "again")
 again = AutoModel.from_pretrained(work / "again", **trust)
 found["again"] = again.generate(memory=memory, **answers)
+from transformers import pipeline
+pipe = pipeline("memory-question-answering", model=folder, max_new_tokens=5, **trust)
+found["pipeline"] = [row["answer"] for row in pipe(question=answers["question"], context=texts)]
+found["pipeline_memory"] = [
+    row["answer"] for row in pipe(question=answers["question"], memory=str(work / "memory"))
+]
 found["imported"] = sorted({name.split(".")[0] for name in sys.modules} & {"memslots", "peft"})
 print("RESULT" + json.dumps(found))
 """
@@ -126,7 +132,15 @@ def test_remote_code_answers_as_the_package_does(model, remote):
     memory = model.compress(TEXTS)
     expected = model.generate(memory=memory, **ANSWERS)
     assert found["fingerprint"] == model.fingerprint
-    for way in ("answers", "read", "causal", "attached", "again"):
+    for way in (
+        "answers",
+        "read",
+        "causal",
+        "attached",
+        "again",
+        "pipeline",
+        "pipeline_memory",
+    ):
         assert found[way] == expected, way
     assert found["one"] == model.generate(context=TEXTS[0], question="Where?", max_new_tokens=5)
     assert found["reconstruction"] == model.reconstruct(memory[0])
@@ -161,6 +175,8 @@ def test_checkpoint_carries_all_code_and_both_tokenizers(zoo, remote, work, agai
     autos = {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor"}
     assert set(config["auto_map"]) == autos
     assert not any("--" in value for value in config["auto_map"].values())
+    (registered,) = config["custom_pipelines"].values()
+    assert registered["impl"].partition(".")[0] + ".py" in names
 
 
 def test_memory_of_another_copy_of_the_class(model, monkeypatch):
@@ -255,7 +271,7 @@ def test_attach_decoder_checks_what_it_is_given(zoo, model):
 
 
 def test_processor_round_trip(zoo, tmp_path):
-    model = zoo.compressor(prompt_format="chat", plain_prompt="Q: {question} A:", use_markers=False)
+    model = zoo.compressor(prompt_format="chat", plain_prompt="Q: {question} A:", markers="none")
     model.processor.encoder_text  # noqa: B018  a cached view is not written
     model.processor.save_pretrained(tmp_path)
     loaded = MemslotsProcessor.from_pretrained(tmp_path)
@@ -264,7 +280,7 @@ def test_processor_round_trip(zoo, tmp_path):
         "compression_rates",
         "prompt_format",
         "plain_prompt",
-        "use_markers",
+        "markers",
     ):
         assert getattr(loaded, name) == getattr(model.processor, name)
     assert loaded.prompt(question="Why?") == model.processor.prompt(question="Why?")

@@ -4,6 +4,7 @@ No `from __future__ import annotations` here: it would switch the strict type ch
 `PreTrainedConfig` off and turn `config_class` into a string.
 """
 
+from copy import deepcopy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -18,6 +19,21 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_memslots.MemslotsModel",
     "AutoProcessor": "processing_memslots.MemslotsProcessor",
 }
+
+CUSTOM_PIPELINES = {
+    "memory-question-answering": {
+        "impl": "pipeline_memslots.MemoryQuestionAnsweringPipeline",
+        "pt": ["AutoModel"],
+    }
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "prompt_format": ("plain", "chat"),
+    "markers": ("segment", "memory", "none"),
+    "pooling": ("memory_tokens", "mean"),
+    "memory_positions": ("after", "spread"),
+}
+"""Allowed values of fields that name one of a few ways."""
 
 LORA_DEFAULTS: dict[str, Any] = {
     "r": 64,
@@ -49,11 +65,14 @@ class MemslotsConfig(PreTrainedConfig):
         encoder_is_causal: probed when the compressor is made. Under a causal encoder the slots of a
             coarse rate are the first slots of a finer one.
         converter_hidden_size: width between the converter's linear layers, by default d_decoder.
-        use_markers: wrap each segment's slots in the learned `<MEM>` and `</MEM>` vectors.
+        markers: where the learned `<MEM>` and `</MEM>` vectors stand: around each "segment" (PCC),
+            once around the whole "memory", or "none".
         prompt_format: "plain" (`plain_prompt`) or "chat" (the decoder tokenizer's chat template).
         plain_prompt: what follows the slots; `{question}` stands for the user's question.
         fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
             written by `save_pretrained`; a memory carries it and a model checks it.
+        pooling: how slots are made: the last states of "memory_tokens" appended to the segment
+            (PCC), or the "mean" of the last states of every `rate` tokens (LCLM, 2026).
         memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
             has them, or "spread" over the segment, so that under rotary positions each memory token
             is near the text it stands for. Either way the first slots of a finer rate are those of
@@ -77,10 +96,11 @@ class MemslotsConfig(PreTrainedConfig):
     encoder_lora: dict | None = None
     encoder_is_causal: bool = True
     converter_hidden_size: int | None = None
-    use_markers: bool = True
+    markers: str = "segment"
     prompt_format: str = "plain"
     plain_prompt: str = PLAIN_PROMPT
     fingerprint: str | None = None
+    pooling: str = "memory_tokens"
     memory_positions: str = "after"
     initializer_range: float = 0.02
 
@@ -97,6 +117,7 @@ class MemslotsConfig(PreTrainedConfig):
             self.encoder_lora = {**LORA_DEFAULTS, **self.encoder_lora}
         super().__post_init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
+        self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
         # `@strict` runs it once more, but wraps what it raises: users get the plain ValueError.
         self.validate_architecture()
 
@@ -115,30 +136,39 @@ class MemslotsConfig(PreTrainedConfig):
                 f"compression rate {rates[-1]} is coarser than one slot a segment of "
                 f"{self.segment_length} tokens; use rates up to segment_length."
             )
-        if self.prompt_format not in ("plain", "chat"):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}."
+                )
+        if self.pooling == "mean" and self.memory_positions == "spread":
             raise ValueError(
-                f"prompt_format must be 'plain' or 'chat', got {self.prompt_format!r}."
-            )
-        if self.memory_positions not in ("after", "spread"):
-            raise ValueError(
-                f"memory_positions must be 'after' or 'spread', got {self.memory_positions!r}."
+                "memory_positions='spread' places memory tokens, and pooling='mean' has none; use "
+                "memory_positions='after'."
             )
         if self.plain_prompt.count("{question}") != 1:
             raise ValueError(
                 f"plain_prompt must contain '{{question}}' exactly once, got {self.plain_prompt!r}."
             )
         positions = max_positions(self.encoder_config)
-        needed = self.segment_length + self.max_slots
+        memory_tokens = self.max_slots if self.pooling == "memory_tokens" else 0
+        needed = self.segment_length + memory_tokens
         if positions is not None and needed > positions:
             raise ValueError(
-                f"a segment of {self.segment_length} tokens and its {self.max_slots} memory tokens "
+                f"a segment of {self.segment_length} tokens and its {memory_tokens} memory tokens "
                 f"need {needed} positions, but the encoder has {positions}; "
                 "use a smaller segment_length or coarser compression_rates."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `PreTrainedConfig.to_dict`; `pipeline()` puts classes into `custom_pipelines`, which
+        JSON cannot hold.
+        """
+        return {**super().to_dict(), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
+
     @property
     def max_slots(self) -> int:
-        """Slots of a full segment at the finest rate: the number of memory tokens."""
+        """Slots of a full segment at the finest rate."""
         return -(-self.segment_length // min(self.compression_rates))
 
     @property

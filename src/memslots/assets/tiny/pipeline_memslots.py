@@ -1,0 +1,238 @@
+"""The question-answering pipeline that travels with a checkpoint.
+
+`config.json` registers it, so that transformers finds it by name::
+
+    pipeline("memory-question-answering", model=repo, trust_remote_code=True)
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from types import GeneratorType
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import Pipeline
+
+from .generation_memslots import pair
+from .memory_memslots import Memory
+from .processing_memslots import as_list
+
+Item = dict[str, Any]
+
+_KEYS = {"question", "context", "memory"}
+_STREAMED = 32
+"""Items of a stream that are answered together, where no `batch_size` says how many."""
+
+
+class MemoryQuestionAnsweringPipeline(Pipeline):
+    """Answers questions from contexts, each compressed once, or from memories of them.
+
+    `batch_size`, `rate` and the arguments of `generate` (`max_new_tokens`, `num_beams`, ...) may be
+    given here, for every call, or to a call. On a CPU a checkpoint in bfloat16 is far quicker with
+    `dtype=torch.float32`.
+
+    Args:
+        model: a `MemslotsModel` with its decoder.
+        kwargs: as for any `Pipeline`.
+    """
+
+    # The model brings its own processor.
+    _load_processor = False
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+    _load_video_processor = False
+
+    def __call__(
+        self,
+        inputs=None,
+        *,
+        question: str | list[str] | None = None,
+        context: str | list[str] | None = None,
+        memory=None,
+        batch_size: int | None = None,
+        **kwargs,
+    ):
+        """Answer one question or many.
+
+        Args:
+            inputs: `{"question": ..., "context": ...}` or `{"question": ..., "memory": ...}`, a
+                list of such, or a generator or dataset of such, which is read as it is answered.
+            question: a question, or n, instead of `inputs`.
+            context: a text, or n. n texts with n questions pair; one of either goes with all of the
+                other.
+            memory: instead of `context`: what `compress` returned, or the path of a saved one; n
+                documents count as n texts.
+            batch_size: questions that the decoder answers at once.
+            kwargs: `rate` (encoder tokens per slot; for a memory, a coarser one than its own) and
+                arguments of `generate`.
+
+        Returns:
+            `{"answer", "n_tokens", "n_slots", "rate"}`: the answer, encoder tokens of the context,
+            slots that stood for them, and encoder tokens per slot. A list of them where a list was
+            given, an iterator where a stream was.
+
+        Raises:
+            ValueError: neither or both of context and memory, lists that do not go together, and
+                what `compress` and `generate` raise.
+            TypeError: inputs of another type.
+        """
+        _, settings, _ = self._sanitize_parameters(**kwargs)
+        settings = {**self._forward_params, **settings}
+        size = self._batch_size if batch_size is None else batch_size
+        if size is not None:
+            settings["batch_size"] = size
+        if inputs is None:
+            items, single = _pair_up(question, context, memory)
+        elif not question is context is memory is None:
+            raise ValueError("give either inputs, or question= with context= or memory=, not both.")
+        elif isinstance(inputs, (GeneratorType, Dataset)):
+            return self._stream(inputs, settings, size or _STREAMED)
+        else:
+            items, single = _spread(inputs)
+        answers = self._postprocess_all(self.forward(self.preprocess(items), **settings))
+        return answers[0] if single else answers
+
+    def _sanitize_parameters(self, **kwargs):
+        nested = kwargs.pop("generate_kwargs", None) or {}
+        if kwargs.get("return_dict_in_generate") or nested.get("return_dict_in_generate"):
+            raise ValueError(
+                "this pipeline returns answers; for return_dict_in_generate call "
+                "pipe.model.generate(memory=..., question=...)."
+            )
+        return {}, {**nested, **kwargs}, {}
+
+    def preprocess(self, input_: list[Item], **parameters) -> dict[str, Any]:
+        """Gather what several items share: each text is compressed once.
+
+        Args:
+            input_: `{"question", "context"}` or `{"question", "memory", "document"}` each.
+            parameters: none are known.
+        """
+        texts = list(dict.fromkeys(item["context"] for item in input_ if "context" in item))
+        return {"texts": texts, "items": input_}
+
+    def _forward(self, input_tensors: dict[str, Any], **parameters) -> dict[str, Any]:
+        rate = parameters.pop("rate", None)
+        texts, items = input_tensors["texts"], input_tensors["items"]
+        made = self.model.compress(texts, rate=rate) if texts else None
+        place = {text: i for i, text in enumerate(texts)}
+        memories: dict[tuple[int, int], Memory] = {}  # one a document, however many ask of it
+        asked = []
+        for item in items:
+            if "context" in item:
+                source, document = made, place[item["context"]]
+            else:
+                source, document = item["memory"], item["document"]
+            key = (id(source), document)
+            if key not in memories:
+                chosen = source[document]
+                coarser = rate is not None and source is not made
+                memories[key] = chosen.at_rate(rate) if coarser else chosen
+            asked.append(key)
+        # Memories of unequal rates cannot be joined: each rate is answered by itself.
+        answers: list[Any] = [None] * len(items)
+        for wanted in dict.fromkeys(memory.rate for memory in memories.values()):
+            own = [i for i, key in enumerate(asked) if memories[key].rate == wanted]
+            keys = [asked[i] for i in own]
+            memory = memories[keys[0]]
+            if len(set(keys)) > 1:
+                memory = Memory.cat([memories[key] for key in keys])
+            produced = self.model.generate(
+                memory=memory, question=[items[i]["question"] for i in own], **parameters
+            )
+            each = len(produced) // len(own)  # more than 1 with num_return_sequences
+            for n, i in enumerate(own):
+                found = produced[n * each : (n + 1) * each]
+                answers[i] = found[0] if each == 1 else found
+        return {"answers": answers, "memories": [memories[key] for key in asked]}
+
+    def postprocess(self, model_outputs: dict[str, Any], **parameters) -> Any:
+        """One result an answer."""
+        return [
+            {
+                "answer": answer,
+                "n_tokens": sum(memory.n_tokens),
+                "n_slots": sum(memory.n_slots),
+                "rate": memory.rate,
+            }
+            for answer, memory in zip(
+                model_outputs["answers"], model_outputs["memories"], strict=True
+            )
+        ]
+
+    def _postprocess_all(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        return self.postprocess(model_outputs, **self._postprocess_params)
+
+    def _stream(
+        self, inputs: Iterable[Item], settings: dict[str, Any], size: int
+    ) -> Iterator[dict[str, Any]]:
+        waiting: list[Item] = []
+        for item in _items_of(inputs):
+            waiting += _spread(item)[0]
+            while len(waiting) >= size:
+                batch, waiting = waiting[:size], waiting[size:]
+                yield from self._postprocess_all(self.forward(self.preprocess(batch), **settings))
+        if waiting:
+            yield from self._postprocess_all(self.forward(self.preprocess(waiting), **settings))
+
+
+def _items_of(inputs) -> Iterator[Item]:
+    """A stream's items; a map-style dataset has a length and indices, and may have no iterator."""
+    if isinstance(inputs, Dataset) and not hasattr(inputs, "__iter__"):
+        return (inputs[i] for i in range(len(inputs)))  # type: ignore[arg-type]
+    return iter(inputs)
+
+
+def _spread(inputs) -> tuple[list[Item], bool]:
+    """Items of a dict or a list of dicts, and whether one answer is to come back."""
+    if isinstance(inputs, dict):
+        unknown = sorted(set(inputs) - _KEYS)
+        if unknown:
+            raise ValueError(
+                f"an input has the keys {unknown}; allowed are question with context or memory."
+            )
+        return _pair_up(inputs.get("question"), inputs.get("context"), inputs.get("memory"))
+    if not isinstance(inputs, (list, tuple)):
+        raise TypeError(
+            "inputs must be a dict {'question': ..., 'context': ...}, a list of such or a "
+            f"generator of such, got {type(inputs).__name__}."
+        )
+    if not inputs:
+        raise ValueError("inputs is an empty list; give at least one question.")
+    if not all(isinstance(item, dict) for item in inputs):
+        raise TypeError("each of the inputs must be a dict {'question': ..., 'context': ...}.")
+    return [item for given in inputs for item in _spread(given)[0]], False
+
+
+def _pair_up(question, context, memory) -> tuple[list[Item], bool]:
+    """An item for each question, with its context, or with its memory and a document's index."""
+    if question is None:
+        raise ValueError("question is missing; give a question, or a list of them.")
+    if (context is None) == (memory is None):
+        raise ValueError(
+            "give either context or memory with the question, "
+            f"got {'both' if context is not None else 'neither'}."
+        )
+    questions = as_list(question, "question")
+    if not questions:
+        raise ValueError("question is an empty list; give at least one.")
+    if context is not None:
+        contexts = as_list(context, "context")
+        if not contexts:
+            raise ValueError("context is an empty list; give at least one text.")
+        items = [
+            {"question": questions[j], "context": contexts[i]}
+            for i, j in pair(len(contexts), len(questions))
+        ]
+        return items, isinstance(context, str) and isinstance(question, str)
+    if isinstance(memory, (str, os.PathLike)):
+        memory = Memory.load(memory)
+    if not hasattr(memory, "documents"):
+        raise TypeError(
+            "memory must be a Memory from compress or the path of a saved one, got "
+            f"{type(memory).__name__}."
+        )
+    pairs = pair(len(memory), len(questions))
+    items = [{"question": questions[j], "memory": memory, "document": i} for i, j in pairs]
+    return items, isinstance(question, str) and len(memory) == 1
