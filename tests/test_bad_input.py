@@ -124,7 +124,7 @@ def test_context_longer_than_the_decoder_holds(model):
 
 
 def test_longer_context_names_the_rate_that_fits(zoo):
-    model = zoo.compressor(use_markers=False, compression_rates=[2, 4, 12])
+    model = zoo.compressor(markers="none", compression_rates=[2, 4, 12])
     n = 1
     while sum(len(s.ids) for s in model.segment([LONG[:n]])[0]) < 1200:
         n += 100

@@ -32,7 +32,7 @@ def task_inputs(model, tasks=(RECONSTRUCTION, COMPLETION, RECONSTRUCTION, COMPLE
     slots = [slots_for(len(span.ids), 4) for span in spans]
     return {
         **processor.collate_segments(spans),
-        "segment_slots": torch.tensor(slots),
+        "segment_rates": torch.full((len(slots),), 4),
         **processor.lay_out(rows, slots),
     }
 
@@ -156,7 +156,7 @@ def test_converter_is_its_formula():
 
 
 def test_converter_hidden_size_and_no_markers(zoo):
-    model = zoo.compressor(converter_hidden_size=20, use_markers=False)
+    model = zoo.compressor(converter_hidden_size=20, markers="none")
     assert model.converter.up.out_features == 20
     assert model.converter.down.out_features == 32
     with_markers = zoo.shared().processor(TEXTS, QUESTIONS)["memory_ids"]

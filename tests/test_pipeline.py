@@ -75,16 +75,16 @@ def test_memory_in_hand_and_on_disk(pipe, model, expected, tmp_path):
     # Memories and contexts at once, and coarser ones; each in its own place.
     mixed = [
         {"question": QUESTIONS[0], "context": TEXTS[0]},
-        {"question": QUESTIONS[1], "memory": memory.at_rate(16)[1]},
+        {"question": QUESTIONS[1], "memory": memory.at_rate(8)[1]},
         {"question": QUESTIONS[2], "memory": memory[2]},
     ]
     found = pipe(mixed)
     assert found[0] == expected[0]
     assert found[2] == expected[2]
-    assert found[1]["rate"] == 16
+    assert found[1]["rate"] == 8
     assert found[1]["n_slots"] < expected[1]["n_slots"]
-    assert found[1] == pipe(question=QUESTIONS[1], memory=memory[1], rate=16)
-    assert found[1] == pipe(question=QUESTIONS[1], context=TEXTS[1], rate=16)
+    assert found[1] == pipe(question=QUESTIONS[1], memory=memory[1], rate=8)
+    assert found[1] == pipe(question=QUESTIONS[1], context=TEXTS[1], rate=8)
 
 
 def test_a_text_is_compressed_once(pipe, model, monkeypatch):
@@ -127,7 +127,7 @@ def test_generate_arguments(pipe, model):
         ({"inputs": {"question": "a", "context": []}}, "context is an empty list"),
         ({"inputs": {"question": ["a"] * 2, "context": ["b"] * 3}}, "do not go together"),
         ({"inputs": {"question": "a", "context": "b"}, "question": "c"}, "not both"),
-        ({"question": "a", "context": "b", "rate": 5}, r"rate 5 .*\[4, 8, 16\]|rate 5"),
+        ({"question": "a", "context": "b", "rate": 5}, "rate 5 is not one"),
         ({"question": "a", "context": " "}, "context"),
     ],
 )

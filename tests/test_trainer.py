@@ -374,7 +374,7 @@ def test_the_first_packed_question_is_answered_as_alone(compressor, tmp_path):
             output = compressor.eval()(
                 segment_input_ids=collated["segment_input_ids"],
                 segment_attention_mask=collated["segment_attention_mask"],
-                segment_slots=torch.tensor(slots),
+                segment_rates=torch.full((len(slots),), 4),
                 **laid_out,
             )
         losses.append(output.loss)

@@ -193,7 +193,8 @@ class Zoo:
         torch.manual_seed(seed)
         model = MemslotsModel.from_encoder_decoder_pretrained(*folders, **config)
         # Untrained slots are all alike; wide memory tokens make them depend on the text.
-        torch.nn.init.normal_(model.memory_tokens, std=1.0)
+        if model.memory_tokens is not None:
+            torch.nn.init.normal_(model.memory_tokens, std=1.0)
         torch.nn.init.normal_(model.converter.down.bias, std=0.1)
         return model
 

@@ -59,7 +59,7 @@ app.command("eval", epilog="Example: memslots eval path/to/checkpoint --question
 )
 app.command(epilog="Example: memslots info path/to/checkpoint")(build.info)
 app.command(
-    epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B new --set use_markers=no"
+    epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B new --set markers=memory"
 )(build.init)
 
 

@@ -102,7 +102,7 @@ def memories_at_rates(
 ) -> dict[int, Memory]:
     """Memories of the same texts at several rates; one encoding where the encoder allows it."""
     finest = model.compress(list(texts), rate=min(rates), progress=False)
-    if finest.nested:
+    if all(finest.coarsens_to(rate) for rate in rates):
         return {rate: finest.at_rate(rate) for rate in rates}
     return {
         rate: finest if rate == finest.rate else model.compress(list(texts), rate, progress=False)

@@ -113,9 +113,9 @@ def conditions(
 
 def memory_positions(model: MemslotsModel, memory: Memory) -> list[int]:
     """Decoder positions of each document: its slots, and the markers around its segments."""
-    markers = 2 if model.config.use_markers else 0
+    pairs = {"segment": len, "memory": lambda document: 1, "none": lambda document: 0}
     return [
-        slots + markers * len(document)
+        slots + 2 * pairs[model.config.markers](document)
         for slots, document in zip(memory.n_slots, memory.documents, strict=True)
     ]
 

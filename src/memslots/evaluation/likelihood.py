@@ -65,7 +65,7 @@ def target_losses(
         own = 0 if memory is None else len(memory.documents[i])
         rows.append(Row(list(range(at, at + own)), prompt, list(target), given, ANSWER))
         at += own
-    lengths = [row_length(row, slots, model.config.use_markers) for row in rows]
+    lengths = [row_length(row, slots, model.config.markers) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):
         scored = _batch_losses(model, [rows[i] for i in batch], memory)

@@ -59,6 +59,8 @@ class Memory:
         nested: whether the slots of a coarse rate are the first slots of a finer one (causal
             encoders).
         fingerprint: identity of the compressor that wrote the slots.
+        pooling: how the encoder makes slots (`MemslotsConfig.pooling`). Of "mean" slots, those of a
+            coarse rate are averages of a finer one's.
     """
 
     slots: torch.Tensor
@@ -69,6 +71,7 @@ class Memory:
     rates: tuple[int, ...]
     nested: bool
     fingerprint: str
+    pooling: str = "memory_tokens"
 
     def __post_init__(self):
         total = sum(segment.slots for segment in self.segments)
@@ -162,7 +165,7 @@ class Memory:
             raise ValueError("Memory.cat needs at least one memory, got an empty list.")
         first = memories[0]
         for other in memories[1:]:
-            for field in ("fingerprint", "rate", "rates", "nested"):
+            for field in ("fingerprint", "rate", "rates", "nested", "pooling"):
                 if getattr(other, field) != getattr(first, field):
                     raise ValueError(
                         f"Memory.cat joins memories of one compressor at one rate; their {field} "
@@ -193,7 +196,7 @@ class Memory:
 
         Raises:
             ValueError: a rate that the compressor was not trained for, a finer rate than this
-                memory's, or an encoder that is not causal (compress again instead).
+                memory's, or slots that are no part of the coarse rate's (compress again instead).
         """
         if rate not in self.rates:
             raise ValueError(
@@ -206,25 +209,46 @@ class Memory:
             )
         if rate == self.rate:
             return self
-        if not self.nested:
+        if not self.coarsens_to(rate):
             raise ValueError(
-                "the encoder is not causal, so the slots of one rate are no part of another's; "
-                f"compress the text again with rate={rate}."
+                f"the slots of rate {rate} cannot be made of those of rate {self.rate} "
+                + (
+                    "(only those of its multiples can)"
+                    if self.pooling == "mean"
+                    else "(the encoder is not causal)"
+                )
+                + f"; compress the text again with rate={rate}."
             )
-        keep, start = [], 0
+        kept, start = [], 0
         documents = []
         for document in self.documents:
             coarse = []
             for segment in document:
+                own = self.slots[start : start + segment.slots]
                 slots = slots_for(segment.tokens, rate)
-                keep.append(torch.arange(start, start + slots))
+                pooled = self.pooling == "mean"
+                kept.append(self._averaged(own, segment.tokens, rate) if pooled else own[:slots])
                 start += segment.slots
                 coarse.append(replace(segment, slots=slots))
             documents.append(tuple(coarse))
-        rows = torch.cat(keep) if keep else torch.arange(0)
-        return replace(
-            self, slots=self.slots[rows.to(self.device)], documents=tuple(documents), rate=rate
-        )
+        slots_kept = torch.cat(kept) if kept else self.slots[:0]
+        return replace(self, slots=slots_kept, documents=tuple(documents), rate=rate)
+
+    def coarsens_to(self, rate: int) -> bool:
+        """Whether `at_rate(rate)` needs no second encoding."""
+        if self.pooling == "mean":
+            return rate >= self.rate and rate % self.rate == 0
+        return rate == self.rate or (self.nested and rate > self.rate)
+
+    def _averaged(self, slots: torch.Tensor, tokens: int, rate: int) -> torch.Tensor:
+        """Means of a segment's slots, each counting as many times as the tokens it stands for."""
+        index = torch.arange(len(slots), device=slots.device)
+        counts = (tokens - index * self.rate).clamp(max=self.rate).unsqueeze(1)
+        groups = index // (rate // self.rate)
+        sums = slots.new_zeros(slots_for(tokens, rate), slots.shape[1], dtype=torch.float32)
+        sums = sums.index_add(0, groups, slots.float() * counts)
+        weights = torch.zeros_like(sums[:, :1]).index_add(0, groups, counts.float())
+        return (sums / weights).to(slots.dtype)
 
     def to(self, *args, **kwargs) -> "Memory":
         """The same memory on another device or in another floating dtype, as `torch.Tensor.to`."""
@@ -255,6 +279,7 @@ class Memory:
             "rate": self.rate,
             "rates": list(self.rates),
             "nested": self.nested,
+            "pooling": self.pooling,
             "fingerprint": self.fingerprint,
             "text_sha256": list(self.text_sha256),
             "unknown_tokens": list(self.unknown_tokens),
@@ -324,6 +349,7 @@ class Memory:
             rates=tuple(header["rates"]),
             nested=header["nested"],
             fingerprint=header["fingerprint"],
+            pooling=header.get("pooling", "memory_tokens"),
         )
 
 

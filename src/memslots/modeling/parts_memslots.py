@@ -164,19 +164,24 @@ def is_causal(encoder: PreTrainedModel) -> bool:
 
 
 def fingerprint(
-    encoder: PreTrainedModel, memory_tokens: torch.Tensor, tokenizer: str, segmentation: str
+    encoder: PreTrainedModel,
+    memory_tokens: torch.Tensor | None,
+    tokenizer: str,
+    segmentation: str,
 ) -> str:
     """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
 
     Args:
         encoder: the encoder with its weights.
-        memory_tokens: `(max_slots, d_embedding)`.
+        memory_tokens: `(max_slots, d_embedding)`, where there are any.
         tokenizer: the encoder tokenizer's plain-text backend as JSON.
         segmentation: what decides segments and the places of their memory tokens.
     """
     digest = hashlib.sha256(f"memslots 1 {segmentation}\n".encode())
     digest.update(tokenizer.encode())
-    weights = {**encoder.state_dict(), "memory_tokens": memory_tokens}
+    weights = dict(encoder.state_dict())
+    if memory_tokens is not None:
+        weights["memory_tokens"] = memory_tokens
     for name in sorted(weights):
         tensor = weights[name].detach().to("cpu").contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

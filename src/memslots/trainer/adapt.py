@@ -33,7 +33,7 @@ def adapt_to_decoder(
     """
     check_trained(train)
     options = decoder_kwargs or {}
-    device = model.memory_tokens.device
+    device = model.encoder.device
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{"dtype": model.dtype, **options})
     config = model.config
     config.decoder_config = llm.config
@@ -46,8 +46,8 @@ def adapt_to_decoder(
     model.converter = Converter(d_encoder, config.converter_hidden_size or width, width)
     model.converter.init_weights(scale)
     model.markers = nn.Parameter(torch.randn(3, width) * scale)
-    model.converter.to(device=device, dtype=model.memory_tokens.dtype)
-    model.markers.data = model.markers.data.to(device=device, dtype=model.memory_tokens.dtype)
+    model.converter.to(device=device, dtype=model.encoder.dtype)
+    model.markers.data = model.markers.data.to(device=device, dtype=model.encoder.dtype)
     model.processor = MemslotsProcessor.for_config(
         config,
         AutoTokenizer.from_pretrained(decoder, revision=config.decoder_revision),
@@ -68,4 +68,5 @@ def choose_trained(model: MemslotsModel, train: str) -> None:
     check_trained(train)
     if train == "converter":
         model.encoder.requires_grad_(False)
-        model.memory_tokens.requires_grad_(False)
+        if model.memory_tokens is not None:
+            model.memory_tokens.requires_grad_(False)

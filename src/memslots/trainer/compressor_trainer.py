@@ -134,7 +134,7 @@ class CompressorTrainer(SFTTrainer):
         outputs: MemslotsOutput = model(
             segment_input_ids=inputs["segment_input_ids"],
             segment_attention_mask=inputs["segment_attention_mask"],
-            segment_slots=torch.tensor(slots, device=device),
+            segment_rates=torch.full((len(slots),), rate, device=device),
             **{name: tensor.to(device) for name, tensor in laid_out.items()},
             task_weights=self.task_weights,
             task_totals=num_items_in_batch,

@@ -45,6 +45,9 @@ def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
     window = model.config.compression_rates[0]
     mean_heads = aligned // size
     hidden = model.converter.up.out_features
+    memory_tokens = model.memory_tokens
+    if memory_tokens is None:
+        raise ValueError("initialize_local places memory tokens, and pooling='mean' has none.")
     if width <= aligned or heads < mean_heads + window or hidden < 2 * aligned:
         raise ValueError(
             f"initialize_local needs an encoder wider than {aligned}, at least "
@@ -57,10 +60,10 @@ def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
     embeddings.normal_(0, 0.02)
     embeddings[:, :aligned] = rows / length
     embeddings[:, -1] = _CONSTANT
-    model.memory_tokens.normal_(0, 0.02)
-    model.memory_tokens[:, :aligned] = 0
-    model.memory_tokens[:, aligned:] += nn.functional.normalize(torch.randn(spare), dim=0)
-    model.memory_tokens[:, -1] = _CONSTANT
+    memory_tokens.normal_(0, 0.02)
+    memory_tokens[:, :aligned] = 0
+    memory_tokens[:, aligned:] += nn.functional.normalize(torch.randn(spare), dim=0)
+    memory_tokens[:, -1] = _CONSTANT
 
     values = orthogonal(aligned)
     n_place = heads - mean_heads

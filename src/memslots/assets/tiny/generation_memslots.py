@@ -194,7 +194,7 @@ class AnsweringMixin(_Model):
         Raises:
             ValueError: another compressor's memory, or what `Memory.load` raises.
         """
-        memory = Memory.load(path, device=self.memory_tokens.device)
+        memory = Memory.load(path, device=self.encoder.device)
         self._check_memory(memory)
         return memory
 
@@ -266,7 +266,7 @@ class AnsweringMixin(_Model):
             return
         given = generate_kwargs.get("generation_config")
         new_tokens = generate_kwargs.get("max_new_tokens") or (given and given.max_new_tokens) or 1
-        markers = self.config.use_markers
+        markers = self.config.markers
 
         def positions(i: int, j: int, at: int) -> int:
             slots = [slots_for(count, at) for count in tokens[i]]
@@ -314,7 +314,7 @@ class AnsweringMixin(_Model):
             chosen += [getattr(base, name) for name in limits]
         if all(limit is None for limit in chosen):
             slots = [segment.slots for segment in memory.segments]
-            used = max(row_length(row, slots, self.config.use_markers) for row in rows)
+            used = max(row_length(row, slots, self.config.markers) for row in rows)
             room = max_positions(decoder.config)
             kwargs["max_new_tokens"] = (
                 DEFAULT_NEW_TOKENS if room is None else max(1, min(DEFAULT_NEW_TOKENS, room - used))
@@ -353,8 +353,8 @@ class AnsweringMixin(_Model):
             [counts[i] for i in used],
             padding_side,
         )
-        device = self.memory_tokens.device
-        slots = self.memory_tokens.new_zeros(0, self.encoder.config.hidden_size)
+        device = self.encoder.device
+        slots = self.markers.new_zeros(0, self.encoder.config.hidden_size)
         if memory is not None:
             slots = torch.cat([memory.slots[starts[i] : starts[i + 1]] for i in used])
         embeds = self.embed_rows(

@@ -66,13 +66,13 @@ class Row:
         ]
 
 
-def row_length(row: Row, segment_slots: list[int], use_markers: bool) -> int:
-    """Decoder positions that a row takes."""
-    markers = 2 * use_markers * len(row.segments)
+def row_length(row: Row, segment_slots: list[int], markers: str) -> int:
+    """Decoder positions that a row takes; `markers` as in `lay_out`."""
+    pairs = {"segment": len(row.segments), "memory": min(1, len(row.segments)), "none": 0}[markers]
     return (
         len(row.prompt.before)
         + sum(segment_slots[i] for i in row.segments)
-        + markers
+        + 2 * pairs
         + (row.task == RECONSTRUCTION)
         + len(row.prompt.after)
         + len(row.target)
@@ -92,7 +92,7 @@ def lay_out(
     rows: list[Row],
     segment_slots: list[int],
     pad_id: int,
-    use_markers: bool = True,
+    markers: str = "segment",
     padding_side: str = "left",
     spread: bool = False,
 ) -> dict[str, torch.Tensor]:
@@ -102,7 +102,8 @@ def lay_out(
         rows: the rows.
         segment_slots: slots of every segment of the batch.
         pad_id: any token id, masked.
-        use_markers: whether `<MEM>` and `</MEM>` stand around each segment.
+        markers: whether `<MEM>` and `</MEM>` stand around each "segment", once around the whole
+            "memory" that a row reads, or not at all ("none").
         padding_side: "left" (generation; targets end together) or "right".
         spread: whether memory tokens were spread over their segment; the decoder then reads its
             slots in the order of the text, though they are kept with the coarsest rate's first.
@@ -122,7 +123,9 @@ def lay_out(
             if spread:
                 places = spread_places(len(own))
                 own = [own[j] for j in sorted(range(len(own)), key=places.__getitem__)]
-            wrapped += [MEM, *own, MEM_END] if use_markers else own
+            wrapped += [MEM, *own, MEM_END] if markers == "segment" else own
+        if markers == "memory" and row.segments:
+            wrapped = [MEM, *wrapped, MEM_END]
         if row.task == RECONSTRUCTION:
             wrapped.append(AE)
         before, after, target = row.prompt.before, row.prompt.after, row.target

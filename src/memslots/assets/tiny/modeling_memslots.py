@@ -4,7 +4,6 @@ Implements PCC ("Pretraining Context Compressor for Large Language Models with E
 Memory"); section and equation numbers are the paper's.
 """
 
-import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig
+from .encoding_memslots import EncodingMixin
 from .generation_memslots import AnsweringMixin
-from .layout_memslots import IGNORE, TASKS, spread_places, token_batches
-from .memory_memslots import Memory, Segment, slots_for
+from .layout_memslots import IGNORE, TASKS
 from .parts_memslots import (
     Converter,
     add_lora,
@@ -32,8 +30,7 @@ from .parts_memslots import (
     encoder_embedding_dim,
     fingerprint,
 )
-from .processing_memslots import MemslotsProcessor, as_list
-from .tokenization_memslots import Span, check_text
+from .processing_memslots import MemslotsProcessor
 
 
 @dataclass
@@ -57,7 +54,7 @@ class MemslotsOutput(ModelOutput):
     slots: torch.Tensor | None = None
 
 
-class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
+class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedModel):
     """A context compressor and the frozen decoder that it writes for.
 
     Args:
@@ -93,9 +90,11 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         self.encoder.config.use_cache = False
         d_encoder = self.encoder.config.hidden_size
         d_decoder = config.get_text_config(decoder=True).hidden_size
-        self.memory_tokens = nn.Parameter(
-            torch.empty(config.max_slots, encoder_embedding_dim(self.encoder))
-        )
+        self.register_parameter("memory_tokens", None)
+        if config.pooling == "memory_tokens":
+            self.memory_tokens = nn.Parameter(
+                torch.empty(config.max_slots, encoder_embedding_dim(self.encoder))
+            )
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
         self.converter = Converter(d_encoder, config.converter_hidden_size or d_decoder, d_decoder)
@@ -118,7 +117,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
                 init.zeros_(layer.bias)
             init.ones_(module.norm.weight)
         elif isinstance(module, MemslotsModel):
-            init.normal_(module.memory_tokens, std=self.config.initializer_range)
+            if module.memory_tokens is not None:
+                init.normal_(module.memory_tokens, std=self.config.initializer_range)
             init.normal_(module.markers, std=self.config.initializer_range)
 
     @torch.no_grad()
@@ -128,7 +128,8 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         A slot that is ten times as large as a token embedding, or a tenth of it, is where training
         starts slowest.
         """
-        nn.init.normal_(self.memory_tokens, std=embedding_scale(self.encoder))
+        if self.memory_tokens is not None:
+            nn.init.normal_(self.memory_tokens, std=embedding_scale(self.encoder))
         scale = embedding_scale(self._need_decoder())
         nn.init.normal_(self.markers, std=scale)
         self.converter.init_weights(scale)
@@ -154,18 +155,23 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
     def fingerprint(self) -> str:
         """Identity of encoder, memory tokens, encoder tokenizer and segmentation (SHA-256)."""
         # Weights count their in-place changes, so training makes the kept value stale.
-        parameters = [*self.encoder.parameters(), self.memory_tokens]
-        version = tuple(parameter._version for parameter in parameters)
+        version = self._weight_versions()
         if self._fingerprint is None or self._fingerprint[0] != version:
             tokenizer = self._need_processor().encoder_text.backend.to_str()
             segmentation = f"{self.config.segment_length} {self.config.memory_positions}"
+            if self.config.pooling != "memory_tokens":
+                segmentation += f" {self.config.pooling}"
             value = fingerprint(self.encoder, self.memory_tokens, tokenizer, segmentation)
             self._fingerprint = (version, value)
         return self._fingerprint[1]
 
     def _trust_fingerprint(self, value: str) -> None:
-        parameters = [*self.encoder.parameters(), self.memory_tokens]
-        self._fingerprint = (tuple(parameter._version for parameter in parameters), value)
+        self._fingerprint = (self._weight_versions(), value)
+
+    def _weight_versions(self) -> tuple[int, ...]:
+        weights = [*self.encoder.parameters()]
+        weights += [] if self.memory_tokens is None else [self.memory_tokens]
+        return tuple(weight._version for weight in weights)
 
     def _need_decoder(self) -> PreTrainedModel:
         if self.decoder is None:
@@ -183,139 +189,6 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
                 "from_pretrained, or set model.processor = MemslotsProcessor(...)."
             )
         return self.processor
-
-    # -- encoding ----------------------------------------------------------------------------------
-
-    def encode(
-        self,
-        segment_input_ids: torch.Tensor,
-        segment_attention_mask: torch.Tensor,
-        segment_slots: torch.Tensor,
-    ) -> torch.Tensor:
-        """Slots of a batch of segments, one encoder pass (PCC, eq. 1).
-
-        The memory tokens follow each segment's last token, and padding follows them, so that a
-        short segment sees neither padding nor a gap in its positions.
-
-        Args:
-            segment_input_ids: `(segments, tokens)`, right-padded.
-            segment_attention_mask: `(segments, tokens)`, 1 for tokens.
-            segment_slots: `(segments,)`, slots of each.
-
-        Returns:
-            `(total_slots, d_encoder)`, segment after segment.
-        """
-        embeds = self.encoder.get_input_embeddings()(segment_input_ids)
-        lengths = segment_attention_mask.sum(dim=1, keepdim=True)
-        ends = lengths + segment_slots.unsqueeze(1)
-        positions = torch.arange(int(ends.max()), device=embeds.device).unsqueeze(0)
-        is_slot = (positions >= lengths) & (positions < ends)
-        slot_index = (positions - lengths).clamp(0, self.memory_tokens.shape[0] - 1)
-        token_index = positions.clamp(max=embeds.shape[1] - 1).expand(embeds.shape[0], -1)
-        tokens = embeds.gather(1, token_index.unsqueeze(-1).expand(-1, -1, embeds.shape[2]))
-        # Some encoders scale inside their embedding layer; memory tokens are made at that scale.
-        memory = self.memory_tokens.to(embeds.dtype)[slot_index]
-        inputs = torch.where(is_slot.unsqueeze(-1), memory, tokens)
-        # Under a causal encoder what follows cannot be seen, so no mask (and no slower kernel).
-        mask = None if self.config.encoder_is_causal else (positions < ends).long()
-        placed = {}
-        if self.config.memory_positions == "spread":
-            places = torch.tensor(spread_places(self.config.max_slots), device=embeds.device)
-            spread = (places[slot_index] * lengths).ceil().long() - 1
-            placed["position_ids"] = torch.where(is_slot, spread, positions)
-            if mask is None:  # without one, transformers takes falling positions for packed texts
-                mask = torch.ones_like(placed["position_ids"])
-        states = self.encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
-        return states[is_slot]
-
-    @torch.no_grad()
-    def compress(
-        self,
-        text: str | Sequence[str],
-        rate: int | None = None,
-        batch_tokens: int = 16384,
-        progress: bool | None = None,
-    ) -> Memory:
-        """Compress one text or several, once; the memory then answers any number of questions.
-
-        Args:
-            text: a text, or n texts (n documents).
-            rate: encoder tokens per slot; one of `config.compression_rates`, by default the finest.
-            batch_tokens: most encoder tokens, padding included, in one encoder pass.
-            progress: show a progress bar; by default when there are more than 20 passes.
-
-        Returns:
-            A `Memory` of n documents on this model's device.
-
-        Raises:
-            ValueError: an empty text, a lone surrogate, or a rate it was not trained for.
-            TypeError: not a string.
-        """
-        texts = as_list(text, "context")
-        if not texts:
-            raise ValueError("compress needs at least one text, got an empty list.")
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
-        rate = self._need_processor().check_rate(rate)
-        return self._compress_spans(texts, self.segment(texts), rate, batch_tokens, progress)
-
-    def segment(self, texts: list[str]) -> list[list[Span]]:
-        """Spans of each text, which `compress` encodes independently; errors name the text."""
-        processor = self._need_processor()
-        for i, text in enumerate(texts):
-            check_text(text, "context" if len(texts) == 1 else f"context[{i}]")
-        return [processor.segment(text) for text in texts]
-
-    @torch.no_grad()
-    def _compress_spans(
-        self,
-        texts: list[str],
-        spans: list[list[Span]],
-        rate: int,
-        batch_tokens: int = 16384,
-        progress: bool | None = None,
-    ) -> Memory:
-        processor = self._need_processor()
-        flat = [span for document in spans for span in document]
-        counts = [slots_for(len(span.ids), rate) for span in flat]
-        offsets = [0]
-        for count in counts:
-            offsets.append(offsets[-1] + count)
-        device = self.memory_tokens.device
-        slots = torch.empty(
-            offsets[-1], self.encoder.config.hidden_size, device=device, dtype=self.dtype
-        )
-        batches = list(token_batches([len(span.ids) for span in flat], counts, batch_tokens))
-        training = self.encoder.training
-        self.encoder.eval()
-        try:
-            show = len(batches) > 20 if progress is None else progress
-            for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
-                inputs = processor.collate_segments([flat[i] for i in batch])
-                wanted = torch.tensor([counts[i] for i in batch], device=device)
-                inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-                encoded = self.encode(**inputs, segment_slots=wanted)
-                rows = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
-                slots[rows.to(device)] = encoded.to(slots.dtype)
-        finally:
-            self.encoder.train(training)
-        unk = processor.encoder_text.unk_id
-        return Memory(
-            slots=slots,
-            documents=tuple(
-                tuple(
-                    Segment(i, s.start, s.end, len(s.ids), slots_for(len(s.ids), rate))
-                    for s in document
-                )
-                for i, document in enumerate(spans)
-            ),
-            text_sha256=tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts),
-            unknown_tokens=tuple(sum(s.ids.count(unk) for s in document) for document in spans),
-            rate=rate,
-            rates=tuple(self.config.compression_rates),
-            nested=self.config.encoder_is_causal,
-            fingerprint=self.fingerprint,
-        )
 
     # -- decoding ----------------------------------------------------------------------------------
 
@@ -342,7 +215,7 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         self,
         segment_input_ids: torch.Tensor,
         segment_attention_mask: torch.Tensor,
-        segment_slots: torch.Tensor,
+        segment_rates: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         memory_ids: torch.Tensor,
@@ -360,7 +233,7 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
         Args:
             segment_input_ids: `(segments, tokens)`.
             segment_attention_mask: `(segments, tokens)`.
-            segment_slots: `(segments,)`.
+            segment_rates: `(segments,)`.
             input_ids: `(rows, length)`.
             attention_mask: `(rows, length)`.
             memory_ids: `(rows, length)`.
@@ -371,7 +244,7 @@ class MemslotsModel(CheckpointMixin, AnsweringMixin, PreTrainedModel):
             task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
                 one of several that are accumulated or spread over processes.
         """
-        slots = self.encode(segment_input_ids, segment_attention_mask, segment_slots)
+        slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
         embeds = self.embed_rows(input_ids, memory_ids, slots)
         if labels is None:
             logits = self._run_decoder(embeds, attention_mask)

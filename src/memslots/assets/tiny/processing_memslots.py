@@ -32,7 +32,7 @@ class MemslotsProcessor(ProcessorMixin):
         compression_rates: rates that may be asked for; the first is the default.
         prompt_format: "plain" or "chat".
         plain_prompt: the plain prompt, with `{question}` in it.
-        use_markers: whether `<MEM>` and `</MEM>` stand around each segment.
+        markers: where `<MEM>` and `</MEM>` stand, see `MemslotsConfig`.
         spread: whether memory tokens are spread over their segment (`memory_positions`).
     """
 
@@ -44,7 +44,7 @@ class MemslotsProcessor(ProcessorMixin):
         compression_rates: Sequence[int] = (4,),
         prompt_format: str = "plain",
         plain_prompt: str = PLAIN_PROMPT,
-        use_markers: bool = True,
+        markers: str = "segment",
         spread: bool = False,
         chat_template=None,
     ):
@@ -54,7 +54,7 @@ class MemslotsProcessor(ProcessorMixin):
         self.compression_rates = list(compression_rates)
         self.prompt_format = prompt_format
         self.plain_prompt = plain_prompt
-        self.use_markers = use_markers
+        self.markers = markers
         self.spread = spread
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ValueError(
@@ -74,7 +74,7 @@ class MemslotsProcessor(ProcessorMixin):
             compression_rates=list(config.compression_rates),
             prompt_format=config.prompt_format,
             plain_prompt=config.plain_prompt,
-            use_markers=config.use_markers,
+            markers=config.markers,
             spread=config.memory_positions == "spread",
         )
 
@@ -293,9 +293,7 @@ class MemslotsProcessor(ProcessorMixin):
 
     def lay_out(self, rows: list[Row], segment_slots: list[int], padding_side="left"):
         """The tensors of decoder rows, see `layout_memslots.lay_out`."""
-        return lay_out(
-            rows, segment_slots, self.pad_id, self.use_markers, padding_side, self.spread
-        )
+        return lay_out(rows, segment_slots, self.pad_id, self.markers, padding_side, self.spread)
 
     def __call__(
         self,
@@ -335,7 +333,7 @@ class MemslotsProcessor(ProcessorMixin):
         return BatchFeature(
             {
                 **self.collate_segments(spans),
-                "segment_slots": torch.tensor(slots),
+                "segment_rates": torch.full((len(spans),), rate),
                 **self.lay_out(rows, slots, padding_side),
             }
         )

@@ -1,0 +1,198 @@
+"""Writing slots: segments through the encoder, in batches, to a `Memory`."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .layout_memslots import spread_places, token_batches
+from .memory_memslots import Memory, Segment, slots_for
+from .processing_memslots import MemslotsProcessor, as_list
+from .tokenization_memslots import Span, check_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Model
+else:
+    _Model = object
+
+
+class EncodingMixin(_Model):
+    """`encode` and `compress` of `MemslotsModel`."""
+
+    encoder: PreTrainedModel
+    memory_tokens: torch.Tensor | None
+
+    if TYPE_CHECKING:
+
+        @property
+        def fingerprint(self) -> str: ...  # noqa: D102
+
+        def _need_processor(self) -> MemslotsProcessor: ...
+
+    def encode(
+        self,
+        segment_input_ids: torch.Tensor,
+        segment_attention_mask: torch.Tensor,
+        segment_rates: torch.Tensor,
+    ) -> torch.Tensor:
+        """Slots of a batch of segments, one encoder pass (PCC, eq. 1).
+
+        Args:
+            segment_input_ids: `(segments, tokens)`, right-padded.
+            segment_attention_mask: `(segments, tokens)`, 1 for tokens.
+            segment_rates: `(segments,)`, encoder tokens per slot of each.
+
+        Returns:
+            `(total_slots, d_encoder)`, segment after segment.
+        """
+        lengths = segment_attention_mask.sum(dim=1)
+        if self.memory_tokens is None:
+            return self._mean_slots(segment_input_ids, lengths, segment_rates)
+        counts = -(-lengths // segment_rates)
+        return self._memory_token_slots(segment_input_ids, lengths, counts, self.memory_tokens)
+
+    def _memory_token_slots(
+        self,
+        segment_input_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        counts: torch.Tensor,
+        memory_tokens: torch.Tensor,
+    ) -> torch.Tensor:
+        """Last states of memory tokens.
+
+        They follow each segment's last token, and padding follows them, so that a short segment
+        sees neither padding nor a gap in its positions.
+        """
+        embeds = self.encoder.get_input_embeddings()(segment_input_ids)
+        lengths = lengths.unsqueeze(1)
+        ends = lengths + counts.unsqueeze(1)
+        positions = torch.arange(int(ends.max()), device=embeds.device).unsqueeze(0)
+        is_slot = (positions >= lengths) & (positions < ends)
+        slot_index = (positions - lengths).clamp(0, memory_tokens.shape[0] - 1)
+        token_index = positions.clamp(max=embeds.shape[1] - 1).expand(embeds.shape[0], -1)
+        tokens = embeds.gather(1, token_index.unsqueeze(-1).expand(-1, -1, embeds.shape[2]))
+        # Some encoders scale inside their embedding layer; memory tokens are made at that scale.
+        memory = memory_tokens.to(embeds.dtype)[slot_index]
+        inputs = torch.where(is_slot.unsqueeze(-1), memory, tokens)
+        # Under a causal encoder what follows cannot be seen, so no mask (and no slower kernel).
+        mask = None if self.config.encoder_is_causal else (positions < ends).long()
+        placed = {}
+        if self.config.memory_positions == "spread":
+            places = torch.tensor(spread_places(self.config.max_slots), device=embeds.device)
+            spread = (places[slot_index] * lengths).ceil().long() - 1
+            placed["position_ids"] = torch.where(is_slot, spread, positions)
+            if mask is None:  # without one, transformers takes falling positions for packed texts
+                mask = torch.ones_like(placed["position_ids"])
+        states = self.encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
+        return states[is_slot]
+
+    def _mean_slots(
+        self, segment_input_ids: torch.Tensor, lengths: torch.Tensor, rates: torch.Tensor
+    ) -> torch.Tensor:
+        """Means of the last states of `rate` tokens each, as in LCLM; a last group may be short."""
+        positions = torch.arange(segment_input_ids.shape[1], device=segment_input_ids.device)
+        is_token = positions.unsqueeze(0) < lengths.unsqueeze(1)
+        # Under a causal encoder padding, which follows, cannot be seen.
+        mask = None if self.config.encoder_is_causal else is_token.long()
+        states = self.encoder(input_ids=segment_input_ids, attention_mask=mask).last_hidden_state
+        counts = -(-lengths // rates)
+        first = counts.cumsum(dim=0) - counts
+        groups = (first.unsqueeze(1) + positions.unsqueeze(0) // rates.unsqueeze(1))[is_token]
+        sums = states.new_zeros(int(counts.sum()), states.shape[2], dtype=torch.float32)
+        sums = sums.index_add(0, groups, states[is_token].float())
+        sizes = torch.bincount(groups, minlength=sums.shape[0]).unsqueeze(1)
+        return (sums / sizes).to(states.dtype)
+
+    @torch.no_grad()
+    def compress(
+        self,
+        text: str | Sequence[str],
+        rate: int | None = None,
+        batch_tokens: int = 16384,
+        progress: bool | None = None,
+    ) -> Memory:
+        """Compress one text or several, once; the memory then answers any number of questions.
+
+        Args:
+            text: a text, or n texts (n documents).
+            rate: encoder tokens per slot; one of `config.compression_rates`, by default the finest.
+            batch_tokens: most encoder tokens, padding included, in one encoder pass.
+            progress: show a progress bar; by default when there are more than 20 passes.
+
+        Returns:
+            A `Memory` of n documents on this model's device.
+
+        Raises:
+            ValueError: an empty text, a lone surrogate, or a rate it was not trained for.
+            TypeError: not a string.
+        """
+        texts = as_list(text, "context")
+        if not texts:
+            raise ValueError("compress needs at least one text, got an empty list.")
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
+        rate = self._need_processor().check_rate(rate)
+        return self._compress_spans(texts, self.segment(texts), rate, batch_tokens, progress)
+
+    def segment(self, texts: list[str]) -> list[list[Span]]:
+        """Spans of each text, which `compress` encodes independently; errors name the text."""
+        processor = self._need_processor()
+        for i, text in enumerate(texts):
+            check_text(text, "context" if len(texts) == 1 else f"context[{i}]")
+        return [processor.segment(text) for text in texts]
+
+    @torch.no_grad()
+    def _compress_spans(
+        self,
+        texts: list[str],
+        spans: list[list[Span]],
+        rate: int,
+        batch_tokens: int = 16384,
+        progress: bool | None = None,
+    ) -> Memory:
+        processor = self._need_processor()
+        flat = [span for document in spans for span in document]
+        counts = [slots_for(len(span.ids), rate) for span in flat]
+        offsets = [0]
+        for count in counts:
+            offsets.append(offsets[-1] + count)
+        device = self.encoder.device
+        slots = torch.empty(
+            offsets[-1], self.encoder.config.hidden_size, device=device, dtype=self.dtype
+        )
+        appended = counts if self.config.pooling == "memory_tokens" else [0] * len(flat)
+        batches = list(token_batches([len(span.ids) for span in flat], appended, batch_tokens))
+        training = self.encoder.training
+        self.encoder.eval()
+        try:
+            show = len(batches) > 20 if progress is None else progress
+            for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
+                inputs = processor.collate_segments([flat[i] for i in batch])
+                rates = torch.full((len(batch),), rate, device=device)
+                inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+                encoded = self.encode(**inputs, segment_rates=rates)
+                rows = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
+                slots[rows.to(device)] = encoded.to(slots.dtype)
+        finally:
+            self.encoder.train(training)
+        unk = processor.encoder_text.unk_id
+        return Memory(
+            slots=slots,
+            documents=tuple(
+                tuple(
+                    Segment(i, s.start, s.end, len(s.ids), slots_for(len(s.ids), rate))
+                    for s in document
+                )
+                for i, document in enumerate(spans)
+            ),
+            text_sha256=tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts),
+            unknown_tokens=tuple(sum(s.ids.count(unk) for s in document) for document in spans),
+            rate=rate,
+            rates=tuple(self.config.compression_rates),
+            nested=self.config.encoder_is_causal and self.config.pooling == "memory_tokens",
+            pooling=self.config.pooling,
+            fingerprint=self.fingerprint,
+        )
