@@ -1,0 +1,1 @@
+"""Memories kept and served: the store, and the engines that answer from it."""
