@@ -25,6 +25,10 @@ from .processing_memslots import MemslotsProcessor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Model
+
+    # Named so that transformers copies the file wherever a model is loaded, and save_pretrained
+    # finds it there; it is run only where the pipeline is asked for.
+    from .pipeline_memslots import MemoryQuestionAnsweringPipeline as _Pipeline  # noqa: F401
 else:
     _Model = object
 
