@@ -13,6 +13,9 @@ from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS
 from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns
 from memslots.trainer.compressor_config import CompressorConfig
+from memslots.trainer.length_groups import GROUPED, LengthGroupedRows, row_lengths
+from memslots.trainer.saving import last_checkpoint, whole_or_removed
+from memslots.trainer.step_metrics import StepMetrics
 
 
 class CompressorTrainer(SFTTrainer):
@@ -21,7 +24,8 @@ class CompressorTrainer(SFTTrainer):
     Pre-training on `{"text"}` rows is PCC's: reconstruction and completion from one encoder pass,
     each averaged over its own target tokens, weighted by lambda (eqs. 3 to 5). Fine-tuning on
     `{"context", "question", "answer"}` rows (question and answer may be lists of equal length) adds
-    the answers' loss. A dataset may hold rows of both kinds.
+    the answers' loss. A dataset may hold rows of both kinds. What is logged beside the loss is said
+    in `StepMetrics`.
 
     Args:
         model: the compressor, with its decoder and processor.
@@ -77,6 +81,7 @@ class CompressorTrainer(SFTTrainer):
                 f"trained; those that are trained are {sorted(set(self.rates))}."
             )
         self.card_writer = card_writer
+        self.step_metrics = StepMetrics(self.rates)
         super().__init__(
             model=model,
             args=args,
@@ -105,6 +110,75 @@ class CompressorTrainer(SFTTrainer):
         """
         return random.Random(f"rate-{self.args.seed}-{step}").choice(self.rates)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        """As `Trainer.train`; True resumes from the newest checkpoint that is whole.
+
+        Raises:
+            ValueError: True, and there is no such checkpoint.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"{self.args.output_dir} holds no whole checkpoint to resume from; name one, "
+                    "or train without resume_from_checkpoint."
+                )
+        self.step_metrics.reset()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`; its time is left out of `tokens_per_second`."""
+        with self.step_metrics.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `SFTTrainer.log`, with the values of `StepMetrics`."""
+        mode = "train" if self.model.training else "eval"
+        values = self.step_metrics.flush(mode, self.state.global_step, self._over_processes)
+        for name, value in values.items():
+            self._metrics[mode][name] = [value]
+        super().log(logs, start_time)
+
+    def _over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.args.world_size == 1:
+            return tensor
+        return self.accelerator.reduce(tensor.to(self.args.device), reduction="sum").cpu()
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As `Trainer._save_checkpoint`, whole or not at all."""
+        folder = Path(self._get_output_dir(trial=trial))
+        kept = last_checkpoint(folder)
+        unfinished = folder / f"checkpoint-{self.state.global_step}"
+        with self.step_metrics.paused(), whole_or_removed(unfinished, kept):
+            super()._save_checkpoint(model, trial)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        strategy = self.args.train_sampling_strategy
+        if strategy not in GROUPED or not isinstance(dataset, Dataset):
+            return super()._get_train_sampler(train_dataset)
+        lengths = self._lengths(dataset)
+        if strategy != "group_by_length":
+            return super()._get_train_sampler(lengths)
+        return LengthGroupedRows(
+            lengths[self.args.length_column_name],
+            self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size,
+            self.args.seed,
+            lambda: int(self.state.epoch or 0),
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Dataset):
+        grouped = self.args.train_sampling_strategy in GROUPED and isinstance(eval_dataset, Dataset)
+        return super()._get_eval_sampler(self._lengths(eval_dataset) if grouped else eval_dataset)
+
+    def _lengths(self, dataset: Dataset) -> Dataset:
+        """A dataset of nothing but every row's length, which is all that samplers read."""
+        column = self.args.length_column_name
+        processor, segments = self.data_collator.processor, self.args.training_segments
+        return Dataset.from_dict({column: row_lengths(dataset, processor, segments, column)})
+
     def _set_signature_columns_if_needed(self) -> None:
         # SFTTrainer would keep only input_ids and labels, and train without any context.
         self._signature_columns = ["text", "context", "question", "answer"]
@@ -123,6 +197,8 @@ class CompressorTrainer(SFTTrainer):
         """The weighted sum of the tasks' mean losses, at the step's rate."""
         batch: CompressorBatch = inputs["batch"]
         training = self.model.training
+        if training:
+            self.step_metrics.begin(self.state.global_step)
         rate = self.rate_of_step(self.state.global_step) if training else min(self.rates)
         if rate not in self.reconstruction_rates:
             others = batch.without(RECONSTRUCTION)
@@ -144,7 +220,13 @@ class CompressorTrainer(SFTTrainer):
             raise RuntimeError("the model returned no loss for a batch with labels.")
         if training and not bool(torch.isfinite(loss)):
             self._stop_at(inputs, outputs, rate)
-        self._record(outputs, num_items_in_batch, rate, "train" if training else "eval")
+        self._record_losses(outputs, num_items_in_batch, rate, "train" if training else "eval")
+        if training:
+            self.step_metrics.add_work(
+                slots_read=sum(slots[segment] for row in batch.rows for segment in row.segments),
+                encoder_tokens=sum(batch.tokens),
+                decoder_positions=int(laid_out["attention_mask"].sum()),
+            )
         if num_items_in_batch is not None and training and self.args.world_size > 1:
             # Data parallelism averages gradients over processes, and each divided by all targets.
             loss = loss * self.accelerator.num_processes
@@ -162,17 +244,12 @@ class CompressorTrainer(SFTTrainer):
             "max_grad_norm, or train in bfloat16 or float32 instead of float16, and start again."
         )
 
-    def _record(self, outputs: MemslotsOutput, totals, rate: int, mode: str) -> None:
+    def _record_losses(self, outputs: MemslotsOutput, totals, rate: int, mode: str) -> None:
         counts, means = outputs.task_counts, outputs.task_losses
         if counts is None or means is None:
-            return
-        if totals is not None:  # per token of this batch, whatever the step's totals
-            means = means * totals.to(means.device) / counts.clamp(min=1)
-        for task, mean, count in zip(TASKS, means.tolist(), counts.tolist(), strict=True):
-            if count:
-                self._metrics[mode][f"{task}_loss"].append(mean)
-                if len(self.rates) > 1:
-                    self._metrics[mode][f"{task}_loss_rate_{rate}"].append(mean)
+            raise RuntimeError("the model returned no task losses for a batch with labels.")
+        divisor = counts if totals is None else totals.to(means.device)
+        self.step_metrics.add_losses(mode, rate, means * divisor.clamp(min=1), counts)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Only for weights that a checkpoint of this model should hold."""

@@ -1,0 +1,111 @@
+"""Checkpoints that are whole or absent, whenever a run is killed and however full the disk is."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("no space left", "storagefull", "disk quota", "file too large", "filetoolarge")
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")
+"""What `torch.save` says of any write that failed; it does not say why."""
+
+_UNFINISHED = ".unfinished"
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole `checkpoint-*` of a Trainer: its state is written last."""
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    whole = [path for path in complete if _is_json(path / "trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a model was saved in `folder`; with `save_whole`, all of it then."""
+    return (folder / "model.safetensors").exists() or any(folder.glob("*.safetensors.index.json"))
+
+
+@contextmanager
+def whole_or_removed(folder: Path, kept: str | None) -> Iterator[None]:
+    """Removes `folder` when writing it fails, and says so in one line when the disk is full.
+
+    Args:
+        folder: what is being written; it did not exist before.
+        kept: the newest checkpoint before it, if there is one.
+
+    Raises:
+        OSError: the disk is full, the quota used up, or a file too large for it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not _is_full(error):
+            raise
+        safe = "there is no earlier checkpoint" if kept is None else f"{kept} is whole"
+        raise OSError(
+            f"no room to write {folder} ({_free(folder)} free on its disk): what was written of it "
+            f"is removed, {safe}. Free some space, or write elsewhere, and run the same command "
+            "again: it goes on from there."
+        ) from error
+
+
+def save_whole(save: Callable[[Path], None], folder: Path, kept: str | None = None) -> None:
+    """Save a model so that `is_saved` is true of `folder` once all of it is there.
+
+    Args:
+        save: writes the model, and what belongs beside it, into the folder that it is given.
+        folder: may exist, and keeps what the model does not replace.
+        kept: what stays whole if this fails, for the message.
+
+    Raises:
+        OSError: see `whole_or_removed`.
+    """
+    unfinished = folder.with_name(folder.name + _UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_or_removed(unfinished, kept):
+        save(unfinished)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Renaming needs no room. What `is_saved` looks for comes last.
+    for path in sorted(unfinished.iterdir(), key=_marks_the_end):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    unfinished.rmdir()
+
+
+def _marks_the_end(path: Path) -> tuple[bool, bool]:
+    return path.name.endswith(".safetensors.index.json"), path.name == "model.safetensors"
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a write failed for want of room, by what the libraries that write say of it."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(word in text.lower() for word in _FULL_WORDS):
+            return True
+        if isinstance(error, RuntimeError) and any(word in text for word in _TORCH_WRITER):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _free(folder: Path) -> str:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(place).free / 1e6:,.0f} MB"
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text("utf-8"))
+    except ValueError:
+        return False
+    return True
