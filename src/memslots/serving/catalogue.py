@@ -1,0 +1,269 @@
+"""The catalogue of a memory store: which document is in which row of which file.
+
+It is an SQLite database (of Python's standard library), and it alone says what is in the store: a
+file of slots that it does not name is not there. So its transactions are the store's, its write
+lock is the one that keeps writers apart, and what it has committed survives the death of the
+process and, as it is synchronised with the disk, of the machine.
+
+The journal is SQLite's rollback journal, not the write-ahead log, which needs memory shared
+between all processes and so cannot be read from a second machine over a network file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .store_format import FORMAT, FORMAT_VERSION
+
+NAME = "catalogue.sqlite"
+
+_TABLES = """
+CREATE TABLE store (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE files (file INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL,
+                    bytes INTEGER NOT NULL);
+CREATE TABLE documents (id TEXT PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, row INTEGER
+                        NOT NULL, text_key TEXT NOT NULL, rate INTEGER NOT NULL, tokens INTEGER
+                        NOT NULL, slots INTEGER NOT NULL, metadata TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX documents_by_text ON documents (text_key, rate);
+CREATE UNIQUE INDEX documents_by_place ON documents (file, row);
+"""
+
+_AT_ONCE = 500  # ids in one query: SQLite bounds the number of parameters
+
+
+class Place(NamedTuple):
+    """Where a document's row is.
+
+    Args:
+        file: Name of the Arrow file.
+        row: Its row in that file.
+        text_key: Of `store_format.text_key`.
+        rate: Encoder tokens per slot.
+        tokens: Encoder tokens of its text.
+        slots: Its memory slots.
+        metadata: Of `store_format.encode_metadata`.
+    """
+
+    file: str
+    row: int
+    text_key: str
+    rate: int
+    tokens: int
+    slots: int
+    metadata: str
+
+
+class Catalogue:
+    """The SQLite file; opened anew for each use, so that threads and forks share nothing.
+
+    Args:
+        folder: The store's.
+        wait: Seconds to wait for another writer.
+    """
+
+    def __init__(self, folder: Path, wait: float):
+        self.path = folder / NAME
+        self.wait = wait
+
+    def create(self, slot_dtype: str) -> None:
+        """Makes the tables where there are none; of two that try, one does."""
+        self.path.touch()
+        with self.write() as db:
+            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+                for statement in _TABLES.split(";"):
+                    db.execute(statement)
+                header = {"format": FORMAT, "version": FORMAT_VERSION, "slot_dtype": slot_dtype}
+                db.executemany(
+                    "INSERT INTO store VALUES (?, ?)", [(k, str(v)) for k, v in header.items()]
+                )
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """One consistent view. Keep it short: a writer waits for it before it commits."""
+        with self._connection() as db:
+            db.execute("BEGIN")
+            yield db
+            db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that nobody else can write beside; all of it happens, or nothing."""
+        with self._connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._plain_errors():
+            db = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=self.wait,
+                isolation_level=None,
+            )
+            with contextlib.closing(db):  # closing rolls an open transaction back
+                db.execute("PRAGMA synchronous = EXTRA")
+                db.execute("PRAGMA secure_delete = ON")
+                yield db
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            code = error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else None
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise TimeoutError(
+                    f"another process has been writing to {self.path.parent} for more than "
+                    f"{self.wait:g} seconds; nothing was changed. Try again."
+                ) from error
+            if code in (
+                sqlite3.SQLITE_FULL,
+                sqlite3.SQLITE_IOERR,
+                sqlite3.SQLITE_READONLY,
+                sqlite3.SQLITE_CANTOPEN,
+            ):
+                raise OSError(
+                    f"the catalogue {self.path} cannot be used ({error}); nothing was changed. "
+                    "Check the disk's free space and the permissions, and try again."
+                ) from error
+            raise ValueError(
+                f"the catalogue {self.path} is damaged or no catalogue ({error}); put back a copy, "
+                "or make the store again from the texts."
+            ) from error
+
+    # -- queries -----------------------------------------------------------------------------------
+
+    def header(self, db: sqlite3.Connection) -> dict[str, str]:
+        """What the store says of itself.
+
+        Raises:
+            ValueError: Another format, or a newer version of it.
+        """
+        found = dict(db.execute("SELECT key, value FROM store"))
+        version = found.get("version", "")
+        if found.get("format") != FORMAT or not version.isdecimal():
+            raise ValueError(f"{self.path} is no catalogue of a memory store.")
+        if int(version) > FORMAT_VERSION:
+            raise ValueError(
+                f"{self.path.parent} has store format {version}; this memslots reads it up to "
+                f"version {FORMAT_VERSION}. Update memslots."
+            )
+        return found
+
+    def places(self, db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Place]:
+        """Where those of `ids` are that are in the store."""
+        found = {}
+        for start in range(0, len(ids), _AT_ONCE):
+            part = list(ids[start : start + _AT_ONCE])
+            rows = db.execute(
+                "SELECT d.id, f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
+                f"FROM documents d JOIN files f USING (file) WHERE d.id IN ({_marks(part)})",
+                part,
+            )
+            found.update({row[0]: Place(*row[1:]) for row in rows})
+        return found
+
+    def texts(self, db: sqlite3.Connection, text_keys: Sequence[str]) -> dict[tuple[str, int], str]:
+        """`{(text_key, rate): id}` of those texts that are in the store."""
+        found = {}
+        for start in range(0, len(text_keys), _AT_ONCE):
+            part = list(text_keys[start : start + _AT_ONCE])
+            rows = db.execute(
+                "SELECT text_key, rate, min(id) FROM documents "
+                f"WHERE text_key IN ({_marks(part)}) GROUP BY text_key, rate",
+                part,
+            )
+            found.update({(key, rate): one for key, rate, one in rows})
+        return found
+
+    def ids_after(self, last: str | None, most: int) -> list[str]:
+        """The next ids in order, at most so many, after `last` (None: from the first)."""
+        with self.read() as db:
+            query = "SELECT id FROM documents WHERE id > ? ORDER BY id LIMIT ?"
+            return [row[0] for row in db.execute(query, (last or "", most))]
+
+    def find(self, metadata: Mapping[str, Any], text_key: str | None) -> list[str]:
+        """Ids of the documents with all of these metadata, in order."""
+        conditions = ["1"]
+        values: list[str | int | float] = []
+        if text_key is not None:
+            conditions.append("text_key = ?")
+            values.append(text_key)
+        for key, wanted in metadata.items():
+            one = "SELECT 1 FROM json_each(documents.metadata) e WHERE e.key = ? AND "
+            values.append(key)
+            if wanted is None or isinstance(wanted, bool):
+                one += "e.type = ?"
+                values.append(json.dumps(wanted))
+            elif isinstance(wanted, int | float):
+                one += "e.type IN ('integer', 'real') AND e.value = ?"
+                values.append(wanted)
+            elif isinstance(wanted, str):
+                one += "e.type = 'text' AND e.value = ?"
+                values.append(wanted)
+            else:
+                one += "e.type IN ('array', 'object') AND e.value = json(?)"
+                values.append(json.dumps(wanted, sort_keys=True, ensure_ascii=False))
+            conditions.append(f"EXISTS ({one})")
+        query = f"SELECT id FROM documents WHERE {' AND '.join(conditions)} ORDER BY id"
+        with self.read() as db:
+            return [row[0] for row in db.execute(query, values)]
+
+    def in_file(self, db: sqlite3.Connection, name: str) -> dict[str, Place]:
+        """The documents of one file, in the order of its rows."""
+        rows = db.execute(
+            "SELECT d.id, f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
+            "FROM documents d JOIN files f USING (file) WHERE f.name = ? ORDER BY d.row",
+            (name,),
+        )
+        return {row[0]: Place(*row[1:]) for row in rows}
+
+    def left_over(self, db: sqlite3.Connection, data: Path) -> list[str]:
+        """Files in the folder `data` that the catalogue does not name."""
+        named = {row[0] for row in db.execute("SELECT name FROM files")}
+        return sorted(file.name for file in data.iterdir() if file.name not in named)
+
+    # -- changes, inside `write` -------------------------------------------------------------------
+
+    def set_header(self, db: sqlite3.Connection, **values: str) -> None:
+        """Sets facts of the store."""
+        db.executemany("INSERT OR REPLACE INTO store VALUES (?, ?)", list(values.items()))
+
+    def insert(
+        self,
+        db: sqlite3.Connection,
+        name: str,
+        size: int,
+        documents: Iterable[tuple[str, Place]],
+    ) -> None:
+        """Enters a file and its documents; those whose id is there now point to the new row."""
+        rows = [(one, *place[1:]) for one, place in documents]
+        cursor = db.execute(
+            "INSERT INTO files (name, rows, bytes) VALUES (?, ?, ?)", (name, len(rows), size)
+        )
+        db.executemany(
+            f"INSERT OR REPLACE INTO documents VALUES (?, {cursor.lastrowid}, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+
+    def forget_files(self, db: sqlite3.Connection, files: Sequence[str]) -> None:
+        """Takes files out, with all documents in them."""
+        for name in files:
+            query = "DELETE FROM documents WHERE file = (SELECT file FROM files WHERE name = ?)"
+            db.execute(query, (name,))
+            db.execute("DELETE FROM files WHERE name = ?", (name,))
+
+    def delete(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
+        """Takes documents out; their rows stay in their files until the store is compacted."""
+        db.executemany("DELETE FROM documents WHERE id = ?", [(one,) for one in ids])
+
+
+def _marks(values: Sequence[str]) -> str:
+    return ", ".join("?" * len(values))
