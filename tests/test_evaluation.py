@@ -167,17 +167,5 @@ def test_reports(results, tmp_path):
         report.fill_block(path, results)
 
 
-def test_card(results, tmp_path):
-    report.write_card(tmp_path, results)
-    assert json.loads((tmp_path / "results.json").read_text()) == results
-    card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\nlicense: apache-2.0\n")
-    assert "pipeline_tag: question-answering" in card
-    code = card.split("```python\n")[1].split("```")[0]
-    values = {}
-    exec(code[code.index("context = (") : code.index("memory =")], values)
-    assert values["context"] == demo_people()[0][1]
-
-
 def test_demo_text_is_what_the_generator_writes():
     assert files("memslots").joinpath("assets", "demo.txt").read_text("utf-8") == demo_text()

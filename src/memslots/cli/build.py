@@ -113,7 +113,9 @@ def train(
 
         out.print(plan_table(recipe, plan_recipe(settings)))
         return
-    result = run_recipe(settings, folder, stage, books, data_dir=data_dir)
+    from memslots.hub_cards.model_card import write_card
+
+    result = run_recipe(settings, folder, stage, books, write_card, data_dir)
     if install is not None:
         install_checkpoint(result, install)
     out.print(f"{install or result}: trained by recipe {recipe}")
@@ -182,8 +184,9 @@ def evaluate(
     from memslots.evaluation import report
     from memslots.evaluation.tiny_suite import evaluate_tiny
 
+    model = load_model(checkpoint, revision, device, dtype)
     results = evaluate_tiny(
-        load_model(checkpoint, revision, device, dtype),
+        model,
         n_questions=questions,
         n_reconstructions=min(200, questions),
         n_many=min(200, questions),
@@ -194,7 +197,10 @@ def evaluate(
     if output is not None:
         report.write_results(output, results)
     if card:
-        report.write_card(folder, results)
+        from memslots.hub_cards.model_card import write_card
+
+        report.write_results(folder / "results.json", results)
+        write_card(model, folder)
     if readme is not None:
         report.fill_block(readme, results)
     if check and not all(bar.ok for bar in report.bars(results)):

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import AutoModelForCausalLM
 
 from memslots.configuration import apply_overrides
-from memslots.modeling import MemslotsConfig, MemslotsModel
-from memslots.modeling.parts_memslots import LORA_MARK
+from memslots.hub_cards.checkpoint_facts import count_parameters
+from memslots.modeling import MemslotsConfig
 
 # Made by from_encoder_decoder_pretrained, or arguments of their own.
 _NOT_SETTABLE = {
@@ -85,20 +83,6 @@ def describe(
 
 def _origin(name: str | None) -> str:
     return f", from {name}" if name else ""
-
-
-def count_parameters(config: MemslotsConfig) -> dict[str, int]:
-    """Parameters that training changes and those it leaves, the decoder's among the latter."""
-    with torch.device("meta"):  # shapes only: a decoder of any size costs nothing
-        compressor = MemslotsModel(config, load_decoder=False)
-        decoder = AutoModelForCausalLM.from_config(config.decoder_config)
-    counts = {"trained": 0, "frozen": sum(p.numel() for p in decoder.parameters())}
-    for key, parameter in compressor.named_parameters():
-        base = (
-            config.encoder_lora is not None and key.startswith("encoder.") and LORA_MARK not in key
-        )
-        counts["frozen" if base else "trained"] += parameter.numel()
-    return counts
 
 
 def _read_results(name: str, revision: str | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal, for the README, and for the checkpoint's card."""
+"""Results as tables: for the terminal, the README and cards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.console import Group
 from rich.table import Table
 
 from memslots.data.personas import FACTS
-from memslots.evaluation.demo import demo_people
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -238,93 +237,3 @@ def fill_block(path: str | Path, results: dict[str, Any]) -> None:
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
     """Writes results as JSON."""
     Path(path).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-_CARD = """\
----
-library_name: transformers
-license: apache-2.0
-language:
-- en
-pipeline_tag: question-answering
-tags:
-- memslots
-- context-compression
-- custom_code
----
-
-# memslots, the embedded checkpoint
-
-A demonstration of memslots: an encoder ({encoder}) turns a
-text into a few memory slots, and a frozen decoder ({decoder}) answers questions from them in place
-of the text. Both are small and were trained from scratch by the recipe `tiny`, first the decoder,
-which then stayed frozen, on generated short biographies and public-domain books. Rates: {rates}
-encoder tokens per slot; segments of up to {segment_length} encoder tokens.
-
-```python
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("path-or-repo-of-this-checkpoint", trust_remote_code=True)
-context = (
-{context}
-)
-memory = model.compress(context, rate={rate})
-print(memory)
-print(model.generate(memory=memory, question="{question}", max_new_tokens=16))
-print(model.reconstruct(memory))
-```
-
-Loading needs torch, transformers and safetensors. `trust_remote_code=True` runs the Python files
-beside this card.
-
-## Results
-
-{results}
-The people of the test are of a split by name that no training text shows. Another person's memory
-and no memory say what the decoder guesses without reading the right slots.
-
-## Limits
-
-- It answers questions of the kinds in the table, on short English biographies like the one above;
-  it is no general model.
-- Compression loses information, more at coarser rates.
-- Its memories work with this checkpoint's encoder only, and at the rates above.
-- Whoever has this checkpoint can reconstruct much of a text from its memory.
-
-## Reproduce
-
-```bash
-make tiny                        # trains decoder and compressor again
-memslots eval --suite tiny       # measures the embedded checkpoint
-```
-
-All numbers, with sample counts and intervals, are in `results.json`.
-"""
-
-
-def model_card(results: dict[str, Any]) -> str:
-    """The embedded checkpoint's card; everything it states comes from the results or the recipe."""
-    checkpoint = results["checkpoint"]
-    person, text = demo_people()[0]
-
-    def model(part: dict[str, Any]) -> str:
-        return f"{part['type']}, {part['parameters'] / 1e6:.1f}M parameters"
-
-    sentences = [f'    "{sentence}. "' for sentence in text.rstrip(".").split(". ")]
-    sentences[-1] = sentences[-1].replace('. "', '."')
-    return _CARD.format(
-        encoder=model(checkpoint["encoder"]),
-        decoder=model(checkpoint["decoder"]),
-        rates=", ".join(map(str, checkpoint["rates"])),
-        segment_length=checkpoint["segment_length"],
-        context="\n".join(sentences),
-        rate=checkpoint["rates"][0],
-        question=person.question("employer"),
-        results=markdown_report(results),
-    )
-
-
-def write_card(folder: str | Path, results: dict[str, Any]) -> None:
-    """Writes `results.json` and the card `README.md` into a checkpoint's folder."""
-    write_results(Path(folder) / "results.json", results)
-    (Path(folder) / "README.md").write_text(model_card(results), "utf-8")

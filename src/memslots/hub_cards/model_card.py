@@ -1,0 +1,231 @@
+"""The one model card of the project, built from a checkpoint's files."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from memslots import __version__
+from memslots.evaluation.demo import demo_people
+from memslots.hub_cards import card_results
+from memslots.hub_cards.checkpoint_facts import CARD, CheckpointFacts, gather_facts
+from memslots.modeling import MemslotsConfig, MemslotsModel
+from memslots.modeling.memory_memslots import FORMAT, FORMAT_VERSION
+
+PLACEHOLDER = "path-or-repo-of-this-checkpoint"
+"""Stands in the snippets where nobody has said what the repository is called."""
+
+TAGS = ["memslots", "context-compression", "custom_code"]
+
+_EXAMPLE_CONTEXT = (
+    "The Treaty of Tordesillas was signed on 7 June 1494 in the Castilian town of Tordesillas. "
+    "It divided the lands newly found outside Europe between Portugal and the Crown of Castile. "
+    "The line of division ran 370 leagues west of the Cape Verde islands."
+)
+_EXAMPLE_QUESTIONS = ["Where was the treaty signed?", "When was the treaty signed?"]
+
+
+def build_card(
+    config: MemslotsConfig,
+    folder: str | Path,
+    repo_id: str | None = None,
+    **stated: Any,
+) -> ModelCard:
+    """The card of a checkpoint.
+
+    Args:
+        config: the checkpoint's configuration.
+        folder: where `results.json`, `recipe.yaml` and an earlier card may be.
+        repo_id: where it is or will be on the Hub.
+        stated: metadata that no file tells (`license`, `language`, ...); see
+            `checkpoint_facts.STATED`. An earlier card's is kept without it.
+
+    Raises:
+        ValueError: files that cannot be read.
+        ImportError: jinja2 is missing.
+    """
+    facts = gather_facts(config, folder)
+    given = {**facts.stated, **{key: value for key, value in stated.items() if value is not None}}
+    context, questions = _example(facts)
+    template = files("memslots.hub_cards").joinpath("model_card.md.jinja").read_text("utf-8")
+    return ModelCard.from_template(
+        _metadata(facts, given, repo_id, context, questions),
+        template_str=template,
+        **_body(facts, repo_id or PLACEHOLDER, context, questions[0]),
+    )
+
+
+def write_card(
+    model: MemslotsModel, folder: str | Path, repo_id: str | None = None, **stated: Any
+) -> None:
+    """Write a model's card into a folder; the trainer is handed this as its `card_writer`.
+
+    Args:
+        model: the compressor.
+        folder: its checkpoint's, made if missing.
+        repo_id: see `build_card`, as are the others.
+        stated: metadata that no file tells.
+    """
+    save_card(build_card(model.config, folder, repo_id, **stated), folder)
+
+
+def save_card(card: ModelCard, folder: str | Path) -> Path:
+    """Write a card as `README.md` into a folder, which is made if missing; returns the file."""
+    path = Path(folder) / CARD
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{card}\n", encoding="utf-8")
+    return path
+
+
+# -- metadata --------------------------------------------------------------------------------------
+
+
+def _metadata(
+    facts: CheckpointFacts,
+    stated: dict[str, Any],
+    repo_id: str | None,
+    context: str,
+    questions: list[str],
+) -> ModelCardData:
+    results = facts.results
+    entries = card_results.eval_results(results) if results else []
+    known: dict[str, Any] = {
+        "license": stated.get("license"),
+        "license_name": stated.get("license_name"),
+        "license_link": stated.get("license_link"),
+        "language": stated.get("language") or facts.language,
+        "datasets": facts.datasets or stated.get("datasets"),
+    }
+    base = facts.base_models or stated.get("base_model")
+    if base:
+        known["base_model"] = base[0] if isinstance(base, list) and len(base) == 1 else base
+        # It stands before an unchanged decoder and is no use without it, as an adapter is.
+        known["base_model_relation"] = "adapter"
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="question-answering",
+        tags=TAGS,
+        metrics=list(dict.fromkeys(entry.metric_type for entry in entries)) or None,
+        model_name=(repo_id or "memslots").rpartition("/")[2] if entries else None,
+        eval_results=entries or None,
+        widget=[{"text": question, "context": context} for question in questions],
+        **known,
+    )
+
+
+def _example(facts: CheckpointFacts) -> tuple[str, list[str]]:
+    """A text like those it was trained on, where they are known, and questions about it."""
+    if not facts.is_of_personas:
+        return _EXAMPLE_CONTEXT, _EXAMPLE_QUESTIONS
+    person, text = demo_people()[0]
+    return text, [person.question("employer"), person.question("city")]
+
+
+# -- body ------------------------------------------------------------------------------------------
+
+
+def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dict[str, Any]:
+    config, results = facts.config, facts.results
+    rows = [_rate_row(facts, rate) for rate in config.compression_rates]
+    evaluated = card_results.measured_command(results, repo) if results else None
+    width = config.encoder_config.get_text_config().hidden_size
+    return {
+        "title": repo if repo != PLACEHOLDER else "A memslots compressor",
+        "repo": repo,
+        "rates": _listed(config.compression_rates),
+        "finest": config.compression_rates[0],
+        "encoder": _named(
+            facts.encoder, config.encoder_config.model_type, "encoder", _adapted(config)
+        ),
+        "decoder": _named(facts.decoder, config.get_text_config().model_type, "model", ""),
+        "decoder_id": facts.decoder,
+        "bundled": config.bundle_decoder,
+        "adapter": config.encoder_lora is not None,
+        "context_lines": _literal_lines(context),
+        "short_context": json.dumps(context.partition(". ")[0] + ".", ensure_ascii=False),
+        "question": json.dumps(question, ensure_ascii=False),
+        "segment_length": config.segment_length,
+        "nested": config.encoder_is_causal and config.pooling == "memory_tokens",
+        "rate_rows": rows,
+        **{
+            f"any_{column}": any(row[column] for row in rows)
+            for column in ("positions", "seconds", "fidelity")
+        },
+        "trained": f"{facts.parameters['trained']:,}",
+        "trained_parts": _trained_parts(config),
+        "frozen": f"{facts.parameters['frozen']:,}",
+        "frozen_parts": "the decoder"
+        + (" and the encoder's base" if config.encoder_lora is not None else ""),
+        "stages": facts.stages,
+        "results": card_results.results_markdown(results) if results else None,
+        "personas_measured": results is not None and card_results.is_tiny(results),
+        "limits": card_results.measured_limits(results) if results else [],
+        "memory_format": FORMAT,
+        "memory_version": FORMAT_VERSION,
+        "dtype": str(_dtype(config)).removeprefix("torch."),
+        "width": width,
+        "fingerprint": config.fingerprint,
+        "has_recipe": facts.has_recipe,
+        "trains_decoder": facts.trains_decoder,
+        "has_handler": facts.has_handler,
+        "eval_command": evaluated,
+        "version": __version__,
+        "is_pcc": config.pooling == "memory_tokens",
+    }
+
+
+def _rate_row(facts: CheckpointFacts, rate: int) -> dict[str, Any]:
+    config, results = facts.config, facts.results
+    width = config.encoder_config.get_text_config().hidden_size
+    read = card_results.positions(results, rate) if results else None
+    seconds = card_results.seconds_a_question(results, rate) if results else None
+    return {
+        "rate": rate,
+        "slots": -(-config.segment_length // rate),
+        "bytes": f"{-(-1000 // rate) * width * _dtype(config).itemsize:,}",
+        "positions": "" if read is None else f"{read:g}",
+        "seconds": "" if seconds is None else f"{seconds:.4f}",
+        "fidelity": card_results.fidelity(results, rate) if results else "",
+    }
+
+
+def _dtype(config: MemslotsConfig) -> torch.dtype:
+    """Of the slots that a memory keeps: the checkpoint's."""
+    given = config.dtype
+    if isinstance(given, str):
+        given = getattr(torch, given.removeprefix("torch."))
+    return given or torch.float32
+
+
+def _named(name: str | None, kind: str, role: str, how: str) -> str:
+    """A part by its repository, else by its architecture alone."""
+    article = "an" if role[0] in "aeiou" else "a"
+    return f"`{name}`{how}" if name else f"{article} {role} of type {kind}{how}"
+
+
+def _adapted(config: MemslotsConfig) -> str:
+    return " and a LoRA adapter" if config.encoder_lora is not None else ""
+
+
+def _trained_parts(config: MemslotsConfig) -> str:
+    encoder = "the encoder's LoRA adapter" if config.encoder_lora is not None else "the encoder"
+    tokens = ["memory tokens"] if config.pooling == "memory_tokens" else []
+    return _listed([encoder, *tokens, "the converter", "the markers"])
+
+
+def _listed(values: list[Any]) -> str:
+    words = [str(value) for value in values]
+    joiner = " and " if not words[0].isdigit() else " or "
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + joiner + words[-1]
+
+
+def _literal_lines(text: str) -> str:
+    """`text` as lines of Python that make it again, a sentence each."""
+    sentences = text.split(". ")
+    lines = [sentence + ". " for sentence in sentences[:-1]] + sentences[-1:]
+    return "\n".join(f"    {json.dumps(line, ensure_ascii=False)}" for line in lines)
