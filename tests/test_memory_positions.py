@@ -67,7 +67,7 @@ def test_places_matter_and_are_saved(zoo, spread, tmp_path):
 
 
 def test_wrong_settings_are_named(zoo):
-    with pytest.raises(ValueError, match="'after' or 'spread', got 'middle'"):
+    with pytest.raises(ValueError, match=r"\['after', 'spread'\], got 'middle'"):
         zoo.compressor("qwen3", "llama", memory_positions="middle")
 
     class NoPositions:

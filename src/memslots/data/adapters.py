@@ -15,6 +15,7 @@ from typing import Any
 
 from memslots.data.character_dialogue import CHARACTER_DIALOGUE
 from memslots.data.example_sets import GSM8K, HPD, SST2, WSC
+from memslots.data.persona_set import PERSONAS
 from memslots.data.pronoun_pairs import PRONOUN_PAIRS
 from memslots.data.question_sets import ADVERSARIAL_QA, HOTPOT_QA, NATURAL_QUESTIONS, SQUAD
 from memslots.data.raw_rows import RawRow, find_files, hub_rows, local_rows
@@ -41,6 +42,7 @@ ADAPTERS: Mapping[str, Adapter] = {
         PARQUET,
         CHARACTER_DIALOGUE,
         PRONOUN_PAIRS,
+        PERSONAS,
     )
 }
 """All adapters by name."""
@@ -198,7 +200,7 @@ def load_rows(
             nothing is taken from the Hub.
         limit: Rows to hand out at most.
         seed: Shuffles the rows: through a buffer of 10,000, so larger sets stay roughly in their
-            order. Without it they come as they are stored. `pronoun_pairs` draws its people by it.
+            order. Without it they come as they are stored. `pronoun_pairs` and `personas` draw their people by it.
         streaming: Read the Hub's copy over the network (True) or download it first (False).
             Without it FineWeb, PG-19 and Natural Questions are streamed. Local files always are.
         allow_stand_in: Where HPD or WSC cannot be had, take its stand-in, whose rows and report

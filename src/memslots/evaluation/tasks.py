@@ -37,17 +37,20 @@ Record = dict[str, Any]
 
 
 def reconstruction(
-    model: MemslotsModel, rows: Sequence[TextRow], rates: Sequence[int], data: str = ""
+    model: MemslotsModel,
+    rows: Sequence[TextRow | QuestionRow],
+    rates: Sequence[int],
+    data: str = "",
 ) -> list[Record]:
     """The texts read back from their slots, free-running (PCC, section 3.2, figure 2).
 
     Args:
         model: the compressor with its decoder.
-        rows: texts; every segment of each is a sample.
+        rows: texts, or questions' contexts; every segment of each is a sample.
         rates: encoder tokens per slot.
         data: name of the set, for the records.
     """
-    texts = [row["text"] for row in rows]
+    texts = [_text_of(row) for row in rows]
     records = []
     for rate, memory in memories_at_rates(model, texts, rates).items():
         produced = reconstruct_segments(model, memory)
@@ -71,6 +74,11 @@ def reconstruction(
             for metric, scored in metrics.items()
         ]
     return records
+
+
+def _text_of(row: TextRow | QuestionRow) -> str:
+    fields: dict[str, Any] = dict(row)
+    return fields["text"] if "text" in fields else fields["context"]
 
 
 def completion(

@@ -1,5 +1,6 @@
 """The untrained compressor of the embedded checkpoint, made for the tiny decoder."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,30 @@ def new_tiny_compressor(recipe: dict[str, Any], output: Path) -> MemslotsModel:
     for part in (model.config.encoder_config, model.config.decoder_config):
         part._name_or_path = ""
     return model
+
+
+def take_decoder(checkpoint: str, output: Path) -> None:
+    """Write a checkpoint's bundled decoder and both its tokenizers where training looks for them.
+
+    Args:
+        checkpoint: a folder or repository, or "embedded", the one that the package carries.
+        output: folder of the run.
+
+    Raises:
+        ValueError: the checkpoint carries no decoder.
+    """
+    if checkpoint == "embedded":
+        checkpoint = str(files("memslots").joinpath("assets", "tiny"))
+    model = MemslotsModel.from_pretrained(checkpoint)
+    if model.decoder is None or not model.config.bundle_decoder:
+        raise ValueError(
+            f"checkpoint {checkpoint!r} carries no decoder of its own (bundle_decoder); name its "
+            "decoder and encoder in the recipe's compressor section instead."
+        )
+    processor = model._need_processor()
+    processor.encoder_tokenizer.save_pretrained(output / "encoder_tokenizer")
+    processor.tokenizer.save_pretrained(output / "decoder")
+    model.decoder.save_pretrained(output / "decoder")
 
 
 def _shared_embeddings(decoder_dir: Path, tokenizer) -> torch.Tensor:
