@@ -1,5 +1,6 @@
 """Runs a recipe: its models, stage by stage, each stage's checkpoint in a folder of its own."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,9 +14,13 @@ from memslots.modeling import MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
+from memslots.trainer.saving import is_saved, last_checkpoint, save_whole, whole_or_removed
 from memslots.trainer.stage_data import Sources, stage_dataset
-from memslots.trainer.tiny_compressor import new_tiny_compressor
-from memslots.trainer.tiny_decoder import last_checkpoint, train_tiny_decoder
+from memslots.trainer.tiny_compressor import new_tiny_compressor, take_decoder
+from memslots.trainer.tiny_decoder import train_tiny_decoder
+
+LOSSES = "losses.json"
+"""Beside a stage's checkpoint: what the trainer logged."""
 
 CardWriter = Callable[[MemslotsModel, Path], None]
 
@@ -57,12 +62,15 @@ def run_recipe(
     result = decoder
     if trains_decoder and stage in (None, "decoder"):
         if not (decoder / "model.safetensors").exists():
-            train_tiny_decoder(recipe, output, books)
+            if "checkpoint" in recipe["decoder"]:
+                take_decoder(recipe["decoder"]["checkpoint"], output)
+            else:
+                train_tiny_decoder(recipe, output, books)
         if stage == "decoder":
             return decoder
     for name in stages if stage is None else [stage]:
         folder = output / "compressor" / name
-        if not _is_done(folder):
+        if not is_saved(folder):
             sources = Sources(recipe["compressor"]["seed"], books, data_dir)
             _run_stage(recipe, name, output, sources, card_writer)
         result = folder
@@ -94,10 +102,14 @@ def install_checkpoint(source: Path, target: Path) -> None:
         for name in ("README.md", "results.json")
         if (target / name).is_file()
     }
+    made = target.with_name(target.name + ".new")
+    shutil.rmtree(made, ignore_errors=True)
+    with whole_or_removed(made, kept=str(source)):
+        model.save_pretrained(made)
+        for name, content in kept.items():
+            (made / name).write_bytes(content)
     shutil.rmtree(target, ignore_errors=True)
-    model.save_pretrained(target)
-    for name, content in kept.items():
-        (target / name).write_bytes(content)
+    made.rename(target)
 
 
 def training_arguments(
@@ -137,10 +149,6 @@ def training_arguments(
     return arguments
 
 
-def _is_done(folder: Path) -> bool:
-    return (folder / "model.safetensors").exists() or any(folder.glob("*.safetensors.index.json"))
-
-
 def _run_stage(
     recipe: dict[str, Any],
     name: str,
@@ -166,13 +174,18 @@ def _run_stage(
                 **training_arguments(section, settings, world_size),
             }
         ),
-        stage_dataset(settings["data"], sources, model._need_processor()),
+        stage_dataset(settings["data"], sources, model._need_processor(), endless=True),
         card_writer=card_writer,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if trainer.is_world_process_zero():
-        model.save_pretrained(folder)
-        _write_recipe(recipe, folder)
+
+        def save(unfinished: Path) -> None:
+            model.save_pretrained(unfinished)
+            _write_recipe(recipe, unfinished)
+            _write_losses(trainer.state.log_history, unfinished)
+
+        save_whole(save, folder, kept=last_checkpoint(checkpoints))
         shutil.rmtree(checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 
@@ -183,7 +196,7 @@ def _stage_model(recipe: dict[str, Any], settings: dict[str, Any], output: Path)
     if before is None:
         return _first_model(recipe, settings["name"], output)
     folder = output / "compressor" / before
-    if not _is_done(folder):
+    if not is_saved(folder):
         raise ValueError(_missing(settings["name"], output))
     model = MemslotsModel.from_pretrained(folder)
     if "adapt" in settings:
@@ -213,6 +226,11 @@ def _missing(name: str, output: Path) -> str:
         f"stage {name!r} starts from the one before it, which is not in {str(output)!r}; run that "
         "first, or the whole recipe without --stage."
     )
+
+
+def _write_losses(history: list[dict[str, Any]], folder: Path) -> None:
+    """The loss curves of a stage: what was logged, step by step."""
+    (folder / LOSSES).write_text(json.dumps(history, indent=1), encoding="utf-8")
 
 
 def _write_recipe(recipe: dict[str, Any], folder: Path) -> None:

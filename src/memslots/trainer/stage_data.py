@@ -47,7 +47,10 @@ class Sources:
 
 
 def stage_dataset(
-    sources: list[dict[str, Any]], origin: Sources, processor: MemslotsProcessor
+    sources: list[dict[str, Any]],
+    origin: Sources,
+    processor: MemslotsProcessor,
+    endless: bool = False,
 ) -> Dataset | IterableDataset:
     """A dataset of text and question-answering rows, the same for the same arguments.
 
@@ -62,6 +65,9 @@ def stage_dataset(
             than the same source of another stage.
         origin: where the data come from.
         processor: cuts and counts.
+        endless: a streamed source begins again where it ends. Only so does a resumed run find its
+            place in a later pass: the Trainer skips as many batches as were trained, and where a
+            stream ends it stops skipping.
 
     Raises:
         ValueError: an unknown kind of source, a stage without rows, or a streamed source beside
@@ -76,7 +82,8 @@ def stage_dataset(
             parts.append(list(_GENERATED[source["kind"]](drawn, origin, **options)))
         elif source["kind"] in ADAPTERS:
             if ADAPTERS[source["kind"]].streaming:
-                return _streamed(source["kind"], sources, drawn, origin, processor, options)
+                options |= {"drawn": drawn, "origin": origin, "processor": processor}
+                return _streamed(source["kind"], sources, options, endless)
             parts.append(list(_data_set(source["kind"], drawn, origin, processor, **options)))
         else:
             raise ValueError(
@@ -89,16 +96,31 @@ def stage_dataset(
     return Dataset.from_list(rows, features=FEATURES)
 
 
-def _streamed(kind, sources, drawn, origin, processor, options) -> IterableDataset:
+def _streamed(
+    kind: str, sources: list[dict[str, Any]], options: dict[str, Any], endless: bool
+) -> IterableDataset:
     if len(sources) > 1:
         raise ValueError(
             f"{kind} is streamed, so it must be its stage's only source; the stage lists "
             f"{[source['kind'] for source in sources]}."
         )
-    arguments = {"kind": kind, "drawn": drawn, "origin": origin, "processor": processor}
+    read = _again_and_again if endless else _data_set
     return IterableDataset.from_generator(
-        _data_set, gen_kwargs={**arguments, **options}, features=FEATURES
+        read, gen_kwargs={"kind": kind, **options}, features=FEATURES
     )
+
+
+def _again_and_again(**options: Any) -> Iterator[Row]:
+    while True:
+        empty = True
+        for row in _data_set(**options):
+            empty = False
+            yield row
+        if empty:
+            raise ValueError(
+                f"{options['kind']}/{options.get('split', 'train')} gives no row to train on: its "
+                "texts are shorter than `tokens`, or none can be read (the warnings above say why)."
+            )
 
 
 def _data_set(

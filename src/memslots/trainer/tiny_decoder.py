@@ -37,6 +37,7 @@ from memslots.data.personas import (
 )
 from memslots.trainer.decoder_rows import QUESTION, REPEAT, DecoderRows
 from memslots.trainer.induction_init import initialize_induction
+from memslots.trainer.saving import last_checkpoint, save_whole
 
 
 def train_tokenizer(
@@ -212,14 +213,8 @@ def train_tiny_decoder(
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output / "checkpoints"))
     model.config.use_cache = True  # the Trainer switches it off, and saving would keep that
-    model.save_pretrained(decoder_dir)
+    save_whole(model.save_pretrained, decoder_dir, last_checkpoint(output / "checkpoints"))
     return decoder_dir
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Returns the newest complete checkpoint: the trainer's state is written last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
 def answer_accuracy(
