@@ -1,13 +1,17 @@
 """Per-text optimisation against tiny frozen decoders."""
 
+import json
 import math
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny_models import SENTENCES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from memslots.cli import main
 from memslots.cramming import (
     METHODS,
     CrammingSettings,
@@ -237,7 +241,7 @@ def test_every_family_is_crammed_by_every_method(zoo, family):
     decoder = load_frozen_decoder(zoo.folder(family, "decoder"))
     ids = decoder.encode(SENTENCES[0])[:5]
     for method in METHODS:
-        made = cram(decoder, [ids], quick(method, max_steps=15, learning_rate=0.05))
+        made = cram(decoder, [ids], quick(method, max_steps=8, learning_rate=0.05))
         first = cram(decoder, [ids], quick(method, max_steps=1))
         assert made[0].loss < first[0].loss, method
 
@@ -298,7 +302,7 @@ def test_progress_is_told(decoder, texts):
     cram(
         decoder,
         texts,
-        quick("mem", max_steps=50, patience=50, side_by_side=3),
+        quick("mem", max_steps=26, patience=26, side_by_side=3),
         progress=lambda *values: told.append(values),
     )
     steps, waiting, _ = zip(*told, strict=True)
@@ -358,3 +362,47 @@ def test_a_tokenizer_without_a_start_token(zoo):
     losses, right = bare.losses([5, 6, 7])
     assert (losses[0], right[0]) == (math.log(bare.vocabulary), False)
     assert len(losses) == 3
+
+
+def test_the_command(zoo, tmp_path, capsys):
+    folder = zoo.folder("llama", "decoder")
+    text, kept = tmp_path / "text.txt", tmp_path / "kept.safetensors"
+    text.write_text(" ".join(SENTENCES))
+    command = ["cram", "--decoder", folder, "--text", str(text), "--method", "dense"]
+    command += ["--max-steps", "20", "--patience", "20", "--lr", "0.05"]
+    assert main([*command, "--length", "3", "--seeds", "2", "-o", str(kept), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [entry["seed"] for entry in record["texts"]] == [0, 1]
+    assert record["texts"][0]["kept_parameters"] == 32
+    decoder = load_frozen_decoder(folder)
+    vectors = torch.stack([load_file(kept)[f"{row}.vectors"] for row in range(2)])
+    with safe_open(kept, "pt") as file:
+        ids = [entry["ids"] for entry in json.loads(file.metadata()["texts"])]
+    produced = generate_from_vectors(decoder, vectors, 3)
+    for entry, own, found in zip(record["texts"], ids, produced, strict=True):
+        right = sum(a == b for a, b in zip(own, found, strict=True))
+        assert entry["all_tokens"]["free_running"] == pytest.approx(right / 3)
+
+    assert main([*command, "--length", "3", "--search", "--step", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "longest length:" in shown
+    assert "Free-running, the first text:" in shown
+    assert "In theory 60 tokens fit" in shown
+
+
+def test_mistakes_on_the_command_line(zoo, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(SENTENCES) * 9)
+    command = ["cram", "--decoder", zoo.folder("llama", "decoder"), "--text", str(text)]
+    for arguments, message in (
+        (["--length", "5000"], "fewer than --length 5000"),
+        (["--length", "512"], "need 513 positions"),
+        (["--length", "2", "--method", "dens"], "must be one of mem, dense"),
+        (["--length", "2", "--method", "lora", "--targets", "up"], "must be one of qkv"),
+        (["--length", "2", "--dtype", "int8"], "--dtype int8 cannot be used"),
+        (["--length", "2", "--vectors", "0"], "vectors=0"),
+        (["--length", "2", "--search", "-o", "x.safetensors"], "--search tries several"),
+        (["--length", "2", "-o", str(tmp_path / "no" / "x")], "there is no folder"),
+    ):
+        assert main([*command, *arguments]) == 2, arguments
+        assert message in capsys.readouterr().err

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memslots import __version__
 
-from . import build, use
+from . import ablate, build, capacity, cram, plan, publish, tables, use
 from .options import err
 
 app = typer.Typer(
@@ -61,6 +61,22 @@ app.command(epilog="Example: memslots info path/to/checkpoint")(build.info)
 app.command(
     epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B new --set markers=memory"
 )(build.init)
+app.command(
+    epilog="Example: memslots ablate small_world --books books.jsonl --data qa=personas/test"
+)(ablate.ablate)
+app.command(epilog="Example: memslots tables --books books.jsonl --report results.md")(
+    tables.tables
+)
+app.command(epilog="Example: memslots capacity --books ../shared/data --output runs/capacity")(
+    capacity.capacity
+)
+app.command(epilog="Example: memslots cram --text notes.txt --method dense --length 24")(cram.cram)
+app.command(epilog="Example: memslots plan --decoder Qwen/Qwen3-8B --tokens 10000 --rate 16")(
+    plan.plan
+)
+app.command(
+    epilog="Example: memslots card path/to/checkpoint --repo me/model --license apache-2.0"
+)(publish.card)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,6 +115,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _is_mistake(error: Exception) -> bool:
     """Whether a user can mend it: what our code and the libraries that read files raise so."""
     libraries = ("huggingface_hub", "safetensors")
-    return isinstance(error, ValueError | TypeError | OSError | ImportError) or (
-        type(error).__module__.split(".")[0] in libraries
-    )
+    # FloatingPointError: a loss that is no number, which other settings may mend.
+    kinds = ValueError | TypeError | OSError | ImportError | FloatingPointError
+    return isinstance(error, kinds) or (type(error).__module__.split(".")[0] in libraries)

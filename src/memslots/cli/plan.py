@@ -63,7 +63,7 @@ def plan(
     table.add_column("as text", justify="right")
     table.add_column(f"as slots, rate {rate:g}", justify="right")
     plain, short = found.plain, found.compressed
-    for name, values in (
+    for name, shown in (
         ("positions of the context", [f"{f.positions:,}" for f in (plain, short)]),
         ("cache per user", [_bytes(f.bytes_per_user) for f in (plain, short)]),
         ("users per GPU", [_users(f.users_per_gpu) for f in (plain, short)]),
@@ -71,7 +71,7 @@ def plan(
         ("dollars a month", [f"{f.dollars_a_month:,.0f}" for f in (plain, short)]),
         ("first token", [f"{f.first_token_seconds * 1000:,.0f} ms" for f in (plain, short)]),
     ):
-        table.add_row(name, *values)
+        table.add_row(name, *shown)
     out.print(table)
     copies = f"{plain.gpus_per_copy} GPU{'s' * (plain.gpus_per_copy > 1)} a copy"
     out.print(

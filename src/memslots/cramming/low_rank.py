@@ -12,6 +12,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ class Projection:
     d_out: int
 
 
-def find_projections(model: nn.Module, targets: str) -> list[Projection]:
+def find_projections(model: Any, targets: str) -> list[Projection]:
     """The projections that `targets` names, of every attention layer.
 
     Args:
@@ -87,8 +88,8 @@ def find_projections(model: nn.Module, targets: str) -> list[Projection]:
 def _sizes(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    d_in, d_out = module.weight.shape  # Conv1D keeps its weight transposed
-    return d_in, d_out
+    weight: Any = module.weight  # Conv1D keeps it transposed
+    return weight.shape[0], weight.shape[1]
 
 
 def _split(parent: str, leaf: str, module: nn.Module, config) -> list[Projection]:
@@ -117,7 +118,7 @@ class LowRankChanges:
         alpha: the change is scaled by alpha / r.
     """
 
-    def __init__(self, model: nn.Module, targets: str, rank: int, alpha: float):
+    def __init__(self, model: Any, targets: str, rank: int, alpha: float):
         self.projections = find_projections(model, targets)
         self.rank = rank
         self.scale = alpha / rank

@@ -1,0 +1,225 @@
+"""`memslots cram`: optimises what a frozen LM gives a text back from: vectors or weights."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from .options import Device, Dtype, _device, err, out, quiet, read_text, resolve_model
+
+if TYPE_CHECKING:
+    from memslots.cramming import CrammedText, FrozenDecoder, Reading
+
+
+def cram(
+    text: Annotated[
+        list[str],
+        typer.Option("--text", help="Text file in UTF-8; - is standard input; repeatable."),
+    ],
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", help="A causal LM; the embedded checkpoint's by default."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="mem, dense, lora or dense+lora.")] = "mem",
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each text; all by default.")
+    ] = None,
+    vectors: Annotated[int, typer.Option(help="Memory vectors of a text.")] = 1,
+    rank: Annotated[int, typer.Option(help="Of LoRA.")] = 1,
+    targets: Annotated[str, typer.Option(help="LoRA's: qkv, qk, vo or qkvo.")] = "qkv",
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the longest length, up to --length.")
+    ] = False,
+    step: Annotated[int, typer.Option(min=1, help="Resolution of --search, in tokens.")] = 8,
+    threshold: Annotated[float, typer.Option(help="Mean accuracy of --search.")] = 0.99,
+    max_steps: Annotated[int, typer.Option(help="Optimizer steps of a text, at most.")] = 5000,
+    patience: Annotated[int, typer.Option(help="Steps without a higher accuracy.")] = 2000,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Of AdamW.")] = 0.01,
+    seeds: Annotated[int, typer.Option(min=1, help="Starts of each text, 0 to N-1.")] = 1,
+    side_by_side: Annotated[int, typer.Option(help="Texts optimised in one batch.")] = 16,
+    from_token_2: Annotated[
+        bool, typer.Option("--from-token-2", help="Never train token 1, as the published code.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Safetensors file for what is kept.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Optimise memory vectors for each text until a frozen decoder gives it back."""
+    import torch
+
+    from memslots.cramming import (
+        CrammingSettings,
+        load_frozen_decoder,
+        read_back,
+        search_longest,
+        theoretical_capacity,
+    )
+    from memslots.cramming import cram as cram_texts
+
+    settings = CrammingSettings(
+        method=method,
+        vectors=vectors,
+        rank=rank,
+        targets=targets,
+        learning_rate=learning_rate,
+        max_steps=max_steps,
+        patience=patience,
+        first_token=not from_token_2,
+        side_by_side=side_by_side,
+    )
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype {dtype} cannot be used; choose float32, bfloat16 or float16.")
+    if output is not None and search:
+        raise ValueError(
+            "--output keeps one length's vectors, and --search tries several; name one."
+        )
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
+    contents = [read_text(name) for name in text]
+    quiet()
+    frozen = load_frozen_decoder(
+        resolve_model(decoder), getattr(torch, dtype or "float32"), _device(device)
+    )
+    texts = [_head(frozen, name, body, length) for name, body in zip(text, contents, strict=True)]
+    rows = [ids for ids in texts for _ in range(seeds)]
+    starts = list(range(seeds)) * len(texts)
+    started = time.perf_counter()
+    record: dict[str, Any] = {
+        "decoder": decoder or "the embedded checkpoint's",
+        "method": method,
+        "theoretical_capacity": theoretical_capacity(
+            frozen.width, frozen.vocabulary, vectors=vectors
+        )
+        if settings.uses_vectors
+        else None,
+    }
+    with Progress(console=err, transient=True, disable=as_json) as bar:
+        task = bar.add_task("", total=max_steps)
+
+        def progress(tokens: int):
+            def show(at: int, left: int, accuracy: float) -> None:
+                line = f"{tokens} tokens, {left} texts left, accuracy {accuracy:.3f}"
+                bar.update(task, completed=at, description=line)
+
+            return show
+
+        if search:
+            shortest = min(map(len, texts))
+            lengths = [*range(step, shortest, step), shortest]
+            found, tried = search_longest(
+                frozen, rows, lengths, settings, starts, threshold, progress
+            )
+            readings = tried.get(found.length, [])
+            record["longest_length"] = found.length
+            record["accuracies"] = {str(n): value for n, value in found.accuracies.items()}
+        else:
+            made = cram_texts(frozen, rows, settings, starts, progress(max(map(len, rows))))
+            readings = read_back(frozen, made)
+    record["seconds"] = round(time.perf_counter() - started, 1)
+    names = [name for name in text for _ in range(seeds)]
+    record["texts"] = [
+        {"text": name, "seed": seed, **reading.record()}
+        for name, seed, reading in zip(names, starts, readings, strict=bool(readings))
+    ]
+    if not search:
+        for entry, one in zip(record["texts"], made, strict=True):
+            entry.update(_effort(one))
+        if output is not None:
+            _save(output, made, frozen, record["decoder"])
+    if as_json:
+        typer.echo(json.dumps(record))
+        return
+    _show(record, readings, frozen)
+    if output is not None:
+        out.print(f"{output}: what was kept of {len(rows)} text{'s' * (len(rows) > 1)}")
+
+
+def _head(decoder: FrozenDecoder, name: str, text: str, length: int | None) -> list[int]:
+    ids = decoder.encode(text)
+    if length is not None and len(ids) < length:
+        raise ValueError(
+            f"{name} has {len(ids)} tokens, fewer than --length {length}; give a longer text or a "
+            "smaller length."
+        )
+    return ids[:length]
+
+
+def _effort(made: CrammedText) -> dict[str, Any]:
+    return {
+        "steps": made.steps,
+        "best_step": made.best_step,
+        "stopped": made.stopped,
+        "trained_parameters": made.trained_parameters,
+        "kept_parameters": made.kept_parameters,
+    }
+
+
+def _save(file: Path, made: list[CrammedText], decoder: FrozenDecoder, name: str) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{row}.{key}": part for row, one in enumerate(made) for key, part in one.kept.items()
+    }
+    facts = [{"ids": one.ids, "seed": one.seed, "accuracy": one.accuracy} for one in made]
+    settings = made[0].settings
+    save_file(
+        {key: tensor.contiguous() for key, tensor in tensors.items()},
+        file,
+        metadata={
+            "decoder": name,
+            "method": settings.method,
+            "rank": str(settings.rank),
+            "alpha": str(settings.alpha),
+            "targets": settings.targets,
+            "first_token": str(settings.first_token),
+            "texts": json.dumps(facts),
+        },
+    )
+
+
+def _show(record: dict[str, Any], readings: list[Reading], decoder: FrozenDecoder) -> None:
+    if "accuracies" in record:
+        tried = ", ".join(f"{n}: {value:.3f}" for n, value in record["accuracies"].items())
+        out.print(
+            f"longest length: {record['longest_length']} tokens (accuracy by length: {tried})"
+        )
+    table = Table(title=f"{record['method']} against {record['decoder']}")
+    columns = ("text", "seed", "tokens", "accuracy", "from token 2", "free-running", "token gain")
+    for column in (*columns, "gain in bits", "steps"):
+        table.add_column(column, justify="left" if column == "text" else "right")
+    for entry in record["texts"]:
+        both, later = entry["all_tokens"], entry["from_token_2"]
+        table.add_row(
+            entry["text"],
+            str(entry["seed"]),
+            str(entry["length"]),
+            f"{both['accuracy']:.3f}",
+            f"{later['accuracy']:.3f}",
+            f"{both['free_running']:.3f}",
+            f"{both['token_gain']:g}",
+            f"{both['information_gain']:.1f}",
+            str(entry.get("steps", "")),
+        )
+    if record["texts"]:
+        out.print(table)
+    if record["theoretical_capacity"] is not None:
+        gains = [entry["all_tokens"]["token_gain"] for entry in record["texts"]] or [0.0]
+        share = sum(gains) / len(gains) / record["theoretical_capacity"]
+        out.print(
+            f"In theory {record['theoretical_capacity']:.0f} tokens fit at 16 bits a number; the "
+            f"token gain is {share:.1%} of that."
+        )
+    if readings:
+        out.print("Free-running, the first text:", style="dim")
+        out.print(
+            decoder.tokenizer.decode([i for i in readings[0].produced if i >= 0]), markup=False
+        )

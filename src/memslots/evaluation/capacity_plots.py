@@ -1,0 +1,117 @@
+"""Figures 2 and 3 of the AIRI report, from our cells."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def plot_utilisation(records: Sequence[Record], file: Path) -> None:
+    """Figure 2: bars of token gain over theoretical capacity, with deviations over the seeds.
+
+    Args:
+        records: search cells of mem and dense on prose.
+        file: a PNG.
+    """
+    pyplot = _pyplot()
+    decoders = list(dict.fromkeys(record["cell"]["decoder"] for record in records))
+    methods = list(dict.fromkeys(record["cell"]["method"] for record in records))
+    figure, axes = pyplot.subplots(figsize=(1.6 + 1.8 * len(decoders), 3.6))
+    width = 0.8 / len(methods)
+    for offset, method in enumerate(methods):
+        means, deviations = [], []
+        for decoder in decoders:
+            values = [
+                record["result"]["utilisation"]
+                for record in records
+                if (record["cell"]["decoder"], record["cell"]["method"]) == (decoder, method)
+            ]
+            means.append(statistics.fmean(values))
+            deviations.append(statistics.stdev(values) if len(values) > 1 else 0.0)
+        places = [index + offset * width for index in range(len(decoders))]
+        axes.bar(places, means, width, yerr=deviations, capsize=4, label=method)
+    axes.set_xticks([i + width * (len(methods) - 1) / 2 for i in range(len(decoders))], decoders)
+    axes.set_ylabel("token gain / theoretical capacity")
+    axes.legend()
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
+    """Figure 3: cross-entropy without (x) and with the memory (y), a panel a model.
+
+    Rings are prose, filled points random words, the colour is the length. The dashed line is
+    y = x + b with the mean gain of what is not lossless as -b; the dotted one, y = 0.1 nats a
+    token, is where information begins to be lost.
+
+    Args:
+        records: scatter cells.
+        file: a PNG.
+    """
+    pyplot = _pyplot()
+    panels = list(dict.fromkeys((r["cell"]["decoder"], r["cell"]["method"]) for r in records))
+    columns = max(1, (len(panels) + 1) // 2)
+    rows = -(-len(panels) // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(3.4 * columns + 1, 3.1 * rows), squeeze=False, layout="constrained"
+    )
+    points = [point for record in records for point in record["result"]["points"]]
+    lengths = [point["length"] for point in points]
+    limits = {"vmin": min(lengths), "vmax": max(lengths), "cmap": "viridis"}
+    shown = None
+    for axes, (decoder, method) in zip(grid.flat, panels, strict=False):
+        own = [
+            r for r in records if (r["cell"]["decoder"], r["cell"]["method"]) == (decoder, method)
+        ]
+        for record in own:
+            prose = record["cell"]["source"] != "random"
+            some = record["result"]["points"]
+            x, y = [p["bare"] for p in some], [p["with_memory"] for p in some]
+            colours = [p["length"] for p in some]
+            if prose:
+                axes.scatter(x, y, s=90, facecolors="none", edgecolors="gray", linewidths=1)
+            shown = axes.scatter(
+                x, y, s=30, c=colours, edgecolors="none" if prose else "black", **limits
+            )
+        gained = mean_gain([p for r in own for p in r["result"]["points"]])
+        reach = [0.0, max(p["bare"] for p in points)]
+        if gained is not None:
+            axes.plot(reach, [x - gained for x in reach], "k--", linewidth=1)
+        axes.axhline(LOSS_THRESHOLD, color="red", linestyle=":", linewidth=1)
+        axes.set_ylim(bottom=-0.3)
+        axes.set_title(f"{decoder}, {method}", fontsize="small")
+        axes.set_xlabel("cross-entropy, the text alone")
+        axes.set_ylabel("with the memory")
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    if shown is not None:
+        figure.colorbar(shown, ax=grid.ravel().tolist(), label="tokens")
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+LOSS_THRESHOLD = 0.1
+"""Nats a token: a mean probability of 0.9 for each right token."""
+
+
+def mean_gain(points: Sequence[dict[str, float]]) -> float | None:
+    """-b of y = x + b: the mean fall of cross-entropy where information was lost, in nats a token.
+
+    Args:
+        points: of scatter cells; those below the threshold say only that the vector was not full.
+    """
+    falls = [p["bare"] - p["with_memory"] for p in points if p["with_memory"] > LOSS_THRESHOLD]
+    return statistics.fmean(falls) if falls else None
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
