@@ -133,15 +133,13 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
     config, results = facts.config, facts.results
     rows = [_rate_row(facts, rate) for rate in config.compression_rates]
     evaluated = card_results.measured_command(results, repo) if results else None
-    width = config.encoder_config.get_text_config().hidden_size
+    encoder: Any = config.encoder_config
     return {
         "title": repo if repo != PLACEHOLDER else "A memslots compressor",
         "repo": repo,
         "rates": _listed(config.compression_rates),
         "finest": config.compression_rates[0],
-        "encoder": _named(
-            facts.encoder, config.encoder_config.model_type, "encoder", _adapted(config)
-        ),
+        "encoder": _named(facts.encoder, encoder.model_type, "encoder", _adapted(config)),
         "decoder": _named(facts.decoder, config.get_text_config().model_type, "model", ""),
         "decoder_id": facts.decoder,
         "bundled": config.bundle_decoder,
@@ -168,7 +166,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
         "memory_format": FORMAT,
         "memory_version": FORMAT_VERSION,
         "dtype": str(_dtype(config)).removeprefix("torch."),
-        "width": width,
+        "width": encoder.get_text_config().hidden_size,
         "fingerprint": config.fingerprint,
         "has_recipe": facts.has_recipe,
         "trains_decoder": facts.trains_decoder,
@@ -181,7 +179,8 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
 
 def _rate_row(facts: CheckpointFacts, rate: int) -> dict[str, Any]:
     config, results = facts.config, facts.results
-    width = config.encoder_config.get_text_config().hidden_size
+    encoder: Any = config.encoder_config
+    width = encoder.get_text_config().hidden_size
     read = card_results.positions(results, rate) if results else None
     seconds = card_results.seconds_a_question(results, rate) if results else None
     return {
