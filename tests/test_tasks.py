@@ -2,16 +2,18 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
-from tiny_models import words
+from tiny_models import TEXTS, words
 
 from memslots.cli import main
 from memslots.evaluation import needle, tasks
 from memslots.evaluation.conditions import conditions
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.likelihood import target_losses
+from memslots.evaluation.llmlingua_baseline import shorten_to
 from memslots.evaluation.metrics import bleu, rouge_l, squad_scores
 from memslots.evaluation.suite import evaluate_tasks
 from memslots.evaluation.tables import markdown, plot
@@ -113,6 +115,35 @@ def test_conditions_read_what_they_say(model):
     assert torch.equal(made["another", 4].memory[0].slots, made["memory", 4].memory[1].slots)
     with pytest.raises(ValueError, match=r"baselines \['plain'\] are unknown"):
         conditions(model, contexts, [4], ["plain"])
+
+
+def test_llmlingua_gets_the_memorys_budget():
+    """A shortener that keeps whole words, and more of them than asked, as LLMLingua-2 may."""
+    asked = []
+
+    def shorten(text, share):
+        asked.append(share)
+        words = text.split()
+        return " ".join(words[: round(1.5 * share * len(words))])
+
+    def decode(ids):
+        return " ".join(f"w{i}" for i in ids)
+
+    def encode(text):
+        return [int(word[1:]) for word in text.split()]
+
+    texts = [decode(range(20)), decode(range(4)), decode(range(10))]
+    made = shorten_to(texts, [8, 9, 0], encode, decode, shorten)
+    assert made[0] == decode(range(8))
+    assert made[1] == texts[1]  # shorter than its budget
+    assert made[2] is None
+    assert asked[:2] == [0.4, pytest.approx(0.4 * 8 / 12)]
+
+
+def test_llmlingua_is_asked_for_by_name(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llmlingua", None)
+    with pytest.raises(ImportError, match="pip install llmlingua; or leave it out"):
+        conditions(model, TEXTS, [4], ["llmlingua2"])
 
 
 def test_question_answering_counts_right_answers(model, monkeypatch):

@@ -141,8 +141,12 @@ def evaluate(
     ] = None,
     rates: Annotated[str | None, typer.Option(help="Rates to measure, such as 4,16.")] = None,
     baselines: Annotated[
-        str, typer.Option(help="What memories are compared with.")
-    ] = "full,none,head,tail,another",
+        str | None,
+        typer.Option(
+            help="What memories are compared with: full,none,head,tail,another by default, and "
+            "llmlingua2 where it is installed."
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK=SET/SPLIT", help="Another set for a task; repeatable."),

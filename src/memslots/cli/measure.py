@@ -18,7 +18,7 @@ def measure(
     model: MemslotsModel,
     tasks: str,
     rates: str | None,
-    baselines: str,
+    baselines: str | None,
     data: Sequence[str],
     data_dir: str | None,
     samples: int,
@@ -31,7 +31,7 @@ def measure(
         model: with its decoder.
         tasks: names, with commas between, as are rates, baselines and lengths.
         rates: numbers; all of the checkpoint's without.
-        baselines: names.
+        baselines: names; all that can be run without.
         data: `task=set/split` each.
         data_dir: folder with local copies of the sets.
         samples: most rows of a set.
@@ -41,6 +41,7 @@ def measure(
     Raises:
         ValueError: names or numbers that are not known.
     """
+    from memslots.evaluation.conditions import default_baselines
     from memslots.evaluation.report import write_results
     from memslots.evaluation.suite import evaluate_tasks
     from memslots.evaluation.tables import markdown, plot, reads
@@ -63,7 +64,7 @@ def measure(
         model,
         names,
         rates=_numbers(rates, "--rates"),
-        baselines=_words(baselines),
+        baselines=default_baselines() if baselines is None else _words(baselines),
         data=sets,
         data_dir=data_dir,
         samples=samples,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from memslots.evaluation.answering import (
     answer_from_memory,
@@ -15,12 +16,21 @@ from memslots.evaluation.answering import (
     memories_at_rates,
     processor_of,
 )
+from memslots.evaluation.llmlingua_baseline import is_installed, llmlingua2, shorten_to
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Prompt
 
 BASELINES = ("full", "none", "head", "tail", "another")
 """Full text; no context; the first and the last tokens of the text, as many as the memory takes
 positions; another text's memory."""
+
+LLMLINGUA2 = "llmlingua2"
+"""The text shortened by LLMLingua-2 to the memory's positions, where that is installed."""
+
+
+def default_baselines() -> tuple[str, ...]:
+    """All that can be run in this installation."""
+    return (*BASELINES, LLMLINGUA2) if is_installed() else BASELINES
 
 
 @dataclass(frozen=True)
@@ -68,14 +78,17 @@ def conditions(
         model: the compressor with its decoder.
         contexts: one a question, none empty; the same text may come often.
         rates: encoder tokens per slot, each one of the checkpoint's.
-        baselines: of `BASELINES`.
+        baselines: of `BASELINES`, and `LLMLINGUA2` where it is installed.
 
     Raises:
+        ImportError: LLMLingua is asked for and not installed.
         ValueError: an unknown baseline, or a rate that the checkpoint was not trained for.
     """
-    unknown = sorted(set(baselines) - set(BASELINES))
+    known = (*BASELINES, LLMLINGUA2)
+    unknown = sorted(set(baselines) - set(known))
     if unknown:
-        raise ValueError(f"baselines {unknown} are unknown; there are {', '.join(BASELINES)}.")
+        raise ValueError(f"baselines {unknown} are unknown; there are {', '.join(known)}.")
+    shorten = llmlingua2() if LLMLINGUA2 in baselines else None
     processor = processor_of(model)
     for rate in rates:
         processor.check_rate(rate)
@@ -104,6 +117,11 @@ def conditions(
                     for ids, k in zip(tokens, own, strict=True)
                 ]
                 made.append(Condition(name, rate, texts, None, mean))
+        if shorten is not None:
+            decode = partial(processor.decode, skip_special_tokens=False)
+            short = shorten_to(contexts, own, encode, decode, shorten)
+            used = sum(len(encode(text)) for text in short if text) / n
+            made.append(Condition(LLMLINGUA2, rate, short, None, used))
         if "another" in baselines and len(set(contexts)) > 1:
             other = _another(memory, contexts)
             theirs = sum(memory_positions(model, other)) / n

@@ -51,6 +51,7 @@ def reads(record: Record) -> str:
         "another": f"another text's memory, rate {rate}",
         "head": f"the text's head, as long as the memory at rate {rate}",
         "tail": f"the text's tail, as long as the memory at rate {rate}",
+        "llmlingua2": f"LLMLingua-2's cut, as long as the memory at rate {rate}",
     }
     return names[record["condition"]]
 
