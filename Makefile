@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint tiny clean
+.PHONY: help demo test test-slow lint tiny tables clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-slow  the slow tests (offline)"
 	@echo "make lint       ruff check, ruff format --check, mypy, typos"
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
+	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make clean      remove builds and caches (not .venv, not runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
 
@@ -41,6 +42,9 @@ tiny: $(VENV)/.dev
 	$(BIN)/memslots train tiny $(if $(BOOKS),--books "$(BOOKS)") --output runs/tiny \
 		--install src/memslots/assets/tiny
 	$(BIN)/memslots eval src/memslots/assets/tiny --suite tiny --card --readme README.md
+
+tables: $(VENV)/.dev
+	$(BIN)/memslots tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -109,7 +109,7 @@ def _ablations(recipe: Recipe, output: Path, books: str | None) -> None:
 
 
 def _rates(recipe: Recipe, output: Path, books: str | None) -> None:
-    """Single-rate checkpoints and one for all rates, each with the same budget (figures 2 and 3)."""
+    """Single-rate checkpoints and one for all rates, of one budget (figures 2 and 3)."""
     for name, trained in {**{f"rate_{r}": [r] for r in RATES}, "any_rate": list(RATES)}.items():
         changed = copy.deepcopy(recipe)
         for stage in changed["compressor"]["stages"]:
@@ -130,7 +130,7 @@ def _encoders(recipe: Recipe, output: Path, books: str | None) -> None:
 
 
 def _adaptation(recipe: Recipe, output: Path, books: str | None) -> None:
-    """The compressor of the whole recipe before a further decoder, in two ways (tables 5 and A2)."""
+    """The whole recipe's compressor before a further decoder, two ways (tables 5 and A2)."""
     from memslots.configuration import load_recipe
     from memslots.trainer.run import run_recipe
 
