@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS
 from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns
 from memslots.trainer.compressor_config import CompressorConfig
+from memslots.trainer.decoder_checkpointing import decoder_checkpointing
 from memslots.trainer.length_groups import GROUPED, LengthGroupedRows, row_lengths
 from memslots.trainer.saving import last_checkpoint, whole_or_removed
 from memslots.trainer.step_metrics import StepMetrics
@@ -124,7 +126,11 @@ class CompressorTrainer(SFTTrainer):
                     "or train without resume_from_checkpoint."
                 )
         self.step_metrics.reset()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        checkpointing = nullcontext()
+        if self.args.gradient_checkpointing:
+            checkpointing = decoder_checkpointing(self.model.decoder)
+        with checkpointing:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`; its time is left out of `tokens_per_second`."""

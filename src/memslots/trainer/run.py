@@ -198,10 +198,27 @@ def _stage_model(recipe: dict[str, Any], settings: dict[str, Any], output: Path)
     folder = output / "compressor" / before
     if not is_saved(folder):
         raise ValueError(_missing(settings["name"], output))
-    model = MemslotsModel.from_pretrained(folder)
     if "adapt" in settings:
+        model = MemslotsModel.from_pretrained(folder, load_decoder=False)
         adapt_to_decoder(model, **settings["adapt"])
-    return model
+        return model
+    return MemslotsModel.from_pretrained(
+        folder, decoder_kwargs=decoder_kwargs(section, settings["name"])
+    )
+
+
+def decoder_kwargs(section: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """How stage `name` loads its decoder: as the recipe says, or the adaptation that gave it one.
+
+    Args:
+        section: the recipe's `compressor` section.
+        name: of the stage.
+    """
+    stage = next(settings for settings in section["stages"] if settings["name"] == name)
+    if "adapt" in stage:
+        return stage["adapt"].get("decoder_kwargs")
+    before = previous_stage(section["stages"], name)
+    return section.get("decoder_kwargs") if before is None else decoder_kwargs(section, before)
 
 
 def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsModel:
