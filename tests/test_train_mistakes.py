@@ -1,0 +1,92 @@
+"""`memslots train` on bad input: exit code 2 and one line that says what is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from test_pcc_recipes import small
+from tiny_models import words
+
+from memslots.cli import main
+from memslots.trainer.compressor_trainer import CompressorTrainer
+
+ROWS = Path(__file__).parent / "data_rows"
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def one_stage(zoo, name, **source):
+    recipe = small("pcc_lite", zoo)
+    section = recipe["compressor"]
+    section["stages"] = [stage for stage in section["stages"] if stage["name"] == name]
+    section["stages"][0].pop("after", None)
+    section["stages"][0]["data"][0].update(source)
+    return recipe
+
+
+def mistake(recipe, folder, capsys, *options):
+    """The line on stderr for a recipe that must be refused."""
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    (folder / "data").mkdir(exist_ok=True)
+    capsys.readouterr()
+    arguments = ["--data-dir", str(folder / "data"), "--output", str(folder / "run"), *options]
+    assert main(["train", str(file), *arguments]) == 2
+    err = capsys.readouterr().err
+    own = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(own) == 1, err
+    assert "Traceback" not in err
+    return own[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "content", "message"),
+    [
+        ("finetune_qa", "squad-train.jsonl", "", "squad/train is empty"),
+        (
+            "finetune_qa",
+            "squad-train.jsonl",
+            lines({"id": "1", "context": "A."}),
+            "SQuAD 2.0 needs id + context",
+        ),
+        ("finetune_qa", "other.jsonl", lines({"id": "1"}), "holds no file of SQuAD"),
+        ("pretrain", "fineweb-train.jsonl", "", "fineweb/train is empty"),
+        (
+            "pretrain",
+            "fineweb-train.jsonl",
+            lines({"id": "1", "body": words(90)}),
+            "FineWeb needs text",
+        ),
+        ("pretrain", "fineweb-train.jsonl", lines({"id": "1", "text": "Short."}), "gives no row"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(zoo, tmp_path, capsys, stage, file, content, message):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / file).write_text(content)
+    said = mistake(one_stage(zoo, stage), tmp_path, capsys)
+    assert message in said
+
+
+def test_a_segment_longer_than_the_encoders_positions(zoo, tmp_path, capsys):
+    recipe = one_stage(zoo, "pretrain")
+    recipe["compressor"]["config"]["segment_length"] = 600
+    said = mistake(recipe, tmp_path, capsys)
+    assert "need 750 positions, but the encoder has 512" in said
+
+
+def test_a_loss_that_is_no_number(zoo, tmp_path, capsys, monkeypatch):
+    (tmp_path / "data").mkdir()
+    shutil.copy(ROWS / "squad.jsonl", tmp_path / "data" / "squad-train.jsonl")
+    step = CompressorTrainer.compute_loss
+
+    def spoilt(trainer, *args, **kwargs):
+        trainer.model.markers.data[0] = float("nan")
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(CompressorTrainer, "compute_loss", spoilt)
+    said = mistake(one_stage(zoo, "finetune_qa"), tmp_path, capsys)
+    assert "the loss is not finite at step 0" in said
