@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint tiny tables clean
+.PHONY: help demo test test-slow lint tiny tables tables-capacity clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint       ruff check, ruff format --check, mypy, typos"
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
+	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
 	@echo "make clean      remove builds and caches (not .venv, not runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
 
@@ -45,6 +46,10 @@ tiny: $(VENV)/.dev
 
 tables: $(VENV)/.dev
 	$(BIN)/memslots tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
+
+tables-capacity: $(VENV)/.dev
+	$(BIN)/memslots capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
+		--report docs/capacity.md
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

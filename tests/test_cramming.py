@@ -163,18 +163,21 @@ def test_gains_are_differences_to_the_decoder_alone(decoder, texts):
     )
 
 
-def test_free_running_is_greedy_generation(decoder, texts):
-    made = cram(decoder, texts[:2], quick("mem", vectors=2))
+@pytest.mark.parametrize("start_token", [False, True])
+def test_free_running_is_greedy_generation(decoder, texts, start_token):
+    made = cram(decoder, texts[:2], quick("mem", vectors=2, start_token=start_token))
     vectors = stack(made)["vectors"]
+    bos = decoder.embed(torch.tensor([[decoder.start_id]] * 2))
+    embeds = torch.cat([bos, vectors], 1) if start_token else vectors
     expected = decoder.model.generate(
-        inputs_embeds=vectors,
-        attention_mask=torch.ones(2, 2, dtype=torch.long),
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
         max_new_tokens=6,
         min_new_tokens=6,
         do_sample=False,
         pad_token_id=0,
     )
-    assert generate_from_vectors(decoder, vectors, 6) == expected.tolist()
+    assert generate_from_vectors(decoder, vectors, 6, start_token) == expected.tolist()
     assert [list(r.produced) for r in read_back(decoder, made)] == expected.tolist()
 
 

@@ -66,7 +66,7 @@ def capacity(
     page = report or output / "capacity.md"
     records = load_records(cell_file(cell, folder) for cell in cells)
     write_capacity_page(records, page, missing=len(cells) - len(records))
-    out.print(f"{page}: {len(records)} of {len(cells)} cells")
+    out.print(f"{page}: {len(records)} of {len(cells)} cells", soft_wrap=True)
 
 
 def _train(recipe: dict[str, Any], folder: Path, books: str | None) -> None:

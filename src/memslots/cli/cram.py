@@ -46,6 +46,7 @@ def cram(
     from_token_2: Annotated[
         bool, typer.Option("--from-token-2", help="Never train token 1, as the published code.")
     ] = False,
+    bos: Annotated[bool, typer.Option("--bos", help="A BOS before the vectors.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Safetensors file for what is kept.")
     ] = None,
@@ -74,6 +75,7 @@ def cram(
         max_steps=max_steps,
         patience=patience,
         first_token=not from_token_2,
+        start_token=bos,
         side_by_side=side_by_side,
     )
     if dtype not in (None, "float32", "bfloat16", "float16"):
@@ -181,6 +183,7 @@ def _save(file: Path, made: list[CrammedText], decoder: FrozenDecoder, name: str
             "alpha": str(settings.alpha),
             "targets": settings.targets,
             "first_token": str(settings.first_token),
+            "start_token": str(settings.start_token),
             "texts": json.dumps(facts),
         },
     )

@@ -84,17 +84,17 @@ class MemoryReader:
             self.changes = LowRankChanges(
                 decoder.model, settings.targets, settings.rank, settings.alpha
             )
-        self.starts = not settings.uses_vectors and settings.first_token
+        self.starts = settings.start_token if settings.uses_vectors else settings.first_token
         if self.starts and decoder.start_id is None:
             raise ValueError(
-                f"{decoder.name}'s tokenizer has neither BOS nor EOS to predict the first token "
-                "from; use first_token=False (--from-token-2), or a method with vectors."
+                f"{decoder.name}'s tokenizer has neither BOS nor EOS to begin with; use a method "
+                "with vectors and no start_token (--bos), or first_token=False (--from-token-2)."
             )
 
     @property
     def prefix(self) -> int:
-        """Positions before the text: its vectors, or for LoRA one start token, or none."""
-        return self.settings.vectors if self.settings.uses_vectors else int(self.starts)
+        """Positions before the text: a start token or none, and the vectors or none."""
+        return int(self.starts) + (self.settings.vectors if self.settings.uses_vectors else 0)
 
     def prefix_embeddings(self, kept: Params, texts: int) -> torch.Tensor:
         """What stands before the texts: `(texts, prefix, d_decoder)`.
@@ -103,11 +103,12 @@ class MemoryReader:
             kept: with a row a text.
             texts: rows.
         """
-        dtype, device = self.decoder.model.dtype, self.decoder.device
-        if self.settings.uses_vectors:
-            return kept["vectors"].to(device=device, dtype=dtype)
-        ids = torch.full((texts, self.prefix), self.decoder.start_id or 0, device=device)
-        return self.decoder.embed(ids)
+        device = self.decoder.device
+        ids = torch.full((texts, int(self.starts)), self.decoder.start_id or 0, device=device)
+        start = self.decoder.embed(ids)
+        if not self.settings.uses_vectors:
+            return start
+        return torch.cat([start, kept["vectors"].to(start)], 1)
 
     def applied(self, kept: Params) -> contextlib.AbstractContextManager[None]:
         """While inside, row i of a batch is read with text i's changes of the weights, if any."""

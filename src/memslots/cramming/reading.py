@@ -143,7 +143,7 @@ def read_back(decoder: FrozenDecoder, texts: Sequence[CrammedText]) -> list[Read
 
 @torch.no_grad()
 def generate_from_vectors(
-    decoder: FrozenDecoder, vectors: torch.Tensor, length: int
+    decoder: FrozenDecoder, vectors: torch.Tensor, length: int, start_token: bool = False
 ) -> list[list[int]]:
     """Greedy tokens from memory vectors alone; EOS ends nothing.
 
@@ -151,8 +151,10 @@ def generate_from_vectors(
         decoder: the frozen decoder.
         vectors: `(texts, vectors, d_decoder)`.
         length: tokens of each.
+        start_token: as in the settings that the vectors were made with.
     """
-    reader = MemoryReader(decoder, CrammingSettings(vectors=vectors.shape[1]))
+    settings = CrammingSettings(vectors=vectors.shape[1], start_token=start_token)
+    reader = MemoryReader(decoder, settings)
     return _generate(reader, {"vectors": vectors}, len(vectors), length)
 
 

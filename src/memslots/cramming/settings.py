@@ -28,6 +28,8 @@ class CrammingSettings:
         patience: steps without a higher accuracy after which a text is given up.
         first_token: train the first token too. The published code never does: it drops the logits
             at the memory's own positions, so what it counts are tokens 2 to N.
+        start_token: BOS before the vectors, as a decoder expects that was trained with one in front
+            of everything. The published code has none there.
         side_by_side: texts that are optimised in one batch.
     """
 
@@ -42,6 +44,7 @@ class CrammingSettings:
     max_steps: int = 5000
     patience: int = 2000
     first_token: bool = True
+    start_token: bool = False
     side_by_side: int = 16
 
     def __post_init__(self):

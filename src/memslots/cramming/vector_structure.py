@@ -63,6 +63,7 @@ def interpolate(
     first_ids: Sequence[int],
     second_ids: Sequence[int],
     steps: int = 11,
+    start_token: bool = False,
 ) -> list[dict[str, Any]]:
     """Free-running texts of the vectors on the straight line between two.
 
@@ -73,6 +74,7 @@ def interpolate(
         first_ids: the one text.
         second_ids: the other.
         steps: points on the line, both ends included.
+        start_token: as in the settings that the vectors were made with.
 
     Returns:
         For each point `weight` (of the second), `first` and `second` (shares of that text's tokens
@@ -90,7 +92,8 @@ def interpolate(
         )
     weights = torch.linspace(0, 1, steps)
     line = torch.stack([torch.lerp(first, second, weight) for weight in weights])
-    produced = generate_from_vectors(decoder, line, max(len(first_ids), len(second_ids)))
+    longest = max(len(first_ids), len(second_ids))
+    produced = generate_from_vectors(decoder, line, longest, start_token)
     return [
         {
             "weight": round(weight, 4),

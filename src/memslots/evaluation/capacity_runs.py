@@ -271,7 +271,12 @@ def _structure(cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts) -> dict
     for first, second in itertools.combinations(range(0, len(rows), len(seeds)), 2):
         if exact[first] and exact[second]:
             points = interpolate(
-                decoder, vectors[first], vectors[second], rows[first], rows[second]
+                decoder,
+                vectors[first],
+                vectors[second],
+                rows[first],
+                rows[second],
+                start_token=settings_of(cell).start_token,
             )
             lines.append({"points": points, "reach": reach_of_ends(points)})
     return {

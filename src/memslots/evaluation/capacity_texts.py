@@ -17,6 +17,7 @@ SOURCES = ("books", "random", "personas")
 
 _CHARACTERS_A_TOKEN = 8
 _BOOKS = 8
+_MOST_PEOPLE = 46
 
 
 class CapacityTexts:
@@ -42,7 +43,6 @@ class CapacityTexts:
             count: texts.
             length: tokens of each.
         """
-        rng = random.Random(f"capacity {self.seed} {source}")
         if source == "books":
             make = self._passage
         elif source == "random":
@@ -53,6 +53,7 @@ class CapacityTexts:
             raise ValueError(f"source={source!r} must be one of {', '.join(SOURCES)}.")
         found = []
         for number in range(count):
+            rng = random.Random(f"capacity {self.seed} {source} {number}")
             ids = decoder.encode(make(rng, number, length))
             if len(ids) < length:
                 raise ValueError(
@@ -88,7 +89,8 @@ class CapacityTexts:
         return " ".join(rng.choice(vocabulary) for _ in range(length))
 
     def _people(self, rng: random.Random, number: int, length: int) -> str:
-        rows = persona_rows("test", number + 1, seed=self.seed, people=1 + length // 60)
+        people = min(_MOST_PEOPLE, 1 + length // 60)  # a biography is about 70 tokens
+        rows = persona_rows("test", number + 1, seed=self.seed, people=people)
         return list(rows)[number]["context"]
 
 

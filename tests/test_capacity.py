@@ -1,0 +1,282 @@
+"""The capacity tables: texts, cells that run once, error patterns, structure, and the page."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from tiny_models import words
+
+from memslots.cli import main
+from memslots.configuration import load_recipe
+from memslots.cramming import CrammingSettings, Reading, cram, load_frozen_decoder
+from memslots.cramming.error_patterns import error_patterns, frequency_band, place, token_kind
+from memslots.cramming.vector_structure import interpolate, nearest_embeddings, reach_of_ends
+from memslots.evaluation import capacity_runs
+from memslots.evaluation.capacity_plots import mean_gain
+from memslots.evaluation.capacity_report import load_records, write_capacity_page
+from memslots.evaluation.capacity_texts import CapacityTexts
+
+SETTINGS = {
+    "decoders": ["tiny"],
+    "optimiser": {"max_steps": 6, "patience": 6},
+    "lengths": [1, 2, 3],
+    "texts": 2,
+    "searches": [
+        {"methods": ["mem", "dense"], "decoders": ["tiny"], "source": "books", "seeds": 2},
+        {
+            "methods": ["mem"],
+            "decoders": ["tiny"],
+            "source": "books",
+            "seeds": 1,
+            "first_token": False,
+        },
+        {
+            "methods": ["lora"],
+            "decoders": ["tiny"],
+            "source": "random",
+            "seeds": 1,
+            "targets": ["qk", "vo"],
+            "ranks": [1, 2],
+        },
+    ],
+    "scatter": {"methods": ["mem"], "sources": ["books", "random"], "lengths": [1, 3]},
+    "structure": {"method": "dense", "texts": 2, "seeds": 2, "length": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("books") / "books-validation.jsonl"
+    sentences = [words(12, seed).capitalize() + "." for seed in range(200)]
+    rows = [" ".join(sentences[:100]), " ".join(sentences[100:])]
+    file.write_text("\n".join(json.dumps({"text": text}) for text in rows))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def folder(zoo) -> str:
+    return zoo.folder("llama", "decoder")
+
+
+@pytest.fixture(scope="module")
+def decoder(folder):
+    return load_frozen_decoder(folder)
+
+
+@pytest.mark.parametrize("source", ["books", "random", "personas"])
+def test_a_shorter_text_is_a_longer_ones_head(books, decoder, source):
+    texts = CapacityTexts(books)
+    long, short = (texts.ids(source, decoder, 3, length) for length in (20, 7))
+    assert [ids[:7] for ids in long] == short
+    assert all(len(ids) == 20 for ids in long)
+    assert len({tuple(ids) for ids in long}) == 3
+    assert texts.ids(source, decoder, 3, 20) == long
+    assert CapacityTexts(books, seed=1).ids(source, decoder, 3, 20) != long
+
+
+def test_books_begin_with_a_sentence_and_sources_are_named(books, decoder):
+    texts = CapacityTexts(books)
+    for ids in texts.ids("books", decoder, 4, 20):
+        assert decoder.tokenizer.decode(ids)[0].isupper()
+    with pytest.raises(ValueError, match="must be one of books, random, personas"):
+        texts.ids("poems", decoder, 1, 5)
+    with pytest.raises(ValueError, match="fewer than 100000"):
+        texts.ids("personas", decoder, 1, 100_000)
+
+
+@pytest.fixture(scope="module")
+def cells(folder, books):
+    return capacity_runs.plan_cells(SETTINGS, {"tiny": folder}, books)
+
+
+@pytest.fixture(scope="module")
+def results(cells, books, tmp_path_factory):
+    output = tmp_path_factory.mktemp("cells")
+    capacity_runs.run_cells(cells, output, books, workers=1)
+    return output
+
+
+def test_every_cell_has_a_file_and_none_runs_twice(cells, results, books, monkeypatch):
+    files = [capacity_runs.cell_file(cell, results) for cell in cells]
+    assert len(set(files)) == len(cells) == 4 + 1 + 4 + 2 + 1
+    assert sorted(results.iterdir()) == sorted(files)
+    monkeypatch.setattr(capacity_runs, "run_cell", lambda *_: pytest.fail("ran again"))
+    capacity_runs.run_cells(cells, results, books, workers=1)
+
+
+def test_what_a_result_depends_on_names_its_file(cells, folder, books, results, zoo):
+    names = {capacity_runs.cell_file(cell, results).name for cell in cells}
+    for change in ({"optimiser": {"max_steps": 7}}, {"lengths": [1, 2, 4]}):
+        other = capacity_runs.plan_cells({**SETTINGS, **change}, {"tiny": folder}, books)
+        changed = {capacity_runs.cell_file(cell, results).name for cell in other}
+        assert names - changed
+    weights = capacity_runs.plan_cells(SETTINGS, {"tiny": zoo.folder("gpt2", "decoder")}, books)
+    assert not names & {capacity_runs.cell_file(cell, results).name for cell in weights}
+
+
+def test_a_cell_that_was_broken_off_leaves_nothing(cells, books, tmp_path, monkeypatch):
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capacity_runs, "_search", broken)
+    with pytest.raises(KeyboardInterrupt):
+        capacity_runs.run_cells(cells[:1], tmp_path, books, workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_says_what_it_measured(cells, results):
+    record = json.loads(capacity_runs.cell_file(cells[0], results).read_text())
+    result = record["result"]
+    assert record["decoder"]["width"] == 32
+    assert result["token_gain"] == max(v["token_gain"] for v in result["lengths"].values())
+    assert result["utilisation"] == result["token_gain"] / record["decoder"]["capacity"]
+    longest = result["longest_length"]
+    for length, values in result["lengths"].items():
+        assert (values["accuracy"] >= 0.99) == (int(length) <= longest)
+    counted = [sum(c["tokens"] for c in result["errors"][t].values()) for t in ("kind", "position")]
+    assert (
+        counted[0] == counted[1] == 2 * sum(int(n) for n in result["lengths"] if int(n) > longest)
+    )
+
+
+def test_the_page_has_every_table_and_picture(cells, results, tmp_path):
+    records = load_records(capacity_runs.cell_file(cell, results) for cell in cells)
+    page = tmp_path / "capacity.md"
+    write_capacity_page(records, page)
+    text = page.read_text()
+    assert "| tiny | books | mem |" in text
+    assert "| 80 / 96 |" in text
+    assert "lora vo r=2" in text
+    assert "that is a slip, it is 787" in text
+    for heading in ("Table 1", "Token 1", "Errors", "Figure 2", "Figure 3", "What the vectors"):
+        assert f"## {heading}" in text
+    for picture in ("capacity-utilisation.png", "capacity-cross-entropy.png"):
+        assert picture in text
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    write_capacity_page(records[:3], page, missing=9)
+    assert "**9 cells have not been run yet**" in page.read_text()
+
+
+def test_the_command_goes_on_where_it_was(books, folder, tmp_path, capsys, monkeypatch):
+    section = {**SETTINGS, "decoders": ["embedded"], "scatter": {**SETTINGS["scatter"]}}
+    section["searches"] = [{**SETTINGS["searches"][0], "decoders": ["embedded"], "seeds": 1}]
+    file = tmp_path / "capacity.yaml"
+    file.write_text(yaml.safe_dump({"capacity": section}))
+    monkeypatch.setattr("memslots.cli.capacity.resolve_model", lambda name: folder)
+    command = ["capacity", "--books", books, "--output", str(tmp_path / "run")]
+    command += ["--settings", str(file), "--workers", "1"]
+    assert main([*command, "--only", "search", "--at-most", "1"]) == 0
+    assert "1 of 5 cells" in capsys.readouterr().out
+    assert main([*command, "--dry-run"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed].count("done") == 1
+    assert main([*command, "--only", "search"]) == 0
+    assert "2 of 5 cells" in capsys.readouterr().out
+    assert main([*command, "--only", "nonsense"]) == 2
+    assert "no cell's name holds that" in capsys.readouterr().err
+
+
+def test_the_packaged_settings_plan_every_table(books, folder):
+    from importlib.resources import files
+
+    recipe = load_recipe(str(files("memslots.evaluation").joinpath("capacity.yaml")))
+    cells = capacity_runs.plan_cells(
+        recipe["capacity"], {"embedded": folder, "books": folder}, books
+    )
+    for cell in cells:
+        if cell["kind"] != "scatter":
+            capacity_runs.settings_of(cell)
+    searches = [cell for cell in cells if cell["kind"] == "search"]
+    for decoder in ("embedded", "books"):
+        for method in ("mem", "dense"):
+            seeds = {
+                cell["seed"]
+                for cell in searches
+                if (cell["decoder"], cell["method"], cell["source"], cell["first_token"])
+                == (decoder, method, "books", True)
+            }
+            assert seeds == set(range(5))
+    low_rank = {(c["targets"], c["rank"]) for c in searches if c["method"] == "lora"}
+    assert low_rank >= {("qkv", 1), ("qk", 1), ("vo", 1), ("qkvo", 1)}
+    assert low_rank >= {("qkv", 2), ("qkv", 4), ("qkv", 8)}
+
+
+def test_kinds_places_and_bands_of_tokens(decoder):
+    tokenizer = decoder.tokenizer
+    kinds = {
+        text: token_kind(tokenizer, tokenizer.encode(text)[0]) for text in (" t", "t", ",", "3")
+    }
+    assert kinds == {" t": "word start", "t": "word part", ",": "punctuation", "3": "number"}
+    assert token_kind(tokenizer, tokenizer.encode("\n")[0]) == "white space"
+    assert [place(i, 9) for i in (0, 1, 4, 8)] == ["token 1", "quarter 1", "quarter 2", "quarter 4"]
+    ranks = {5: 1, 6: 11, 7: 5000}
+    bands = [frequency_band(index, ranks) for index in (5, 6, 7, 8)]
+    assert bands == ["rank 1 to 10", "rank 11 to 100", "rank over 1000", "not seen"]
+
+
+def test_errors_are_counted_three_ways(decoder):
+    ids = tuple(decoder.encode("The treaty, signed"))
+    wrong = ids[1]
+    reading = Reading(
+        ids=ids,
+        predicted=(*ids[:-1], wrong),
+        losses=(0.1,) * len(ids),
+        produced=(ids[0], *[ids[0]] * (len(ids) - 1)),
+        bare_losses=(1.0,) * len(ids),
+        bare_right=(False,) * len(ids),
+        right_at_16_bit=len(ids),
+    )
+    found = error_patterns([reading, reading], decoder.tokenizer, [*ids, ids[0]])
+    for table in ("position", "frequency", "kind"):
+        cells = found[table].values()
+        assert sum(c["tokens"] for c in cells) == 2 * len(ids)
+        assert sum(c["wrong"] for c in cells) == found["wrong"] == 2
+        assert sum(c["free_wrong"] for c in cells) == 2 * (len(ids) - ids.count(ids[0]))
+    assert found["position"]["quarter 4"]["wrong"] == 2
+    assert found["wrong_from_text"] == 2
+
+
+def test_neighbours_of_an_embedding_are_itself_first(decoder):
+    ids = torch.tensor([20, 33])
+    vectors = decoder.embed(ids).unsqueeze(1) * 3
+    found = nearest_embeddings(decoder, vectors, [[20, 21], [40]], nearest=1)
+    for entry, index in zip(found, ids.tolist(), strict=True):
+        assert entry["tokens"][0][0] == [decoder.tokenizer.decode([index]), 1.0]
+    assert [entry["in_text"] for entry in found] == [1.0, 0.0]
+    assert found[0]["in_text_by_chance"] == pytest.approx(2 / decoder.vocabulary, abs=1e-4)
+    whole = decoder.embed(torch.arange(decoder.vocabulary)).norm(dim=-1).mean()
+    assert found[0]["norm"] == pytest.approx((vectors[0].norm() / whole).item(), abs=1e-3)
+
+
+def test_interpolation_gives_the_texts_at_its_ends(decoder):
+    texts = [decoder.encode("The treaty was")[:2], decoder.encode("Rivers rise in")[:2]]
+    settings = CrammingSettings(max_steps=400, patience=400, learning_rate=0.05)
+    one, other = cram(decoder, texts, settings)
+    assert one.stopped == other.stopped == "exact"
+    points = interpolate(decoder, one.kept["vectors"], other.kept["vectors"], *texts, steps=5)
+    assert (points[0]["first"], points[-1]["second"]) == (1.0, 1.0)
+    assert points[0]["text"] == decoder.tokenizer.decode(texts[0])
+    assert [point["weight"] for point in points] == [0, 0.25, 0.5, 0.75, 1]
+    with pytest.raises(ValueError, match="steps=1"):
+        interpolate(decoder, one.kept["vectors"], other.kept["vectors"], *texts, steps=1)
+    with pytest.raises(ValueError, match="as many vectors"):
+        interpolate(decoder, torch.zeros(1, 32), torch.zeros(2, 32), *texts)
+
+
+def test_reach_stops_at_the_first_break():
+    points = [
+        {"weight": w, "first": f, "second": s}
+        for w, f, s in ((0, 1, 0), (0.25, 1, 0), (0.5, 0, 0), (0.75, 1, 1), (1, 0, 1))
+    ]
+    assert reach_of_ends(points) == {"first": 0.25, "second": 0.25}
+
+
+def test_the_line_of_figure_3_is_fitted_where_information_is_lost():
+    points = [
+        {"bare": 5.0, "with_memory": 0.01},
+        {"bare": 5.0, "with_memory": 2.0},
+        {"bare": 6.0, "with_memory": 4.0},
+    ]
+    assert mean_gain(points) == 2.5
+    assert mean_gain(points[:1]) is None
