@@ -1,59 +1,300 @@
-"""push_to_hub sends a checkpoint that loads: code, processor and weights in one commit."""
+"""Pushing to a Hub on loopback: one commit that loads, or nothing; and no secret leaves."""
 
-from types import SimpleNamespace
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import huggingface_hub
 import pytest
-import torch
-from huggingface_hub import HfApi, ModelCard
-from transformers import AutoModel
+import yaml
+from huggingface_hub import ModelCard
+from local_hub import TOKEN, LocalHub
+from test_cards import bare
+from test_remote_code import BLOCKED
+from tiny_models import QUESTIONS, TEXTS
 
-from memslots import MemslotsModel
+from memslots.cli import main
+from memslots.configuration import load_recipe
+from memslots.hub_cards import push
+from memslots.hub_cards.push import PushError, push_checkpoint, staged
+from memslots.modeling import MemslotsModel
 
-TEXT = "the cat sat on the mat"
+ANSWERS = {"context": TEXTS[0], "question": QUESTIONS, "max_new_tokens": 5}
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub that writes each commit's files into a folder."""
-    commits = []
-
-    def create_repo(self, repo_id, **kwargs):
-        return SimpleNamespace(repo_id=repo_id)
-
-    def create_commit(self, repo_id, operations, **kwargs):
-        folder = tmp_path / "hub" / repo_id
-        for operation in operations:
-            target = folder / operation.path_in_repo
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with operation.as_file() as source:
-                target.write_bytes(source.read())
-        commits.append(folder)
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    monkeypatch.setattr(ModelCard, "load", classmethod(lambda cls, *a, **k: ModelCard("# card")))
-    return commits
+    """A Hub that this process and, by `environment`, others talk to."""
+    server = LocalHub()
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # Retries wait; here they need not.
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    yield server
+    server.close()
 
 
-@pytest.mark.parametrize("bundle", [False, True])
-def test_what_is_pushed_loads(zoo, hub, bundle):
-    model = zoo.compressor(bundle_decoder=bundle)
-    model.push_to_hub("me/compressor")
-
-    (folder,) = hub
-    names = {path.name for path in folder.iterdir()}
-    assert {"config.json", "model.safetensors", "modeling_memslots.py", "README.md"} <= names
-    assert "memory_memslots.py" in names
-    for loaded in (
-        MemslotsModel.from_pretrained(folder),
-        AutoModel.from_pretrained(folder, trust_remote_code=True),
-    ):
-        assert torch.equal(loaded.compress(TEXT).slots, model.compress(TEXT).slots)
-        arguments = {"context": TEXT, "question": "the cat", "max_new_tokens": 4}
-        assert loaded.generate(**arguments) == model.generate(**arguments)
+@pytest.fixture(scope="module")
+def bundled(zoo, tmp_path_factory):
+    """A folder with a whole checkpoint, and beside it what must never be published."""
+    model = zoo.compressor(bundle_decoder=True)
+    folder = tmp_path_factory.mktemp("bundled") / "finetune_qa"
+    model.save_pretrained(folder)
+    (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    for name in ("optimizer.pt", "training_args.bin", ".env", "checkpoints/checkpoint-1/rng.pth"):
+        (folder / name).write_bytes(b"private")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(load_recipe("pcc_lite")))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    return model, folder
 
 
-def test_save_pretrained_pushes_on_request(zoo, hub, tmp_path):
-    zoo.compressor().save_pretrained(tmp_path / "compressor", push_to_hub=True, repo_id="me/other")
-    assert (hub[-1] / "model.safetensors").is_file()
-    assert hub[-1].name == "other"
+FRESH = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from transformers import AutoModel, AutoProcessor
+repo, revision, given = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = AutoModel.from_pretrained(repo, trust_remote_code=True, revision=revision)
+print("RESULT" + json.dumps([model.generate(**given), model.fingerprint]))
+"""
+
+
+@pytest.mark.timeout(600)
+def test_push_then_load_in_a_fresh_process(hub, bundled, tmp_path):
+    model, folder = bundled
+    made = push_checkpoint(folder, "me/model")
+    repository = hub.repositories["me/model"]
+    assert [commit.title for commit in repository.commits[1:]] == ["Upload memslots checkpoint"]
+    assert made.oid == repository.branches["main"]
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    environment.pop("PYTHONPATH", None)
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKED + FRESH, "me/model", made.oid, json.dumps(ANSWERS)],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout.rpartition("RESULT")[2])
+    assert found == [model.generate(**ANSWERS), model.fingerprint]
+    assert TOKEN not in run.stdout + run.stderr
+
+
+def test_one_commit_holds_all_and_nothing_else(hub, bundled):
+    _, folder = bundled
+    push_checkpoint(folder, "me/model")
+    repository = hub.repositories["me/model"]
+    files = repository.find("main").files
+    code = {
+        path.name for path in Path(push.memslots.modeling.__file__).parent.glob("*_memslots.py")
+    }
+    assert code <= set(files)
+    rest = set(files) - code - {".gitattributes"}
+    assert {"config.json", "model.safetensors", "README.md", "handler.py"} <= rest
+    assert {"processor_config.json", "tokenizer.json", "encoder_tokenizer/tokenizer.json"} <= rest
+    assert {"decoder/generation_config.json", "recipe.yaml"} <= rest
+    known = {"README.md", "handler.py", "recipe.yaml"}
+    assert not [n for n in rest - known if not n.endswith((".json", ".safetensors", ".jinja"))]
+    assert "model.safetensors" in repository.lfs
+    assert b"private" not in files.values()
+    # The card knows its repository and its recipe's stage, and keeps the licence.
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "mit"
+    assert '"me/model"' in card.text
+    assert "- finetune_qa: " in card.text
+    assert "`handler.py` is here" in card.text
+    # No folder of this machine is named anywhere.
+    home = str(folder.parents[1])
+    for name, content in files.items():
+        assert home.encode() not in content, name
+        assert TOKEN.encode() not in content, name
+
+
+def test_second_push_takes_away_what_the_first_left(hub, bundled):
+    _, folder = bundled
+    old = {"model-00001-of-00002.safetensors": b"x", "old_memslots.py": b"x", "notes.md": b"kept"}
+    hub.repository("me/model", old)
+    push_checkpoint(folder, "me/model")
+    files = hub.repositories["me/model"].find("main").files
+    assert not {"model-00001-of-00002.safetensors", "old_memslots.py"} & set(files)
+    assert files["notes.md"] == b"kept"
+    assert len(hub.repositories["me/model"].commits) == 2
+
+
+def test_private_branch_and_pull_request(hub, bundled):
+    _, folder = bundled
+    push_checkpoint(folder, "me/model", private=True, revision="next")
+    repository = hub.repositories["me/model"]
+    assert repository.private
+    assert set(repository.find("main").files) == {".gitattributes"}
+    assert "model.safetensors" in repository.find("next").files
+    made = push_checkpoint(folder, "me/model", create_pr=True)
+    assert made.pr_url.endswith("/discussions/1")
+    assert set(repository.find("main").files) == {".gitattributes"}
+    assert "model.safetensors" in repository.find("refs/pr/1").files
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    ["api/repos/create", "validate-yaml", "preupload", "objects/batch", "PUT /lfs", "verify",
+     "/commit/main"],
+)  # fmt: skip
+def test_503_is_tried_again(hub, bundled, request_line):
+    hub.fail(request_line, 503, times=2)
+    push_checkpoint(bundled[1], "me/model")
+    assert all(left == 0 for _, _, left in hub.failures)
+    assert len(hub.repositories["me/model"].commits) == 2
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_a_failed_upload_leaves_no_commit(hub, bundled, status):
+    hub.fail("PUT /lfs", status, times=1000)
+    with pytest.raises(PushError, match="nothing was committed"):
+        push_checkpoint(bundled[1], "me/model")
+    repository = hub.repositories["me/model"]
+    assert [commit.title for commit in repository.commits] == ["initial commit"]
+    assert not any("/commit/" in path for _, path in hub.requests)
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, bundled):
+    hub.lose_answer_of = "commit"
+    with pytest.raises(PushError, match="changed meanwhile"):
+        push_checkpoint(bundled[1], "me/model")
+    assert len(hub.repositories["me/model"].commits) == 2
+
+
+def test_no_hub_is_one_clear_error(bundled, hub):
+    hub.server.shutdown()
+    hub.server.server_close()
+    with pytest.raises(PushError, match=r"making the repository failed 5 times"):
+        push_checkpoint(bundled[1], "me/model")
+
+
+def test_wrong_token_is_refused_and_not_shown(hub, bundled, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrongSecret")
+    assert main(["push", str(bundled[1]), "me/model"]) == 2
+    captured = capsys.readouterr()
+    assert "401" in captured.err
+    assert "hf_wrongSecret" not in captured.out + captured.err + caplog.text
+    assert not hub.repositories
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_local_decoder_is_refused_and_one_on_the_hub_taken(hub, zoo, tmp_path):
+    model = zoo.compressor()
+    model.save_pretrained(tmp_path / "c")
+    with pytest.raises(ValueError, match=r"decoder of this checkpoint is .* a path on this disk"):
+        push_checkpoint(tmp_path / "c", "me/model")
+    model.config.decoder_name_or_path = "runs/decoder"  # looks like a repository
+    model.save_pretrained(tmp_path / "c")
+    with pytest.raises(ValueError, match="'runs/decoder' is no repository on the Hub"):
+        push_checkpoint(tmp_path / "c", "me/model")
+    assert not hub.repositories
+    hub.repository("runs/decoder")
+    push_checkpoint(tmp_path / "c", "me/model")
+    config = json.loads(hub.repositories["me/model"].find("main").files["config.json"])
+    assert config["decoder_name_or_path"] == "runs/decoder"
+    assert config["encoder_name_or_path"] is None  # a path of this disk, and not needed
+
+
+def test_a_checkpoint_that_does_not_load_is_refused(hub, bundled, tmp_path):
+    def broken(name, change):
+        folder = tmp_path / name
+        shutil.copytree(bundled[1], folder)
+        change(folder)
+        return folder
+
+    cut = broken("cut", lambda f: os.truncate(f / "model.safetensors", 5000))
+    gone = broken("gone", lambda f: (f / "model.safetensors").unlink())
+    mute = broken("mute", lambda f: (f / "tokenizer.json").unlink())
+    for folder in (cut, gone, mute):
+        with pytest.raises(ValueError, match="does not load, so it is not pushed"):
+            push_checkpoint(folder, "me/model")
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        push_checkpoint(tmp_path / "nowhere", "me/model")
+    with pytest.raises(ValueError, match="names no repository"):
+        push_checkpoint(bundled[1], "me/model/extra")
+    assert hub.requests == []
+
+
+def test_a_recipe_with_paths_stays_here(bundled, tmp_path, caplog):
+    shutil.copytree(bundled[1], tmp_path / "c")
+    recipe = load_recipe("pcc_lite")
+    recipe["compressor"]["decoder"] = "/data/llms/llama"
+    (tmp_path / "c" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with staged(tmp_path / "c", "me/model") as (_, files):
+        assert "recipe.yaml" not in {file.name for file in files}
+    assert "left out" in caplog.text
+
+
+# -- command line ----------------------------------------------------------------------------------
+
+
+def test_dry_run_lists_and_sends_nothing(hub, bundled, capsys):
+    assert main(["push", str(bundled[1]), "me/model", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    weights = (bundled[1] / "model.safetensors").stat().st_size
+    assert re.search(rf"model\.safetensors\W+{weights:,}", printed)
+    assert "handler.py" in printed
+    assert "nothing was sent" in printed
+    assert hub.requests == []
+
+
+def test_command_line(hub, bundled, capsys):
+    arguments = ["push", str(bundled[1]), "me/model", "--private", "--license", "apache-2.0"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    repository = hub.repositories["me/model"]
+    assert repository.private
+    assert repository.branches["main"] in captured.out
+    assert TOKEN not in captured.out + captured.err
+    assert b"license: apache-2.0" in repository.find("main").files["README.md"]
+    hub.fail("PUT /lfs", 403, times=100)
+    hub.objects.clear()
+    assert main(["push", str(bundled[1]), "me/other"]) == 2
+    assert "nothing was committed" in capsys.readouterr().err
+
+
+def test_card_is_valid_on_the_hub(hub, tmp_path):
+    bare(tmp_path).validate()
+    with pytest.raises(ValueError, match="bad metadata"):
+        ModelCard("---\ntags: [1]\n---\n").validate()
+
+
+def test_the_hub_answers_ranges(hub, bundled, tmp_path):
+    push_checkpoint(bundled[1], "me/model")
+    whole = (bundled[1] / "model.safetensors").read_bytes()
+    path = huggingface_hub.hf_hub_download("me/model", "model.safetensors")
+    assert Path(path).read_bytes() == whole
+    session = huggingface_hub.utils.get_session()
+    url = hub.url + "/me/model/resolve/main/model.safetensors"
+    part = session.get(url, headers={"Range": "bytes=10-19"}, follow_redirects=True)
+    assert (part.status_code, part.content) == (206, whole[10:20])
+    assert hub.ranges[-1] == "bytes=10-19"
+
+
+def test_pushed_from_the_hub_again(hub, bundled):
+    push_checkpoint(bundled[1], "me/model")
+    again = MemslotsModel.from_pretrained("me/model")
+    assert again.generate(**ANSWERS) == bundled[0].generate(**ANSWERS)

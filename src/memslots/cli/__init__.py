@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memslots import __version__
 
-from . import ablate, build, capacity, cram, plan, publish, tables, use
+from . import ablate, build, capacity, cram, plan, publish, store, tables, use
 from .options import err
 
 app = typer.Typer(
@@ -77,6 +77,8 @@ app.command(epilog="Example: memslots plan --decoder Qwen/Qwen3-8B --tokens 1000
 app.command(
     epilog="Example: memslots card path/to/checkpoint --repo me/model --license apache-2.0"
 )(publish.card)
+app.command(epilog="Example: memslots push path/to/checkpoint me/model --dry-run")(publish.push)
+app.add_typer(store.app, name="store")
 
 
 def main(arguments: list[str] | None = None) -> int:

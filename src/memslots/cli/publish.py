@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Column, Table
 
 from .options import load_config, out, quiet
 
@@ -33,3 +34,51 @@ def card(
         typer.echo(str(made))
         return
     out.print(f"{save_card(made, checkpoint)}: card written")
+
+
+def push(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub, owner/name.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private, where it is new.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to commit to; main by default.")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List files and sizes; send nothing.")
+    ] = False,
+    license_id: Annotated[
+        str | None, typer.Option("--license", help="Its licence, such as apache-2.0.")
+    ] = None,
+    message: Annotated[
+        str, typer.Option(help="The commit's message.")
+    ] = "Upload memslots checkpoint",
+) -> None:
+    """Push a checkpoint in one commit: code, weights, processor, card and handler."""
+    from memslots.hub_cards.push import push_checkpoint, staged
+
+    quiet()
+    if dry_run:
+        with staged(checkpoint, repo, license=license_id) as (_, files):
+            table = Table("file", Column("bytes", justify="right"))
+            for file in files:
+                table.add_row(file.name, f"{file.size:,}")
+            out.print(table)
+            total = sum(file.size for file in files)
+            out.print(f"{len(files)} files, {total:,} bytes to {repo}; nothing was sent.")
+        return
+    made = push_checkpoint(
+        checkpoint,
+        repo,
+        private=private or None,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=message,
+        license=license_id,
+    )
+    out.print(f"{made.pr_url or made.commit_url}", soft_wrap=True)
+    out.print(f'Pin it: from_pretrained("{repo}", revision="{made.oid}")', soft_wrap=True)

@@ -137,7 +137,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
     return {
         "title": repo if repo != PLACEHOLDER else "A memslots compressor",
         "repo": repo,
-        "rates": _listed(config.compression_rates),
+        "rates": _listed(list(config.compression_rates)),
         "finest": config.compression_rates[0],
         "encoder": _named(facts.encoder, encoder.model_type, "encoder", _adapted(config)),
         "decoder": _named(facts.decoder, config.get_text_config().model_type, "model", ""),

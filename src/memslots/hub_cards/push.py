@@ -1,0 +1,329 @@
+"""Publishing a checkpoint: code, weights, processor, card and handler in one commit, or nothing.
+
+huggingface_hub retries what it may: asking for upload modes, the LFS batch, and each file's upload.
+It does not retry making the repository, checking the card, or the commit itself, since a commit
+whose answer was lost would be made twice; here those are retried, the commit with its parent named,
+so that the Hub refuses a second one.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import get_session, validate_repo_id
+
+import memslots.modeling
+from memslots.hub_cards.checkpoint_facts import HANDLER, RECIPE, RESULTS, hub_id, without_paths
+from memslots.hub_cards.model_card import build_card, save_card
+from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_TAKEN_AS_THEY_ARE = (*WEIGHTS, RESULTS, "generation_config.json", "decoder/generation_config.json")
+_OURS = (*WEIGHTS, "*_memslots.py")
+"""What an earlier push left behind in the repository and this one does not bring is removed."""
+
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+_WAITS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each further try."""
+
+T = TypeVar("T")
+
+
+class PushError(OSError):
+    """A push that failed on the way; the repository's files are as they were."""
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """One file of a push.
+
+    Args:
+        name: in the repository.
+        path: on this disk.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size
+
+
+def push_checkpoint(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    commit_message: str = "Upload memslots checkpoint",
+    **stated: Any,
+) -> CommitInfo:
+    """Push a checkpoint's folder.
+
+    Args:
+        folder: what `save_pretrained` wrote; it is loaded first, and not changed.
+        repo_id: `owner/name`; made if it does not exist.
+        private: of a repository that is made.
+        revision: branch; made if it does not exist.
+        create_pr: open a pull request instead of committing.
+        token: as everywhere in huggingface_hub; by default the one that is logged in.
+        commit_message: of the one commit.
+        stated: the card's metadata that no file tells (`license`, `language`, ...).
+
+    Raises:
+        ValueError: a checkpoint that does not load, or whose decoder could not be found elsewhere.
+        PushError: the network failed again and again; nothing was committed.
+        HfHubHTTPError: the Hub refused.
+    """
+    with staged(folder, repo_id, **stated) as (model, files):
+        return _push(
+            model.config, files, repo_id, private, revision, create_pr, token, commit_message
+        )
+
+
+@contextmanager
+def staged(
+    folder: str | Path, repo_id: str, **stated: Any
+) -> Iterator[tuple[MemslotsModel, list[StagedFile]]]:
+    """The loaded model and the files that a push of it would bring, while the block runs.
+
+    Raises:
+        ValueError: see `push_checkpoint`.
+    """
+    folder = Path(folder)
+    check_repo_id(repo_id)
+    model = _loaded(folder)
+    config = publishable(model.config)
+    with tempfile.TemporaryDirectory(prefix="memslots-push-") as made:
+        stage = Path(made)
+        config.save_pretrained(stage)
+        model._need_processor().save_pretrained(stage)
+        for source in sorted(Path(memslots.modeling.__file__).parent.glob("*_memslots.py")):
+            shutil.copyfile(source, stage / source.name)
+        shutil.copyfile(Path(__file__).with_name(HANDLER), stage / HANDLER)
+        for name in (RESULTS, "README.md"):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, stage / name)
+        _take_recipe(folder, stage)
+        save_card(build_card(config, stage, repo_id, **stated), stage)
+        files = {
+            path.relative_to(stage).as_posix(): path
+            for path in sorted(stage.rglob("*"))
+            if path.is_file()
+        }
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            # Of the folder only what is known by name: no optimizer states, pickles or caches.
+            if path.is_file() and any(
+                fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+                for pattern in _TAKEN_AS_THEY_ARE
+            ):
+                files.setdefault(name, path)
+        yield model, [StagedFile(name, path) for name, path in sorted(files.items())]
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises `ValueError` for anything but `name` or `owner/name`."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} names no repository; give owner/name. {error}") from error
+
+
+def publishable(config: MemslotsConfig) -> MemslotsConfig:
+    """A copy of a configuration that names nothing of this disk.
+
+    Raises:
+        ValueError: a decoder, or the base of a LoRA encoder, that others could not load.
+    """
+    if not config.bundle_decoder:
+        _check_origin("decoder", config.decoder_name_or_path, "or set config.bundle_decoder = True")
+    if config.encoder_lora is not None:
+        _check_origin("encoder", config.encoder_name_or_path, "or call model.merge_encoder()")
+    clean = copy.deepcopy(config)
+    clean.decoder_name_or_path = hub_id(config.decoder_name_or_path)
+    clean.encoder_name_or_path = hub_id(config.encoder_name_or_path)
+    for part in (clean.encoder_config, clean.decoder_config):
+        part._name_or_path = hub_id(part._name_or_path) or ""  # type: ignore[union-attr]
+    return clean
+
+
+def _check_origin(part: str, name: str | None, otherwise: str) -> None:
+    if name is None:
+        raise ValueError(
+            f"this checkpoint names no {part}, so nobody could load it; set "
+            f"config.{part}_name_or_path to its repository on the Hub, {otherwise}, and save again."
+        )
+    if hub_id(name) is None:
+        raise ValueError(
+            f"the {part} of this checkpoint is {name!r}, a path on this disk, which others do not "
+            f"have; set config.{part}_name_or_path to its repository on the Hub, {otherwise}, and "
+            "save again."
+        )
+
+
+def _loaded(folder: Path) -> MemslotsModel:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no checkpoint's folder: it has no config.json.")
+    found, _ = MemslotsConfig.get_config_dict(folder)
+    if found.get("model_type") != MemslotsConfig.model_type:
+        raise ValueError(f"{folder} holds a {found.get('model_type')!r} model, no compressor.")
+    config = MemslotsConfig.from_dict(found)
+    publishable(config)  # known before anything is read or downloaded
+    try:
+        # A named decoder has its own repository; it may be far too large for this machine.
+        model = MemslotsModel.from_pretrained(folder, load_decoder=config.bundle_decoder)
+        if not isinstance(model.processor, MemslotsProcessor):
+            raise ValueError("it has no processor.")
+        if config.fingerprint is not None:
+            model._fingerprint = None  # not the one that the file states
+            if model.fingerprint != config.fingerprint:
+                raise ValueError(
+                    f"its weights are those of compressor {model.fingerprint[:12]}, not of "
+                    f"{config.fingerprint[:12]} as its config.json says."
+                )
+    except Exception as error:
+        raise ValueError(f"{folder} does not load, so it is not pushed: {error}") from error
+    return model
+
+
+def _take_recipe(folder: Path, stage: Path) -> None:
+    """The recipe, unless it names files of this disk."""
+    if not (folder / RECIPE).is_file():
+        return
+    recipe = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
+    texts = list(_strings(recipe))
+    if without_paths(texts) != texts or any(Path(text).exists() for text in texts if "/" in text):
+        logger.warning("%s names paths of this disk and is left out.", RECIPE)
+        return
+    names = [stage["name"] for stage in recipe.get("compressor", {}).get("stages", [])]
+    if folder.name in names and "stage" not in recipe:
+        recipe["stage"] = folder.name  # in the repository the folder's name is lost
+    with (stage / RECIPE).open("w", encoding="utf-8") as file:
+        yaml.safe_dump(recipe, file, sort_keys=False, allow_unicode=True)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, str) and len(value) < 1000:
+        yield value
+
+
+# -- the Hub ---------------------------------------------------------------------------------------
+
+
+def _push(
+    config: MemslotsConfig,
+    files: list[StagedFile],
+    repo_id: str,
+    private: bool | None,
+    revision: str | None,
+    create_pr: bool,
+    token: str | bool | None,
+    commit_message: str,
+) -> CommitInfo:
+    api = HfApi(token=token)
+    for part, name, needed in (
+        ("decoder", config.decoder_name_or_path, not config.bundle_decoder),
+        ("encoder", config.encoder_name_or_path, config.encoder_lora is not None),
+    ):
+        if needed and not _retried(partial(api.repo_exists, str(name)), "looking it up"):
+            raise ValueError(
+                f"the {part} {name!r} is no repository on the Hub that this token can see; others "
+                "could not load the checkpoint."
+            )
+    repo_id = _retried(
+        lambda: api.create_repo(repo_id, private=private, exist_ok=True), "making the repository"
+    ).repo_id
+    if revision is not None and not create_pr and not revision.startswith("refs/"):
+        _retried(
+            lambda: api.create_branch(repo_id, branch=revision, exist_ok=True),
+            "making the branch",
+        )
+    info = _retried(lambda: api.model_info(repo_id, revision=revision), "reading the repository")
+    new = {file.name for file in files}
+    stale = [
+        name
+        for name in (sibling.rfilename for sibling in info.siblings or [])
+        if name not in new and "/" not in name and any(fnmatch(name, ours) for ours in _OURS)
+    ]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationAdd(path_in_repo=f.name, path_or_fileobj=f.path) for f in files),
+        *(CommitOperationDelete(path_in_repo=name) for name in stale),
+    ]
+
+    def commit() -> CommitInfo:
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,
+        )
+
+    return _retried(commit, "uploading")
+
+
+def _retried(action: Callable[[], T], doing: str) -> T:
+    """The action's result, tried again where the network or the Hub fails for a moment.
+
+    Raises:
+        PushError: it failed each time.
+    """
+    # huggingface_hub 1 is built on httpx and 2 on httpx2; the errors have one name in both.
+    network = sys.modules[type(get_session()).__mro__[-3].__module__.partition(".")[0]]
+    for wait in (*_WAITS, None):
+        try:
+            return action()
+        except Exception as error:
+            cause = error.__cause__ if type(error) is RuntimeError else error  # of an upload
+            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+            lost = isinstance(cause, network.TransportError)
+            if status == 412:  # the parent is no longer the branch's head
+                raise PushError(
+                    f"{doing} failed: the repository changed meanwhile, by somebody else or by an "
+                    "earlier try whose answer was lost; look at its history, and push again if "
+                    "this push is not there."
+                ) from error
+            if not lost and status not in _TRANSIENT:
+                if cause is error:
+                    raise
+                raise PushError(f"{doing} failed, nothing was committed: {cause}") from error
+            if wait is None:
+                raise PushError(
+                    f"{doing} failed {len(_WAITS) + 1} times, nothing was committed: {cause}"
+                ) from error
+            logger.warning("%s failed (%s); trying again in %g s.", doing, cause, wait)
+        time.sleep(wait)
+    raise AssertionError("unreachable")
