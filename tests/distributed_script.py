@@ -58,8 +58,10 @@ def main(start: str, rows_file: str, streamed: str, batch: str, output: str) -> 
     rank = trainer.args.process_index
     (folder / f"seen-{rank}.json").write_text(json.dumps(trainer.seen))
     if trainer.is_world_process_zero():
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        (folder / "losses.json").write_text(json.dumps([float(loss) for loss in losses]))
+        names = ("loss", "reconstruction_loss", "completion_loss", "answer_loss", "slots_read")
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+        losses = [float(entry[name]) for entry in logged for name in names if name in entry]
+        (folder / "losses.json").write_text(json.dumps(losses))
         model = trainer.accelerator.unwrap_model(trainer.model)
         own = {k: v for k, v in model.state_dict().items() if not k.startswith("decoder.")}
         torch.save(own, folder / "weights.pt")

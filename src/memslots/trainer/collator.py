@@ -97,15 +97,18 @@ class CompressorCollator:
         own = self.processor.segment(text)[: self.args.training_segments]
         segments = list(range(len(spans), len(spans) + len(own)))
         spans += own
+        literals = self._literals(text, own)
         if self.args.completion_weight < 1:
-            self._add_reconstructions(text, own, segments, rows)
+            self._add_reconstructions(text, own, segments, literals, rows)
         following = text[own[-1].end :]
         if self.args.completion_weight > 0 and following:
             # Enough characters for the tokens wanted: no token of a BPE spans a whole sentence.
             limit = self.args.completion_length
             ids = self.processor.decoder_text.encode(following[: 16 * limit])[:limit]
             # The first token of the continuation, x_k, is given (PCC, eq. 3).
-            rows.append(Row(segments, self._bos(), ids, given=1, task=COMPLETION))
+            rows.append(
+                Row(segments, self._bos(), ids, given=1, task=COMPLETION, literals=literals)
+            )
 
     def _add_questions(self, example: dict[str, Any], spans: list[Span], rows: list[Row]) -> None:
         context = example["context"]
@@ -120,19 +123,33 @@ class CompressorCollator:
             (self.processor.prompt(question=question), self.processor.answer_ids(answer))
             for question, answer in list(zip(questions, answers, strict=True))[:most]
         ]
+        literals = self._literals(context, own)
         if self.args.pack_questions:
-            rows.append(self._pack(segments, asked))
+            rows.append(self._pack(segments, asked, literals))
         else:
-            rows += [Row(segments, prompt, ids, task=ANSWER) for prompt, ids in asked]
+            rows += [
+                Row(segments, prompt, ids, task=ANSWER, literals=literals) for prompt, ids in asked
+            ]
         # A function of the text, so that neither resuming nor accumulation changes what is drawn.
         drawn = int.from_bytes(hashlib.sha256(context.encode()).digest()[:4], "big") / 2**32
         if drawn < self.args.reconstruction_share:
-            self._add_reconstructions(context, own, segments, rows)
+            self._add_reconstructions(context, own, segments, literals, rows)
 
-    def _pack(self, segments: list[int], asked: list[tuple[Prompt, list[int]]]) -> Row:
+    def _literals(self, text: str, own: list[Span]) -> list[list[int]]:
+        return self.processor.literal_ids(self.processor.segment_literals(text, own))
+
+    def _pack(
+        self,
+        segments: list[int],
+        asked: list[tuple[Prompt, list[int]]],
+        literals: list[list[int]],
+    ) -> Row:
         """One row of all questions, blank lines between: question, answer, question, answer, ..."""
         (prompt, target), *others = asked
-        row = Row(segments, prompt, list(target), task=ANSWER, predicted=[True] * len(target))
+        predicted = [True] * len(target)
+        row = Row(
+            segments, prompt, list(target), task=ANSWER, predicted=predicted, literals=literals
+        )
         gap = self.processor.decoder_text.encode("\n\n")
         for other, ids in others:
             question = gap + other.after
@@ -141,12 +158,20 @@ class CompressorCollator:
         return row
 
     def _add_reconstructions(
-        self, text: str, own: list[Span], segments: list[int], rows: list[Row]
+        self,
+        text: str,
+        own: list[Span],
+        segments: list[int],
+        literals: list[list[int]],
+        rows: list[Row],
     ) -> None:
-        for span, segment in zip(own, segments, strict=True):
+        for i, (span, segment) in enumerate(zip(own, segments, strict=True)):
             ids = self.processor.decoder_text.encode(text[span.start : span.end])
             target = ids + self.processor.eos_ids
-            rows.append(Row([segment], self._bos(), target, task=RECONSTRUCTION))
+            beside = literals[i : i + 1]
+            rows.append(
+                Row([segment], self._bos(), target, task=RECONSTRUCTION, literals=beside)
+            )
 
     def _bos(self) -> Prompt:
         return Prompt(self.processor.bos_ids)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 from datasets import Dataset, IterableDataset
 from trl import SFTTrainer
 
-from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS
+from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS, Row
 from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.decoder_checkpointing import decoder_checkpointing
 from memslots.trainer.length_groups import GROUPED, LengthGroupedRows, row_lengths
 from memslots.trainer.saving import last_checkpoint, whole_or_removed
+from memslots.trainer.sharded import trust_gathered, with_tasks
 from memslots.trainer.step_metrics import StepMetrics
 
 
@@ -126,7 +127,7 @@ class CompressorTrainer(SFTTrainer):
                     "or train without resume_from_checkpoint."
                 )
         self.step_metrics.reset()
-        checkpointing = nullcontext()
+        checkpointing: AbstractContextManager[None] = nullcontext()
         if self.args.gradient_checkpointing:
             checkpointing = decoder_checkpointing(self.model.decoder)
         with checkpointing:
@@ -157,6 +158,23 @@ class CompressorTrainer(SFTTrainer):
         unfinished = folder / f"checkpoint-{self.state.global_step}"
         with self.step_metrics.paused(), whole_or_removed(unfinished, kept):
             super()._save_checkpoint(model, trial)
+
+    def gathered_weights(self) -> dict[str, torch.Tensor] | None:
+        """Weights to save a model by that is spread over processes; None where none is.
+
+        To be called by all processes; the main one gets them.
+        """
+        if not self.is_fsdp_enabled:
+            return None
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.is_world_process_zero():
+            trust_gathered(self.model, weights)
+        return weights
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.is_fsdp_enabled and state_dict:
+            trust_gathered(self.model, state_dict)
+        super()._save(output_dir, state_dict=state_dict)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -210,15 +228,16 @@ class CompressorTrainer(SFTTrainer):
             others = batch.without(RECONSTRUCTION)
             batch = others if others.rows else batch  # a batch of nothing else must learn something
         slots = batch.slots(rate)
+        rows, weights = self._same_tasks(batch)
         device = inputs["segment_input_ids"].device
         processor = self.data_collator.processor
-        laid_out = processor.lay_out(batch.rows, slots)
+        laid_out = processor.lay_out(rows, slots)
         outputs: MemslotsOutput = model(
             segment_input_ids=inputs["segment_input_ids"],
             segment_attention_mask=inputs["segment_attention_mask"],
             segment_rates=torch.full((len(slots),), rate, device=device),
             **{name: tensor.to(device) for name, tensor in laid_out.items()},
-            task_weights=self.task_weights,
+            task_weights=weights,
             task_totals=num_items_in_batch,
         )
         loss = outputs.loss
@@ -226,7 +245,7 @@ class CompressorTrainer(SFTTrainer):
             raise RuntimeError("the model returned no loss for a batch with labels.")
         if training and not bool(torch.isfinite(loss)):
             self._stop_at(inputs, outputs, rate)
-        self._record_losses(outputs, num_items_in_batch, rate, "train" if training else "eval")
+        self._record_losses(outputs, batch, num_items_in_batch, rate)
         if training:
             self.step_metrics.add_work(
                 slots_read=sum(slots[segment] for row in batch.rows for segment in row.segments),
@@ -237,6 +256,16 @@ class CompressorTrainer(SFTTrainer):
             # Data parallelism averages gradients over processes, and each divided by all targets.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _same_tasks(self, batch: CompressorBatch) -> tuple[list[Row], tuple[float, ...]]:
+        """The batch's rows and the tasks' weights; under FSDP also rows of others' tasks."""
+        if not self.is_fsdp_enabled:
+            return batch.rows, self.task_weights
+        counts = self._over_processes(batch.target_counts())
+        token = self.processing_class.eos_token_id or 0
+        rows, made_up = with_tasks(batch.rows, [count > 0 for count in counts.tolist()], token)
+        weighted = zip(self.task_weights, made_up, strict=True)
+        return rows, tuple(0.0 if missing else weight for weight, missing in weighted)
 
     def _stop_at(self, inputs, outputs: MemslotsOutput, rate: int) -> None:
         """Stops before a loss that is no number reaches the weights."""
@@ -250,12 +279,16 @@ class CompressorTrainer(SFTTrainer):
             "max_grad_norm, or train in bfloat16 or float32 instead of float16, and start again."
         )
 
-    def _record_losses(self, outputs: MemslotsOutput, totals, rate: int, mode: str) -> None:
+    def _record_losses(
+        self, outputs: MemslotsOutput, batch: CompressorBatch, totals, rate: int
+    ) -> None:
         counts, means = outputs.task_counts, outputs.task_losses
         if counts is None or means is None:
             raise RuntimeError("the model returned no task losses for a batch with labels.")
         divisor = counts if totals is None else totals.to(means.device)
-        self.step_metrics.add_losses(mode, rate, means * divisor.clamp(min=1), counts)
+        own = batch.target_counts().to(means.device)  # without rows of other processes' tasks
+        sums = means * divisor.clamp(min=1) * (own > 0)
+        self.step_metrics.add_losses("train" if self.model.training else "eval", rate, sums, own)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Only for weights that a checkpoint of this model should hold."""

@@ -178,10 +178,11 @@ def _run_stage(
         card_writer=card_writer,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    weights = trainer.gathered_weights()
     if trainer.is_world_process_zero():
 
         def save(unfinished: Path) -> None:
-            model.save_pretrained(unfinished)
+            model.save_pretrained(unfinished, state_dict=weights)
             _write_recipe(recipe, unfinished)
             _write_losses(trainer.state.log_history, unfinished)
 

@@ -1,0 +1,59 @@
+"""Training a model whose weights are spread over processes (FSDP)."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from memslots.modeling.layout_memslots import TASKS, Prompt, Row
+from memslots.modeling.modeling_memslots import MemslotsModel
+
+
+def with_tasks(rows: list[Row], present: list[bool], token: int) -> tuple[list[Row], list[bool]]:
+    """Rows with targets for every task that any process has, and which tasks were made up.
+
+    The model runs its decoder once a task, and each run gathers the decoder's weights from all
+    processes: they must run it equally often. A made-up row is one token after the first row's
+    first segment; its task gets no weight.
+
+    Args:
+        rows: this process's batch.
+        present: for each task, whether any process has targets of it.
+        token: any token of the decoder.
+    """
+    counts = [0] * len(TASKS)
+    for row in rows:
+        counts[row.task] += row.n_targets
+    made_up = [wanted and not count for wanted, count in zip(present, counts, strict=True)]
+    blank = Row(rows[0].segments[:1], Prompt([token]), [token])
+    added = [replace(blank, task=task) for task, missing in enumerate(made_up) if missing]
+    return [*rows, *added], made_up
+
+
+class _Gathered:
+    """A sharded model as `MemslotsModel.fingerprint` reads it, with whole weights."""
+
+    def __init__(self, model: MemslotsModel, weights: dict[str, torch.Tensor]):
+        self.config = model.config
+        self._need_processor = model._need_processor
+        self._weight_versions = tuple
+        self._fingerprint = None
+        self.memory_tokens = weights.get("memory_tokens")
+        self.encoder = self
+        self._weights = weights
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The encoder's weights."""
+        mark = "encoder."
+        return {k.removeprefix(mark): v for k, v in self._weights.items() if k.startswith(mark)}
+
+
+def trust_gathered(model: MemslotsModel, weights: dict[str, Any]) -> None:
+    """Computes a sharded model's fingerprint from its whole weights, for it to be saved with.
+
+    Args:
+        model: whose weights are spread over processes.
+        weights: its state, whole, as the main process has it.
+    """
+    read: Any = MemslotsModel.fingerprint.fget  # type: ignore[attr-defined]
+    model._trust_fingerprint(read(_Gathered(model, weights)))
