@@ -8,14 +8,23 @@ import yaml
 from tiny_models import words
 
 from memslots.cli import main
+from memslots.cli.capacity_chunks import run_chunks
 from memslots.configuration import load_recipe
 from memslots.cramming import CrammingSettings, Reading, cram, load_frozen_decoder
 from memslots.cramming.error_patterns import error_patterns, frequency_band, place, token_kind
 from memslots.cramming.vector_structure import interpolate, nearest_embeddings, reach_of_ends
+from memslots.data import load_rows
 from memslots.evaluation import capacity_runs
+from memslots.evaluation.capacity_chunks import (
+    draw_chunks,
+    read_chunks,
+    reconstruction_accuracy,
+    write_split,
+)
 from memslots.evaluation.capacity_plots import mean_gain
 from memslots.evaluation.capacity_report import load_records, write_capacity_page
 from memslots.evaluation.capacity_texts import CapacityTexts
+from memslots.modeling.layout_memslots import RECONSTRUCTION, Prompt, Row
 
 SETTINGS = {
     "decoders": ["tiny"],
@@ -132,6 +141,7 @@ def test_a_search_says_what_it_measured(cells, results):
     assert result["token_gain"] == max(v["token_gain"] for v in result["lengths"].values())
     assert result["utilisation"] == result["token_gain"] / record["decoder"]["capacity"]
     longest = result["longest_length"]
+    assert max(map(int, result["lengths"])) >= min(2 * longest, 3)
     for length, values in result["lengths"].items():
         assert (values["accuracy"] >= 0.99) == (int(length) <= longest)
     counted = [sum(c["tokens"] for c in result["errors"][t].values()) for t in ("kind", "position")]
@@ -280,3 +290,67 @@ def test_the_line_of_figure_3_is_fitted_where_information_is_lost():
     ]
     assert mean_gain(points) == 2.5
     assert mean_gain(points[:1]) is None
+
+
+@pytest.fixture(scope="module")
+def chunk_books(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("chunk_books") / "books-train.jsonl"
+    file.write_text(json.dumps({"text": words(3000)}) + "\n" + json.dumps({"text": words(3000, 1)}))
+    return str(file)
+
+
+def test_chunks_are_distinct_of_one_length_and_split_once(model, chunk_books, tmp_path):
+    encoder = model.processor.encoder_text
+    chunks = draw_chunks(chunk_books, encoder, 6, 100)
+    assert len(set(chunks)) == 100
+    assert draw_chunks(chunk_books, encoder, 6, 100) == chunks
+    assert {len(encoder.encode(chunk)) for chunk in chunks} == {6}
+    write_split(chunks, 20, tmp_path)
+    train, test = read_chunks(tmp_path, "train"), read_chunks(tmp_path, "test")
+    assert (train, test) == (chunks[:80], chunks[80:])
+    assert [row["text"] for row in load_rows("jsonl", "train", data_dir=str(tmp_path))] == train
+    with pytest.raises(ValueError, match="fewer than 100000"):
+        draw_chunks(chunk_books, encoder, 6, 100_000)
+    with pytest.raises(ValueError, match="test=100"):
+        write_split(chunks, 100, tmp_path)
+
+
+def test_reconstruction_accuracy_is_the_training_loss_hits(model):
+    """Against the model's own forward pass on reconstruction rows, text by text."""
+    texts = ["The treaty was signed", "Carmen owns maps: one, two", "Rivers"]
+    found = reconstruction_accuracy(model, texts, batch_size=2)
+    right = total = exact = 0
+    processor = model.processor
+    for text in texts:
+        memory = model.compress(text)
+        target = processor.decoder_text.encode(text)
+        row = Row([0], Prompt(processor.bos_ids), target, task=RECONSTRUCTION)
+        inputs = model.row_inputs([row], memory)
+        labels = inputs.pop("labels")
+        guesses = model.decoder(**inputs).logits[0, -len(target) - 1 : -1].argmax(-1).tolist()
+        assert labels[0, -len(target) :].tolist() == target
+        hits = [a == b for a, b in zip(guesses, target, strict=True)]
+        right, total, exact = right + sum(hits), total + len(hits), exact + all(hits)
+    assert (found["tokens"]["right"], found["tokens"]["n"]) == (right, total)
+    assert (found["chunks"]["right"], found["chunks"]["n"]) == (exact, 3)
+
+
+def test_table_2_trains_once_and_stands_on_the_page(chunk_books, tmp_path):
+    from importlib.resources import files
+
+    recipe = load_recipe(
+        str(files("memslots.evaluation").joinpath("capacity.yaml")),
+        ["chunks.recipe.compressor.training.per_device_train_batch_size=2"],
+    )
+    section = recipe["chunks"]
+    section["sizes"] = [{"chunks": 40, "test": 8, "max_steps": 2}]
+    told = []
+    (record,) = run_chunks(section, tmp_path, chunk_books, told.append)
+    assert len(told) == 1
+    assert record["test"]["slots"] == record["test"]["chunks"]["n"] == 8
+    (again,) = run_chunks(section, tmp_path, chunk_books, told.append)
+    assert again == record
+    assert len(told) == 1
+    page = tmp_path / "capacity.md"
+    write_capacity_page([], page, chunks=[record])
+    assert "| PCC converter | 40 | 8 |" in page.read_text()

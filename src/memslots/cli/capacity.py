@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,9 @@ def capacity(
         str | None, typer.Option(help="Cells whose names hold this, such as search-books-dense.")
     ] = None,
     at_most: Annotated[int | None, typer.Option(min=0, help="Run so many cells and stop.")] = None,
+    table_2: Annotated[
+        bool, typer.Option("--table-2/--no-table-2", help="Train and measure table 2 as well.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells; run none.")] = False,
     settings: Annotated[
         Path | None, typer.Option(help="YAML of the same sections as the packaged one.")
@@ -63,19 +68,34 @@ def capacity(
         return
     waiting = [cell for cell in chosen if not cell_file(cell, folder).is_file()]
     run_cells(waiting[:at_most], folder, books, workers, lambda line: err.print(line, style="dim"))
+    chunks = []
+    if table_2 and "chunks" in recipe:
+        chunks = _train_chunks(recipe["chunks"], output / "chunks", books)
     page = report or output / "capacity.md"
     records = load_records(cell_file(cell, folder) for cell in cells)
-    write_capacity_page(records, page, missing=len(cells) - len(records))
+    write_capacity_page(records, page, len(cells) - len(records), chunks)
     out.print(f"{page}: {len(records)} of {len(cells)} cells", soft_wrap=True)
 
 
 def _train(recipe: dict[str, Any], folder: Path, books: str | None) -> None:
-    try:
+    with _training_is_installed():
         from memslots.trainer.tiny_decoder import train_tiny_decoder
+    train_tiny_decoder(recipe, folder, books)
+
+
+def _train_chunks(section: dict[str, Any], folder: Path, books: str | None) -> list[dict[str, Any]]:
+    with _training_is_installed():
+        from .capacity_chunks import run_chunks
+    return run_chunks(section, folder, books, lambda line: err.print(line, style="dim"))
+
+
+@contextlib.contextmanager
+def _training_is_installed() -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("memslots"):
             raise
         raise ValueError(
             f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
         ) from error
-    train_tiny_decoder(recipe, folder, books)

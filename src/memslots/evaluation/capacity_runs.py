@@ -53,9 +53,8 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
             for rank in (block.get("ranks", [1]) if method.endswith("lora") else [1])
             for targets in (block.get("targets", ["qkv"]) if method.endswith("lora") else [""])
         ]
-        for name, method, seed in itertools.product(
-            block["decoders"], methods, range(block["seeds"])
-        ):
+        named = [name for name in block["decoders"] if name in settings["decoders"]]
+        for name, method, seed in itertools.product(named, methods, range(block["seeds"])):
             cells.append(
                 {
                     **shared,
@@ -197,6 +196,10 @@ def _search(cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts) -> dict[st
 
     usable = [n for n in lengths if n > 1 or settings.first_token]
     found = longest_length(accuracy, usable)
+    # A longer text may gain more tokens though not all of them: gains are looked for up to twice.
+    beyond = [n for n in usable if found.length < n <= max(2 * found.length, usable[0])]
+    if beyond and max(tried) < beyond[-1]:
+        accuracy(beyond[-1])
     gains = {n: values["token_gain"] for n, values in tried.items()}
     best = max(gains, key=lambda n: gains[n])
     failed = [n for n in sorted(tried) if n > found.length]
