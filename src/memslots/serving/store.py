@@ -18,7 +18,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -303,12 +303,22 @@ class MemoryStore:
         if metadata is None or isinstance(metadata, Mapping):
             metadata = [metadata] * len(ids)
         rows = encode_memory(ids, memory, [encode_metadata(m) for m in metadata], self.slot_dtype)
-        self.add_rows(rows, replace)
+        self.add_rows(rows, "replace" if replace else "refuse")
 
-    def add_rows(self, rows: pa.Table, replace: bool = False) -> None:
-        """As `add`, of rows that `store_format.encode_memory` made, perhaps in another process."""
+    def add_rows(
+        self, rows: pa.Table, existing: Literal["refuse", "replace", "skip"] = "refuse"
+    ) -> int:
+        """As `add`, of rows that `store_format.encode_memory` made, perhaps in another process.
+
+        Args:
+            rows: Of `store_format.SCHEMA`.
+            existing: What becomes of a row whose id is there already.
+
+        Returns:
+            How many rows were stored.
+        """
         if not len(rows):
-            return
+            return 0
         ids = check_ids(rows["id"].to_pylist())
         compressors = {
             (fingerprint, width)
@@ -326,15 +336,19 @@ class MemoryStore:
                     "store for it, or compress with the same checkpoint."
                 )
             there = self._catalogue.places(db, ids)
-            if there and not replace:
+            if there and existing == "skip":
+                rows = rows.filter(pa.array([one not in there for one in ids]))
+            elif there and existing == "refuse":
                 raise ValueError(
                     f"{shorten(sorted(there))} in the store {str(self.path)!r} already; choose "
                     "other ids, delete those, or say replace=True (--replace)."
                 )
-            self._enter(db, rows, written)
+            if len(rows):
+                self._enter(db, rows, written)
             if here[0] is None:
                 ((fingerprint, width),) = compressors
                 self._catalogue.set_header(db, fingerprint=fingerprint, d_encoder=str(width))
+        return len(rows)
 
     def delete(self, ids: str | Sequence[str]) -> None:
         """Takes documents out of the store, all of them or none.

@@ -1,0 +1,234 @@
+"""`memslots store`: a folder of memories."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .options import (
+    DTYPES,
+    Device,
+    Dtype,
+    Model,
+    Rate,
+    Revision,
+    _device,
+    err,
+    load_config,
+    load_model,
+    out,
+    quiet,
+    resolve_model,
+)
+
+if TYPE_CHECKING:
+    from memslots.serving.compress_corpus import CorpusReport
+    from memslots.serving.store import MemoryStore
+
+app = typer.Typer(
+    help="Keep the memories of many documents in a folder.",
+    epilog="Example: memslots store add texts/ --store memories --workers 4",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Store = Annotated[Path, typer.Option("--store", help="The store's folder.")]
+Ids = Annotated[list[str], typer.Argument(help="Ids, as `memslots store list` shows them.")]
+
+_SHOWN = 5  # of each kind of document that was not stored
+
+
+@app.command(epilog="Example: memslots store add texts/ --store memories --rate 8 --workers 4")
+def add(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with .txt, .md, .jsonl and .parquet files, or one file.")
+    ],
+    store: Store,
+    rate: Rate = None,
+    slot_dtype: Annotated[
+        str | None,
+        typer.Option("--slot-dtype", help="For a new store: bfloat16 (default) or int8."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that compress.")] = 1,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run the workers under Ray Data (see RAY_ADDRESS).")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace documents whose text or rate has changed.")
+    ] = False,
+    text_column: Annotated[str, typer.Option(help="Column of a row's text.")] = "text",
+    id_column: Annotated[str, typer.Option(help="Column of a row's id, if any.")] = "id",
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> int:
+    """Compress a corpus into a store; run again, it goes on where it was stopped.
+
+    What the store has, by id or by its text, is not compressed again. The exit code is 1 where
+    something of the corpus was not stored.
+    """
+    from memslots.serving.compress_corpus import add_corpus
+    from memslots.serving.corpus import corpus_files, read_documents
+    from memslots.serving.corpus_workers import CompressorSpec
+    from memslots.serving.store import MemoryStore
+
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    files = corpus_files(folder)
+    name = resolve_model(model)
+    place = _device(device)
+    quiet()
+    config = load_config(name, revision)
+    if rate is None:
+        rate = min(config.compression_rates)
+    elif rate not in config.compression_rates:
+        raise ValueError(
+            f"--rate {rate} is not one that the compressor was trained for: "
+            f"{sorted(config.compression_rates)}."
+        )
+    kept = MemoryStore(store, slot_dtype)
+    if kept.fingerprint and config.fingerprint and kept.fingerprint != config.fingerprint:
+        raise ValueError(
+            f"the store {str(store)!r} holds memories of compressor {kept.fingerprint[:12]}, and "
+            f"{name} is {config.fingerprint[:12]}; name another store, or that checkpoint."
+        )
+    alone = workers == 1 and not ray
+    spec = CompressorSpec(
+        model=str(Path(name).resolve()) if Path(name).is_dir() else name,
+        slot_dtype=kept.slot_dtype,
+        rate=rate,
+        revision=revision,
+        device=str(place),
+        dtype=dtype or ("float32" if place.type == "cpu" else "auto"),
+    )
+    report = add_corpus(
+        kept,
+        read_documents(folder, text_column, id_column),
+        spec,
+        workers=workers,
+        ray=ray,
+        replace=replace,
+        total_bytes=sum(path.stat().st_size for path in files),
+        model=load_model(name, revision, device, dtype, load_decoder=False) if alone else None,
+    )
+    return _show(report, kept)
+
+
+def _show(report: CorpusReport, store: MemoryStore) -> int:
+    out.print(
+        f"{report.added} documents added, {report.there} were there, {report.duplicates} have a "
+        f"text that is there by another id, {report.seconds:.1f} s",
+        soft_wrap=True,
+    )
+    out.print(Text(repr(store)), style="dim", soft_wrap=True)
+    _list("could not be used", [f"{at}: {why}" for at, why in report.unusable.items()])
+    _list("changed and were left as they are (--replace takes the new ones)", report.changed)
+    return 1 if report.unusable or report.changed else 0
+
+
+def _list(what: str, places: list[str]) -> None:
+    if places:
+        err.print(f"{len(places)} {what}:")
+        for place in places[:_SHOWN]:
+            err.print(Text(f"  {place}"), soft_wrap=True)
+        if len(places) > _SHOWN:
+            err.print(f"  and {len(places) - _SHOWN} more")
+
+
+@app.command(epilog="Example: memslots store verify --store memories")
+def verify(store: Store) -> int:
+    """Read every document and compare it with its checksum; exit code 1 where one is damaged."""
+    found = _open(store).verify()
+    for one, problem in found.problems.items():
+        out.print(Text(f"{one}: {problem}"), soft_wrap=True)
+    if found.left_over:
+        err.print(f"{len(found.left_over)} files of writers that died; `store compact` drops them")
+    bad = len(found.problems)
+    out.print(f"{found.documents} documents read, " + (f"{bad} damaged" if bad else "all sound"))
+    return 1 if bad else 0
+
+
+@app.command(epilog="Example: memslots store info --store memories --json")
+def info(
+    store: Store,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show how much a store holds."""
+    facts = dataclasses.asdict(_open(store).info())
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    table = Table(show_header=False, title=str(store), title_justify="left")
+    for key, value in facts.items():
+        if key == "rates":
+            value = ", ".join(f"{n} at {rate}" for rate, n in value.items()) or "none"
+        shown = f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(key.replace("_", " "), Text(shown, overflow="fold"))
+    out.print(table)
+
+
+@app.command("list", epilog='Example: memslots store list --store memories --where source="a.txt"')
+def list_ids(
+    store: Store,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only with this metadata; JSON, or a string."),
+    ] = None,
+) -> None:
+    """Print the ids of the documents, one a line."""
+    kept, wanted = _open(store), {}
+    for one in where or []:
+        key, equals, value = one.partition("=")
+        if not key or not equals:
+            raise ValueError(f"--where {one} is not KEY=VALUE.")
+        try:
+            wanted[key] = json.loads(value)
+        except json.JSONDecodeError:
+            wanted[key] = value
+    for found in kept.find(wanted) if wanted else kept.ids():
+        typer.echo(found)
+
+
+@app.command(epilog="Example: memslots store get a.txt b.txt --store memories -o ab.safetensors")
+def get(
+    ids: Ids,
+    store: Store,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Memory file (safetensors).")],
+    rate: Rate = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+) -> None:
+    """Copy documents into one memory file, which `ask` and `reconstruct` read."""
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists; --force replaces it.")
+    memory = _open(store).get(ids, rate=rate)
+    memory.save(output)
+    out.print(Text(repr(memory)), soft_wrap=True)
+
+
+@app.command(epilog="Example: memslots store delete a.txt --store memories")
+def delete(ids: Ids, store: Store) -> None:
+    """Take documents out; `memslots store compact` then removes their slots from the disk."""
+    _open(store).delete(ids)
+    out.print(f"{len(ids)} deleted")
+
+
+@app.command(epilog="Example: memslots store compact --store memories")
+def compact(store: Store) -> None:
+    """Join small files, and remove what was deleted from the disk."""
+    kept = _open(store)
+    before = kept.info()
+    kept.compact()
+    after = kept.info()
+    out.print(f"{before.files} files, {before.bytes:,} bytes -> {after.files}, {after.bytes:,}")
+
+
+def _open(path: Path) -> MemoryStore:
+    from memslots.serving.store import MemoryStore
+
+    return MemoryStore(path, create=False)
