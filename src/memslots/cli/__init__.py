@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memslots import __version__
 
-from . import ablate, build, capacity, cram, plan, publish, store, tables, use
+from . import ablate, build, capacity, cram, finetune, plan, publish, store, tables, use
 from .options import err
 
 app = typer.Typer(
@@ -57,6 +57,10 @@ app.command(epilog="Example: memslots train tiny --books ../shared/data --output
 app.command("eval", epilog="Example: memslots eval path/to/checkpoint --questions 1000 --check")(
     build.evaluate
 )
+app.command(
+    "finetune-decoder",
+    epilog="Example: memslots finetune-decoder path/to/checkpoint tuned --data hpd/paper_train",
+)(finetune.finetune)
 app.command(epilog="Example: memslots info path/to/checkpoint")(build.info)
 app.command(
     epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B new --set markers=memory"

@@ -158,6 +158,9 @@ def evaluate(
     lengths: Annotated[
         str | None, typer.Option(help="Input lengths in decoder tokens, such as 512,1024.")
     ] = None,
+    finetuned_decoder: Annotated[
+        str | None, typer.Option(help="Compare role play with this one; see finetune-decoder.")
+    ] = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -176,8 +179,11 @@ def evaluate(
             samples,
             lengths,
             output or Path("results.json"),
+            finetuned_decoder,
         )
         return
+    if finetuned_decoder is not None:
+        raise ValueError("--finetuned-decoder is read by --tasks roleplay; name the tasks.")
     if suite != "tiny":
         raise ValueError(f"--suite {suite} is not known; there is tiny.")
     folder = Path(resolve_model(checkpoint))

@@ -24,6 +24,7 @@ def measure(
     samples: int,
     lengths: str | None,
     output: Path,
+    finetuned_decoder: str | None = None,
 ) -> None:
     """Runs the tasks and writes `output`, the same name with `.md`, and a folder of plots.
 
@@ -37,6 +38,7 @@ def measure(
         samples: most rows of a set.
         lengths: numbers; the paper's without.
         output: a `.json` file.
+        finetuned_decoder: folder or repository, for the task roleplay.
 
     Raises:
         ValueError: names or numbers that are not known.
@@ -70,6 +72,7 @@ def measure(
         samples=samples,
         lengths=_numbers(lengths, "--lengths"),
         progress=lambda line: err.print(f"{line} ...", style="dim"),
+        finetuned_decoder=finetuned_decoder,
     )
     table = Table()
     for column in (

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memslots.data import load_rows
 from memslots.evaluation import needle, tasks
@@ -43,6 +44,7 @@ def evaluate_tasks(
     lengths: Sequence[int] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    finetuned_decoder: str | None = None,
 ) -> dict[str, Any]:
     """Measures a compressor.
 
@@ -58,6 +60,8 @@ def evaluate_tasks(
         lengths: decoder tokens of the inputs, for tasks that have several (the paper's without).
         seed: of every draw.
         progress: called with a line before each set.
+        finetuned_decoder: folder or repository of the decoder fine-tuned on plain text, which role
+            play is compared with (PCC, table 4); see `memslots finetune-decoder`.
 
     Returns:
         `records` (see `tasks`), what was measured, on what, and `notes` on the data read.
@@ -70,9 +74,16 @@ def evaluate_tasks(
         raise ValueError(f"tasks {unknown} are unknown; choose some of {', '.join(TASKS)}.")
     if model.decoder is None:
         raise ValueError("measuring needs the decoder; load the model with load_decoder=True.")
+    if finetuned_decoder is not None and "roleplay" not in names:
+        raise ValueError(
+            f"finetuned_decoder {finetuned_decoder!r} is for the task roleplay, which is not asked."
+        )
     started = time.perf_counter()
     chosen = list(rates or model.config.compression_rates)
     options = _Options(chosen, tuple(baselines), data_dir, samples, lengths, seed)
+    if finetuned_decoder is not None:
+        tuned = AutoModelForCausalLM.from_pretrained(finetuned_decoder, dtype=model.dtype)
+        options.finetuned = tuned.to(model.device)
     records: list[dict[str, Any]] = []
     notes: list[str] = []
     for name in names:
@@ -88,6 +99,7 @@ def evaluate_tasks(
         "baselines": list(baselines),
         "samples": samples,
         "seed": seed,
+        "finetuned_decoder": finetuned_decoder,
         "checkpoint": describe_checkpoint(model),
         "machine": {
             "hardware": hardware(model),
@@ -110,6 +122,7 @@ class _Options:
         self.samples = samples
         self.lengths = lengths
         self.seed = seed
+        self.finetuned: PreTrainedModel | None = None
 
     def run(self, model, name: str, source: str, notes: list[str]) -> list[dict[str, Any]]:
         """Records of one task on one set."""
@@ -131,7 +144,9 @@ class _Options:
             )
         if name == "roleplay":
             dialogues = [row for row in rows if row["context"]]
-            return tasks.role_play(model, dialogues, self.rates, data=source, **lengths)
+            return tasks.role_play(
+                model, dialogues, self.rates, data=source, finetuned=self.finetuned, **lengths
+            )
         asked = needle.needle_rows(
             model,
             [row["text"] for row in rows],

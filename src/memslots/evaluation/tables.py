@@ -46,6 +46,7 @@ def reads(record: Record) -> str:
     rate = record["rate"]
     names = {
         "full": "the full text",
+        "finetuned": "the full text, by the decoder fine-tuned on such texts",
         "none": "no context",
         "memory": f"memory, rate {rate}",
         "another": f"another text's memory, rate {rate}",

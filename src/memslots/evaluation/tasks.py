@@ -14,9 +14,13 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from memslots.data.demonstrations import demonstration_context
 from memslots.data.schema import QuestionRow, TextRow
@@ -225,6 +229,7 @@ def role_play(
     rates: Sequence[int],
     lengths: Sequence[int] = (750, 1500),
     data: str = "",
+    finetuned: PreTrainedModel | None = None,
 ) -> list[Record]:
     """Perplexity of a character's reply, with and without the dialogue before it (PCC, table 4).
 
@@ -234,6 +239,11 @@ def role_play(
         rates: encoder tokens per slot.
         lengths: most decoder tokens of the contexts.
         data: name of the set, for the records.
+        finetuned: a decoder of the same vocabulary, fine-tuned on such dialogues as plain text; it
+            reads the full text beside the frozen one.
+
+    Raises:
+        ValueError: a fine-tuned decoder of another width or vocabulary.
     """
     processor = processor_of(model)
     questions = [row["question"] for row in rows]
@@ -252,7 +262,24 @@ def role_play(
             )
             scored = _perplexity(losses)
             records.append(_of(condition, "roleplay", data, "perplexity", scored, length))
+            if condition.name == "full" and finetuned is not None:
+                with _decoder(model, finetuned):
+                    losses = target_losses(model, condition.prompts(model, questions), targets)
+                tuned = replace(condition, name="finetuned")
+                scored = _perplexity(losses)
+                records.append(_of(tuned, "roleplay", data, "perplexity", scored, length))
     return records
+
+
+@contextmanager
+def _decoder(model: MemslotsModel, other: PreTrainedModel) -> Iterator[None]:
+    """The model reads by another decoder."""
+    own = model.decoder
+    model.attach_decoder(other)
+    try:
+        yield
+    finally:
+        model.decoder = own
 
 
 def _by_likelihood(
