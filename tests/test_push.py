@@ -37,6 +37,8 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    # transformers keeps one client; older versions make one a call.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # Retries wait; here they need not.
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -196,6 +198,89 @@ def test_wrong_token_is_refused_and_not_shown(hub, bundled, monkeypatch, capsys,
     assert "401" in captured.err
     assert "hf_wrongSecret" not in captured.out + captured.err + caplog.text
     assert not hub.repositories
+
+
+# -- from Python -----------------------------------------------------------------------------------
+
+
+def pushed(hub, name):
+    """The files of the one commit after the first, and its title."""
+    (commit,) = hub.repositories[name].commits[1:]
+    return commit.files, commit.title
+
+
+def test_push_to_hub_of_a_model(hub, bundled):
+    model, _ = bundled
+    model.push_to_hub("me/model", private=True, commit_message="From Python", tags=["mine"])
+    files, title = pushed(hub, "me/model")
+    assert title == "From Python"
+    assert hub.repositories["me/model"].private
+    assert {"handler.py", "model.safetensors", "modeling_memslots.py"} <= set(files)
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.tags[0] == "memslots"
+    assert card.data.tags[-1] == "mine"
+    assert '"me/model"' in card.text
+
+
+def test_save_pretrained_pushes_on_request(hub, bundled, tmp_path):
+    bundled[0].save_pretrained(tmp_path / "c", push_to_hub=True, repo_id="me/other")
+    assert "handler.py" in pushed(hub, "me/other")[0]
+
+
+def test_a_local_decoder_is_refused_before_anything_is_sent(hub, zoo):
+    with pytest.raises(ValueError, match="a path on this disk"):
+        zoo.shared().push_to_hub("me/model")
+    assert hub.requests == []
+
+
+def test_without_the_package_a_model_pushes_itself(hub, bundled, monkeypatch):
+    monkeypatch.setattr("memslots.modeling.checkpoint_memslots.entry_points", lambda group: ())
+    bundled[0].push_to_hub("me/plain")
+    files, _ = pushed(hub, "me/plain")
+    assert {"README.md", "model.safetensors", "pipeline_memslots.py"} <= set(files)
+    again = MemslotsModel.from_pretrained("me/plain")
+    assert again.generate(**ANSWERS) == bundled[0].generate(**ANSWERS)
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save"])
+def test_push_of_the_trainer(hub, zoo, tmp_path, strategy):
+    from datasets import Dataset
+
+    from memslots.hub_cards.model_card import write_card
+    from memslots.trainer.compressor_config import CompressorConfig
+    from memslots.trainer.compressor_trainer import CompressorTrainer
+
+    arguments = CompressorConfig(
+        output_dir=str(tmp_path / "run"),
+        max_steps=1,
+        per_device_train_batch_size=1,
+        save_strategy="steps",
+        save_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        push_to_hub=True,
+        hub_model_id="me/trained",
+        hub_strategy=strategy,
+        hub_private_repo=True,
+    )
+    rows = Dataset.from_list([{"text": " ".join(TEXTS)}])
+    model = zoo.compressor(bundle_decoder=True)
+    trainer = CompressorTrainer(model, arguments, rows, card_writer=write_card)
+    trainer.train()
+    assert (tmp_path / "run" / "README.md").is_file()
+    repository = hub.repositories["me/trained"]
+    titles = [commit.title for commit in repository.commits[1:]]
+    assert titles == (["Training in progress, step 1"] if strategy == "every_save" else [])
+    trainer.push_to_hub()
+    files = repository.find("main").files
+    assert repository.private
+    assert repository.commits[-1].title in ("End of training", *titles)
+    assert {"handler.py", "README.md", "model.safetensors", "pipeline_memslots.py"} <= set(files)
+    assert "training_args.bin" not in files
+    again = MemslotsModel.from_pretrained("me/trained")
+    assert again.generate(**ANSWERS) == model.eval().generate(**ANSWERS)
+    with pytest.raises(ValueError, match="blocking=True"):
+        trainer.push_to_hub(blocking=False)
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def _metadata(
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="question-answering",
-        tags=TAGS,
+        tags=[*TAGS, *(stated.get("tags") or [])],
         metrics=list(dict.fromkeys(entry.metric_type for entry in entries)) or None,
         model_name=(repo_id or "memslots").rpartition("/")[2] if entries else None,
         eval_results=entries or None,

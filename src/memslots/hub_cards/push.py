@@ -33,7 +33,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session, validate_repo_id
 
 import memslots.modeling
-from memslots.hub_cards.checkpoint_facts import HANDLER, RECIPE, RESULTS, hub_id, without_paths
+from memslots.hub_cards.checkpoint_facts import (
+    CARD,
+    HANDLER,
+    RECIPE,
+    RESULTS,
+    hub_id,
+    without_paths,
+)
 from memslots.hub_cards.model_card import build_card, save_card
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 
@@ -47,6 +54,8 @@ _OURS = (*WEIGHTS, "*_memslots.py")
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try."""
+
+MESSAGE = "Upload memslots checkpoint"
 
 T = TypeVar("T")
 
@@ -81,7 +90,8 @@ def push_checkpoint(
     revision: str | None = None,
     create_pr: bool = False,
     token: str | bool | None = None,
-    commit_message: str = "Upload memslots checkpoint",
+    commit_message: str = MESSAGE,
+    commit_description: str | None = None,
     **stated: Any,
 ) -> CommitInfo:
     """Push a checkpoint's folder.
@@ -94,6 +104,7 @@ def push_checkpoint(
         create_pr: open a pull request instead of committing.
         token: as everywhere in huggingface_hub; by default the one that is logged in.
         commit_message: of the one commit.
+        commit_description: likewise.
         stated: the card's metadata that no file tells (`license`, `language`, ...).
 
     Raises:
@@ -102,23 +113,74 @@ def push_checkpoint(
         HfHubHTTPError: the Hub refused.
     """
     with staged(folder, repo_id, **stated) as (model, files):
-        return _push(
-            model.config, files, repo_id, private, revision, create_pr, token, commit_message
-        )
+        commit = _Commit(revision, create_pr, commit_message, commit_description)
+        return _push(model.config, files, repo_id, private, token, commit)
+
+
+def push_model(
+    model: MemslotsModel,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | None = None,
+) -> CommitInfo:
+    """Push a model in memory: what `model.push_to_hub` does where this package is installed.
+
+    Its card has no results, which only a folder that was measured has: see `push_checkpoint`.
+
+    Args:
+        model: the compressor.
+        repo_id: as for `push_checkpoint`, as are the arguments that are not listed.
+        private: of a repository that is made.
+        revision: branch; made if it does not exist.
+        create_pr: open a pull request instead of committing.
+        token: as everywhere in huggingface_hub.
+        commit_message: of the one commit.
+        commit_description: likewise.
+        max_shard_size: of a weights file.
+        tags: of the card, beside its own.
+
+    Raises:
+        ValueError: a model that others could not load.
+        PushError: the network failed again and again; nothing was committed.
+        HfHubHTTPError: the Hub refused.
+    """
+    publishable(model.config)
+    with tempfile.TemporaryDirectory(prefix="memslots-push-") as made:
+        folder = Path(made) / "checkpoint"
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        card = Path(str(model.name_or_path)) / CARD
+        if card.is_file():  # the licence that it states holds for what was made of it
+            shutil.copyfile(card, folder / CARD)
+        with staged(folder, repo_id, model, tags=tags) as (_, files):
+            commit = _Commit(revision, create_pr, commit_message or MESSAGE, commit_description)
+            return _push(model.config, files, repo_id, private, token, commit)
 
 
 @contextmanager
 def staged(
-    folder: str | Path, repo_id: str, **stated: Any
+    folder: str | Path, repo_id: str, model: MemslotsModel | None = None, **stated: Any
 ) -> Iterator[tuple[MemslotsModel, list[StagedFile]]]:
     """The loaded model and the files that a push of it would bring, while the block runs.
+
+    Args:
+        folder: of the checkpoint.
+        repo_id: `owner/name`.
+        model: what was saved there; it is loaded without.
+        stated: see `push_checkpoint`.
 
     Raises:
         ValueError: see `push_checkpoint`.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
-    model = _loaded(folder)
+    model = _loaded(folder) if model is None else model
     config = publishable(model.config)
     with tempfile.TemporaryDirectory(prefix="memslots-push-") as made:
         stage = Path(made)
@@ -127,7 +189,7 @@ def staged(
         for source in sorted(Path(memslots.modeling.__file__).parent.glob("*_memslots.py")):
             shutil.copyfile(source, stage / source.name)
         shutil.copyfile(Path(__file__).with_name(HANDLER), stage / HANDLER)
-        for name in (RESULTS, "README.md"):
+        for name in (RESULTS, CARD):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, stage / name)
         _take_recipe(folder, stage)
@@ -242,17 +304,26 @@ def _strings(value: Any) -> Iterator[str]:
 # -- the Hub ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Commit:
+    """What is said of the one commit; see `push_checkpoint`."""
+
+    revision: str | None
+    create_pr: bool
+    message: str
+    description: str | None
+
+
 def _push(
     config: MemslotsConfig,
     files: list[StagedFile],
     repo_id: str,
     private: bool | None,
-    revision: str | None,
-    create_pr: bool,
     token: str | bool | None,
-    commit_message: str,
+    wanted: _Commit,
 ) -> CommitInfo:
     api = HfApi(token=token)
+    revision, create_pr = wanted.revision, wanted.create_pr
     for part, name, needed in (
         ("decoder", config.decoder_name_or_path, not config.bundle_decoder),
         ("encoder", config.encoder_name_or_path, config.encoder_lora is not None),
@@ -286,7 +357,8 @@ def _push(
         return api.create_commit(
             repo_id,
             operations,
-            commit_message=commit_message,
+            commit_message=wanted.message,
+            commit_description=wanted.description,
             revision=revision,
             create_pr=create_pr,
             parent_commit=info.sha,

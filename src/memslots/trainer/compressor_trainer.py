@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
 from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS, Row
@@ -299,3 +300,53 @@ class CompressorTrainer(SFTTrainer):
         """Write the card with `card_writer`, where one was given."""
         if self.card_writer is not None and self.is_world_process_zero():
             self.card_writer(self.model, Path(self.args.output_dir))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """Save the model and push it as `model.push_to_hub` does: all of it, in one commit.
+
+        The Trainer's own would upload the output folder, pickled training arguments included.
+
+        Args:
+            commit_message: of the commit.
+            blocking: must be True.
+            token: `hub_token` by default.
+            revision: `hub_revision` by default.
+            private: of a repository that is made; `hub_private_repo` by default.
+            kwargs: for the card; the compressor's card needs none.
+        """
+        if not blocking:
+            raise ValueError("a compressor is pushed whole, while the call lasts: blocking=True.")
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        return self._publish(commit_message, token, revision, private)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            self._publish(f"Training in progress, step {self.state.global_step}")
+
+    def _publish(
+        self,
+        message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ):
+        return self.model.push_to_hub(
+            self.hub_model_id,
+            commit_message=message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            private=self.args.hub_private_repo if private is None else private,
+        )

@@ -42,7 +42,7 @@ def run_recipe(
         stage: "decoder" (where the recipe trains one) or the name of one of the compressor's
             stages.
         books: where the books are; PG-19 from the Hub without it.
-        card_writer: handed to the trainer.
+        card_writer: handed to the trainer; writes the card of every stage's checkpoint too.
         data_dir: folder with local copies of the data sets; the Hub without it.
 
     Returns:
@@ -108,6 +108,8 @@ def install_checkpoint(source: Path, target: Path) -> None:
         model.save_pretrained(made)
         for name, content in kept.items():
             (made / name).write_bytes(content)
+        if (source / "recipe.yaml").is_file():
+            shutil.copyfile(source / "recipe.yaml", made / "recipe.yaml")
     shutil.rmtree(target, ignore_errors=True)
     made.rename(target)
 
@@ -187,6 +189,8 @@ def _run_stage(
             _write_losses(trainer.state.log_history, unfinished)
 
         save_whole(save, folder, kept=last_checkpoint(checkpoints))
+        if card_writer is not None:
+            card_writer(model, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 

@@ -7,6 +7,7 @@ both tokenizers, and the code of this folder. The decoder is named, not held, un
 
 import os
 import shutil
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +261,23 @@ class CheckpointMixin(_Model):
             # PreTrainedModel.save_pretrained writes.
             token = {"token": kwargs["token"]} if "token" in kwargs else {}
             self.push_to_hub(repository.pop("repo_id", folder.name), **repository, **token)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """Upload everything that loads this model again, in one commit.
+
+        Where the memslots package is installed, its entry point does it, which adds the card and
+        the endpoint's handler, and refuses a decoder that is a path on this disk.
+
+        Args:
+            repo_id: `owner/name`.
+            kwargs: as for `PreTrainedModel.push_to_hub`.
+
+        Raises:
+            ValueError: a model that others could not load.
+        """
+        for publisher in entry_points(group="memslots.push_to_hub"):
+            return publisher.load()(self, repo_id, **kwargs)
+        return super().push_to_hub(repo_id, **kwargs)
 
     def _holds(self, key: str) -> bool:
         """Whether a checkpoint of this model holds the weight `key`."""
