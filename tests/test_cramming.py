@@ -409,3 +409,17 @@ def test_mistakes_on_the_command_line(zoo, tmp_path, capsys):
     ):
         assert main([*command, *arguments]) == 2, arguments
         assert message in capsys.readouterr().err
+
+
+def test_queries_and_keys_cannot_change_the_first_prediction(decoder, texts):
+    """A softmax over one key is 1: that is why `lora qk` gives no text back."""
+    changes = LowRankChanges(decoder.model, "qk", rank=1, alpha=32)
+    params = changes.new(1, torch.Generator().manual_seed(0))
+    params = {name: part + name.endswith(".B") for name, part in params.items()}
+    ids = torch.tensor([texts[1]])
+    with torch.no_grad():
+        plain = decoder.model(input_ids=ids).logits[0]
+        with changes.applied(params):
+            changed = decoder.model(input_ids=ids).logits[0]
+    torch.testing.assert_close(changed[0], plain[0])
+    assert not torch.allclose(changed[1:], plain[1:], atol=1e-2)

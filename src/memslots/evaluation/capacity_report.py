@@ -160,6 +160,10 @@ def _table_1(searches: Sequence[Record]) -> list[str]:
         "steps are to an exact copy at the longest length. Means and standard deviations over "
         "seeds. The report's are Pythia-160M / Pythia-410M.",
         "",
+        "`lora qk` cannot give any text back, whichever way it is counted, unless its first "
+        "predicted token is the one foreseen anyway: the first position attends to itself alone, "
+        "so changes of queries and keys do not reach what it predicts.",
+        "",
     ]
 
 

@@ -32,6 +32,9 @@ from memslots.evaluation.capacity_texts import CapacityTexts
 
 Cell = dict[str, Any]
 
+_GAIN_LENGTH = 8
+"""Tokens at which gains are measured where not even the shortest text is given back."""
+
 
 def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | None) -> list[Cell]:
     """All cells, each with everything that its result depends on.
@@ -197,7 +200,8 @@ def _search(cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts) -> dict[st
     usable = [n for n in lengths if n > 1 or settings.first_token]
     found = longest_length(accuracy, usable)
     # A longer text may gain more tokens though not all of them: gains are looked for up to twice.
-    beyond = [n for n in usable if found.length < n <= max(2 * found.length, usable[0])]
+    reach = 2 * found.length or _GAIN_LENGTH
+    beyond = [n for n in usable if found.length < n <= reach]
     if beyond and max(tried) < beyond[-1]:
         accuracy(beyond[-1])
     gains = {n: values["token_gain"] for n, values in tried.items()}

@@ -130,12 +130,8 @@ def conditions(
 
 
 def memory_positions(model: MemslotsModel, memory: Memory) -> list[int]:
-    """Decoder positions of each document: its slots, and the markers around its segments."""
-    pairs = {"segment": len, "memory": lambda document: 1, "none": lambda document: 0}
-    return [
-        slots + 2 * pairs[model.config.markers](document)
-        for slots, document in zip(memory.n_slots, memory.documents, strict=True)
-    ]
+    """Decoder positions of each document: slots, tokens of literals, and markers."""
+    return model.memory_positions(memory)
 
 
 def _another(memory: Memory, contexts: Sequence[str]) -> Memory:

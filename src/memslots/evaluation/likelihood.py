@@ -59,12 +59,13 @@ def target_losses(
     if len(prompts) != n or (memory is not None and len(memory) != n):
         documents = "" if memory is None else f", {len(memory)} documents"
         raise ValueError(f"got {len(prompts)} prompts, {n} targets{documents}; give as many each.")
-    rows, slots = [], [] if memory is None else [segment.slots for segment in memory.segments]
-    at = 0
-    for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        own = 0 if memory is None else len(memory.documents[i])
-        rows.append(Row(list(range(at, at + own)), prompt, list(target), given, ANSWER))
-        at += own
+    slots = [] if memory is None else [segment.slots for segment in memory.segments]
+    if memory is None:
+        rows = [Row([], prompt) for prompt in prompts]
+    else:
+        rows = model.memory_rows(memory, list(enumerate(prompts)))
+    for row, target in zip(rows, targets, strict=True):
+        row.target, row.given, row.task = list(target), given, ANSWER
     lengths = [row_length(row, slots, model.config.markers) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):
