@@ -77,6 +77,35 @@ def test_three_steps_of_every_stage(name, zoo, data_dir, tmp_path):
     assert isinstance(answer, str)
 
 
+def test_the_mean_pooling_recipe_runs(zoo, data_dir, tmp_path):
+    recipe = load_recipe("mean_pool")
+    section = recipe["compressor"]
+    section["encoder"], section["decoder"] = (
+        zoo.folder("qwen3", "encoder"),
+        zoo.folder("qwen3", "decoder"),
+    )
+    section["config"].update(
+        segment_length=32, prompt_format="plain"
+    )  # tiny models have no template
+    section["training"].update(per_device_train_batch_size=1, use_cpu=True)
+    pretrain, finetune = section["stages"]
+    pretrain.update(batch_size=2, tokens=3 * 2 * 32)
+    pretrain["data"][0]["tokens"] = 32
+    finetune.update(batch_size=2)
+    finetune["data"][0]["split"] = "train"
+    finetune["training"]["max_steps"] = 3
+    folder = run_recipe(recipe, tmp_path, data_dir=str(data_dir))
+    model = MemslotsModel.from_pretrained(folder)
+    assert model.memory_tokens is None
+    memory = model.compress(words(40), rate=4)
+    assert isinstance(
+        model.generate(memory=memory.at_rate(16), question="who?", max_new_tokens=3), str
+    )
+    first = MemslotsModel.from_pretrained(tmp_path / "compressor" / "pretrain")
+    assert first.fingerprint != model.fingerprint  # the encoder moved
+    assert [plan.name for plan in plan_recipe(recipe, rate=1e9)] == ["pretrain", "finetune_qa"]
+
+
 def test_converter_only_adaptation_leaves_memories_as_they_were(zoo, data_dir, tmp_path):
     recipe = small("pcc_lite", zoo)
     section = recipe["compressor"]

@@ -112,6 +112,8 @@ def _rates(recipe: Recipe, output: Path, books: str | None) -> None:
     """Single-rate checkpoints and one for all rates, of one budget (figures 2 and 3)."""
     for name, trained in {**{f"rate_{r}": [r] for r in RATES}, "any_rate": list(RATES)}.items():
         changed = copy.deepcopy(recipe)
+        # A person in one segment, since a slot stands for at most a segment.
+        changed["compressor"]["config"].update(segment_length=64, compression_rates=list(RATES))
         for stage in changed["compressor"]["stages"]:
             stage["training"]["training_rates"] = trained
         folder = output / "rates" / name
