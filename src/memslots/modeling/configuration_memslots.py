@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .literals_memslots import check_detectors
+
 PLAIN_PROMPT = "Question: {question}\n\nAnswer: "
 """The question-answering prompt of the published PCC code."""
 
@@ -77,6 +79,9 @@ class MemslotsConfig(PreTrainedConfig):
             has them, or "spread" over the segment, so that under rotary positions each memory token
             is near the text it stands for. Either way the first slots of a finer rate are those of
             a coarser one.
+        literals: detectors of the exact strings that ride beside the slots as ordinary tokens
+            unless `compress` is told otherwise: a name of `literals_memslots.DETECTORS`
+            ("numbers"), or a list of them.
         initializer_range: standard deviation of newly made linear weights.
     """
 
@@ -102,6 +107,7 @@ class MemslotsConfig(PreTrainedConfig):
     fingerprint: str | None = None
     pooling: str = "memory_tokens"
     memory_positions: str = "after"
+    literals: str | list[str] | tuple[str, ...] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -141,6 +147,7 @@ class MemslotsConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}."
                 )
+        check_detectors(self.literals, names_only=True)
         if self.pooling == "mean" and self.memory_positions == "spread":
             raise ValueError(
                 "memory_positions='spread' places memory tokens, and pooling='mean' has none; use "

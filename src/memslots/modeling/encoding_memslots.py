@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .layout_memslots import spread_places, token_batches
+from .literals_memslots import Detectors, Literal
 from .memory_memslots import Memory, Segment, slots_for
 from .processing_memslots import MemslotsProcessor, as_list
 from .tokenization_memslots import Span, check_text
@@ -113,6 +114,7 @@ class EncodingMixin(_Model):
         rate: int | None = None,
         batch_tokens: int = 16384,
         progress: bool | None = None,
+        literals: Detectors | None = None,
     ) -> Memory:
         """Compress one text or several, once; the memory then answers any number of questions.
 
@@ -121,6 +123,10 @@ class EncodingMixin(_Model):
             rate: encoder tokens per slot; one of `config.compression_rates`, by default the finest.
             batch_tokens: most encoder tokens, padding included, in one encoder pass.
             progress: show a progress bar; by default when there are more than 20 passes.
+            literals: what rides beside the slots as ordinary tokens and so comes back exactly:
+                "numbers", another name of `literals_memslots.DETECTORS`, a function from a text to
+                `(start, end)` spans, or a list of these; `[]` for nothing, None for what the
+                checkpoint's config says.
 
         Returns:
             A `Memory` of n documents on this model's device.
@@ -135,7 +141,9 @@ class EncodingMixin(_Model):
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
         rate = self._need_processor().check_rate(rate)
-        return self._compress_spans(texts, self.segment(texts), rate, batch_tokens, progress)
+        spans = self.segment(texts)
+        found = self._find_literals(texts, spans, literals)
+        return self._compress_spans(texts, spans, found, rate, batch_tokens, progress)
 
     def segment(self, texts: list[str]) -> list[list[Span]]:
         """Spans of each text, which `compress` encodes independently; errors name the text."""
@@ -144,11 +152,19 @@ class EncodingMixin(_Model):
             check_text(text, "context" if len(texts) == 1 else f"context[{i}]")
         return [processor.segment(text) for text in texts]
 
+    def _find_literals(
+        self, texts: list[str], spans: list[list[Span]], literals: Detectors | None
+    ) -> list[list[tuple[Literal, ...]]]:
+        """Literals of each span of each text."""
+        find = self._need_processor().segment_literals
+        return [find(text, own, literals) for text, own in zip(texts, spans, strict=True)]
+
     @torch.no_grad()
     def _compress_spans(
         self,
         texts: list[str],
         spans: list[list[Span]],
+        literals: list[list[tuple[Literal, ...]]],
         rate: int,
         batch_tokens: int = 16384,
         progress: bool | None = None,
@@ -194,5 +210,6 @@ class EncodingMixin(_Model):
             rates=tuple(self.config.compression_rates),
             nested=self.config.encoder_is_causal and self.config.pooling == "memory_tokens",
             pooling=self.config.pooling,
+            literals=tuple(own for document in literals for own in document),
             fingerprint=self.fingerprint,
         )

@@ -1,4 +1,4 @@
-"""How decoder rows are laid out: `[BOS] (<MEM> slots </MEM>) x n  [<AE>]  tokens`.
+"""How decoder rows are laid out: `[BOS] (<MEM> slots literals </MEM>) x n  [<AE>]  tokens`.
 
 One pure function makes the rows for training, generation and serving. A row is two integer rows of
 equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 where a token stands
@@ -41,6 +41,8 @@ class Row:
         predicted: for each token of `target` whether it is predicted, where input and targets take
             turns (several questions in one row); None predicts all after `given`.
         task: RECONSTRUCTION, COMPLETION or ANSWER.
+        literals: decoder tokens of the literals of each of `segments`, which follow its slots;
+            empty where no segment has any (see `literals_memslots`).
     """
 
     segments: list[int]
@@ -49,6 +51,7 @@ class Row:
     given: int = 0
     task: int = ANSWER
     predicted: list[bool] | None = None
+    literals: list[list[int]] = field(default_factory=list)
 
     @property
     def n_targets(self) -> int:
@@ -72,6 +75,7 @@ def row_length(row: Row, segment_slots: list[int], markers: str) -> int:
     return (
         len(row.prompt.before)
         + sum(segment_slots[i] for i in row.segments)
+        + sum(map(len, row.literals))
         + 2 * pairs
         + (row.task == RECONSTRUCTION)
         + len(row.prompt.after)
@@ -118,18 +122,26 @@ def lay_out(
     ids, memory, labels = [], [], []
     for row in rows:
         wrapped: list[int] = []
-        for i in row.segments:
+        wrapped_ids: list[int] = []
+        literals = row.literals or [[]] * len(row.segments)
+        for i, literal in zip(row.segments, literals, strict=True):
             own = list(range(first_slot[i], first_slot[i + 1]))
             if spread:
                 places = spread_places(len(own))
                 own = [own[j] for j in sorted(range(len(own)), key=places.__getitem__)]
-            wrapped += [MEM, *own, MEM_END] if markers == "segment" else own
+            own += [0] * len(literal)
+            filler = [pad_id] * (len(own) - len(literal))
+            marked = markers == "segment"
+            wrapped += [MEM, *own, MEM_END] if marked else own
+            wrapped_ids += [pad_id, *filler, *literal, pad_id] if marked else [*filler, *literal]
         if markers == "memory" and row.segments:
             wrapped = [MEM, *wrapped, MEM_END]
+            wrapped_ids = [pad_id, *wrapped_ids, pad_id]
         if row.task == RECONSTRUCTION:
             wrapped.append(AE)
+            wrapped_ids.append(pad_id)
         before, after, target = row.prompt.before, row.prompt.after, row.target
-        ids.append([*before, *[pad_id] * len(wrapped), *after, *target])
+        ids.append([*before, *wrapped_ids, *after, *target])
         memory.append([*[0] * len(before), *wrapped, *[0] * (len(after) + len(target))])
         prompted = len(before) + len(wrapped) + len(after)
         labels.append([*[IGNORE] * prompted, *row.target_labels()])

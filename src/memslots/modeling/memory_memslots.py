@@ -10,13 +10,17 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .literals_memslots import Literal
+
 FORMAT = "memslots.memory"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 has no literals. A memory without any is written as version 1, which all can read."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Memory:
         fingerprint: identity of the compressor that wrote the slots.
         pooling: how the encoder makes slots (`MemslotsConfig.pooling`). Of "mean" slots, those of a
             coarse rate are averages of a finer one's.
+        literals: of each of `segments`, in order, the exact strings that the decoder reads beside
+            its slots, as `(start, end, text)` of its text; empty where no segment has any.
     """
 
     slots: torch.Tensor
@@ -72,6 +78,7 @@ class Memory:
     nested: bool
     fingerprint: str
     pooling: str = "memory_tokens"
+    literals: tuple[tuple[Literal, ...], ...] = ()
 
     def __post_init__(self):
         total = sum(segment.slots for segment in self.segments)
@@ -80,6 +87,16 @@ class Memory:
                 f"the segments of this memory need slots of shape ({total}, d_encoder), "
                 f"got {tuple(self.slots.shape)}."
             )
+        given, wanted = len(self.literals), len(self.segments)
+        if self.literals and given != wanted:
+            raise ValueError(
+                f"literals go with segments, one tuple each: {given} for {wanted} segments."
+            )
+        if not any(self.literals):
+            found: tuple[tuple[Literal, ...], ...] = ()
+        else:  # as read from JSON, they are bare tuples or lists
+            found = tuple(tuple(Literal(*one) for one in own) for own in self.literals)
+        object.__setattr__(self, "literals", found)
 
     # -- shape ---------------------------------------------------------------------------------
 
@@ -97,6 +114,12 @@ class Memory:
     def n_tokens(self) -> tuple[int, ...]:
         """Encoder tokens of each document's text."""
         return tuple(sum(s.tokens for s in document) for document in self.documents)
+
+    @property
+    def n_literals(self) -> tuple[int, ...]:
+        """Literals of each document."""
+        counts = iter([len(own) for own in self.literals] or [0] * len(self.segments))
+        return tuple(sum(next(counts) for _ in document) for document in self.documents)
 
     @property
     def nbytes(self) -> int:
@@ -117,11 +140,12 @@ class Memory:
         return len(self.documents)
 
     def __repr__(self) -> str:
-        segments = len(self.segments)
+        segments, literals = len(self.segments), sum(self.n_literals)
+        beside = f" and {literals} literal{'s' * (literals != 1)}" if literals else ""
         return (
             f"Memory({len(self)} document{'s' * (len(self) != 1)}, {segments} "
             f"segment{'s' * (segments != 1)}: {sum(self.n_tokens)} tokens in "
-            f"{self.slots.shape[0]} slots of {self.slots.shape[1]} (rate {self.rate}), "
+            f"{self.slots.shape[0]} slots of {self.slots.shape[1]}{beside} (rate {self.rate}), "
             f"{_readable(self.nbytes)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"compressor {self.fingerprint[:12]})"
         )
@@ -143,8 +167,10 @@ class Memory:
         rows = torch.cat(kept) if kept else torch.arange(0)
         texts = sorted({s.text for i in chosen for s in self.documents[i]})
         renumber = {old: new for new, old in enumerate(texts)}
+        literals = self._literals_by_document()
         return replace(
             self,
+            literals=tuple(own for i in chosen for own in literals[i]),
             slots=self.slots[rows.to(self.slots.device)],
             documents=tuple(
                 tuple(replace(s, text=renumber[s.text]) for s in self.documents[i]) for i in chosen
@@ -185,6 +211,9 @@ class Memory:
             documents=tuple(documents),
             text_sha256=tuple(h for m in memories for h in m.text_sha256),
             unknown_tokens=tuple(u for m in memories for u in m.unknown_tokens),
+            literals=tuple(
+                own for m in memories for own in (m.literals or ((),) * len(m.segments))
+            ),
         )
 
     def join(self) -> "Memory":
@@ -254,6 +283,14 @@ class Memory:
         """The same memory on another device or in another floating dtype, as `torch.Tensor.to`."""
         return replace(self, slots=self.slots.to(*args, **kwargs))
 
+    def _literals_by_document(self) -> list[tuple[tuple[Literal, ...], ...]]:
+        kept, start = [], 0
+        for document in self.documents:
+            own = self.literals[start : start + len(document)]
+            kept.append(own or ((),) * len(document))
+            start += len(document)
+        return kept
+
     def _document_offsets(self) -> list[int]:
         offsets = [0]
         for slots in self.n_slots:
@@ -273,9 +310,9 @@ class Memory:
             raise ValueError(
                 f"cannot save a memory to {str(path)!r}: give a file name in an existing folder."
             )
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT,
-            "version": FORMAT_VERSION,
+            "version": 2 if self.literals else 1,
             "rate": self.rate,
             "rates": list(self.rates),
             "nested": self.nested,
@@ -286,6 +323,8 @@ class Memory:
             "documents": [len(document) for document in self.documents],
             "segments": [[s.text, s.start, s.end, s.tokens, s.slots] for s in self.segments],
         }
+        if self.literals:
+            header["literals"] = self.literals
         slots = self.slots.detach().to("cpu").contiguous()
         text = json.dumps(header, sort_keys=True)
         metadata = {"memslots": text, "sha256": _checksum(text, slots)}
@@ -350,6 +389,7 @@ class Memory:
             nested=header["nested"],
             fingerprint=header["fingerprint"],
             pooling=header.get("pooling", "memory_tokens"),
+            literals=tuple(header.get("literals", ())),
         )
 
 

@@ -11,6 +11,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .configuration_memslots import AUTO_MAP, PLAIN_PROMPT, MemslotsConfig
 from .layout_memslots import Prompt, Row, lay_out
+from .literals_memslots import Detectors, Literal, literals_of_spans
 from .memory_memslots import slots_for
 from .tokenization_memslots import PlainText, Span, check_text
 
@@ -34,6 +35,7 @@ class MemslotsProcessor(ProcessorMixin):
         plain_prompt: the plain prompt, with `{question}` in it.
         markers: where `<MEM>` and `</MEM>` stand, see `MemslotsConfig`.
         spread: whether memory tokens are spread over their segment (`memory_positions`).
+        literals: detectors of what rides beside the slots, see `MemslotsConfig`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class MemslotsProcessor(ProcessorMixin):
         plain_prompt: str = PLAIN_PROMPT,
         markers: str = "segment",
         spread: bool = False,
+        literals: str | Sequence[str] | None = None,
         chat_template=None,
     ):
         super().__init__(tokenizer, encoder_tokenizer, chat_template=chat_template)
@@ -56,6 +59,7 @@ class MemslotsProcessor(ProcessorMixin):
         self.plain_prompt = plain_prompt
         self.markers = markers
         self.spread = spread
+        self.literals = literals
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ValueError(
                 "prompt_format='chat' needs a decoder tokenizer with a chat template, and "
@@ -76,6 +80,7 @@ class MemslotsProcessor(ProcessorMixin):
             plain_prompt=config.plain_prompt,
             markers=config.markers,
             spread=config.memory_positions == "spread",
+            literals=config.literals,
         )
 
     @classmethod
@@ -143,6 +148,24 @@ class MemslotsProcessor(ProcessorMixin):
                 "all of its characters); there is nothing to compress."
             )
         return spans
+
+    def segment_literals(
+        self, text: str, spans: Sequence[Span], literals: Detectors | None = None
+    ) -> list[tuple[Literal, ...]]:
+        """The literals of each span of `text`; `literals` as for `MemslotsModel.compress`."""
+        detectors = self.literals if literals is None else literals
+        return literals_of_spans(text, [span.end for span in spans], detectors)
+
+    def literal_ids(self, literals: Sequence[Sequence[Literal]]) -> list[list[int]]:
+        """Decoder tokens of each segment's literals (user text: never a control token).
+
+        Returns:
+            One list a segment; an empty list where no segment has any.
+        """
+        if not any(literals):
+            return []
+        encode = self.decoder_text.encode
+        return [[i for one in own for i in encode(f" {one.text}")] for own in literals]
 
     def check_rate(self, rate: int | None) -> int:
         """`rate`, or the finest one; `ValueError` where the checkpoint was not trained for it."""
@@ -302,6 +325,7 @@ class MemslotsProcessor(ProcessorMixin):
         answer: str | list[str] | None = None,
         rate: int | None = None,
         padding_side: str = "left",
+        literals: Detectors | None = None,
     ) -> BatchFeature:
         """Inputs of `MemslotsModel.forward` for questions about texts, with labels where answers
         are given.
@@ -312,6 +336,7 @@ class MemslotsProcessor(ProcessorMixin):
             answer: n answers.
             rate: encoder tokens per slot, by default the finest.
             padding_side: of the decoder's rows.
+            literals: as for `MemslotsModel.compress`.
         """
         contexts, questions = as_list(context, "context"), as_list(question, "question")
         answers = as_list(answer, "answer") if answer is not None else [None] * len(contexts)
@@ -328,7 +353,8 @@ class MemslotsProcessor(ProcessorMixin):
             segments = list(range(len(spans), len(spans) + len(own)))
             spans += own
             target = self.answer_ids(answered) if answered is not None else []
-            rows.append(Row(segments, self.prompt(asked), target))
+            beside = self.literal_ids(self.segment_literals(text, own, literals))
+            rows.append(Row(segments, self.prompt(asked), target, literals=beside))
         slots = [slots_for(len(span.ids), rate) for span in spans]
         return BatchFeature(
             {

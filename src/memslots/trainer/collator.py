@@ -169,9 +169,7 @@ class CompressorCollator:
             ids = self.processor.decoder_text.encode(text[span.start : span.end])
             target = ids + self.processor.eos_ids
             beside = literals[i : i + 1]
-            rows.append(
-                Row([segment], self._bos(), target, task=RECONSTRUCTION, literals=beside)
-            )
+            rows.append(Row([segment], self._bos(), target, task=RECONSTRUCTION, literals=beside))
 
     def _bos(self) -> Prompt:
         return Prompt(self.processor.bos_ids)

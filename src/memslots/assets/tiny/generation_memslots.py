@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from .configuration_memslots import max_positions
 from .layout_memslots import RECONSTRUCTION, Prompt, Row, row_length
+from .literals_memslots import Detectors
 from .memory_memslots import Memory, slots_for
 from .processing_memslots import as_list
 
@@ -74,6 +75,7 @@ class AnsweringMixin(_Model):
         rate: int | None = None,
         batch_size: int = 32,
         chat_template_kwargs: dict[str, Any] | None = None,
+        literals: Detectors | None = None,
         **generate_kwargs,
     ):
         """Answer questions from contexts or from memories of them.
@@ -87,6 +89,7 @@ class AnsweringMixin(_Model):
             rate: encoder tokens per slot for `context`; for `memory`, a coarser rate than its own.
             batch_size: rows that the decoder generates for at once.
             chat_template_kwargs: passed to the chat template.
+            literals: for `context`, as for `compress`.
             generate_kwargs: any argument of `transformers`' `generate` (sampling, beams, streamer,
                 stop strings, ...); those that cannot work with embeddings are refused by name.
 
@@ -121,20 +124,25 @@ class AnsweringMixin(_Model):
             spans = self.segment(texts)
             tokens = [[len(span.ids) for span in document] for document in spans]
             # Whether all fits is known before anything is encoded.
-            self._check_room(tokens, rate, prompts, pairs, generate_kwargs)
-            memory = self._compress_spans(texts, spans, rate)
+            found = self._find_literals(texts, spans, literals)
+            beside = [processor.literal_ids(own) for own in found]
+            self._check_room(tokens, beside, rate, prompts, pairs, generate_kwargs)
+            memory = self._compress_spans(texts, spans, found, rate)
         else:
             self._check_memory(memory)
+            if literals is not None:
+                raise ValueError(
+                    "literals=... goes with context=...; a memory keeps those that it was "
+                    "compressed with."
+                )
             single = len(memory) == 1
             pairs = pair(len(memory), len(prompts))
             if rate is not None:
                 memory = memory.at_rate(processor.check_rate(rate))
             tokens = [[s.tokens for s in document] for document in memory.documents]
-            self._check_room(tokens, memory.rate, prompts, pairs, generate_kwargs)
-        starts = [0]
-        for document in memory.documents:
-            starts.append(starts[-1] + len(document))
-        rows = [Row(list(range(starts[i], starts[i + 1])), prompts[j]) for i, j in pairs]
+            beside = self._document_literals(memory)
+            self._check_room(tokens, beside, memory.rate, prompts, pairs, generate_kwargs)
+        rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
         kwargs = self._generation_defaults(rows, memory, generate_kwargs)
         if kwargs.get("return_dict_in_generate") and len(rows) > batch_size:
             raise ValueError(
@@ -167,8 +175,9 @@ class AnsweringMixin(_Model):
         self._check_generate_kwargs(generate_kwargs)
         if generate_kwargs.get("return_dict_in_generate"):
             raise ValueError("reconstruct returns text; return_dict_in_generate is for generate.")
+        literals = processor.literal_ids(memory.literals)
         rows = [
-            Row([i], Prompt(processor.bos_ids), task=RECONSTRUCTION)
+            Row([i], Prompt(processor.bos_ids), task=RECONSTRUCTION, literals=literals[i : i + 1])
             for i in range(len(memory.segments))
         ]
         # Segments of like length end together, and none is cut short or runs far beyond its end.
@@ -187,6 +196,38 @@ class AnsweringMixin(_Model):
             documents.append("".join(texts[start : start + len(document)]))
             start += len(document)
         return documents[0] if len(documents) == 1 else documents
+
+    def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
+        """A decoder row for each prompt about a document of `memory`, without targets.
+
+        Args:
+            memory: what the rows' segments are indices in.
+            asked: index of the document and prompt of each row.
+        """
+        starts = [0]
+        for document in memory.documents:
+            starts.append(starts[-1] + len(document))
+        literals = self._document_literals(memory)
+        return [
+            Row(list(range(starts[i], starts[i + 1])), prompt, literals=literals[i])
+            for i, prompt in asked
+        ]
+
+    def _document_literals(self, memory: Memory) -> list[list[list[int]]]:
+        """Decoder tokens of the literals of each document's segments."""
+        found = self._need_processor().literal_ids(memory.literals)
+        documents, start = [], 0
+        for document in memory.documents:
+            own = found[start : start + len(document)]
+            documents.append(own if any(own) else [])
+            start += len(document)
+        return documents
+
+    def memory_positions(self, memory: Memory) -> list[int]:
+        """Decoder positions that each document takes: slots, literals' tokens and markers."""
+        slots = [segment.slots for segment in memory.segments]
+        rows = self.memory_rows(memory, [(i, Prompt()) for i in range(len(memory))])
+        return [row_length(row, slots, self.config.markers) for row in rows]
 
     def load_memory(self, path) -> Memory:
         """Read a memory from disk onto this model's device; it must be this compressor's.
@@ -255,6 +296,7 @@ class AnsweringMixin(_Model):
     def _check_room(
         self,
         tokens: list[list[int]],
+        literals: list[list[list[int]]],
         rate: int,
         prompts: list[Prompt],
         pairs: list[tuple[int, int]],
@@ -270,7 +312,8 @@ class AnsweringMixin(_Model):
 
         def positions(i: int, j: int, at: int) -> int:
             slots = [slots_for(count, at) for count in tokens[i]]
-            return row_length(Row(list(range(len(slots))), prompts[j]), slots, markers)
+            row = Row(list(range(len(slots))), prompts[j], literals=literals[i])
+            return row_length(row, slots, markers)
 
         for i, j in pairs:
             needed = positions(i, j, rate) + new_tokens
@@ -287,8 +330,10 @@ class AnsweringMixin(_Model):
                 if coarser
                 else "no rate of this checkpoint would fit, so split the context"
             )
+            exact = sum(map(len, literals[i]))
+            beside = f"{exact} tokens of literals, " if exact else ""
             raise ValueError(
-                f"context {i} has {slots} slots at rate {rate}; with markers, prompt and "
+                f"context {i} has {slots} slots at rate {rate}; with markers, {beside}prompt and "
                 f"{new_tokens} new tokens that is {needed} positions, and the decoder has {limit}: "
                 f"{max(0, slots - (needed - limit))} slots fit; {advice}."
             )
