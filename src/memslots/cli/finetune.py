@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def finetune(
     from memslots.data import load_rows
 
     loaded = load_rows(name, split, data_dir=data_dir, allow_stand_in=True)
-    rows = list(loaded)
+    rows: list[Any] = [row for row in loaded if "question" in row]
     err.print(loaded.report.summary(), style="dim")
     model = load_model(checkpoint, revision, device, dtype)
     decoder, processor = model.decoder, model.processor
@@ -51,4 +51,4 @@ def finetune(
     if steps is not None:
         given["max_steps"] = steps
     finetune_decoder(decoder, processor, rows, output, None if whole else LORA, **given)
-    out.print(f"{output}: the decoder, fine-tuned on {len(rows)} rows of {data}")
+    out.print(f"{output}: the decoder, fine-tuned on rows of {data}")
