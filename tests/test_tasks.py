@@ -146,6 +146,13 @@ def test_llmlingua_is_asked_for_by_name(model, monkeypatch):
         conditions(model, TEXTS, [4], ["llmlingua2"])
 
 
+def test_mistakes_are_found_before_any_data_are_read(model):
+    with pytest.raises(ValueError, match=r"baselines \['ful'\] are unknown"):
+        evaluate_tasks(model, ["qa"], baselines=["ful"])
+    with pytest.raises(ValueError, match="rate 5 is not one"):
+        evaluate_tasks(model, ["qa"], rates=[5])
+
+
 def test_question_answering_counts_right_answers(model, monkeypatch):
     rows = [question(i) for i in range(4)]
     monkeypatch.setattr(

@@ -33,6 +33,18 @@ def default_baselines() -> tuple[str, ...]:
     return (*BASELINES, LLMLINGUA2) if is_installed() else BASELINES
 
 
+def check_baselines(names: Sequence[str]) -> None:
+    """Refuse names that are no baseline.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    known = (*BASELINES, LLMLINGUA2)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"baselines {unknown} are unknown; there are {', '.join(known)}.")
+
+
 @dataclass(frozen=True)
 class Condition:
     """One thing to read in place of the contexts.
@@ -84,10 +96,7 @@ def conditions(
         ImportError: LLMLingua is asked for and not installed.
         ValueError: an unknown baseline, or a rate that the checkpoint was not trained for.
     """
-    known = (*BASELINES, LLMLINGUA2)
-    unknown = sorted(set(baselines) - set(known))
-    if unknown:
-        raise ValueError(f"baselines {unknown} are unknown; there are {', '.join(known)}.")
+    check_baselines(baselines)
     shorten = llmlingua2() if LLMLINGUA2 in baselines else None
     processor = processor_of(model)
     for rate in rates:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memslots.data import load_rows
 from memslots.evaluation import needle, tasks
-from memslots.evaluation.conditions import BASELINES
+from memslots.evaluation.conditions import BASELINES, check_baselines
 from memslots.evaluation.tiny_suite import describe_checkpoint, hardware
 from memslots.modeling import MemslotsModel
 
@@ -78,6 +78,9 @@ def evaluate_tasks(
         raise ValueError(
             f"finetuned_decoder {finetuned_decoder!r} is for the task roleplay, which is not asked."
         )
+    check_baselines(baselines)
+    for rate in rates or ():
+        model._need_processor().check_rate(rate)
     started = time.perf_counter()
     chosen = list(rates or model.config.compression_rates)
     options = _Options(chosen, tuple(baselines), data_dir, samples, lengths, seed)
