@@ -4,11 +4,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from datasets import IterableDataset
+from transformers import TrainerCallback
 
 from memslots.modeling import MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder
@@ -179,7 +182,10 @@ def _run_stage(
         stage_dataset(settings["data"], sources, model._need_processor(), endless=True),
         card_writer=card_writer,
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    checkpoint = last_checkpoint(checkpoints)
+    if checkpoint is not None:
+        _skip_stream(trainer, Path(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     weights = trainer.gathered_weights()
     if trainer.is_world_process_zero():
 
@@ -193,6 +199,40 @@ def _run_stage(
             card_writer(model, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+
+
+def _skip_stream(trainer: CompressorTrainer, checkpoint: Path) -> None:
+    """Lets an endless stream begin at the row that follows the checkpoint's last.
+
+    The Trainer would make a batch of all that it skips, which takes several times as long as
+    reading and cutting the texts again. A stream that ends must be left to it: this would leave the
+    rows out of every pass.
+    """
+    if not isinstance(trainer.train_dataset, IterableDataset):
+        return
+    state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+    args = trainer.args
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    trainer.train_dataset = trainer.train_dataset.skip(state["global_step"] * step)
+    args.ignore_data_skip = True
+    trainer.add_callback(_RestoreRandomState(trainer, str(checkpoint)))
+
+
+class _RestoreRandomState(TrainerCallback):
+    """Restores the random state once the first batch is there.
+
+    The Trainer does so before it opens the stream, which draws from that state; a run that was not
+    broken opened it long before.
+    """
+
+    def __init__(self, trainer: CompressorTrainer, checkpoint: str):
+        self.restore: Callable[[], None] | None = partial(trainer._load_rng_state, checkpoint)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Once."""
+        if self.restore is not None:
+            self.restore()
+            self.restore = None
 
 
 def _stage_model(recipe: dict[str, Any], settings: dict[str, Any], output: Path) -> MemslotsModel:

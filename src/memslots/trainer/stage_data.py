@@ -66,8 +66,8 @@ def stage_dataset(
         origin: where the data come from.
         processor: cuts and counts.
         endless: a streamed source begins again where it ends. Only so does a resumed run find its
-            place in a later pass: the Trainer skips as many batches as were trained, and where a
-            stream ends it stops skipping.
+            place in a later pass: as many rows as were trained are skipped, and the Trainer stops
+            skipping where a stream ends.
 
     Raises:
         ValueError: an unknown kind of source, a stage without rows, or a streamed source beside
