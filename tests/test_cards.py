@@ -19,11 +19,14 @@ from huggingface_hub.repocard_data import (
 from transformers import GPT2Config, LlamaConfig
 
 import memslots
+from memslots.cli import main
 from memslots.configuration import load_recipe
 from memslots.evaluation.demo import demo_people
 from memslots.hub_cards.checkpoint_facts import gather_facts, hub_id, without_paths
 from memslots.hub_cards.model_card import PLACEHOLDER, build_card, write_card
 from memslots.modeling import MemslotsConfig
+from memslots.modeling.memory_memslots import FORMAT_VERSION
+from memslots.trainer.run import run_recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -151,6 +154,7 @@ def card(request, tmp_path):
 def test_golden(card):
     name, made = card
     text = str(made).replace(f"{{{memslots.__version__}}}", "{VERSION}")
+    text = text.replace(f"memory, version {FORMAT_VERSION})", "memory, version FORMAT)")
     if os.environ.get("MEMSLOTS_WRITE_GOLDEN"):
         (GOLDEN / f"card_{name}.md").write_text(text, "utf-8")
     assert text == (GOLDEN / f"card_{name}.md").read_text("utf-8")
@@ -298,3 +302,56 @@ def test_card_without_a_name_says_where_to_put_it(model, tmp_path):
     card = (tmp_path / "new" / "README.md").read_text("utf-8")
     assert f'"{PLACEHOLDER}"' in card
     assert str(tmp_path) not in card
+
+
+# -- command line ----------------------------------------------------------------------------------
+
+
+def test_card_command(model, tmp_path, capsys):
+    model.save_pretrained(tmp_path / "c")
+    asked = ["card", str(tmp_path / "c"), "--repo", "me/model", "--license", "mit"]
+    assert main([*asked, "--print"]) == 0
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "c" / "README.md").exists()
+    assert main(asked) == 0
+    capsys.readouterr()
+    card = ModelCard.load(tmp_path / "c" / "README.md")
+    assert str(card).strip() == printed.strip()
+    assert card.data.license == "mit"
+    assert main(["card", str(tmp_path)]) == 2
+    assert "it has no config.json" in capsys.readouterr().err
+
+
+def test_train_hands_the_card_writer_over(tmp_path, monkeypatch):
+    handed = []
+    monkeypatch.setattr(
+        "memslots.trainer.run.run_recipe",
+        lambda recipe, output, *rest, **more: handed.append((rest, more)) or output,
+    )
+    assert main(["train", "tiny", "--output", str(tmp_path)]) == 0
+    ((rest, more),) = handed
+    assert write_card in rest or more.get("card_writer") is write_card
+
+
+def test_every_stage_of_a_recipe_gets_its_card(zoo, tmp_path):
+    stage = {"data": [{"kind": "personas", "rows": 4, "people": 1, "questions": 1}]}
+    stage["training"] = {"max_steps": 1, "use_cpu": True, "report_to": "none"}
+    recipe = {
+        "compressor": {
+            "seed": 0,
+            "encoder": zoo.folder("gpt2", "encoder"),
+            "decoder": zoo.folder("llama", "decoder"),
+            "config": {"compression_rates": [4], "segment_length": 64},
+            "training": {"per_device_train_batch_size": 2, "disable_tqdm": True},
+            "stages": [{"name": "first", **stage}, {"name": "second", **stage}],
+        }
+    }
+    last = run_recipe(recipe, tmp_path, card_writer=write_card)
+    first = ModelCard.load(tmp_path / "compressor" / "first" / "README.md")
+    second = ModelCard.load(last / "README.md")
+    assert "- first: " in first.text
+    assert "- second: " not in first.text
+    assert "- second: " in second.text
+    assert (second.data.language, second.data.base_model) == ("en", None)
+    assert str(tmp_path) not in str(second)
+    assert zoo.folder("llama", "decoder") not in str(second)

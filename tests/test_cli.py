@@ -14,7 +14,10 @@ from memslots.cli import main
 
 TEXT = "Carmen Moss is an engineer at Silver Bank. She lives in Lagos and owns 27 maps. Café."
 EMBEDDED = Path(memslots.__file__).parent / "assets" / "tiny" / "config.json"
-COMMANDS = ("demo", "ask", "compress", "reconstruct", "train", "eval", "info", "init")
+COMMANDS = (
+    *("demo", "ask", "compress", "reconstruct", "train", "eval", "info", "init"),
+    *("card", "push"),
+)
 
 
 @pytest.fixture(scope="module")
