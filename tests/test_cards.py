@@ -289,7 +289,7 @@ def test_example_is_of_the_embedded_checkpoints_kind(tmp_path):
     assert values["context"] == demo_people()[0][1]
 
 
-def test_citation_is_the_repositorys():
+def test_citation_is_that_of_the_repository():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["references"][0]
     template = (ROOT / "src/memslots/hub_cards/model_card.md.jinja").read_text("utf-8")
     assert cited["title"] in template
