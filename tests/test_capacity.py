@@ -284,11 +284,11 @@ def test_reach_stops_at_the_first_break():
 
 def test_the_line_of_figure_3_is_fitted_where_information_is_lost():
     points = [
-        {"bare": 5.0, "with_memory": 0.01},
-        {"bare": 5.0, "with_memory": 2.0},
-        {"bare": 6.0, "with_memory": 4.0},
+        {"bare": 5.0, "with_memory": 0.01, "accuracy": 1.0},
+        {"bare": 50.0, "with_memory": 20.0, "accuracy": 0.7},
+        {"bare": 60.0, "with_memory": 40.0, "accuracy": 0.5},
     ]
-    assert mean_gain(points) == 2.5
+    assert mean_gain(points) == 25
     assert mean_gain(points[:1]) is None
 
 

@@ -42,11 +42,11 @@ def plot_utilisation(records: Sequence[Record], file: Path) -> None:
 
 
 def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
-    """Figure 3: cross-entropy without (x) and with the memory (y), a panel a model.
+    """Figure 3: cross-entropy of texts without (x) and with the memory (y), a panel a model.
 
-    Rings are prose, filled points random words, the colour is the length. The dashed line is
-    y = x + b with the mean gain of what is not lossless as -b; the dotted one, y = 0.1 nats a
-    token, is where information begins to be lost.
+    Rings are prose, edged points random words, the colour is the length. The dashed line is
+    y = x + b, where -b is the mean gain of texts that are not given back; the red one stands at
+    x = -b, from where on a text has more information than a vector took of those.
 
     Args:
         records: scatter cells.
@@ -81,11 +81,11 @@ def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
         reach = [0.0, max(p["bare"] for p in points)]
         if gained is not None:
             axes.plot(reach, [x - gained for x in reach], "k--", linewidth=1)
-        axes.axhline(LOSS_THRESHOLD, color="red", linestyle=":", linewidth=1)
-        axes.set_ylim(bottom=-0.3)
+            axes.axvline(gained, color="red", linestyle="--", linewidth=1)
+        axes.set_ylim(bottom=-0.03 * reach[1])
         axes.set_title(f"{decoder}, {method}", fontsize="small")
-        axes.set_xlabel("cross-entropy, the text alone")
-        axes.set_ylabel("with the memory")
+        axes.set_xlabel("cross-entropy of the text, nats")
+        axes.set_ylabel("with the memory, nats")
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     if shown is not None:
@@ -94,17 +94,13 @@ def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
     pyplot.close(figure)
 
 
-LOSS_THRESHOLD = 0.1
-"""Nats a token: a mean probability of 0.9 for each right token."""
-
-
 def mean_gain(points: Sequence[dict[str, float]]) -> float | None:
-    """-b of y = x + b: the mean fall of cross-entropy where information was lost, in nats a token.
+    """-b of y = x + b: the mean fall of cross-entropy where information was lost, in nats.
 
     Args:
-        points: of scatter cells; those below the threshold say only that the vector was not full.
+        points: of scatter cells; texts given back say only that the vector was not full.
     """
-    falls = [p["bare"] - p["with_memory"] for p in points if p["with_memory"] > LOSS_THRESHOLD]
+    falls = [p["bare"] - p["with_memory"] for p in points if p["accuracy"] < 1]
     return statistics.fmean(falls) if falls else None
 
 

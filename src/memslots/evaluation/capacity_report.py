@@ -285,11 +285,11 @@ def _figure_3(scatters: Sequence[Record], page: Path) -> list[str]:
         "",
         f"![scatter]({file.name})",
         "",
-        "Nats a token; rings are prose, filled points with an edge random words, the colour is the "
-        "length. Dashed: y = x + b, b from the texts that were not given back. Dotted: 0.1 nats, "
-        "from where on information is lost.",
+        "Nats of the whole text, one text a point; rings are prose, points with an edge random "
+        "words, the colour is the length. Black: y = x + b, -b the mean gain of the texts that "
+        "were not given back. Red: x = -b, the information that a vector took of those.",
         "",
-        "| Decoder | method | text | b, nats a token | texts lossless |",
+        "| Decoder | method | text | b, nats | texts given back |",
         "|---|---|---|---:|---:|",
     ]
     for record in scatters:
@@ -298,7 +298,7 @@ def _figure_3(scatters: Sequence[Record], page: Path) -> list[str]:
         exact = sum(point["accuracy"] == 1.0 for point in points)
         lines.append(
             f"| {cell['decoder']} | {cell['method']} | {cell['source']} "
-            f"| {'-' if gained is None else f'{-gained:.2f}'} | {exact} of {len(points)} |"
+            f"| {'-' if gained is None else f'{-gained:.1f}'} | {exact} of {len(points)} |"
         )
     return [*lines, ""]
 

@@ -241,20 +241,19 @@ def _means(readings: Sequence[Reading], made: Sequence[CrammedText]) -> dict[str
 
 
 def _scatter(cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts) -> dict[str, Any]:
-    """Cross-entropy of each text without and with its memory, nats a token."""
+    """Cross-entropy of each whole text without and with its memory, in nats."""
     lengths = cell["lengths"]
     whole = texts.ids(cell["source"], decoder, len(lengths), lengths[-1])
     heads = [ids[:length] for ids, length in zip(whole, lengths, strict=True)]
     made = cram(decoder, heads, settings_of(cell), cell["seed"])
     points = []
     for reading in read_back(decoder, made):
-        metrics = reading.metrics()
         points.append(
             {
                 "length": len(reading.ids),
-                "bare": round(metrics["bare_cross_entropy"], 4),
-                "with_memory": round(metrics["cross_entropy"], 4),
-                "accuracy": round(metrics["accuracy"], 4),
+                "bare": round(sum(reading.bare_losses), 4),
+                "with_memory": round(sum(reading.losses), 4),
+                "accuracy": round(reading.metrics()["accuracy"], 4),
             }
         )
     return {"points": points}
