@@ -18,7 +18,7 @@ class CrammingSettings:
             text into low-rank changes of the attention's weights and uses no vector (section 3.2);
             `dense+lora` does both (the report's future work).
         vectors: memory vectors of a text, `mem` and `dense`.
-        rank: r of the low-rank changes W0 + BA.
+        rank: r of the low-rank changes W0 + B A.
         alpha: the changes are scaled by alpha / rank.
         targets: attention projections that are changed: `qkv`, `qk`, `vo` or `qkvo`.
         learning_rate: of AdamW.
