@@ -100,13 +100,26 @@ def test_joined_documents_and_coarser_rates(tmp_path):
     assert [m.rate for m in (store.get("fine"), store.get(["all", "fine"], rate=4))] == [2, 4]
 
 
+def test_literals_are_kept_with_their_segments(tmp_path):
+    store, memory = MemoryStore(tmp_path / "store"), make_memory(TEXTS)
+    own = [((s.start, s.end, f"№ {i} 😀"),) if i % 2 else () for i, s in enumerate(memory.segments)]
+    memory = dataclasses.replace(memory, literals=tuple(own))
+    store.add(IDS, memory)
+    store.add("without", make_memory(["none at all"]))
+    assert sum(memory.n_literals)
+    assert same_documents(store.get(IDS), memory)
+    assert same_documents(store.get(IDS[2]), memory[2])
+    assert store.get("without").literals == ()
+    assert store.get(["without", *IDS]).literals == ((), *memory.literals)
+
+
 def test_every_field_of_a_memory_has_a_place_in_the_format():
     """A new field must be stored: by itself where JSON holds it, else in a new format version."""
     memory = make_memory(TEXTS)
     (row,) = store_format.encode_memory(["a"], memory[0], ["{}"], "bfloat16").to_pylist()
     kept = {"slots", "documents", "text_sha256", "unknown_tokens", "rate", "fingerprint"}
-    kept |= set(json.loads(row["compressor"]))
-    assert {field.name for field in dataclasses.fields(Memory)} <= kept | {"literals"}
+    kept |= {"literals", *json.loads(row["compressor"])}
+    assert {field.name for field in dataclasses.fields(Memory)} == kept
     assert set(vars(memory.segments[0])) == set(store_format.SEGMENT_COLUMNS)
 
 

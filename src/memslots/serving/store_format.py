@@ -158,7 +158,6 @@ def encode_memory(
     rows = []
     for i, (one, document) in enumerate(zip(ids, _documents(memory), strict=True)):
         slots, scales = to_bytes(document.slots, slot_dtype)
-        literals = getattr(document, "literals", None)  # of memories newer than this format
         row: dict[str, Any] = {
             "id": one,
             "text_sha256": [bytes.fromhex(value) for value in document.text_sha256],
@@ -169,7 +168,7 @@ def encode_memory(
             "slot_dtype": slot_dtype,
             "slots": slots,
             "scales": scales,
-            "literals": json.dumps(literals).encode() if literals else None,
+            "literals": json.dumps(document.literals).encode() if document.literals else None,
             "metadata": metadata[i],
             "fingerprint": document.fingerprint,
             "compressor": compressor,
