@@ -111,24 +111,23 @@ def _ablations(recipe: Recipe, output: Path, books: str | None) -> None:
 def _rates(recipe: Recipe, output: Path, books: str | None) -> None:
     """Single-rate checkpoints and one for all rates, of one budget (figures 2 and 3)."""
     for name, trained in {**{f"rate_{r}": [r] for r in RATES}, "any_rate": list(RATES)}.items():
-        changed = copy.deepcopy(recipe)
+        changed = _fine_tuned_alone(recipe)
         # A person in one segment, since a slot stands for at most a segment.
         changed["compressor"]["config"].update(segment_length=64, compression_rates=list(RATES))
-        for stage in changed["compressor"]["stages"]:
-            stage["training"]["training_rates"] = trained
+        changed["compressor"]["stages"][0]["training"]["training_rates"] = trained
         folder = output / "rates" / name
         train_and_measure(changed, folder, DATA, trained, SAMPLES, books, None)
-        _write(folder / "curve.json", losses(folder, ["pretrain"]))
+        _write(folder / "curve.json", losses(folder, [TARGET]))
 
 
 def _encoders(recipe: Recipe, output: Path, books: str | None) -> None:
-    """Quality against the encoder's size: one layer and three, beside the recipe's two."""
-    for layers in (1, 3):
-        changed = copy.deepcopy(recipe)
+    """Quality against the encoder's size: one layer, two as the recipe has, and three."""
+    for layers in (1, 2, 3):
+        changed = _fine_tuned_alone(recipe)
         changed["compressor"]["encoder"]["num_hidden_layers"] = layers
         folder = output / "encoders" / f"layers_{layers}"
         train_and_measure(changed, folder, DATA, [4], SAMPLES, books, None)
-        _write(folder / "curve.json", losses(folder, ["pretrain"]))
+        _write(folder / "curve.json", losses(folder, [TARGET]))
 
 
 def _adaptation(recipe: Recipe, output: Path, books: str | None) -> None:
@@ -155,6 +154,15 @@ def _adaptation(recipe: Recipe, output: Path, books: str | None) -> None:
                 source = (first / "compressor" / done).resolve()
                 (folder / "compressor" / done).symlink_to(source)
         train_and_measure(changed, folder, DATA, [4], SAMPLES, books, None)
+
+
+def _fine_tuned_alone(recipe: Recipe) -> Recipe:
+    """The recipe without pre-training, half of the contexts reconstructed while fine-tuning."""
+    changed = copy.deepcopy(recipe)
+    stage = next(s for s in changed["compressor"]["stages"] if s["name"] == TARGET)
+    stage["training"]["reconstruction_share"] = 0.5
+    changed["compressor"]["stages"] = [stage]
+    return changed
 
 
 def _write(file: Path, results: Any) -> None:

@@ -71,7 +71,11 @@ def _rates(folder: Path, pictures: Path) -> str:
     if not found:
         return ""
     lines = ["## Rates, one at a time and all in one (figures 2 and 3, and beyond)", ""]
-    lines += ["Each checkpoint had the same steps; the last drew one of the rates for each.", ""]
+    lines += [
+        "Each checkpoint had the same steps of fine-tuning alone, half of the contexts reconstructed "
+        "too; the one of any rate drew a rate for each step.",
+        "",
+    ]
     lines += ["| checkpoint | read at rate | metric | value | 95% interval | n |"]
     lines += ["|---|---:|---|---:|---|---:|"]
     for name, results in found.items():
@@ -102,11 +106,8 @@ def _ablations(folder: Path, pictures: Path) -> str:
 
 def _encoders(folder: Path, pictures: Path) -> str:
     found = _results(folder / "encoders")
-    whole = _read(folder / "ablations" / "whole" / "results.json")
     if not found:
         return ""
-    if whole is not None:
-        found = {"layers_2": whole, **found}
     lines = ["## Quality against encoder size", ""]
     lines += ["| encoder | parameters | metric at rate 4 | value | 95% interval | n |"]
     lines += ["|---|---:|---|---:|---|---:|"]
@@ -179,7 +180,7 @@ def marked(text: str, produced: str) -> str:
 
 def _pictures(curves: dict[str, list], name: str, pictures: Path) -> list[str]:
     lines = []
-    for task in ("reconstruction", "completion"):
+    for task in ("reconstruction", "completion", "answer"):
         file = pictures / f"{name}-{task}.png"
         if plot_losses(curves, f"{task}_loss", f"{name}: {task} loss", file):
             lines += ["", f"![{task} loss]({pictures.name}/{file.name})"]
