@@ -200,7 +200,8 @@ def load_rows(
             nothing is taken from the Hub.
         limit: Rows to hand out at most.
         seed: Shuffles the rows: through a buffer of 10,000, so larger sets stay roughly in their
-            order. Without it they come as they are stored. `pronoun_pairs` and `personas` draw their people by it.
+            order. Without it they come as they are stored. `pronoun_pairs` and `personas` draw
+            their people by it.
         streaming: Read the Hub's copy over the network (True) or download it first (False).
             Without it FineWeb, PG-19 and Natural Questions are streamed. Local files always are.
         allow_stand_in: Where HPD or WSC cannot be had, take its stand-in, whose rows and report
