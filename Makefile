@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
+# A test uses one thread (tests/conftest.py), so files run side by side on up to four cores.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint tiny tables tables-capacity clean
 
@@ -28,7 +31,7 @@ demo: $(VENV)/.core
 	$(BIN)/memslots demo
 
 test: $(VENV)/.dev
-	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow"
+	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" $(PARALLEL)
 
 test-slow: $(VENV)/.dev
 	$(OFFLINE) $(BIN)/python -m pytest -q -m slow
