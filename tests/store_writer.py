@@ -11,6 +11,7 @@ import sys
 from store_memories import make_memory
 
 from memslots.serving.store import MemoryStore
+from memslots.serving.store_format import encode_memory
 
 
 def text_of(number: int) -> str:
@@ -33,6 +34,8 @@ def write(folder: str, start: int) -> None:
 
 
 if __name__ == "__main__":
+    # What the first use imports, once for all writers.
+    encode_memory(["x"], make_memory(["x"]), ["{}"], "bfloat16")
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -82,6 +82,11 @@ class Catalogue:
                     "INSERT INTO store VALUES (?, ?)", [(k, str(v)) for k, v in header.items()]
                 )
 
+    def has_tables(self) -> bool:
+        """Whether it was made to the end."""
+        with self.read() as db:
+            return db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """One consistent view. Keep it short: a writer waits for it before it commits."""

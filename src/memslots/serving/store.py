@@ -107,8 +107,9 @@ class MemoryStore:
                     f"there is no memory store at {str(self.path)!r}; `memslots store add` or "
                     "MemoryStore(path) makes one."
                 )
+            own = {NAME, f"{NAME}-journal", DATA}
             if self.path.exists() and (
-                not self.path.is_dir() or {f.name for f in self.path.iterdir()} - {NAME, DATA}
+                not self.path.is_dir() or {f.name for f in self.path.iterdir()} - own
             ):
                 raise ValueError(
                     f"{str(self.path)!r} is not a memory store and not empty; name a new folder."
@@ -124,8 +125,8 @@ class MemoryStore:
             )
 
     def _exists(self) -> bool:
-        # A catalogue of no bytes was begun by a process that died; making it again finishes it.
-        return self._catalogue.path.is_file() and self._catalogue.path.stat().st_size > 0
+        # One without tables was begun by a process that died; making it again finishes it.
+        return self._catalogue.path.is_file() and self._catalogue.has_tables()
 
     def __repr__(self) -> str:
         return f"MemoryStore({str(self.path)!r}, {len(self)} documents, {self.slot_dtype})"
