@@ -1,0 +1,340 @@
+"""PCC's table A7: compression, prefill, decoding and the whole, from text and from memories.
+
+    python benchmarks/table_a7.py
+    python benchmarks/table_a7.py --device cuda --preset gpt2-large-llama3
+
+Full text is given as token ids, ready made; memories go through `model.generate`, with all that it
+does beside the decoder. Every position counts: BOS, slots, markers, question. Prefill is the time
+to the first of 32 tokens. "Cached" is without the compression.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from measuring import DTYPES, Results, TokenClock, measure, options_of, peak_bytes, write_results
+from shapes import QUESTION, build, context, described
+
+from memslots import Memory, MemslotsModel
+from memslots.modeling.processing_memslots import MemslotsProcessor
+
+NEW_TOKENS = 32
+
+PAPER_ROWS = [(16, 1024), (32, 1024), (16, 2048), (8, 4096), (4, 8192)]
+"""Batch and length of table A7; in figure A1, full text ran out of memory at 8 x 8192."""
+
+CPU_ROWS = [(1, 1024), (2, 1024), (1, 2048), (1, 4096), (1, 8192)]
+
+PAPER: dict[tuple[int, int], dict[str, tuple[float, float, float]]] = {
+    (16, 1024): {
+        "full text": (0, 1378.79, 1437.60),
+        "rate 4": (604.71, 359.20, 956.97),
+        "rate 16": (509.83, 100.95, 1090.76),
+        "rate 128": (500.88, 35.87, 1051.63),
+    },
+    (32, 1024): {
+        "full text": (0, 2774.99, 2372.02),
+        "rate 4": (1189.60, 709.19, 1087.64),
+        "rate 16": (998.91, 188.27, 1047.38),
+        "rate 128": (975.19, 37.49, 1057.84),
+    },
+    (16, 2048): {
+        "full text": (0, 2830.40, 2311.84),
+        "rate 4": (1217.97, 718.31, 1037.90),
+        "rate 16": (1025.82, 188.61, 1069.69),
+        "rate 128": (1000.76, 37.30, 1059.60),
+    },
+    (8, 4096): {
+        "full text": (0, 2910.01, 2320.38),
+        "rate 4": (1257.87, 720.62, 1062.48),
+        "rate 16": (1076.08, 189.72, 1068.69),
+        "rate 128": (1047.36, 37.13, 1082.19),
+    },
+    (4, 8192): {
+        "full text": (0, 3091.50, 2145.15),
+        "rate 4": (1343.40, 730.81, 1084.96),
+        "rate 16": (1145.68, 187.20, 1032.63),
+        "rate 128": (1114.67, 36.75, 1058.20),
+    },
+}
+"""Milliseconds of compression, prefill and decoding: GPT2-large, Llama-3-8B, A100 80GB."""
+
+PREFILL_SHARE = 0.8
+"""Least speed-up of a cached prefill, as a share of the ratio of positions, on a CPU."""
+
+
+def processor_of(model: MemslotsModel) -> MemslotsProcessor:
+    if model.processor is None:
+        raise RuntimeError("shapes.build gives every model a processor.")
+    return model.processor
+
+
+def full_text_ids(model: MemslotsModel, texts: Sequence[str]) -> torch.Tensor:
+    """Decoder ids `(texts, positions)` of BOS, text and question; texts of one length."""
+    processor = processor_of(model)
+    prompt = processor.prompt(question=QUESTION)
+    rows = [[*prompt.before, *processor.decoder_text.encode(t), *prompt.after] for t in texts]
+    return torch.tensor(rows, device=model.device)
+
+
+def memory_positions(model: MemslotsModel, memory: Memory) -> int:
+    """Decoder positions of BOS, slots, markers, literals and question; of the longest document."""
+    prompt = processor_of(model).prompt(question=QUESTION)
+    return max(model.memory_positions(memory)) + len(prompt.before) + len(prompt.after)
+
+
+def answer_from_text(model: MemslotsModel, ids: torch.Tensor, new_tokens: int) -> dict[str, float]:
+    """Seconds of "prefill" and "decode" of full text, by the decoder's own `generate`."""
+    if model.decoder is None:
+        raise RuntimeError("shapes.build gives every model a decoder.")
+    clock = TokenClock(str(ids.device.type))
+    model.decoder.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        stopping_criteria=[clock],
+    )
+    return clock.parts()
+
+
+def answer_from_memory(model: MemslotsModel, memory: Memory, new_tokens: int) -> dict[str, float]:
+    """Seconds of "prefill" and "decode" of memories; one question for all of them."""
+    clock = TokenClock(model.device.type)
+    model.generate(
+        memory=memory,
+        question=QUESTION,
+        batch_size=len(memory),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        stopping_criteria=[clock],
+    )
+    return clock.parts()
+
+
+def measure_row(
+    model: MemslotsModel, batch: int, length: int, repeats: int, new_tokens: int = NEW_TOKENS
+) -> list[Results]:
+    """The rows of one batch and length: full text, then every rate.
+
+    Args:
+        model: with its decoder.
+        batch: texts.
+        length: tokens of each.
+        repeats: timed runs.
+        new_tokens: that are generated.
+    """
+    device = model.device.type
+    texts = [context(length, seed) for seed in range(batch)]
+    ids = full_text_ids(model, texts)
+    rates = list(model.config.compression_rates)
+    memories = {rate: model.compress(texts, rate=rate) for rate in rates}
+    runs = {}
+    if fits(model, ids):
+        runs["full text"] = lambda: answer_from_text(model, ids, new_tokens)
+    whole = dict(runs)
+    for rate, memory in memories.items():
+        name = f"rate {rate}"
+        runs[f"compress {name}"] = lambda rate=rate: compress(model, texts, rate)
+        runs[name] = lambda memory=memory: answer_from_memory(model, memory, new_tokens)
+        whole[name] = lambda rate=rate: answer_from_memory(
+            model, model.compress(texts, rate=rate), new_tokens
+        )
+    seconds = measure(runs, repeats, device)
+    peaks = {name: peak_bytes(run, device) for name, run in whole.items()}
+    rows = []
+    for name in ["full text", *(f"rate {rate}" for rate in rates)]:
+        positions = ids.shape[1]
+        if name != "full text":
+            positions = memory_positions(model, memories[int(name.split()[1])])
+        row: Results = {
+            "batch": batch,
+            "length": length,
+            "reads": name,
+            "positions": positions,
+            "peak_bytes": peaks.get(name),
+            "out_of_memory": name not in runs,
+        }
+        if name in seconds:
+            row["compress"] = seconds.get(f"compress {name}", {"total": 0.0})["total"]
+            row["prefill"] = seconds[name]["prefill"]
+            row["decode"] = seconds[name]["decode"]
+        rows.append(row)
+    return with_ratios(rows)
+
+
+def fits(model: MemslotsModel, ids: torch.Tensor) -> bool:
+    """Whether full text fits into a GPU's memory, as far as its first token; True on a CPU."""
+    if model.device.type == "cpu":
+        return True
+    try:
+        answer_from_text(model, ids, 1)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def compress(model: MemslotsModel, texts: list[str], rate: int) -> None:
+    model.compress(texts, rate=rate)
+
+
+def with_ratios(rows: list[Results]) -> list[Results]:
+    """Adds to the rows of one batch and length what they are times faster than full text.
+
+    "total_ratio" is with compression, "cached_ratio" without, "prefill_ratio" of the first token
+    alone; "position_ratio" is how many times fewer positions are read.
+    """
+    full = rows[0]
+    for row in rows[1:]:
+        row["position_ratio"] = full["positions"] / row["positions"]
+        if full["out_of_memory"]:
+            continue
+        whole = full["prefill"] + full["decode"]
+        answered = row["prefill"] + row["decode"]
+        row["prefill_ratio"] = full["prefill"] / row["prefill"]
+        row["cached_ratio"] = whole / answered
+        row["total_ratio"] = whole / (row["compress"] + answered)
+    return rows
+
+
+def paper_row(batch: int, length: int, reads: str) -> Results | None:
+    """The paper's ratios of a row, where it has that row."""
+    times = PAPER.get((batch, length))
+    if times is None or reads == "full text" or reads not in times:
+        return None
+    _, prefill, decode = times["full text"]
+    own_compress, own_prefill, own_decode = times[reads]
+    answered = own_prefill + own_decode
+    return {
+        "prefill_ratio": prefill / own_prefill,
+        "cached_ratio": (prefill + decode) / answered,
+        "total_ratio": (prefill + decode) / (own_compress + answered),
+    }
+
+
+def bars(results: Results) -> list[Results]:
+    """The bars: on a CPU a share of the ratio of positions, on a GPU the paper's ratios."""
+    found = []
+    on_cpu = results["setup"]["device"] == "cpu"
+    for row in results["rows"]:
+        if "prefill_ratio" not in row:
+            continue
+        where = f"{row['batch']} x {row['length']:,}, {row['reads']}"
+        if on_cpu and row["length"] >= 4096:
+            found.append(
+                {
+                    "bar": f"prefill from a memory over the ratio of positions, {where}",
+                    "wanted": PREFILL_SHARE,
+                    "found": row["prefill_ratio"] / row["position_ratio"],
+                }
+            )
+        paper = paper_row(row["batch"], row["length"], row["reads"])
+        if not on_cpu and paper is not None:
+            for name, said in (
+                ("prefill_ratio", "prefill from a memory"),
+                ("total_ratio", "total with compression"),
+                ("cached_ratio", "total from a memory"),
+            ):
+                found.append(
+                    {
+                        "bar": f"{said} against full text, {where}",
+                        "wanted": paper[name],
+                        "found": row[name],
+                    }
+                )
+    return found
+
+
+def section(results: Results, pictures: Path) -> str:
+    """The benchmark's part of docs/performance.md; draws its plots.
+
+    Args:
+        results: as written by this script.
+        pictures: folder for the plots.
+    """
+    from plotting import grouped_bars
+
+    lines = [
+        "## Table A7: full text against memories",
+        "",
+        "Milliseconds, 32 new tokens; full text as ready token ids, memories through "
+        "`model.generate`. Positions count BOS, slots, markers and question. In brackets how many "
+        "times faster than full text; the total with compression first, then from a memory that "
+        "was kept. Memory is the most that was taken beyond the weights, compression included.",
+        "",
+        "| Batch x length | reads | positions | compress | prefill | decode | total "
+        "| prefill over positions | memory |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in results["rows"]:
+        lines.append(_line(row))
+    kept = [row for row in results["rows"] if "prefill_ratio" in row]
+    if kept:
+        names = [f"{row['batch']} x {row['length']:,}" for row in kept]
+        labels = list(dict.fromkeys(names))
+        groups = {
+            f"{reads}, {said}": [row[key] for row in kept if row["reads"] == reads and key in row]
+            for reads in dict.fromkeys(row["reads"] for row in kept)
+            for key, said in (("total_ratio", "with compression"), ("cached_ratio", "kept"))
+        }
+        file = pictures / "table-a7.png"
+        grouped_bars(labels, groups, "times faster than full text, whole answer", file)
+        lines += ["", f"![How many times faster than full text]({pictures.name}/{file.name})"]
+    paper = [
+        f"{batch} x {length:,}: {one['total_ratio']:.2f} with compression, "
+        f"{one['cached_ratio']:.2f} without, prefill {one['prefill_ratio']:.1f}"
+        for batch, length in PAPER
+        if (one := paper_row(batch, length, "rate 16")) is not None
+    ]
+    lines += ["", f"The paper at rate 16, on an A100 with bfloat16: {'; '.join(paper)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Results) -> str:
+    """A row of the Markdown table."""
+    start = f"| {row['batch']} x {row['length']:,} | {row['reads']} | {row['positions']:,} "
+    memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB"
+    if row["out_of_memory"]:
+        return f"{start}| | | | out of memory | | |"
+    compress, prefill, decode = (1e3 * row[name] for name in ("compress", "prefill", "decode"))
+    total = compress + prefill + decode
+    if "prefill_ratio" not in row:
+        made = f"{compress:,.1f}" if compress else ""
+        return f"{start}| {made} | {prefill:,.1f} | {decode:,.1f} | {total:,.1f} | | {memory} |"
+    share = row["prefill_ratio"] / row["position_ratio"]
+    return (
+        f"{start}| {compress:,.1f} | {prefill:,.1f} ({row['prefill_ratio']:.1f}x) | {decode:,.1f} "
+        f"| {total:,.1f} ({row['total_ratio']:.2f}x, {row['cached_ratio']:.2f}x) "
+        f"| {share:.2f} | {memory} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--rows", nargs="+", metavar="BATCHxLENGTH", help="by default the paper's, or a CPU's few"
+    )
+    options = options_of(parser)
+    rows = [*PAPER_ROWS, (8, 8192)] if options.device == "cuda" else CPU_ROWS
+    if options.rows:
+        rows = [tuple(map(int, row.split("x"))) for row in options.rows]
+    model = build(options.preset, options.device, DTYPES[options.device])
+    results: Results = {"rows": [], "shapes": described(options.preset)}
+    for batch, length in rows:
+        results["rows"] += measure_row(model, batch, length, options.repeats)
+        print(
+            "\n".join(
+                _line(row) for row in results["rows"][-len(model.config.compression_rates) - 1 :]
+            )
+        )
+    print(write_results("table_a7", results, options))
+
+
+if __name__ == "__main__":
+    main()
