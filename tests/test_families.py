@@ -15,6 +15,7 @@ PAIRS = [
     ("llama", "qwen3"),
     ("qwen3", "mistral"),
     ("gpt2", "gemma3"),
+    ("llama", "gemma4"),
     ("bert", "phi3"),
     ("llama", "gpt2"),
     ("qwen3", "gpt_neox"),

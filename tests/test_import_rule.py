@@ -34,7 +34,7 @@ MODELING_LIBRARIES = {
     "tokenizers",  # a dependency of transformers
     "tqdm",  # a dependency of transformers
 }
-MODELING_GUARDED_LIBRARIES = {"peft"}
+MODELING_GUARDED_LIBRARIES = {"peft", "sentence_transformers", "sentencex"}
 MAX_LINES = 450
 
 # assets/ is left out: its .py files are copies of modeling/, written by save_pretrained.

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -129,6 +130,17 @@ _SHAPE = {
 }
 _GROUPED = {**_SHAPE, "num_key_value_heads": 2}
 _GPT2 = {"n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.3}
+# Per-layer embeddings, as Gemma 4 E2B has; its last layer shares the keys and values of another.
+_GEMMA4 = {
+    **{key: value for key, value in _GROUPED.items() if key != "num_hidden_layers"},
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 1,
+    "head_dim": 8,
+    "global_head_dim": 8,
+    "sliding_window": 32,
+    "hidden_size_per_layer_input": 6,
+}
 _GEMMA = {**_GROUPED, "head_dim": 8, "sliding_window": 32, "query_pre_attn_scalar": 8}
 
 FAMILIES = {
@@ -137,6 +149,7 @@ FAMILIES = {
     "qwen3": (Qwen3Config, {**_GROUPED, "head_dim": 8, "tie_word_embeddings": True}),
     "mistral": (MistralConfig, {**_GROUPED, "sliding_window": 32}),
     "gemma3": (Gemma3TextConfig, _GEMMA),
+    "gemma4": (Gemma4TextConfig, _GEMMA4),
     "phi3": (Phi3Config, _GROUPED),
     "gpt2": (GPT2Config, _GPT2),
     "gpt_neox": (GPTNeoXConfig, _SHAPE),
@@ -177,6 +190,7 @@ class Zoo:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            **({"vocab_size_per_layer_input": len(tokenizer)} if family == "gemma4" else {}),
         )
         torch.manual_seed(sum(map(ord, family + role)))
         kind = AutoModel if family == "bert" else AutoModelForCausalLM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +79,8 @@ def target_losses(
 def _batch_losses(model: MemslotsModel, rows: list[Row], memory: Memory | None) -> list[TargetLoss]:
     inputs = model.row_inputs(rows, memory, padding_side="right")
     labels = inputs.pop("labels")[:, 1:]
-    logits = model.decoder(**inputs, use_cache=False).logits[:, :-1]  # type: ignore[misc]
+    with nullcontext() if memory is None else model.reading():
+        logits = model.decoder(**inputs, use_cache=False).logits[:, :-1]  # type: ignore[misc]
     nll = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
     )

@@ -23,12 +23,14 @@ from transformers import (
 from .configuration_memslots import MemslotsConfig
 from .parts_memslots import LORA_MARK, add_lora, is_causal, load_encoder, merge_lora
 from .processing_memslots import MemslotsProcessor
+from .sentences_memslots import SentenceHead, read_sentence_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Model
 
-    # Named so that transformers copies the file wherever a model is loaded, and save_pretrained
-    # finds it there; it is run only where the pipeline is asked for.
+    # Named so that transformers copies the files wherever a model is loaded, and save_pretrained
+    # finds them there; they are run only where they are asked for.
+    from .chat_memslots import ChatMemory as _Chat  # noqa: F401
     from .pipeline_memslots import MemoryQuestionAnsweringPipeline as _Pipeline  # noqa: F401
 else:
     _Model = object
@@ -41,6 +43,7 @@ class CheckpointMixin(_Model):
     """`from_pretrained`, `save_pretrained` and their relatives of `MemslotsModel`."""
 
     encoder: PreTrainedModel
+    sentence_head: SentenceHead | None
 
     @classmethod
     def from_encoder_decoder_pretrained(
@@ -86,8 +89,23 @@ class CheckpointMixin(_Model):
             }
             for kind, kwargs in (("encoder", encoder_kwargs), ("decoder", decoder_kwargs))
         }
+        encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **trust["encoder"])
+        head = None
+        if config_kwargs.get("pooling") != "sentence":
+            encoder_config = AutoConfig.from_pretrained(encoder, **trust["encoder"])
+        else:
+            hub = {key: value for key, value in trust["encoder"].items() if value is not None}
+            base, head, described = read_sentence_encoder(encoder, encoder_tokenizer, **hub)
+            base.to(dtype=shared["dtype"] if isinstance(shared["dtype"], torch.dtype) else None)
+            # A copy, since what is made of a configuration writes its attention kernel into it.
+            encoder_config = type(base.config).from_dict(base.config.to_dict())
+            config_kwargs = {
+                "segment_length": described["window"],
+                "sentence_encoder": described,
+                **config_kwargs,
+            }
         config = MemslotsConfig(
-            encoder_config=AutoConfig.from_pretrained(encoder, **trust["encoder"]),
+            encoder_config=encoder_config,
             decoder_config=AutoConfig.from_pretrained(decoder, **trust["decoder"]),
             encoder_name_or_path=encoder,
             decoder_name_or_path=decoder,
@@ -96,15 +114,18 @@ class CheckpointMixin(_Model):
         processor = MemslotsProcessor.for_config(
             config,
             AutoTokenizer.from_pretrained(decoder, **trust["decoder"]),
-            AutoTokenizer.from_pretrained(encoder, **trust["encoder"]),
+            encoder_tokenizer,
         )
-        base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
+        if head is None:
+            base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
+        else:
+            _mark_initialized(head)
         base.eval()
-        config.encoder_is_causal = is_causal(base)
+        config.encoder_is_causal = head is None and is_causal(base)
         if config.encoder_lora is not None:
             add_lora(base, config.encoder_lora)
         _mark_initialized(base)
-        model = cls(config, encoder=base, load_decoder=False)
+        model = cls(config, encoder=base, load_decoder=False, sentence_head=head)
         model.to(device=base.device, dtype=base.dtype)
         model.processor = processor
         model.attach_decoder(
@@ -159,6 +180,9 @@ class CheckpointMixin(_Model):
         config = model.config
         if config.encoder_lora is not None:
             model._load_encoder_base(shared)
+        if not config.bundle_encoder:
+            model._load_named_encoder(pretrained_model_name_or_path, {**hub, **origin})
+        model.freeze_sentence_encoder()  # loading makes every weight trainable
         model.processor = MemslotsProcessor.from_pretrained(
             pretrained_model_name_or_path, **hub, **origin
         )
@@ -283,9 +307,31 @@ class CheckpointMixin(_Model):
         """Whether a checkpoint of this model holds the weight `key`."""
         if key.startswith("decoder."):
             return self.config.bundle_decoder
+        if key.startswith(("encoder.", "sentence_head.")) and not self.config.bundle_encoder:
+            return False
         if key.startswith("encoder.") and self.config.encoder_lora is not None:
             return LORA_MARK in key
         return True
+
+    def _load_named_encoder(self, name, origin: dict[str, Any]) -> None:
+        """Read the frozen sentence encoder from where the configuration says it is."""
+        config = self.config
+        if config.encoder_name_or_path is None:
+            raise ValueError(
+                "this checkpoint does not hold its sentence encoder and names none; set "
+                "encoder_name_or_path in its config."
+            )
+        tokenizer = MemslotsProcessor.from_pretrained(name, **origin).encoder_tokenizer
+        hub = {"revision": config.encoder_revision} if config.encoder_revision else {}
+        hub.update({key: origin[key] for key in ("token", "local_files_only") if key in origin})
+        base, head, described = read_sentence_encoder(config.encoder_name_or_path, tokenizer, **hub)
+        if described != config.sentence_encoder:
+            raise ValueError(
+                f"{config.encoder_name_or_path!r} is another sentence encoder than this "
+                f"compressor was made with: {described}, not {config.sentence_encoder}."
+            )
+        place = {"device": self.markers.device, "dtype": self.markers.dtype}
+        self.encoder, self.sentence_head = base.to(**place), head.to(**place)
 
     def _load_encoder_base(self, shared: dict[str, Any]) -> None:
         """Put the pretrained base under the adapter that the checkpoint held."""

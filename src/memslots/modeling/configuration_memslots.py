@@ -32,8 +32,10 @@ CUSTOM_PIPELINES = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "prompt_format": ("plain", "chat"),
     "markers": ("segment", "memory", "none"),
-    "pooling": ("memory_tokens", "mean"),
+    "pooling": ("memory_tokens", "mean", "sentence"),
     "memory_positions": ("after", "spread"),
+    "pool_unit": ("sentence", "paragraph", "text"),
+    "converter_type": ("mlp", "linear"),
 }
 """Allowed values of fields that name one of a few ways."""
 
@@ -44,6 +46,14 @@ LORA_DEFAULTS: dict[str, Any] = {
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 """PCC-Large (PCC, table A4 and section 3.1.2)."""
+
+DECODER_LORA_DEFAULTS: dict[str, Any] = {
+    "r": 16,
+    "alpha": 32,
+    "dropout": 0.05,
+    "target_modules": ["q_proj", "v_proj"],
+}
+"""Ours: the sentence-pools article says only that its decoder's LoRA is small."""
 
 
 @strict
@@ -74,7 +84,20 @@ class MemslotsConfig(PreTrainedConfig):
         fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
             written by `save_pretrained`; a memory carries it and a model checks it.
         pooling: how slots are made: the last states of "memory_tokens" appended to the segment
-            (PCC), or the "mean" of the last states of every `rate` tokens (LCLM, 2026).
+            (PCC), the "mean" of the last states of every `rate` tokens (LCLM, 2026), or one vector
+            of a "sentence" encoder for each `pool_unit` (the sentence-pools article).
+        pool_unit: what gets one vector with pooling "sentence": a "sentence", a "paragraph" or a
+            "text". `segment_length` is then the longest unit, in encoder tokens (by default the
+            encoder's window), and the only compression rate.
+        pool_language: ISO 639-1 code of the language whose rules split sentences.
+        sentence_encoder: what a sentence encoder is beside its backbone, see
+            `sentences_memslots.read_sentence_encoder`, which makes it.
+        train_encoder: whether a sentence encoder is trained too; otherwise it is frozen.
+        bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
+            encoder may be named by `encoder_name_or_path` instead, and is then read from there.
+        converter_type: "mlp" (PCC) or "linear" (the sentence-pools article's adapter).
+        decoder_lora: `{"r", "alpha", "dropout", "target_modules"}` of a small LoRA on the decoder,
+            which is kept with the compressor and acts only while a memory is read; None for none.
         memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
             has them, or "spread" over the segment, so that under rotary positions each memory token
             is near the text it stands for. Either way the first slots of a finer rate are those of
@@ -106,6 +129,13 @@ class MemslotsConfig(PreTrainedConfig):
     plain_prompt: str = PLAIN_PROMPT
     fingerprint: str | None = None
     pooling: str = "memory_tokens"
+    pool_unit: str = "sentence"
+    pool_language: str = "en"
+    sentence_encoder: dict | None = None
+    train_encoder: bool = False
+    bundle_encoder: bool = True
+    converter_type: str = "mlp"
+    decoder_lora: dict | None = None
     memory_positions: str = "after"
     literals: str | list[str] | tuple[str, ...] | None = None
     initializer_range: float = 0.02
@@ -114,13 +144,10 @@ class MemslotsConfig(PreTrainedConfig):
         self.encoder_config = _as_config(self.encoder_config, "gpt2")
         self.decoder_config = _as_config(self.decoder_config, "llama")
         self.compression_rates = sorted(self.compression_rates)
-        if self.encoder_lora is not None:
-            unknown = sorted(set(self.encoder_lora) - set(LORA_DEFAULTS))
-            if unknown:
-                raise ValueError(
-                    f"encoder_lora has unknown keys {unknown}; allowed are {sorted(LORA_DEFAULTS)}."
-                )
-            self.encoder_lora = {**LORA_DEFAULTS, **self.encoder_lora}
+        self.encoder_lora = _with_defaults("encoder_lora", self.encoder_lora, LORA_DEFAULTS)
+        self.decoder_lora = _with_defaults("decoder_lora", self.decoder_lora, DECODER_LORA_DEFAULTS)
+        if self.pooling == "sentence" and self.compression_rates == [4]:
+            self.compression_rates = [self.segment_length]  # one slot a unit
         super().__post_init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
         self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
@@ -153,6 +180,13 @@ class MemslotsConfig(PreTrainedConfig):
                 "memory_positions='spread' places memory tokens, and pooling='mean' has none; use "
                 "memory_positions='after'."
             )
+        if self.pooling == "sentence":
+            self._validate_sentence_pooling()
+        elif not self.bundle_encoder:
+            raise ValueError(
+                "bundle_encoder=False is for pooling='sentence', whose encoder stays as it was; "
+                "another encoder is trained, so the checkpoint has to hold it."
+            )
         if self.plain_prompt.count("{question}") != 1:
             raise ValueError(
                 f"plain_prompt must contain '{{question}}' exactly once, got {self.plain_prompt!r}."
@@ -167,6 +201,35 @@ class MemslotsConfig(PreTrainedConfig):
                 "use a smaller segment_length or coarser compression_rates."
             )
 
+    def _validate_sentence_pooling(self):
+        if self.compression_rates != [self.segment_length]:
+            raise ValueError(
+                f"pooling='sentence' makes one slot of each {self.pool_unit}, so compression_rates "
+                f"must be left out (or [{self.segment_length}], the segment_length), got "
+                f"{self.compression_rates}."
+            )
+        for name, wanted in (("encoder_lora", None), ("memory_positions", "after")):
+            if getattr(self, name) != wanted:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for memory tokens, and "
+                    f"pooling='sentence' has none; use {name}={wanted!r}."
+                )
+        if self.segment_length < 16:
+            raise ValueError(
+                f"pooling='sentence' needs a segment_length of at least 16 tokens, the longest "
+                f"{self.pool_unit} that gets one vector, got {self.segment_length}."
+            )
+        window = (self.sentence_encoder or {}).get("window", self.segment_length)
+        if self.segment_length > window:
+            raise ValueError(
+                f"the sentence encoder's window is {window} tokens, segment_length is "
+                f"{self.segment_length}; use at most {window}."
+            )
+        if self.train_encoder and not self.bundle_encoder:
+            raise ValueError(
+                "train_encoder=True changes the encoder, so bundle_encoder must be True."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """As `PreTrainedConfig.to_dict`; `pipeline()` puts classes into `custom_pipelines`, which
         JSON cannot hold.
@@ -177,6 +240,13 @@ class MemslotsConfig(PreTrainedConfig):
     def max_slots(self) -> int:
         """Slots of a full segment at the finest rate."""
         return -(-self.segment_length // min(self.compression_rates))
+
+    @property
+    def slot_size(self) -> int:
+        """Width of a slot before the converter."""
+        if self.sentence_encoder is not None:
+            return self.sentence_encoder["slot_size"]
+        return self.get_text_config(encoder=True).hidden_size
 
     @property
     def encoder_is_merged(self) -> bool:
@@ -191,6 +261,15 @@ class MemslotsConfig(PreTrainedConfig):
         if isinstance(self.decoder_config, PreTrainedConfig):
             return self.decoder_config.get_text_config()
         return self
+
+
+def _with_defaults(name: str, given: dict | None, defaults: dict[str, Any]) -> dict | None:
+    if given is None:
+        return None
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        raise ValueError(f"{name} has unknown keys {unknown}; allowed are {sorted(defaults)}.")
+    return {**defaults, **given}
 
 
 def _as_config(given: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:

@@ -1,6 +1,7 @@
 """Answering from memories and reconstructing them with the frozen decoder."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from .configuration_memslots import max_positions
 from .layout_memslots import RECONSTRUCTION, Prompt, Row, row_length
 from .literals_memslots import Detectors
 from .memory_memslots import Memory, slots_for
+from .per_layer_memslots import per_layer_inputs, prefilled_with
 from .processing_memslots import as_list
 
 if TYPE_CHECKING:
@@ -104,7 +106,8 @@ class AnsweringMixin(_Model):
                 the decoder has.
             TypeError: arguments of another type.
         """
-        decoder, processor = self._need_decoder(), self._need_processor()
+        processor = self._need_processor()
+        self._need_decoder()
         self._check_generate_kwargs(generate_kwargs)
         if (context is None) == (memory is None):
             raise ValueError(
@@ -143,7 +146,27 @@ class AnsweringMixin(_Model):
             beside = self._document_literals(memory)
             self._check_room(tokens, beside, memory.rate, prompts, pairs, generate_kwargs)
         rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
-        kwargs = self._generation_defaults(rows, memory, generate_kwargs)
+        answers = self.answer_rows(rows, memory, batch_size, generate_kwargs)
+        if generate_kwargs.get("return_dict_in_generate"):
+            return answers
+        return answers[0] if single and single_prompt and len(answers) == 1 else answers
+
+    def answer_rows(
+        self, rows: list[Row], memory: Memory | None, batch_size: int, given: dict[str, Any]
+    ):
+        """Answers to laid-out rows, in order.
+
+        Args:
+            rows: without targets, of one context's room each.
+            memory: what they read; None where they read tokens alone.
+            batch_size: rows that the decoder generates for at once.
+            given: arguments of `generate`, checked.
+
+        Returns:
+            A list of strings, or with `return_dict_in_generate=True` what the decoder returns.
+        """
+        decoder, processor = self._need_decoder(), self._need_processor()
+        kwargs = self._generation_defaults(rows, memory, given)
         if kwargs.get("return_dict_in_generate") and len(rows) > batch_size:
             raise ValueError(
                 f"return_dict_in_generate=True returns one batch; {len(rows)} answers need "
@@ -155,7 +178,7 @@ class AnsweringMixin(_Model):
             if kwargs.get("return_dict_in_generate"):
                 return output
             answers += [processor.decode(ids).strip() for ids in output]
-        return answers[0] if single and single_prompt and len(answers) == 1 else answers
+        return answers
 
     def reconstruct(
         self, memory: Memory, batch_size: int = 32, **generate_kwargs
@@ -341,7 +364,7 @@ class AnsweringMixin(_Model):
     # -- running -----------------------------------------------------------------------------------
 
     def _generation_defaults(
-        self, rows: list[Row], memory: Memory, given: dict[str, Any]
+        self, rows: list[Row], memory: Memory | None, given: dict[str, Any]
     ) -> dict[str, Any]:
         """`given`, with what the decoder's own generation configuration leaves open."""
         decoder, processor = self._need_decoder(), self._need_processor()
@@ -358,7 +381,7 @@ class AnsweringMixin(_Model):
         if base is not own:
             chosen += [getattr(base, name) for name in limits]
         if all(limit is None for limit in chosen):
-            slots = [segment.slots for segment in memory.segments]
+            slots = [] if memory is None else [segment.slots for segment in memory.segments]
             used = max(row_length(row, slots, self.config.markers) for row in rows)
             room = max_positions(decoder.config)
             kwargs["max_new_tokens"] = (
@@ -369,23 +392,28 @@ class AnsweringMixin(_Model):
         return kwargs
 
     @torch.no_grad()
-    def _generate_rows(self, decoder, rows: list[Row], memory: Memory, kwargs):
+    def _generate_rows(self, decoder, rows: list[Row], memory: Memory | None, kwargs):
         """New token ids of laid-out rows, `(rows, new tokens)`."""
         inputs = self.generation_inputs(rows, memory)
-        return decoder.generate(**inputs, **kwargs)
+        per_layer = inputs.pop("per_layer_inputs", None)
+        reading = nullcontext() if memory is None else self.reading()
+        with reading, prefilled_with(decoder, per_layer):
+            return decoder.generate(**inputs, **kwargs)
 
-    def generation_inputs(self, rows: list[Row], memory: Memory) -> dict[str, torch.Tensor]:
-        """Left-padded `inputs_embeds` `(rows, length, d_decoder)` and `attention_mask`."""
+    def generation_inputs(self, rows: list[Row], memory: Memory | None) -> dict[str, torch.Tensor]:
+        """Left-padded `inputs_embeds` `(rows, length, d_decoder)` and `attention_mask`, and
+        `per_layer_inputs` where the decoder has per-layer embeddings (see `per_layer_memslots`).
+        """
         asked = [replace(row, target=[], given=0, predicted=None) for row in rows]
         inputs = self.row_inputs(asked, memory)
-        return {name: inputs[name] for name in ("inputs_embeds", "attention_mask")}
+        return {name: tensor for name, tensor in inputs.items() if name != "labels"}
 
     @torch.no_grad()
     def row_inputs(
         self, rows: list[Row], memory: Memory | None, padding_side: str = "left"
     ) -> dict[str, torch.Tensor]:
         """`inputs_embeds` `(rows, length, d_decoder)`, `attention_mask` and `labels` of rows that
-        read segments of `memory`, or none.
+        read segments of `memory`, or none, and `per_layer_inputs` where the decoder needs them.
         """
         counts = [] if memory is None else [segment.slots for segment in memory.segments]
         used = sorted({i for row in rows for i in row.segments})
@@ -399,13 +427,14 @@ class AnsweringMixin(_Model):
             padding_side,
         )
         device = self.encoder.device
-        slots = self.markers.new_zeros(0, self.encoder.config.hidden_size)
-        if memory is not None:
+        slots = self.markers.new_zeros(0, self.config.slot_size)
+        if memory is not None and used:
             slots = torch.cat([memory.slots[starts[i] : starts[i + 1]] for i in used])
-        embeds = self.embed_rows(
-            laid_out["input_ids"].to(device), laid_out["memory_ids"].to(device), slots.to(device)
-        )
+        input_ids = laid_out["input_ids"].to(device)
+        embeds = self.embed_rows(input_ids, laid_out["memory_ids"].to(device), slots.to(device))
+        per_layer = per_layer_inputs(self._need_decoder(), input_ids)
         return {
+            **({} if per_layer is None else {"per_layer_inputs": per_layer}),
             "inputs_embeds": embeds,
             "attention_mask": laid_out["attention_mask"].to(device),
             "labels": laid_out["labels"].to(device),

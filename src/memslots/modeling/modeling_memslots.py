@@ -5,7 +5,9 @@ Memory"); section and equation numbers are the paper's.
 """
 
 import inspect
+import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +20,24 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig
+from .decoder_lora_memslots import DecoderLora, LoraUp
 from .encoding_memslots import EncodingMixin
 from .generation_memslots import AnsweringMixin
 from .layout_memslots import IGNORE, TASKS
 from .parts_memslots import (
     Converter,
+    LinearConverter,
     add_lora,
+    build_converter,
     build_encoder,
     check_takes_positions,
     embedding_scale,
     encoder_embedding_dim,
     fingerprint,
 )
+from .per_layer_memslots import per_layer_inputs
 from .processing_memslots import MemslotsProcessor
+from .sentences_memslots import SentenceHead
 
 
 @dataclass
@@ -62,6 +69,7 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
             `from_encoder_decoder_pretrained` for trained ones.
         encoder: an encoder to take in place of a new one.
         load_decoder: False leaves the decoder out even where the checkpoint holds it.
+        sentence_head: a head that goes with `encoder`, with pooling "sentence".
     """
 
     config: MemslotsConfig
@@ -78,6 +86,7 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         config: MemslotsConfig,
         encoder: PreTrainedModel | None = None,
         load_decoder: bool = True,
+        sentence_head: SentenceHead | None = None,
     ):
         super().__init__(config)
         if encoder is None:
@@ -88,8 +97,18 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         if config.encoder_lora is not None:  # the base is loaded after the adapter
             self._keys_to_ignore_on_load_missing = [r"^encoder\.(?!.*\.lora_)"]
         self.encoder.config.use_cache = False
-        d_encoder = self.encoder.config.hidden_size
         d_decoder = config.get_text_config(decoder=True).hidden_size
+        self.sentence_head: SentenceHead | None = None
+        if config.pooling == "sentence":
+            if config.sentence_encoder is None:
+                raise ValueError(
+                    "pooling='sentence' needs a sentence encoder; make the compressor with "
+                    "from_encoder_decoder_pretrained(encoder, decoder, pooling='sentence')."
+                )
+            self.sentence_head = sentence_head or SentenceHead(config.sentence_encoder["head"])
+            self.freeze_sentence_encoder()
+            if not config.bundle_encoder:  # read from where it is named, after the rest
+                self._keys_to_ignore_on_load_missing = [r"^encoder\.", r"^sentence_head\."]
         self.register_parameter("memory_tokens", None)
         if config.pooling == "memory_tokens":
             self.memory_tokens = nn.Parameter(
@@ -97,8 +116,11 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
             )
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
-        self.converter = Converter(d_encoder, config.converter_hidden_size or d_decoder, d_decoder)
+        self.converter = build_converter(config)
         self.markers = nn.Parameter(torch.empty(3, d_decoder))
+        self.decoder_lora: DecoderLora | None = None
+        if config.decoder_lora is not None:
+            self.decoder_lora = DecoderLora(config.decoder_config, config.decoder_lora)
         self.decoder: PreTrainedModel | None = None
         if config.bundle_decoder and load_decoder:
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
@@ -116,6 +138,12 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
                 init.normal_(layer.weight, std=self.config.initializer_range)
                 init.zeros_(layer.bias)
             init.ones_(module.norm.weight)
+        elif isinstance(module, LinearConverter):
+            init.normal_(module.map.weight, std=self.config.initializer_range)
+            init.zeros_(module.map.bias)
+            init.ones_(module.norm.weight)
+        elif isinstance(module, LoraUp):
+            init.zeros_(module.weight)
         elif isinstance(module, MemslotsModel):
             if module.memory_tokens is not None:
                 init.normal_(module.memory_tokens, std=self.config.initializer_range)
@@ -141,7 +169,15 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
             self._fingerprint = None
         if self.decoder is not None:
             self.decoder.eval()
+        if self.sentence_head is not None and not self.config.train_encoder:
+            self.encoder.eval()
         return self
+
+    def freeze_sentence_encoder(self) -> None:
+        """Leave a sentence encoder out of training, unless the configuration has it trained."""
+        if self.sentence_head is not None:
+            self.encoder.requires_grad_(self.config.train_encoder)
+            self.sentence_head.requires_grad_(self.config.train_encoder)
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's: where the text enters."""
@@ -161,7 +197,12 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
             segmentation = f"{self.config.segment_length} {self.config.memory_positions}"
             if self.config.pooling != "memory_tokens":
                 segmentation += f" {self.config.pooling}"
-            value = fingerprint(self.encoder, self.memory_tokens, tokenizer, segmentation)
+            if self.config.pooling == "sentence":
+                kind = json.dumps(self.config.sentence_encoder, sort_keys=True)
+                segmentation += f" {self.config.pool_unit} {self.config.pool_language} {kind}"
+            value = fingerprint(
+                self.encoder, self.memory_tokens, tokenizer, segmentation, self.sentence_head
+            )
             self._fingerprint = (version, value)
         return self._fingerprint[1]
 
@@ -170,6 +211,7 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
 
     def _weight_versions(self) -> tuple[int, ...]:
         weights = [*self.encoder.parameters()]
+        weights += [] if self.sentence_head is None else [*self.sentence_head.parameters()]
         weights += [] if self.memory_tokens is None else [self.memory_tokens]
         return tuple(weight._version for weight in weights)
 
@@ -206,7 +248,7 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
             `(rows, length, d_decoder)` in the decoder's dtype.
         """
         tokens = self._need_decoder().get_input_embeddings()(input_ids)
-        converted = self.converter(slots.to(self.converter.up.weight.dtype))
+        converted = self.converter(slots.to(next(self.converter.parameters()).dtype))
         vectors = torch.cat([self.markers, converted]).to(tokens)
         chosen = vectors[(memory_ids - 1).clamp(min=0)]
         return torch.where((memory_ids > 0).unsqueeze(-1), chosen, tokens)
@@ -246,8 +288,9 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
         embeds = self.embed_rows(input_ids, memory_ids, slots)
+        per_layer = per_layer_inputs(self._need_decoder(), input_ids)
         if labels is None:
-            logits = self._run_decoder(embeds, attention_mask)
+            logits = self._run_decoder(embeds, attention_mask, per_layer=per_layer)
             return MemslotsOutput(logits=logits, slots=slots)
         if task_ids is None:
             task_ids = torch.full_like(labels[:, 0], len(TASKS) - 1)
@@ -256,7 +299,10 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         for task in range(len(TASKS)):
             rows = (task_ids == task).nonzero().squeeze(1)
             if rows.numel():
-                total, count = self._rows_loss(embeds[rows], attention_mask[rows], labels[rows])
+                own = None if per_layer is None else per_layer[rows]
+                total, count = self._rows_loss(
+                    embeds[rows], attention_mask[rows], labels[rows], own
+                )
                 sums = sums + functional.one_hot(torch.tensor(task), len(TASKS)).to(sums) * total
                 counts[task] = count
         totals = counts if task_totals is None else task_totals.to(counts.device)
@@ -267,18 +313,23 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         )
 
     def _rows_loss(
-        self, embeds: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+        self,
+        embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        per_layer: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss and number of the targets of rows of one task."""
         used = attention_mask.any(dim=0).nonzero()
         first, last = int(used[0]), int(used[-1]) + 1
         embeds, labels = embeds[:, first:last], labels[:, first:last]
+        per_layer = None if per_layer is None else per_layer[:, first:last]
         targets = (labels != IGNORE).any(dim=0).nonzero()
         if not targets.numel():
             return embeds.sum() * 0.0, targets.new_zeros(())
         # The state before a target predicts it.
         start = max(int(targets[0]) - 1, 0)
-        logits = self._run_decoder(embeds, attention_mask[:, first:last], start)[:, :-1]
+        logits = self._run_decoder(embeds, attention_mask[:, first:last], start, per_layer)[:, :-1]
         wanted = labels[:, start + 1 :]
         total = functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
@@ -288,20 +339,34 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         )
         return total, (wanted != IGNORE).sum()
 
+    def reading(self) -> AbstractContextManager[None]:
+        """While this context is open, the decoder reads with `decoder_lora`, where there is one.
+
+        Outside, the decoder is the plain one, as for baselines that read text.
+        """
+        if self.decoder_lora is None:
+            return nullcontext()
+        return self.decoder_lora.active(self._need_decoder())
+
     def _run_decoder(
-        self, embeds: torch.Tensor, attention_mask: torch.Tensor, start: int = 0
+        self,
+        embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        start: int = 0,
+        per_layer: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on."""
         decoder = self._need_decoder()
         accepted = inspect.signature(decoder.forward).parameters
-        kwargs: dict[str, Any] = {}
+        kwargs: dict[str, Any] = {} if per_layer is None else {"per_layer_inputs": per_layer}
         if "position_ids" in accepted:
             kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         if start and "logits_to_keep" in accepted:
             kwargs["logits_to_keep"] = embeds.shape[1] - start
-        logits = decoder(
-            inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, **kwargs
-        ).logits
+        with self.reading():
+            logits = decoder(
+                inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, **kwargs
+            ).logits
         return logits[:, -(embeds.shape[1] - start) :]
 
 

@@ -13,6 +13,7 @@ from .configuration_memslots import AUTO_MAP, PLAIN_PROMPT, MemslotsConfig
 from .layout_memslots import Prompt, Row, lay_out
 from .literals_memslots import Detectors, Literal, literals_of_spans
 from .memory_memslots import slots_for
+from .sentences_memslots import UnitSplitter
 from .tokenization_memslots import PlainText, Span, check_text
 
 # Private-use characters stand for the user's text while a chat template is rendered, so that only
@@ -36,6 +37,7 @@ class MemslotsProcessor(ProcessorMixin):
         markers: where `<MEM>` and `</MEM>` stand, see `MemslotsConfig`.
         spread: whether memory tokens are spread over their segment (`memory_positions`).
         literals: detectors of what rides beside the slots, see `MemslotsConfig`.
+        units: arguments of `sentences_memslots.UnitSplitter` with pooling "sentence", else None.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class MemslotsProcessor(ProcessorMixin):
         markers: str = "segment",
         spread: bool = False,
         literals: str | Sequence[str] | None = None,
+        units: dict[str, Any] | None = None,
         chat_template=None,
     ):
         super().__init__(tokenizer, encoder_tokenizer, chat_template=chat_template)
@@ -60,6 +63,7 @@ class MemslotsProcessor(ProcessorMixin):
         self.markers = markers
         self.spread = spread
         self.literals = literals
+        self.units = units
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ValueError(
                 "prompt_format='chat' needs a decoder tokenizer with a chat template, and "
@@ -71,6 +75,10 @@ class MemslotsProcessor(ProcessorMixin):
         cls, config: MemslotsConfig, tokenizer, encoder_tokenizer
     ) -> "MemslotsProcessor":
         """A processor that segments and prompts as `config` says."""
+        units, described = None, config.sentence_encoder
+        if described is not None:
+            units = {"unit": config.pool_unit, "language": config.pool_language}
+            units.update({name: described[name] for name in ("lead", "lower_case")})
         return cls(
             tokenizer,
             encoder_tokenizer,
@@ -81,6 +89,7 @@ class MemslotsProcessor(ProcessorMixin):
             markers=config.markers,
             spread=config.memory_positions == "spread",
             literals=config.literals,
+            units=units,
         )
 
     @classmethod
@@ -141,7 +150,12 @@ class MemslotsProcessor(ProcessorMixin):
         Raises:
             ValueError: a text that cannot be compressed; see `check_text`.
         """
-        spans = self.encoder_text.segment(check_text(text, "context"), self.segment_length)
+        check_text(text, "context")
+        if self.units is None:
+            spans = self.encoder_text.segment(text, self.segment_length)
+        else:
+            splitter = UnitSplitter(self.encoder_text, window=self.segment_length, **self.units)
+            spans = splitter.segment(text)
         if not spans[0].ids:
             raise ValueError(
                 "context has no token in the encoder's vocabulary (the encoder's tokenizer drops "

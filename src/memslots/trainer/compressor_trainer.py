@@ -130,7 +130,7 @@ class CompressorTrainer(SFTTrainer):
         self.step_metrics.reset()
         checkpointing: AbstractContextManager[None] = nullcontext()
         if self.args.gradient_checkpointing:
-            checkpointing = decoder_checkpointing(self.model.decoder)
+            checkpointing = decoder_checkpointing(self.model.decoder, self.model.reading)
         with checkpointing:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

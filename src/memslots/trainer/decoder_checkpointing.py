@@ -1,7 +1,7 @@
 """Activation checkpointing of the frozen decoder, through which gradients pass all the same."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -11,7 +11,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 @contextmanager
-def decoder_checkpointing(decoder: PreTrainedModel) -> Iterator[None]:
+def decoder_checkpointing(
+    decoder: PreTrainedModel, reading: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[None]:
     """Keeps only each layer's input for the backward pass, and computes the rest again there.
 
     transformers checkpoints layers in training mode alone, and the frozen decoder is in evaluation
@@ -20,10 +22,12 @@ def decoder_checkpointing(decoder: PreTrainedModel) -> Iterator[None]:
 
     Args:
         decoder: a causal LM; one without checkpointing layers is left as it is.
+        reading: makes the context that the forward pass ran in, for the backward pass to compute
+            the same in (`MemslotsModel.reading`).
     """
     layers = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
     for layer in layers:
-        layer.forward = partial(_run, layer.forward)  # type: ignore[method-assign]
+        layer.forward = partial(_run, layer.forward, reading)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -31,7 +35,13 @@ def decoder_checkpointing(decoder: PreTrainedModel) -> Iterator[None]:
             del layer.forward  # the class's own is beneath
 
 
-def _run(forward, *args, **kwargs):
+def _run(forward, reading, *args, **kwargs):
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(
+        forward,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), reading()),
+        **kwargs,
+    )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -12,6 +13,7 @@ from .layout_memslots import spread_places, token_batches
 from .literals_memslots import Detectors, Literal
 from .memory_memslots import Memory, Segment, slots_for
 from .processing_memslots import MemslotsProcessor, as_list
+from .sentences_memslots import SentenceHead
 from .tokenization_memslots import Span, check_text
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class EncodingMixin(_Model):
 
     encoder: PreTrainedModel
     memory_tokens: torch.Tensor | None
+    sentence_head: SentenceHead | None
 
     if TYPE_CHECKING:
 
@@ -50,6 +53,8 @@ class EncodingMixin(_Model):
             `(total_slots, d_encoder)`, segment after segment.
         """
         lengths = segment_attention_mask.sum(dim=1)
+        if self.sentence_head is not None:
+            return self._sentence_slots(segment_input_ids, lengths, self.sentence_head)
         if self.memory_tokens is None:
             return self._mean_slots(segment_input_ids, lengths, segment_rates)
         counts = -(-lengths // segment_rates)
@@ -106,6 +111,24 @@ class EncodingMixin(_Model):
         sums = sums.index_add(0, groups, states[is_token].float())
         sizes = torch.bincount(groups, minlength=sums.shape[0]).unsqueeze(1)
         return (sums / sizes).to(states.dtype)
+
+    def _sentence_slots(
+        self, segment_input_ids: torch.Tensor, lengths: torch.Tensor, head: SentenceHead
+    ) -> torch.Tensor:
+        """One vector a segment, as its sentence encoder makes it: with its special tokens."""
+        around = self.config.sentence_encoder
+        prefix = segment_input_ids.new_tensor(around["prefix_ids"])
+        suffix = segment_input_ids.new_tensor(around["suffix_ids"])
+        rows = segment_input_ids.shape[0]
+        ends = (lengths + len(prefix)).unsqueeze(1)
+        ids = torch.cat([prefix.expand(rows, -1), segment_input_ids], dim=1)
+        ids = functional.pad(ids, (0, len(suffix)))
+        for i, token in enumerate(suffix):
+            ids = ids.scatter(1, ends + i, token.expand(rows, 1))
+        positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+        mask = (positions < ends + len(suffix)).long()
+        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return head(states, mask)
 
     @torch.no_grad()
     def compress(
@@ -176,9 +199,7 @@ class EncodingMixin(_Model):
         for count in counts:
             offsets.append(offsets[-1] + count)
         device = self.encoder.device
-        slots = torch.empty(
-            offsets[-1], self.encoder.config.hidden_size, device=device, dtype=self.dtype
-        )
+        slots = torch.empty(offsets[-1], self.config.slot_size, device=device, dtype=self.dtype)
         appended = counts if self.config.pooling == "memory_tokens" else [0] * len(flat)
         batches = list(token_batches([len(span.ids) for span in flat], appended, batch_tokens))
         training = self.encoder.training

@@ -51,6 +51,41 @@ class Converter(nn.Module):
         nn.init.zeros_(self.down.bias)
 
 
+class LinearConverter(nn.Module):
+    """RMSNorm and one Linear: the adapter of the sentence-pools article.
+
+    The norm undoes only a slot's length, which sentence encoders mostly set to 1.
+
+    Args:
+        d_encoder: width of a slot before.
+        d_decoder: width of a slot after.
+    """
+
+    def __init__(self, d_encoder: int, d_decoder: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.map = nn.Linear(d_encoder, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.map(self.norm(slots))
+
+    @torch.no_grad()
+    def init_weights(self, scale: float) -> None:
+        """Draw new weights such that outputs have the standard deviation `scale`."""
+        nn.init.ones_(self.norm.weight)
+        nn.init.normal_(self.map.weight, std=scale / math.sqrt(self.map.in_features))
+        nn.init.zeros_(self.map.bias)
+
+
+def build_converter(config: MemslotsConfig) -> Converter | LinearConverter:
+    """The converter of `config` with new weights."""
+    d_decoder = config.get_text_config(decoder=True).hidden_size
+    if config.converter_type == "linear":
+        return LinearConverter(config.slot_size, d_decoder)
+    return Converter(config.slot_size, config.converter_hidden_size or d_decoder, d_decoder)
+
+
 def build_encoder(config: MemslotsConfig) -> PreTrainedModel:
     """The encoder of `config` with new weights: the base model without any head."""
     return AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
@@ -168,6 +203,7 @@ def fingerprint(
     memory_tokens: torch.Tensor | None,
     tokenizer: str,
     segmentation: str,
+    sentence_head: nn.Module | None = None,
 ) -> str:
     """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
 
@@ -176,12 +212,15 @@ def fingerprint(
         memory_tokens: `(max_slots, d_embedding)`, where there are any.
         tokenizer: the encoder tokenizer's plain-text backend as JSON.
         segmentation: what decides segments and the places of their memory tokens.
+        sentence_head: what makes the slots of a sentence encoder's states.
     """
     digest = hashlib.sha256(f"memslots 1 {segmentation}\n".encode())
     digest.update(tokenizer.encode())
     weights = dict(encoder.state_dict())
     if memory_tokens is not None:
         weights["memory_tokens"] = memory_tokens
+    if sentence_head is not None:
+        weights.update({f"head {k}": v for k, v in sentence_head.state_dict().items()})
     for name in sorted(weights):
         tensor = weights[name].detach().to("cpu").contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
