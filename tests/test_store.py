@@ -462,5 +462,6 @@ def kill_writers(folder: Path, times: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.timeout(900)  # on a machine with other work, forks of a process with torch are slow
 def test_nothing_acknowledged_is_lost_when_writers_are_killed(tmp_path, times):
     kill_writers(tmp_path / "store", times, seed=times)

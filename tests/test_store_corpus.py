@@ -265,6 +265,7 @@ def test_several_processes_do_what_one_does(tmp_path, model, spec, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_worker_that_dies_is_one_error(tmp_path, spec):
     documents = [Document("a", "Anna owns maps.", "{}", 1)]
     broken = replace(spec, model=str(tmp_path / "no checkpoint"))
@@ -282,6 +283,7 @@ sys.exit(main(["store", "add", sys.argv[1], "--store", sys.argv[2], *options]))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install memslots[ray]")
 def test_a_local_ray_cluster_does_what_one_process_does(tmp_path, model):
     texts = corpus_of(tmp_path / "corpus", 150)  # three batches for two workers
