@@ -5,13 +5,21 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "ChatMemory": "modeling",
     "Memory": "modeling",
     "MemslotsConfig": "modeling",
     "MemslotsModel": "modeling",
     "MemslotsProcessor": "modeling",
 }
 
-__all__ = ["Memory", "MemslotsConfig", "MemslotsModel", "MemslotsProcessor", "__version__"]
+__all__ = [
+    "ChatMemory",
+    "Memory",
+    "MemslotsConfig",
+    "MemslotsModel",
+    "MemslotsProcessor",
+    "__version__",
+]
 
 
 def __getattr__(name: str):

@@ -2,15 +2,17 @@
 
 Flat files that import one another as `from .sibling import name` and otherwise only torch,
 transformers (with tokenizers and tqdm, which it brings), safetensors, huggingface_hub and, guarded,
-peft.
+peft, sentence_transformers and sentencex.
 """
 
+from .chat_memslots import ChatMemory
 from .configuration_memslots import MemslotsConfig
 from .memory_memslots import Memory, Segment
 from .modeling_memslots import MemslotsModel, MemslotsOutput
 from .processing_memslots import MemslotsProcessor
 
 __all__ = [
+    "ChatMemory",
     "Memory",
     "MemslotsConfig",
     "MemslotsModel",

@@ -220,6 +220,24 @@ class Memory:
         """All documents as one context, in order: what a question over several documents reads."""
         return replace(self, documents=(self.segments,))
 
+    def without_oldest(self) -> "Memory":
+        """A single document without its first segment.
+
+        Raises:
+            ValueError: several documents, or a single segment.
+        """
+        if len(self) != 1 or len(self.segments) < 2:
+            raise ValueError(
+                "without_oldest takes one document of two segments or more, got "
+                f"{len(self)} of {len(self.segments)} in all; use join() first."
+            )
+        return replace(
+            self,
+            slots=self.slots[self.segments[0].slots :],
+            documents=(self.segments[1:],),
+            literals=self.literals[1:],
+        )[0]
+
     def at_rate(self, rate: int) -> "Memory":
         """The same documents at a coarser rate, without encoding again.
 

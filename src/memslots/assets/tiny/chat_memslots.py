@@ -1,0 +1,304 @@
+"""ChatMemory: a chat whose old turns are read as slots.
+
+The last turns are read as they were written. Turns that leave that window wait, still as text,
+until they fill a block; the block is then compressed, once, and never read as text again. So the
+decoder's positions grow by `1 / rate` of a position for each old token (and two markers a block)
+instead of by one, and what is read as text has a bound of its own: the window and one block. With
+`max_positions`, the memory's share has a bound too: it is made coarser, where the compressor allows
+that without encoding again, and then loses its oldest blocks.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .configuration_memslots import max_positions as positions_of
+from .layout_memslots import Prompt, Row, row_length
+from .literals_memslots import Detectors, check_detectors
+from .memory_memslots import Memory
+from .tokenization_memslots import check_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Model
+
+FORMAT = "memslots.chat"
+FORMAT_VERSION = 1
+CHAT_FILE = "chat.json"
+ROLES = ("user", "assistant")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message.
+
+    Args:
+        role: "user" or "assistant".
+        content: its text.
+    """
+
+    role: str
+    content: str
+
+
+class ChatMemory:
+    """A chat of any length before a decoder of few positions.
+
+    Args:
+        model: a `MemslotsModel` with its decoder.
+        keep_last: turns that are always read as text.
+        rate: encoder tokens per slot, by default the finest.
+        block_tokens: encoder tokens of old turns that are compressed together; 0 compresses each
+            turn by itself, as it leaves the window. By default one segment, or 0 where slots are
+            those of sentences.
+        max_positions: most decoder positions of the memory; None sets no limit.
+        literals: what rides beside the slots, see `MemslotsModel.compress`.
+        system: what stands before everything else and is never compressed.
+        turn_format: text of a turn, with `{content}` and, if wanted, `{role}` in it.
+
+    Raises:
+        ValueError: numbers or a rate that cannot be, or a format without `{content}`.
+    """
+
+    def __init__(
+        self,
+        model: "_Model",
+        keep_last: int = 4,
+        rate: int | None = None,
+        block_tokens: int | None = None,
+        max_positions: int | None = None,
+        literals: Detectors | None = None,
+        system: str | None = None,
+        turn_format: str = "{role}: {content}\n",
+    ):
+        for name, value, least in (
+            ("keep_last", keep_last, 0),
+            ("block_tokens", block_tokens, 0),
+            ("max_positions", max_positions, 3),
+        ):
+            if value is not None and (type(value) is not int or value < least):
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if "{content}" not in turn_format:
+            raise ValueError(f"turn_format must contain '{{content}}', got {turn_format!r}.")
+        check_detectors(literals)
+        self.model = model
+        self.keep_last = keep_last
+        self.rate = model._need_processor().check_rate(rate)
+        if block_tokens is None:
+            block_tokens = 0 if model.config.pooling == "sentence" else model.config.segment_length
+        self.block_tokens = block_tokens
+        self.max_positions = max_positions
+        self.literals = literals
+        self.system = None if system is None else check_text(system, "system")
+        self.turn_format = turn_format
+        self.memory: Memory | None = None
+        self.turns: list[Turn] = []
+        """Those that are read as text: what waits for its block to fill, then the window."""
+        self.compressed_turns = 0
+        self.forgotten_blocks = 0
+        self._waiting_tokens: list[int] = []
+
+    def __len__(self) -> int:
+        """Turns added so far."""
+        return self.compressed_turns + len(self.turns)
+
+    def __repr__(self) -> str:
+        return (
+            f"ChatMemory({len(self)} turns, {self.compressed_turns} of them compressed: "
+            f"{self.memory!r}; the decoder reads {self.positions} positions)"
+        )
+
+    def add(self, role: str, content: str) -> None:
+        """Add a turn; what leaves the window and fills a block is compressed.
+
+        Raises:
+            ValueError: an unknown role, or an empty text.
+        """
+        if role not in ROLES:
+            raise ValueError(f"role must be one of {list(ROLES)}, got {role!r}.")
+        self.turns.append(Turn(role, check_text(content, "content")))
+        old = len(self.turns) - self.keep_last
+        while len(self._waiting_tokens) < old:  # each turn's tokens are counted once
+            text = self._text(self.turns[len(self._waiting_tokens)])
+            self._waiting_tokens.append(len(self._processor.encoder_text.encode(text)))
+        if old > 0 and sum(self._waiting_tokens) >= self.block_tokens:
+            self._compress(old)
+
+    def ask(self, question: str, remember: bool = True, **generate_kwargs: Any) -> str:
+        """Answer from the memory, the last turns and the question.
+
+        Args:
+            question: the user's turn.
+            remember: whether question and answer become turns of the chat.
+            generate_kwargs: as for `MemslotsModel.generate`.
+
+        Raises:
+            ValueError: an empty question, refused arguments, or more positions than the decoder
+                has.
+        """
+        if generate_kwargs.get("return_dict_in_generate"):
+            raise ValueError("ask returns text; return_dict_in_generate is for generate.")
+        model = self.model
+        model._check_generate_kwargs(generate_kwargs)
+        row = self._row(question)
+        limit = positions_of(model._need_decoder().config)
+        needed = self._length(row) + (generate_kwargs.get("max_new_tokens") or 1)
+        if limit is not None and needed > limit:
+            raise ValueError(
+                f"memory, recent turns and question need {needed} positions with the answer, and "
+                f"the decoder has {limit}; use a coarser rate, a smaller keep_last, or give "
+                "max_positions."
+            )
+        (answer, *_) = model.answer_rows([row], self.memory, 1, generate_kwargs)
+        if remember:
+            self.add("user", question)
+            if answer.strip():
+                self.add("assistant", answer)
+        return answer
+
+    @property
+    def positions(self) -> int:
+        """Decoder positions that the chat takes: the memory, and the turns that are text."""
+        row = self._row("?")
+        return self._length(row) - len(self._processor.prompt(question="?").after)
+
+    @property
+    def _processor(self):
+        return self.model._need_processor()
+
+    def _text(self, turn: Turn) -> str:
+        # Not str.format: braces in a turn are text.
+        return self.turn_format.replace("{role}", turn.role.capitalize()).replace(
+            "{content}", turn.content, 1
+        )
+
+    def _row(self, question: str) -> Row:
+        processor = self._processor
+        if processor.prompt_format == "chat":
+            messages: list[dict[str, Any]] = []
+            if self.system is not None:
+                messages.append({"role": "system", "content": self.system})
+            if self.turns and self.turns[0].role == "assistant":
+                # Most templates want a user first: the older chat, which is the memory.
+                messages.append({"role": "user", "content": [{"type": "memory"}]})
+            messages += [{"role": turn.role, "content": turn.content} for turn in self.turns]
+            messages.append({"role": "user", "content": question})
+            prompt = processor.prompt(messages=messages)
+        else:
+            texts = [*map(self._text, self.turns)]
+            if self.system is not None:
+                texts.insert(0, f"{self.system}\n")
+            recent = "".join(texts).strip() or None
+            prompt = processor.prompt(question=question, context=recent)
+        if self.memory is None:
+            return Row([], Prompt(prompt.before + prompt.after))
+        return self.model.memory_rows(self.memory, [(0, prompt)])[0]
+
+    def _length(self, row: Row) -> int:
+        slots = [] if self.memory is None else [s.slots for s in self.memory.segments]
+        return row_length(row, slots, self.model.config.markers)
+
+    # -- old turns -------------------------------------------------------------------------------
+
+    def _compress(self, old: int) -> None:
+        text = "".join(map(self._text, self.turns[:old]))
+        rate = self.rate if self.memory is None else self.memory.rate
+        new = self.model.compress(text, rate=rate, literals=self.literals, progress=False)
+        if self.memory is None:
+            self.memory = new
+        else:
+            self.memory = Memory.cat([self.memory, new]).join()
+        self.compressed_turns += old
+        self.turns, self._waiting_tokens = self.turns[old:], []
+        if self.max_positions is not None:
+            self._shrink(self.memory, self.max_positions)
+
+    def _shrink(self, memory: Memory, most: int) -> None:
+        """Keep the memory within `most` positions: coarser first, then without its oldest part."""
+        while self.model.memory_positions(memory)[0] > most:
+            coarser = [r for r in memory.rates if r > memory.rate and memory.coarsens_to(r)]
+            if coarser:
+                memory = memory.at_rate(coarser[0])
+                continue
+            if len(memory.segments) == 1:
+                break  # the newest block alone is more than was allowed; it is not thrown away
+            memory = memory.without_oldest()
+            self.forgotten_blocks += 1
+        self.memory = memory
+
+    # -- disk ------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the chat to a folder, made if missing; a chat that is there is replaced whole.
+
+        Raises:
+            ValueError: literals that are found by a function, which cannot be written.
+        """
+        check_detectors(self.literals, names_only=True)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = None
+        if self.memory is not None:
+            # A new name, so that the old chat stays readable until its file is replaced.
+            handle, path = tempfile.mkstemp(dir=folder, prefix="memory-", suffix=".safetensors")
+            os.close(handle)
+            name = Path(path).name
+            self.memory.save(path)
+        state = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "keep_last": self.keep_last,
+            "rate": self.rate,
+            "block_tokens": self.block_tokens,
+            "max_positions": self.max_positions,
+            "literals": self.literals,
+            "system": self.system,
+            "turn_format": self.turn_format,
+            "turns": [[turn.role, turn.content] for turn in self.turns],
+            "compressed_turns": self.compressed_turns,
+            "forgotten_blocks": self.forgotten_blocks,
+            "memory": name,
+        }
+        handle, partial = tempfile.mkstemp(dir=folder, prefix=".chat.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(state, file, ensure_ascii=False, indent=1)
+        os.replace(partial, folder / CHAT_FILE)
+        for other in folder.glob("memory-*.safetensors"):
+            if other.name != name:
+                other.unlink()
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, model: "_Model") -> "ChatMemory":
+        """Read a chat that `save` wrote; `model` must be the compressor that it was held with.
+
+        Raises:
+            FileNotFoundError: no chat there.
+            ValueError: no chat of this format, or another compressor's.
+        """
+        path = Path(folder) / CHAT_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no chat at {str(path)!r}.")
+        try:
+            state = json.loads(path.read_text("utf-8"))
+            found = state["format"], state["version"]
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{str(path)!r} is no chat of memslots ({error}).") from error
+        if found != (FORMAT, FORMAT_VERSION):
+            raise ValueError(
+                f"{str(path)!r} has format {found[0]} version {found[1]}; this memslots reads "
+                f"{FORMAT} version {FORMAT_VERSION}."
+            )
+        settings: Sequence[str] = (
+            "keep_last", "rate", "block_tokens", "max_positions", "literals", "system",
+            "turn_format",
+        )  # fmt: skip
+        chat = cls(model, **{name: state[name] for name in settings})
+        if state["memory"] is not None:
+            chat.memory = model.load_memory(path.parent / Path(state["memory"]).name)
+        chat.turns = [Turn(*turn) for turn in state["turns"]]
+        chat.compressed_turns = state["compressed_turns"]
+        chat.forgotten_blocks = state["forgotten_blocks"]
+        return chat
