@@ -177,6 +177,16 @@ def test_metadata_is_what_the_hubs_code_reads(card, tmp_path):
     assert str(again) == str(made)
 
 
+def test_a_card_tells_of_what_acts_on_the_decoder_and_stands_beside_the_slots(tmp_path):
+    given = {"decoder_lora": {"r": 2}, "literals": ["numbers", "dates"]}
+    card = str(build_card(config(pooling="mean", **given), tmp_path))
+    assert "a LoRA adapter of this checkpoint (rank 2) acts on it" in card
+    assert "Exact strings (numbers and dates) stand beside the slots" in card
+    assert "the encoder, the converter, the markers and a LoRA adapter of the decoder" in card
+    assert "memory tokens" not in card
+    assert "A memory becomes a coarser one" in card
+
+
 def test_what_is_not_known_is_not_there(tmp_path):
     card = bare(tmp_path)
     for key in ("license", "language", "datasets", "base_model", "metrics", "eval_results"):

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 
 from memslots.data import ADAPTERS
 from memslots.modeling import MemslotsConfig, MemslotsModel
-from memslots.modeling.parts_memslots import LORA_MARK
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +164,8 @@ def count_parameters(config: MemslotsConfig) -> dict[str, int]:
         compressor = MemslotsModel(config, load_decoder=False)
         decoder = AutoModelForCausalLM.from_config(config.decoder_config)
     counts = {"trained": 0, "frozen": sum(p.numel() for p in decoder.parameters())}
-    for key, parameter in compressor.named_parameters():
-        base = (
-            config.encoder_lora is not None and key.startswith("encoder.") and LORA_MARK not in key
-        )
-        counts["frozen" if base else "trained"] += parameter.numel()
+    for parameter in compressor.parameters():
+        counts["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
     return counts
 
 

@@ -137,7 +137,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
     return {
         "title": repo if repo != PLACEHOLDER else "A memslots compressor",
         "repo": repo,
-        "rates": _listed(list(config.compression_rates)),
+        "stands_for": _stands_for(config),
         "finest": config.compression_rates[0],
         "encoder": _named(facts.encoder, encoder.model_type, "encoder", _adapted(config)),
         "decoder": _named(facts.decoder, config.get_text_config().model_type, "model", ""),
@@ -148,7 +148,11 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
         "short_context": json.dumps(context.partition(". ")[0] + ".", ensure_ascii=False),
         "question": json.dumps(question, ensure_ascii=False),
         "segment_length": config.segment_length,
-        "nested": config.encoder_is_causal and config.pooling == "memory_tokens",
+        "one_rate": len(config.compression_rates) == 1,
+        "nested": config.pooling == "mean"
+        or (config.encoder_is_causal and config.pooling == "memory_tokens"),
+        "decoder_lora": config.decoder_lora,
+        "literals": _literal_kinds(config),
         "rate_rows": rows,
         **{
             f"any_{column}": any(row[column] for row in rows)
@@ -157,8 +161,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
         "trained": f"{facts.parameters['trained']:,}",
         "trained_parts": _trained_parts(config),
         "frozen": f"{facts.parameters['frozen']:,}",
-        "frozen_parts": "the decoder"
-        + (" and the encoder's base" if config.encoder_lora is not None else ""),
+        "frozen_parts": _frozen_parts(config),
         "stages": facts.stages,
         "results": card_results.results_markdown(results) if results else None,
         "personas_measured": results is not None and card_results.is_tiny(results),
@@ -166,7 +169,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
         "memory_format": FORMAT,
         "memory_version": FORMAT_VERSION,
         "dtype": str(_dtype(config)).removeprefix("torch."),
-        "width": encoder.get_text_config().hidden_size,
+        "width": config.slot_size,
         "fingerprint": config.fingerprint,
         "has_recipe": facts.has_recipe,
         "trains_decoder": facts.trains_decoder,
@@ -179,14 +182,12 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
 
 def _rate_row(facts: CheckpointFacts, rate: int) -> dict[str, Any]:
     config, results = facts.config, facts.results
-    encoder: Any = config.encoder_config
-    width = encoder.get_text_config().hidden_size
     read = card_results.positions(results, rate) if results else None
     seconds = card_results.seconds_a_question(results, rate) if results else None
     return {
         "rate": rate,
         "slots": -(-config.segment_length // rate),
-        "bytes": f"{-(-1000 // rate) * width * _dtype(config).itemsize:,}",
+        "bytes": f"{-(-1000 // rate) * config.slot_size * _dtype(config).itemsize:,}",
         "positions": "" if read is None else f"{read:g}",
         "seconds": "" if seconds is None else f"{seconds:.4f}",
         "fidelity": card_results.fidelity(results, rate) if results else "",
@@ -213,8 +214,35 @@ def _adapted(config: MemslotsConfig) -> str:
 
 def _trained_parts(config: MemslotsConfig) -> str:
     encoder = "the encoder's LoRA adapter" if config.encoder_lora is not None else "the encoder"
-    tokens = ["memory tokens"] if config.pooling == "memory_tokens" else []
-    return _listed([encoder, *tokens, "the converter", "the markers"])
+    parts = [] if _freezes_encoder(config) else [encoder]
+    parts += ["memory tokens"] if config.pooling == "memory_tokens" else []
+    parts += ["the converter", "the markers"]
+    parts += ["a LoRA adapter of the decoder"] if config.decoder_lora is not None else []
+    return _listed(parts)
+
+
+def _frozen_parts(config: MemslotsConfig) -> str:
+    parts = ["the decoder"]
+    parts += ["the encoder's base"] if config.encoder_lora is not None else []
+    parts += ["the sentence encoder"] if _freezes_encoder(config) else []
+    return _listed(parts)
+
+
+def _freezes_encoder(config: MemslotsConfig) -> bool:
+    return config.pooling == "sentence" and not config.train_encoder
+
+
+def _stands_for(config: MemslotsConfig) -> str:
+    """What a slot stands for, in words."""
+    if config.pooling == "sentence":
+        whole = {"text": "for the whole of it"}
+        return whole.get(config.pool_unit, f"for every {config.pool_unit} of it")
+    return f"for every {_listed(list(config.compression_rates))} of its tokens"
+
+
+def _literal_kinds(config: MemslotsConfig) -> str | None:
+    given = config.literals
+    return _listed([given] if isinstance(given, str) else list(given)) if given else None
 
 
 def _listed(values: list[Any]) -> str:
