@@ -1,0 +1,207 @@
+"""Compression against the way of the published code, and against the machine's matrix rate.
+
+    python benchmarks/against_published.py
+    python benchmarks/against_published.py --device cuda
+
+Both read the same text, tokenisation included, and give the same slots. The floor is the encoder's
+operations over the rate of a product of large matrices, taken in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import published_way
+from measuring import (
+    DTYPES,
+    Results,
+    matrix_rate,
+    measure,
+    options_of,
+    peak_bytes,
+    write_results,
+)
+from shapes import build, context, described, preset_of
+
+from memslots import MemslotsModel
+from memslots.modeling.memory_memslots import slots_for
+
+SEGMENTS = 32
+RATES = (4, 16)
+BATCH_TOKENS = (1024, 4096, 16384)
+SPEED = {"cpu": 1.5, "cuda": 8.0}
+"""Least times faster than the published way."""
+FLOOR_SHARE = {"cpu": 0.6, "cuda": 0.4}
+"""Least share of the machine's matrix rate."""
+
+
+def encoder_operations(model: MemslotsModel, lengths: list[int], rate: int) -> float:
+    """Operations of encoding segments: 2 a weight and position, and attention's own products.
+
+    Embeddings are looked up, padding is not counted, and of attention only what a causal encoder
+    sees.
+
+    Args:
+        model: with a causal encoder.
+        lengths: tokens of each segment.
+        rate: encoder tokens a slot.
+    """
+    embeddings = {id(model.encoder.get_input_embeddings().weight)}
+    weights = sum(
+        p.numel()
+        for name, p in model.encoder.named_parameters()
+        if p.dim() == 2 and id(p) not in embeddings and "wpe" not in name
+    )
+    config = model.config.encoder_config
+    positions = [length + slots_for(length, rate) for length in lengths]
+    pairs = sum(n * (n + 1) / 2 for n in positions)
+    attention = 4 * config.hidden_size * config.num_hidden_layers * pairs
+    return 2 * weights * sum(positions) + attention
+
+
+def measure_segments(model: MemslotsModel, segments: int, rate: int, repeats: int) -> Results:
+    """One text of so many full segments, both ways."""
+    device = model.device.type
+    length = model.config.segment_length
+    text = context(segments * length)
+    language_model = published_way.with_head(model)
+    ours = partial(model.compress, text, rate=rate, progress=False)
+    theirs = partial(published_way.compress, language_model, model, text, rate)
+    difference = (ours().slots - theirs()).float().norm() / ours().slots.float().norm()
+
+    def run(way):
+        return lambda: drop(way())
+
+    seconds = measure({"memslots": run(ours), "published": run(theirs)}, repeats, device)
+    return {
+        "segments": segments,
+        "tokens": segments * length,
+        "rate": rate,
+        "memslots": seconds["memslots"]["total"],
+        "published": seconds["published"]["total"],
+        "ratio": seconds["published"]["total"] / seconds["memslots"]["total"],
+        "operations": encoder_operations(model, [length] * segments, rate),
+        "memslots_peak": peak_bytes(ours, device),
+        "published_peak": peak_bytes(theirs, device),
+        "slots_differ_by": float(difference),
+    }
+
+
+def drop(result: object) -> None:
+    """Lets go of a result, which `measure` would take for seconds."""
+
+
+def measure_batch_tokens(model: MemslotsModel, rate: int, repeats: int) -> list[Results]:
+    """Seconds of the largest text at several sizes of an encoder pass."""
+    text = context(SEGMENTS * model.config.segment_length)
+    runs = {}
+    for tokens in BATCH_TOKENS:
+        way = partial(model.compress, text, rate=rate, batch_tokens=tokens, progress=False)
+        runs[str(tokens)] = lambda way=way: drop(way())
+    runs["segment"] = lambda: drop(model.segment([text]))
+    seconds = measure(runs, repeats, model.device.type)
+    return [{"batch_tokens": name, "seconds": one["total"]} for name, one in seconds.items()]
+
+
+def bars(results: Results) -> list[Results]:
+    """Speed against the published way, and the share of the floor, at the most segments."""
+    device = results["setup"]["device"]
+    found = []
+    for row in results["rows"]:
+        if row["segments"] != SEGMENTS:
+            continue
+        where = f"{row['segments']} segments, rate {row['rate']}"
+        found.append(
+            {
+                "bar": f"compression against the published way, {where}",
+                "wanted": SPEED[device],
+                "found": row["ratio"],
+            }
+        )
+        found.append(
+            {
+                "bar": f"encoder operations over the matrix rate, {where}",
+                "wanted": FLOOR_SHARE[device],
+                "found": row["floor_share"],
+            }
+        )
+    return found
+
+
+def section(results: Results, pictures: Path) -> str:
+    """The benchmark's part of docs/performance.md; draws its plot."""
+    from plotting import grouped_bars
+
+    lines = [
+        "## Compression against the published way",
+        "",
+        "One text, tokenised, cut and encoded. The published way is written afresh in "
+        "`benchmarks/published_way.py`: a segment at a time through the causal-LM class, with its "
+        "head and all hidden states; it gives the same slots. The floor is the encoder's "
+        f"operations at the rate of a large matrix product, {results['matrix_rate'] / 1e9:,.0f} "
+        "GFLOP/s here; its share says how much of the time is that.",
+        "",
+        "| Segments | tokens | rate | published, ms | memslots, ms | times faster | share of floor "
+        "| memory, published | memory, memslots |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in results["rows"]:
+        peaks = " | ".join(
+            "" if row[name] is None else f"{row[name] / 2**20:,.0f} MiB"
+            for name in ("published_peak", "memslots_peak")
+        )
+        lines.append(
+            f"| {row['segments']} | {row['tokens']:,} | {row['rate']} "
+            f"| {1e3 * row['published']:,.1f} | {1e3 * row['memslots']:,.1f} "
+            f"| {row['ratio']:.2f} | {row['floor_share']:.0%} | {peaks} |"
+        )
+    sweep = ", ".join(
+        f"{one['batch_tokens']}: {1e3 * one['seconds']:,.1f} ms"
+        for one in results["batch_tokens"]
+        if one["batch_tokens"] != "segment"
+    )
+    cut = next(one for one in results["batch_tokens"] if one["batch_tokens"] == "segment")
+    lines += [
+        "",
+        f"By `batch_tokens`, for {SEGMENTS} segments at rate {RATES[0]}: {sweep}; tokenising and "
+        f"cutting are {1e3 * cut['seconds']:,.1f} ms of each.",
+    ]
+    labels = list(dict.fromkeys(str(row["segments"]) for row in results["rows"]))
+    groups = {
+        f"rate {rate}": [row["ratio"] for row in results["rows"] if row["rate"] == rate]
+        for rate in dict.fromkeys(row["rate"] for row in results["rows"])
+    }
+    file = pictures / "against-published.png"
+    grouped_bars(labels, groups, "times faster, by segments", file)
+    lines += ["", f"![Times faster than the published way]({pictures.name}/{file.name})"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--segments", nargs="+", type=int, default=[1, 8, SEGMENTS])
+    options = options_of(parser)
+    dtype = DTYPES[options.device]
+    model = build(options.preset, options.device, dtype)
+    rates = [rate for rate in RATES if rate in preset_of(options.preset).rates]
+    rate_found = matrix_rate(options.device, dtype, options.repeats)
+    rows = [
+        measure_segments(model, segments, rate, options.repeats)
+        for segments in options.segments
+        for rate in rates
+    ]
+    for row in rows:
+        row["floor_share"] = row["operations"] / rate_found / row["memslots"]
+    results: Results = {
+        "matrix_rate": rate_found,
+        "rows": rows,
+        "batch_tokens": measure_batch_tokens(model, rates[0], options.repeats),
+        "shapes": described(options.preset),
+    }
+    print(write_results("against_published", results, options))
+
+
+if __name__ == "__main__":
+    main()
