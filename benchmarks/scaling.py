@@ -1,0 +1,285 @@
+"""How compression grows with the text, and what a second question about a memory costs.
+
+    python benchmarks/scaling.py --most 1048576
+    python benchmarks/scaling.py --device cuda --preset gpt2-large-llama3 --most 1048576
+
+Times are of one text, tokenised, cut and encoded. The most memory is told apart: token ids as the
+spans hold them, slots, and what is beyond both, which should not grow once a pass is full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from measuring import DTYPES, Results, measure, options_of, peak_bytes, write_results
+from shapes import QUESTION, build, context, described
+from table_a7 import memory_positions, processor_of
+
+from memslots import Memory, MemslotsModel
+
+RATE = 16
+EXPONENT = 1.05
+FLAT = 1.25
+"""Most growth of the memory beyond ids and slots, from a full pass to the longest text."""
+BATCH_TOKENS = 16384
+"""Of a full pass; the default of `compress`."""
+QUESTIONS = (1, 2, 10, 100)
+
+
+def lengths_up_to(most: int, least: int = 1024) -> list[int]:
+    """Lengths from `least` on, each four times the one before, and `most` at the end."""
+    found = []
+    while least < most:
+        found.append(least)
+        least *= 4
+    return [*found, most]
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """Slope of the line through points on two logarithmic axes, by least squares."""
+    x = [math.log(length) for length, _ in points]
+    y = [math.log(value) for _, value in points]
+    middle = sum(x) / len(x), sum(y) / len(y)
+    above = sum((a - middle[0]) * (b - middle[1]) for a, b in zip(x, y, strict=True))
+    return above / sum((a - middle[0]) ** 2 for a in x)
+
+
+def bytes_of_ids(model: MemslotsModel, text: str) -> int:
+    """Bytes of a text's token ids as `segment` holds them: lists of Python integers."""
+    each = sys.getsizeof(10**6)
+    return sum(sys.getsizeof(span.ids) + each * len(span.ids) for span in model.segment([text])[0])
+
+
+def measure_length(model: MemslotsModel, tokens: int, repeats: int) -> Results:
+    """Seconds and most memory of compressing one text."""
+    device = model.device.type
+    text = context(tokens)
+    made: list[Memory] = []
+
+    def run() -> None:
+        made[:] = [model.compress(text, rate=RATE, progress=False)]
+
+    seconds = measure({"compress": run}, repeats, device)["compress"]["total"]
+    memory = made.pop()
+    peak = peak_bytes(run, device)
+    ids = bytes_of_ids(model, text) if device == "cpu" else 0  # a GPU's peak is of tensors alone
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "slots": memory.slots.shape[0],
+        "text_bytes": len(text.encode()),
+        "ids_bytes": ids,
+        "slots_bytes": memory.nbytes,
+        "peak_bytes": peak,
+        "beyond_bytes": None if peak is None else peak - ids - memory.nbytes,
+    }
+
+
+class PositionCount:
+    """Counts what a decoder and an encoder are given to read, while it is open.
+
+    Args:
+        model: the compressor.
+    """
+
+    def __init__(self, model: MemslotsModel):
+        self.model = model
+        self.encoder_calls = 0
+        self.decoder_positions = 0
+
+    def __enter__(self) -> PositionCount:
+        if self.model.decoder is None:
+            raise ValueError("there is no decoder to count; see attach_decoder.")
+        self._hooks = [
+            self.model.encoder.register_forward_pre_hook(self._encoder, with_kwargs=True),
+            self.model.decoder.register_forward_pre_hook(self._decoder, with_kwargs=True),
+        ]
+        return self
+
+    def __exit__(self, *error) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _encoder(self, module, arguments, keywords) -> None:
+        self.encoder_calls += 1
+
+    def _decoder(self, module, arguments, keywords) -> None:
+        inputs = keywords.get("inputs_embeds")
+        inputs = keywords["input_ids"] if inputs is None else inputs
+        self.decoder_positions += inputs.shape[0] * inputs.shape[1]
+
+
+def measure_questions(model: MemslotsModel, tokens: int, repeats: int) -> list[Results]:
+    """Seconds to the first token of so many questions about one memory, and what was read.
+
+    Args:
+        model: with its decoder.
+        tokens: of the one text.
+        repeats: timed runs.
+    """
+    memory = model.compress(context(tokens), rate=RATE)
+    prompt = processor_of(model).prompt(question=QUESTION)
+    question = len(prompt.before) + len(prompt.after)
+
+    def answer(count: int) -> None:
+        model.generate(
+            memory=memory, question=[QUESTION] * count, max_new_tokens=1, do_sample=False
+        )
+
+    runs = {str(count): (lambda count=count: answer(count)) for count in QUESTIONS}
+    seconds = measure(runs, repeats, model.device.type)
+    rows = []
+    for count in QUESTIONS:
+        with PositionCount(model) as counted:
+            answer(count)
+        rows.append(
+            {
+                "questions": count,
+                "seconds": seconds[str(count)]["total"],
+                "encoder_calls": counted.encoder_calls,
+                "decoder_positions": counted.decoder_positions,
+                # Read once, a memory would take its positions one time, whatever is asked.
+                "positions_if_read_once": memory_positions(model, memory) + (count - 1) * question,
+            }
+        )
+    return rows
+
+
+def grows_by(rows: list[Results]) -> float | None:
+    """How many times more memory beyond ids and slots the longest text takes than a full pass."""
+    full = [row for row in rows if row["tokens"] >= BATCH_TOKENS and row["beyond_bytes"]]
+    return full[-1]["beyond_bytes"] / full[0]["beyond_bytes"] if len(full) > 1 else None
+
+
+def bars(results: Results) -> list[Results]:
+    """Linear time, flat memory, and questions that read a memory no second time."""
+    rows, asked = results["rows"], results["questions"]
+    found = [
+        {
+            "bar": f"exponent of compression time, {rows[0]['tokens']:,} to "
+            f"{rows[-1]['tokens']:,} tokens (at most)",
+            "wanted": EXPONENT,
+            "found": results["exponent"],
+            "at_most": True,
+        }
+    ]
+    if results["grows_by"] is not None:
+        found.append(
+            {
+                "bar": "growth of memory beyond ids and slots, from a full pass to the longest "
+                "text (at most)",
+                "wanted": FLAT,
+                "found": results["grows_by"],
+                "at_most": True,
+            }
+        )
+    last = asked[-1]
+    found += [
+        {
+            "bar": f"encoder passes for {last['questions']} questions on one memory (at most)",
+            "wanted": 0,
+            "found": last["encoder_calls"],
+            "at_most": True,
+        },
+        {
+            "bar": f"positions read for {last['questions']} questions over those of a memory read "
+            "once (at most)",
+            "wanted": 1,
+            "found": last["decoder_positions"] / last["positions_if_read_once"],
+            "at_most": True,
+        },
+    ]
+    return found
+
+
+def section(results: Results, pictures: Path) -> str:
+    """The benchmark's part of docs/performance.md; draws its plot."""
+    from plotting import growth
+
+    rows = results["rows"]
+    lines = [
+        "## Scaling",
+        "",
+        f"One text at rate {RATE}. Time grows as tokens to the power {results['exponent']:.3f}. "
+        "Memory is the most beyond what was taken before; what is beyond ids and slots "
+        + (
+            "was not measured on enough lengths."
+            if results["grows_by"] is None
+            else f"grows {results['grows_by']:.2f} times from {BATCH_TOKENS:,} tokens, a full "
+            "encoder pass, to the longest text."
+        ),
+        "",
+        "| Tokens | seconds | tokens/s | text, MiB | ids, MiB | slots, MiB | beyond, MiB |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        sizes = [row[f"{name}_bytes"] for name in ("text", "ids", "slots", "beyond")]
+        cells = " | ".join("" if size is None else f"{size / 2**20:,.1f}" for size in sizes)
+        lines.append(
+            f"| {row['tokens']:,} | {row['seconds']:.3f} | {row['tokens'] / row['seconds']:,.0f} "
+            f"| {cells} |"
+        )
+    points = [(row["tokens"], row["seconds"]) for row in rows]
+    linear = [(tokens, points[-1][1] * tokens / points[-1][0]) for tokens, _ in points]
+    file = pictures / "scaling.png"
+    growth({"measured": points, "linear": linear}, "tokens", "seconds", file)
+    lines += [
+        "",
+        f"![Seconds of compression by tokens]({pictures.name}/{file.name})",
+        "",
+        f"Questions about one memory of {results['asked_tokens']:,} tokens, to the first token of "
+        "each answer:",
+        "",
+        "| Questions | seconds | a question, ms | encoder passes | positions read "
+        "| if the memory were read once |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in results["questions"]:
+        lines.append(
+            f"| {row['questions']} | {row['seconds']:.3f} "
+            f"| {1e3 * row['seconds'] / row['questions']:.1f} | {row['encoder_calls']} "
+            f"| {row['decoder_positions']:,} | {row['positions_if_read_once']:,} |"
+        )
+    last = results["questions"][-1]
+    if last["decoder_positions"] > last["positions_if_read_once"]:
+        lines += [
+            "",
+            "No question compresses the text again, but each reads the memory's slots anew: the "
+            "decoder's cache of a memory is not shared between questions.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--most", type=int, help="tokens of the longest text")
+    parser.add_argument("--asked-tokens", type=int, default=2048, help="of the text asked about")
+    options = options_of(parser)
+    on_cpu = options.device == "cpu"
+    asked_preset = options.preset
+    if on_cpu and options.preset == "small":
+        options.preset = "thin"  # so that long texts take minutes, not hours
+    dtype = DTYPES[options.device]
+    most = options.most or (262_144 if on_cpu else 1_048_576)
+    model = build(options.preset, options.device, dtype)
+    rows = [measure_length(model, n, options.repeats) for n in lengths_up_to(most)]
+    if asked_preset != options.preset:
+        model = build(asked_preset, options.device, dtype)
+    results: Results = {
+        "rows": rows,
+        "exponent": exponent([(row["tokens"], row["seconds"]) for row in rows]),
+        "grows_by": grows_by(rows),
+        "questions": measure_questions(model, options.asked_tokens, options.repeats),
+        "asked_tokens": options.asked_tokens,
+        "asked_preset": asked_preset,
+        "shapes": described(options.preset),
+    }
+    print(write_results("scaling", results, options))
+
+
+if __name__ == "__main__":
+    main()

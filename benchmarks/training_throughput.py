@@ -1,0 +1,175 @@
+"""Training throughput against the way of the published code.
+
+    python benchmarks/training_throughput.py
+    python benchmarks/training_throughput.py --device cuda
+
+Both learn reconstruction and completion of the same texts: ours from one encoder pass, the
+published way in a batch for each task. Counted are forward, backward and one update of AdamW, and
+the target tokens of both tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import published_way
+import torch
+from datasets import Dataset
+from measuring import DTYPES, Results, measure, options_of, peak_bytes, write_results
+from shapes import build, context, described
+
+from memslots import MemslotsModel
+from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION
+from memslots.trainer import CompressorConfig, CompressorTrainer
+
+WANTED = 2.0
+"""Least times more target tokens a second, both tasks together."""
+
+TASKS = {"reconstruction": RECONSTRUCTION, "completion": COMPLETION}
+
+
+class Steps:
+    """One batch, and a training step on it by either way.
+
+    Args:
+        model: with its decoder.
+        texts: in the batch, each of one segment and as many tokens to complete.
+        rate: encoder tokens a slot.
+        folder: that the trainer may write to.
+    """
+
+    def __init__(self, model: MemslotsModel, texts: int, rate: int, folder: str):
+        length = model.config.segment_length
+        rows = [{"text": context(2 * length, seed)} for seed in range(texts)]
+        arguments = CompressorConfig(
+            output_dir=folder,
+            training_rates=[rate],
+            completion_length=length,
+            per_device_train_batch_size=texts,
+            report_to=[],
+            use_cpu=model.device.type == "cpu",
+        )
+        self.model, self.rate = model.train(), rate
+        self.trainer = CompressorTrainer(
+            model=model, args=arguments, train_dataset=Dataset.from_list(rows)
+        )
+        inputs = self.trainer.data_collator(rows)
+        self.inputs = {
+            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
+        self.targets = inputs["batch"].target_counts()
+        self.language_model = published_way.with_head(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
+
+    def ours(self) -> None:
+        """Both tasks from one encoder pass, as `CompressorTrainer` has them."""
+        loss = self.trainer.compute_loss(
+            self.model, self.inputs, num_items_in_batch=self.targets.to(self.model.device)
+        )
+        loss.backward()
+        self.update()
+
+    def published(self, *tasks: int) -> None:
+        """A batch for each task, and one update."""
+        for task in tasks:
+            loss = published_way.task_loss(
+                self.language_model, self.model, self.inputs, task, self.rate
+            )
+            loss.backward()
+        self.update()
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def measure_training(model: MemslotsModel, texts: int, rate: int, repeats: int) -> Results:
+    """Target tokens a second, both ways, and the most memory that a step takes."""
+    device = model.device.type
+    with tempfile.TemporaryDirectory() as folder:
+        steps = Steps(model, texts, rate, folder)
+        runs = {
+            "memslots": steps.ours,
+            "published": lambda: steps.published(*TASKS.values()),
+            **{
+                f"published, {name}": lambda task=task: steps.published(task)
+                for name, task in TASKS.items()
+            },
+        }
+        seconds = measure(runs, repeats, device)
+        peaks = {name: peak_bytes(runs[name], device) for name in ("memslots", "published")}
+    targets = {name: int(steps.targets[task]) for name, task in TASKS.items()}
+    both = sum(targets.values())
+    return {
+        "texts": texts,
+        "rate": rate,
+        "targets": targets,
+        "seconds": {name: one["total"] for name, one in seconds.items()},
+        "tokens_a_second": {
+            name: both / seconds[name]["total"] for name in ("memslots", "published")
+        },
+        "ratio": seconds["published"]["total"] / seconds["memslots"]["total"],
+        "peak_bytes": peaks,
+    }
+
+
+def bars(results: Results) -> list[Results]:
+    """Tokens a second of both tasks against the published way."""
+    return [
+        {
+            "bar": f"training tokens/s, both tasks, rate {row['rate']}",
+            "wanted": WANTED,
+            "found": row["ratio"],
+        }
+        for row in results["rows"]
+    ]
+
+
+def section(results: Results, pictures: Path) -> str:
+    """The benchmark's part of docs/performance.md; `pictures` gets none."""
+    lines = [
+        "## Training against the published way",
+        "",
+        "A batch of texts, one segment each and as many tokens to complete: forward, backward and "
+        "one update of AdamW. `CompressorTrainer` learns both tasks from one encoder pass; the "
+        "published way takes a batch for each task, a segment at a time through the encoder with "
+        "its head and all hidden states, and logits at all positions. The losses are the same. "
+        "The frozen decoder, forward and backward, is the same work for both.",
+        "",
+        "| Texts | rate | targets | published, tokens/s | memslots, tokens/s | times more "
+        "| memory, published | memory, memslots |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in results["rows"]:
+        peaks = " | ".join(
+            "" if (peak := row["peak_bytes"][name]) is None else f"{peak / 2**20:,.0f} MiB"
+            for name in ("published", "memslots")
+        )
+        speed = row["tokens_a_second"]
+        lines.append(
+            f"| {row['texts']} | {row['rate']} | {sum(row['targets'].values()):,} "
+            f"| {speed['published']:,.0f} | {speed['memslots']:,.0f} | {row['ratio']:.2f} "
+            f"| {peaks} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--texts", type=int, default=4, help="in a batch")
+    parser.add_argument("--rates", type=int, nargs="+", default=[4, 16])
+    options = options_of(parser)
+    model = build(options.preset, options.device, DTYPES[options.device])
+    results: Results = {
+        "rows": [measure_training(model, options.texts, r, options.repeats) for r in options.rates],
+        "shapes": described(options.preset),
+    }
+    print(write_results("training_throughput", results, options))
+
+
+if __name__ == "__main__":
+    main()
