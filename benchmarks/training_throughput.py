@@ -83,6 +83,7 @@ class Steps:
         self.update()
 
     def update(self) -> None:
+        """An update of the weights, by the same optimizer for both ways."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
