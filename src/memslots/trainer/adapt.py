@@ -7,7 +7,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memslots.modeling import MemslotsModel, MemslotsProcessor
-from memslots.modeling.parts_memslots import Converter, embedding_scale
+from memslots.modeling.decoder_lora_memslots import DecoderLora
+from memslots.modeling.parts_memslots import build_converter, embedding_scale
 
 TRAIN = ("all", "converter")
 
@@ -41,12 +42,14 @@ def adapt_to_decoder(
     config.decoder_revision = options.get("revision")
     config.bundle_decoder = False
     width = config.get_text_config(decoder=True).hidden_size
-    d_encoder = model.encoder.config.hidden_size
     scale = embedding_scale(llm)
-    model.converter = Converter(d_encoder, config.converter_hidden_size or width, width)
+    model.converter = build_converter(config)
     model.converter.init_weights(scale)
     model.markers = nn.Parameter(torch.randn(3, width) * scale)
     model.converter.to(device=device, dtype=model.encoder.dtype)
+    if config.decoder_lora is not None:  # its weights are for the decoder before
+        model.decoder_lora = DecoderLora(llm.config, config.decoder_lora)
+        model.decoder_lora.to(device=device, dtype=model.encoder.dtype)
     model.markers.data = model.markers.data.to(device=device, dtype=model.encoder.dtype)
     model.processor = MemslotsProcessor.for_config(
         config,

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import LlamaModel
 
 from memslots.modeling import MemslotsModel
+from memslots.modeling.parts_memslots import Converter
 from memslots.trainer.induction_init import orthogonal
 
 _CONSTANT = 0.25
@@ -44,6 +45,8 @@ def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
     aligned, width, size = rows.shape[1], config.hidden_size, config.head_dim
     window = model.config.compression_rates[0]
     mean_heads = aligned // size
+    if not isinstance(model.converter, Converter):
+        raise ValueError("initialize_local writes an MLP converter; use converter_type='mlp'.")
     hidden = model.converter.up.out_features
     memory_tokens = model.memory_tokens
     if memory_tokens is None:

@@ -17,11 +17,16 @@ from memslots.data import ADAPTERS
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.memory_memslots import slots_for
 from memslots.trainer.adapt import choose_trained
+from memslots.trainer.pool_units import pooled_plan
 from memslots.trainer.run import previous_stage, training_arguments
 
 _UTILISATION = 0.4
 _ACTIVATION_BYTES = 34  # a position, width and layer in 16 bit
 _CHECKPOINT_BYTES = 2  # the same where activations are computed again
+
+
+_SENTENCE_TOKENS = 256
+"""Longest unit of a sentence encoder where a recipe leaves that to its window."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,12 @@ def _plan_stage(
     world_size: int,
     rate: float,
 ) -> StagePlan:
-    config = MemslotsConfig(
-        encoder_config=encoder,
-        decoder_config=decoder,
-        **{**section["config"], "bundle_decoder": False},
-    )
+    given = {**section["config"], "bundle_decoder": False}
+    if given.get("pooling") == "sentence":
+        window = given.setdefault("segment_length", _SENTENCE_TOKENS)
+        width = encoder.get_text_config().hidden_size
+        given["sentence_encoder"] = pooled_plan(width, window)
+    config = MemslotsConfig(encoder_config=encoder, decoder_config=decoder, **given)
     with torch.device("meta"):
         model = MemslotsModel(config)
         reader = AutoModelForCausalLM.from_config(decoder)

@@ -17,6 +17,7 @@ from memslots.modeling import MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
+from memslots.trainer.pool_units import change_pool_unit
 from memslots.trainer.saving import is_saved, last_checkpoint, save_whole, whole_or_removed
 from memslots.trainer.stage_data import Sources, stage_dataset
 from memslots.trainer.tiny_compressor import new_tiny_compressor, take_decoder
@@ -168,6 +169,8 @@ def _run_stage(
     folder = output / "compressor" / name
     checkpoints = folder / "checkpoints"
     model = _stage_model(recipe, settings, output)
+    if "pool_unit" in settings:
+        change_pool_unit(model, settings["pool_unit"])
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = CompressorTrainer(
         model,

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,8 @@ def stage_dataset(
     """A dataset of text and question-answering rows, the same for the same arguments.
 
     Args:
-        sources: each `{"kind", ...}`: `personas` (`rows`, `people`, `questions` a context),
+        sources: each `{"kind", ...}`: `personas` (`rows`, `people`, `questions` a context, and
+            `sentences` where not the whole biography is given, but some with an answer),
             `persona_texts` (`rows` of at most `sentences` sentences), `books` (`rows` of
             `characters`), or a data set of `memslots.data.ADAPTERS` with its `split`: a set of
             texts cut into pieces of `tokens` encoder tokens, each with as many of the text that
@@ -185,13 +187,32 @@ def _question(context: str, questions: list[str], answers: list[str]) -> Row:
 
 
 def _personas(
-    drawn: int, origin: Sources, rows: int, people: int = 1, questions: int = 4
+    drawn: int,
+    origin: Sources,
+    rows: int,
+    people: int = 1,
+    questions: int = 4,
+    sentences: int | None = None,
 ) -> Iterator[Row]:
+    rng = random.Random(drawn)
     for row in persona_rows("train", rows, people=people, seed=drawn, questions=questions):
-        asked, answers = row["question"], row["answer"]
+        context, asked, answers = row["context"], row["question"], row["answer"]
         if questions == 1:
             asked, answers = [asked], [answers]
-        yield _question(row["context"], asked, answers)
+        if sentences is not None:
+            context = _some_sentences(context, answers[0], sentences, rng)
+            kept = [i for i, answer in enumerate(answers) if answer in context]
+            asked, answers = [asked[i] for i in kept], [answers[i] for i in kept]
+        if asked:
+            yield _question(context, asked, answers)
+
+
+def _some_sentences(text: str, answer: str, count: int, rng: random.Random) -> str:
+    """`count` sentences of a text in a row, the first one with the answer among them."""
+    parts = re.split(r"(?<=[.!?]) ", text)
+    at = next((i for i, part in enumerate(parts) if answer in part), 0)
+    start = rng.randint(max(0, at - count + 1), min(at, max(0, len(parts) - count)))
+    return " ".join(parts[start : start + count])
 
 
 def _persona_texts(drawn: int, origin: Sources, rows: int, sentences: int = 2) -> Iterator[Row]:
