@@ -119,6 +119,11 @@ class TokenClock(StoppingCriteria):
         self.first = self.last if self.first is None else self.first
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
+    def elapsed(self) -> float:
+        """Seconds since it was made."""
+        synchronize(self.device)
+        return time.perf_counter() - self.started
+
     def parts(self) -> dict[str, float]:
         """Seconds of "prefill", up to the first token, and of "decode", all tokens after it."""
         if self.first is None:
