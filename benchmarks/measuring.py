@@ -79,8 +79,8 @@ def measure(
     """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for turn in range(warm_up + repeats):
+        gc.collect()
         for name, run in runs.items():
-            gc.collect()
             synchronize(device)
             start = time.perf_counter()
             parts = run()
