@@ -1,0 +1,142 @@
+"""Prompts of memories as embeddings, for any engine that starts from embeddings (vLLM does).
+
+    llm = vllm.LLM(decoder, enable_prompt_embeds=True)
+    embeds = prompt_embeds(model, memory, question=["Who signed?", "Where?"])
+    llm.generate([{"prompt_embeds": one} for one in embeds])
+
+The layout is `model.generate`'s own: the same function makes it, and only the padding is dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling.generation_memslots import pair
+from memslots.modeling.layout_memslots import Row
+
+
+def prompt_embeds(
+    model: MemslotsModel,
+    memory: Memory,
+    question: str | Sequence[str] | None = None,
+    messages: list | None = None,
+    rate: int | None = None,
+    max_new_tokens: int = 1,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> list[torch.Tensor]:
+    """What the decoder reads, markers, literals and chat template included.
+
+    Args:
+        model: The compressor; of its decoder only the input embeddings are used.
+        memory: Of this compressor. As in `generate`, n documents pair with n questions, and one of
+            either goes with all of the other; `memory.join()` makes one context of several.
+        question: A question or several.
+        messages: A chat, or several, in place of `question`.
+        rate: A coarser rate than the memory's own.
+        max_new_tokens: Positions to leave for the answer.
+        chat_template_kwargs: Passed to the chat template.
+
+    Returns:
+        For each answer a tensor `(positions, d_decoder)` on the CPU, in the decoder's dtype.
+
+    Raises:
+        ValueError: Another compressor's memory, an empty question, more positions than the decoder
+            has, or a decoder that needs more than embeddings.
+    """
+    rows, memory = prompt_rows(
+        model, memory, question, messages, rate, max_new_tokens, chat_template_kwargs
+    )
+    return row_embeds(model, rows, memory)
+
+
+def prompt_rows(
+    model: MemslotsModel,
+    memory: Memory,
+    question: str | Sequence[str] | None = None,
+    messages: list | None = None,
+    rate: int | None = None,
+    max_new_tokens: int = 1,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> tuple[list[Row], Memory]:
+    """The checked rows behind `prompt_embeds`, and the memory at the rate that they read it at."""
+    model._check_memory(memory)
+    check_slots(model, memory)
+    prompts, _ = model._prompts(question, messages, chat_template_kwargs or {})
+    if rate is not None:
+        memory = memory.at_rate(model._need_processor().check_rate(rate))
+    pairs = pair(len(memory), len(prompts))
+    tokens = [[segment.tokens for segment in document] for document in memory.documents]
+    beside = model._document_literals(memory)
+    new = {"max_new_tokens": max_new_tokens}
+    model._check_room(tokens, beside, memory.rate, prompts, pairs, new)
+    return model.memory_rows(memory, [(i, prompts[j]) for i, j in pairs]), memory
+
+
+def row_embeds(model: MemslotsModel, rows: list[Row], memory: Memory) -> list[torch.Tensor]:
+    """The embeddings of rows of `prompt_rows`, each `(positions, d_decoder)`, without padding."""
+    check_engine_can_read(model)
+    inputs = model.generation_inputs(rows, memory)
+    padded, mask = inputs["inputs_embeds"], inputs["attention_mask"].bool()
+    return [
+        one[kept].detach().to("cpu").contiguous() for one, kept in zip(padded, mask, strict=True)
+    ]
+
+
+def check_engine_can_read(model: MemslotsModel) -> None:
+    """Refuse a decoder for which the embeddings of a prompt are not the whole prompt.
+
+    Raises:
+        ValueError: A LoRA on the decoder, or per-layer embeddings.
+    """
+    if model.config.decoder_lora is not None:
+        raise ValueError(
+            "this compressor reads with a LoRA on its decoder (decoder_lora), which an engine that "
+            "holds the plain decoder has not; serve it with the transformers backend."
+        )
+    decoder = model._need_decoder().config.get_text_config()
+    if getattr(decoder, "hidden_size_per_layer_input", 0):
+        raise ValueError(
+            f"{decoder.model_type} has per-layer embeddings, which prompt embeddings do not carry; "
+            "serve it with the transformers backend."
+        )
+
+
+def check_slots(model: MemslotsModel, memory: Memory) -> None:
+    """Refuse slots that are no memory of this width, whoever made the file.
+
+    Raises:
+        ValueError: Another width or dtype, or a slot that is not finite.
+    """
+    width = model.config.slot_size
+    if not memory.dtype.is_floating_point or memory.slots.shape[1] != width:
+        raise ValueError(
+            f"this memory has {memory.dtype} slots of width {memory.slots.shape[1]}, and this "
+            f"compressor's are floating-point of width {width}; compress the text again."
+        )
+    if not torch.isfinite(memory.slots).all():
+        raise ValueError("this memory has slots that are not finite; compress the text again.")
+
+
+def encode_embeds(embeds: torch.Tensor) -> str:
+    """The base64 text that vLLM's server takes as `prompt_embeds`: a tensor as `torch.save` has it.
+
+    Only written here, never read: nothing in memslots unpickles.
+
+    Args:
+        embeds: `(positions, d_decoder)`.
+    """
+    if embeds.dim() != 2 or not embeds.dtype.is_floating_point:
+        raise ValueError(
+            "prompt embeddings are a floating-point tensor (positions, d_decoder), got "
+            f"{embeds.dtype} {tuple(embeds.shape)}."
+        )
+    buffer = io.BytesIO()
+    # A copy: torch.save writes the whole storage that a view is a part of.
+    torch.save(embeds.detach().to("cpu").clone(), buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,81 @@
+"""How an answer is drawn, in the words of each engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from memslots.modeling import MemslotsModel
+from memslots.modeling.generation_memslots import DEFAULT_NEW_TOKENS
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a request asks of generation.
+
+    Args:
+        max_tokens: Longest answer, in decoder tokens.
+        temperature: 0 is greedy.
+        top_p: Probability mass that is drawn from.
+        top_k: Tokens that are drawn from; 0 is all.
+        seed: Of the draws; None leaves it to the engine.
+        stop: Strings before which the answer ends.
+    """
+
+    max_tokens: int = DEFAULT_NEW_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def for_transformers(self) -> dict[str, Any]:
+        """Arguments of `model.generate`; `stop` is left to `VisibleText`."""
+        kwargs: dict[str, Any] = {"max_new_tokens": self.max_tokens, "num_beams": 1}
+        if self.temperature == 0:
+            return {**kwargs, "do_sample": False}
+        return {
+            **kwargs,
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+        }
+
+    def for_vllm(self, stop_token_ids: list[int]) -> dict[str, Any]:
+        """Fields of `vllm.SamplingParams`, which its server takes by the same names."""
+        found: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            # The checkpoint's own: the engine's copy of the decoder may name others, or none.
+            "stop_token_ids": stop_token_ids,
+            "skip_special_tokens": True,
+        }
+        if self.seed is not None:
+            found["seed"] = self.seed
+        if self.stop:
+            found["stop"] = list(self.stop)
+        return found
+
+
+def default_sampling(model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS) -> Sampling:
+    """What `model.generate` does without being told: the decoder's own generation configuration."""
+    own = model._need_decoder().generation_config
+    if not own.do_sample:
+        return Sampling(max_tokens)
+    return Sampling(
+        max_tokens,
+        temperature=1.0 if own.temperature is None else own.temperature,
+        top_p=1.0 if own.top_p is None else own.top_p,
+        top_k=50 if own.top_k is None else own.top_k,  # transformers' default
+    )
+
+
+def end_tokens(model: MemslotsModel) -> list[int]:
+    """Tokens that end an answer, as `model.generate` knows them."""
+    own = model._need_decoder().generation_config.eos_token_id
+    if own is None:
+        return model._need_processor().eos_ids[:1]
+    return [own] if isinstance(own, int) else list(own)
