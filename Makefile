@@ -15,7 +15,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint tiny tables tables-capacity clean
+.PHONY: help demo test test-slow test-vllm lint tiny tables tables-capacity bench clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -41,7 +41,7 @@ test-slow: $(VENV)/.dev
 
 test-vllm: $(VLLM_VENV)/.vllm
 	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 PATH="$(CURDIR)/$(VLLM_VENV)/bin:$$PATH" \
-		$(VLLM_VENV)/bin/python -m pytest -q tests/vllm
+		$(VLLM_VENV)/bin/python -m pytest -q --noconftest tests/vllm/vllm_answers.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

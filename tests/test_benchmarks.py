@@ -261,8 +261,7 @@ def test_the_page_holds_every_benchmark_and_says_which_bars_are_missed(tmp_path,
     assert "reads the memory's slots anew" in text
     assert "`benchmarks/alternatives.py` was not run." in text
     assert "No GPU was to be had" in text
-    assert math.prod(
-        len(list((tmp_path / "speed").glob(f"{n}.png"))) for n in ("table-a7", "scaling")
-    )
+    for name in ("table-a7", "scaling"):
+        assert (tmp_path / "speed" / f"{name}.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="make bench"):
         page.write_page({}, tmp_path / "none.md")
