@@ -16,7 +16,7 @@ TEXT = "Carmen Moss is an engineer at Silver Bank. She lives in Lagos and owns 2
 EMBEDDED = Path(memslots.__file__).parent / "assets" / "tiny" / "config.json"
 COMMANDS = (
     *("demo", "ask", "compress", "reconstruct", "train", "eval", "info", "init"),
-    *("card", "push", "ablate", "tables", "cram", "plan", "capacity", "finetune-decoder"),
+    *("card", "push", "ablate", "tables", "cram", "plan", "capacity", "finetune-decoder", "serve"),
 )
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memslots import __version__
 
-from . import ablate, build, capacity, cram, finetune, plan, publish, store, tables, use
+from . import ablate, build, capacity, cram, finetune, plan, publish, serve, store, tables, use
 from .options import err
 
 app = typer.Typer(
@@ -82,6 +82,9 @@ app.command(
     epilog="Example: memslots card path/to/checkpoint --repo me/model --license apache-2.0"
 )(publish.card)
 app.command(epilog="Example: memslots push path/to/checkpoint me/model --dry-run")(publish.push)
+app.command(
+    epilog="Example: memslots serve --vllm http://localhost:8000 --store memories --port 8080"
+)(serve.serve)
 app.add_typer(store.app, name="store")
 
 

@@ -1,0 +1,127 @@
+"""`memslots serve`: an OpenAI-compatible gateway that answers from memories."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from .options import Device, Dtype, Model, Revision, load_model, out
+
+if TYPE_CHECKING:
+    from memslots.modeling import MemslotsModel
+    from memslots.serving.engines import Engine
+    from memslots.serving.shelf import Shelf
+
+KEY, VLLM_KEY = "MEMSLOTS_API_KEY", "VLLM_API_KEY"
+
+
+def serve(
+    vllm: Annotated[
+        str | None,
+        typer.Option(
+            "--vllm",
+            metavar="URL",
+            help="A server started with `vllm serve DECODER --enable-prompt-embeds`; without it "
+            "transformers answers, in this process.",
+        ),
+    ] = None,
+    vllm_model: Annotated[
+        str | None, typer.Option(help="The name that it serves the decoder under, if several.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="Keeps memories in this folder; else they end with it."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    name: Annotated[str, typer.Option("--name", help="What requests call the model.")] = "memslots",
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests worked on at once; 32 with --vllm, else 4."),
+    ] = None,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that wait; the next gets 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 300.0,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Serve /v1/chat/completions over texts (`documents`) and memories (`memory_ids`).
+
+    Clients send the key that MEMSLOTS_API_KEY holds (several, separated by commas); VLLM_API_KEY
+    is the vLLM server's. Metrics for Prometheus are at /metrics.
+    """
+    try:
+        import uvicorn
+
+        from memslots.serving.gateway import Gateway
+        from memslots.serving.gateway_settings import GatewaySettings
+    except ImportError as error:
+        raise ImportError(
+            f"serving needs what the extra brings ({error}): pip install 'memslots[serve]'."
+        ) from error
+
+    keys = tuple(key.strip() for key in os.environ.get(KEY, "").split(",") if key.strip())
+    if not keys and host not in ("127.0.0.1", "localhost", "::1"):
+        raise ValueError(
+            f"--host {host} lets others in, and there is no key: set {KEY}, or listen on 127.0.0.1."
+        )
+    settings = GatewaySettings(
+        model_name=name,
+        api_keys=keys,
+        running=concurrency or (32 if vllm else 4),
+        waiting=queue,
+        max_body_bytes=max_body_mb * 2**20,
+        max_tokens=max_tokens,
+        timeout=timeout,
+    )
+    compressor = load_model(model, revision, device, dtype)
+    shelf = _shelf(store, compressor)
+    engine = _engine(compressor, vllm, vllm_model, timeout)
+    out.print(
+        Text(
+            f"{name}: compressor {compressor.fingerprint[:12]}, answers by {engine.name}, "
+            f"{len(shelf)} memories, {'with' if keys else 'without'} a key"
+        ),
+        soft_wrap=True,
+    )
+    app = Gateway(compressor, engine, shelf, settings).app()
+    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
+
+
+def _shelf(store: Path | None, compressor: MemslotsModel) -> Shelf:
+    from memslots.serving.shelf import ProcessShelf, StoreShelf
+
+    if store is None:
+        return ProcessShelf()
+    from memslots.serving.store import MemoryStore
+
+    kept = MemoryStore(store)
+    if kept.fingerprint not in (None, compressor.fingerprint):
+        raise ValueError(
+            f"the store {str(store)!r} holds memories of compressor {str(kept.fingerprint)[:12]}, "
+            f"and this model is {compressor.fingerprint[:12]}; name another store, or that "
+            "checkpoint."
+        )
+    return StoreShelf(kept)
+
+
+def _engine(
+    compressor: MemslotsModel, vllm: str | None, vllm_model: str | None, timeout: float
+) -> Engine:
+    from memslots.serving.engines import TransformersEngine, VllmEngine
+
+    if vllm is None:
+        if vllm_model is not None:
+            raise ValueError("--vllm-model names a model of --vllm URL; give that too.")
+        return TransformersEngine(compressor)
+    from memslots.serving.vllm_client import VllmClient
+
+    client = VllmClient(vllm, vllm_model, os.environ.get(VLLM_KEY), timeout=min(timeout, 120.0))
+    return VllmEngine(compressor, client)

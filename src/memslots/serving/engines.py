@@ -1,0 +1,221 @@
+"""What answers behind the gateway: a vLLM server, or transformers in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling.layout_memslots import Row
+
+from .prompt_embeds import check_engine_can_read, prompt_rows, row_embeds
+from .sampling import Sampling, end_tokens
+from .visible_text import VisibleText
+from .vllm_client import Piece, VllmClient
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about one context, checked.
+
+    Args:
+        memory: One document.
+        row: Of `prompt_rows`.
+        question: Or None where `messages` are given.
+        messages: Or None where `question` is given.
+        template: Arguments of the chat template.
+    """
+
+    memory: Memory
+    row: Row
+    question: str | None = None
+    messages: list | None = None
+    template: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def about(
+        cls,
+        model: MemslotsModel,
+        memory: Memory,
+        question: str | None,
+        messages: list | None,
+        max_tokens: int,
+        template: dict[str, Any] | None = None,
+    ) -> Asked:
+        """Check a request.
+
+        Raises:
+            ValueError: What `prompt_rows` raises.
+        """
+        (row,), memory = prompt_rows(
+            model, memory, question, messages, None, max_tokens, template or {}
+        )
+        return cls(memory, row, question, messages, template or {})
+
+
+class Engine(Protocol):
+    """Answers one question at a time, many of them at once."""
+
+    name: str
+
+    def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
+        """The answer in parts, as `model.generate` has it, the last with its `finish`.
+
+        Leaving the iterator ends the work on it.
+        """
+
+    async def check(self) -> None:
+        """Raise where nothing can be answered."""
+
+    async def close(self) -> None:
+        """Give up what is held."""
+
+
+class TransformersEngine:
+    """`model.generate` in this process, one answer after another in a thread of its own.
+
+    Args:
+        model: With its decoder.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: MemslotsModel):
+        model._need_decoder()
+        self._model = model
+        self._pool = ThreadPoolExecutor(1, "memslots-generate")
+
+    async def check(self) -> None:
+        """The decoder is here, so there is nothing to check."""
+
+    async def close(self) -> None:
+        """Wait for the answer that is being generated."""
+        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+
+    async def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
+        """See `Engine`."""
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        writer = _Writer(
+            self._model, sampling, lambda one: loop.call_soon_threadsafe(pieces.put_nowait, one)
+        )
+        running = loop.run_in_executor(self._pool, self._generate, asked, sampling, writer)
+        running.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            yield await running
+        finally:
+            writer.cancelled = True  # ends a running answer at its next token
+            running.cancel()  # one that is not running yet is never begun
+
+    def _generate(self, asked: Asked, sampling: Sampling, writer: _Writer) -> Piece:
+        kwargs = sampling.for_transformers()
+        if asked.messages is None:
+            kwargs["question"] = asked.question
+        else:
+            kwargs["messages"] = asked.messages
+        seeded: Any = contextlib.nullcontext()
+        if sampling.seed is not None:
+            seeded = torch.random.fork_rng()
+        with seeded:
+            if sampling.seed is not None:
+                torch.manual_seed(sampling.seed)
+            self._model.generate(
+                memory=asked.memory,
+                chat_template_kwargs=asked.template,
+                streamer=writer,
+                stopping_criteria=[writer.is_done],
+                **kwargs,
+            )
+        return writer.last()
+
+
+class _Writer(BaseStreamer):
+    """Takes the tokens of one answer as they come, and says when it ends.
+
+    Args:
+        model: Whose decoder generates.
+        sampling: Of the request.
+        show: Takes each part, in the generating thread.
+    """
+
+    def __init__(self, model: MemslotsModel, sampling: Sampling, show: Callable[[Piece], object]):
+        self._processor = model._need_processor()
+        self._ends = set(end_tokens(model))
+        self._sampling, self._show = sampling, show
+        self._visible = VisibleText(sampling.stop)
+        self._ids: list[int] = []
+        self.cancelled = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take new tokens; the first call brings the prompt's, of which embeddings have none."""
+        ids = value.flatten().tolist()
+        if not ids:
+            return
+        self._ids += ids
+        # Decoded from the beginning: parts of a text do not add up to its tokens' text.
+        if delta := self._visible.update(self._processor.decode(self._ids)):
+            self._show(Piece(delta))
+
+    def end(self) -> None:
+        """Nothing is left to do: `last` says what is missing."""
+
+    def is_done(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """A stopping criterion of transformers: `(rows,)`, all True or all False."""
+        done = self.cancelled or self._visible.stopped
+        return torch.full(input_ids.shape[:1], done, dtype=torch.bool, device=input_ids.device)
+
+    def last(self) -> Piece:
+        """What was held back, and how the answer ended."""
+        rest = self._visible.finish(self._processor.decode(self._ids))
+        ended = self._visible.stopped or (bool(self._ids) and self._ids[-1] in self._ends)
+        return Piece(rest, len(self._ids), "stop" if ended else "length")
+
+
+class VllmEngine:
+    """A vLLM server that holds the decoder.
+
+    Args:
+        model: The compressor; of its decoder only the input embeddings are used.
+        client: Of the server.
+    """
+
+    name = "vllm"
+
+    def __init__(self, model: MemslotsModel, client: VllmClient):
+        check_engine_can_read(model)
+        self._model, self._client = model, client
+        self._pool = ThreadPoolExecutor(1, "memslots-embed")
+
+    async def check(self) -> None:
+        """Raise `EngineError` where the server does not answer."""
+        await self._client.models()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+
+    async def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
+        """See `Engine`."""
+        loop = asyncio.get_running_loop()
+        (embeds,) = await loop.run_in_executor(
+            self._pool, row_embeds, self._model, [asked.row], asked.memory
+        )
+        visible, whole = VisibleText(sampling.stop), ""
+        parts = self._client.stream(embeds, sampling.for_vllm(end_tokens(self._model)))
+        async with contextlib.aclosing(parts) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                whole += piece.text
+                if piece.finish is not None:
+                    yield Piece(visible.finish(whole), piece.tokens, piece.finish)
+                elif delta := visible.update(whole):
+                    yield Piece(delta)

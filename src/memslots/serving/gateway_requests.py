@@ -1,0 +1,193 @@
+"""What may be asked of the gateway, and how it says no: the shapes are OpenAI's."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from transformers import PreTrainedTokenizerBase
+
+from memslots.modeling import MemslotsProcessor
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+_NOT_FOR_TEMPLATES = {
+    name
+    for function in (PreTrainedTokenizerBase.apply_chat_template, MemslotsProcessor.prompt)
+    for name in inspect.signature(function).parameters
+}
+"""Arguments beside a template's own: another template, for instance, or a text as the context."""
+
+
+class ApiError(Exception):
+    """An answer that is an error object.
+
+    Args:
+        status: Of HTTP.
+        message: What was wrong and what to do.
+        kind: OpenAI's `type`.
+        code: OpenAI's `code`, for programs.
+        param: The field that is at fault.
+        headers: Beside the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        self.kind, self.code, self.param = kind, code, param
+
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        return {
+            "error": {
+                "message": str(self),
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class Document(BaseModel):
+    """A text to read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Text
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's `stream_options`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """`POST /v1/chat/completions`: OpenAI's, with `documents`, `memory_ids` and `rate`.
+
+    Fields that would change the answer and cannot be honoured are refused by name.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000)]
+    model: str | None = None
+    documents: list[Text | Document] = []
+    memory_ids: list[Text] = []
+    rate: Annotated[int, Field(ge=1)] | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] = {}
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: list[Text] | Text | None = None
+
+    # Sent by many clients as they are, and harmless so.
+    n: Literal[1] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: Literal[False] | None = None
+    logprobs: Literal[False] | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    parallel_tool_calls: bool | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, value: list[str] | str | None) -> list[str] | str | None:
+        if isinstance(value, list) and len(value) > 16:
+            raise ValueError(f"at most 16 stop strings, got {len(value)}")
+        return value
+
+    @field_validator("messages")
+    @classmethod
+    def _roles(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for message in value:
+            if message.get("role") not in ROLES:
+                raise ValueError(f"a message's role is one of {', '.join(ROLES)}")
+        return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if refused := sorted(_NOT_FOR_TEMPLATES & set(value)):
+            raise ValueError(f"{', '.join(refused)} cannot be set by a request")
+        return value
+
+    @property
+    def texts(self) -> list[str]:
+        """Of `documents`."""
+        return [one if isinstance(one, str) else one.text for one in self.documents]
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Of `stop`."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def characters(self) -> int:
+        """Of all texts in the request."""
+        return sum(map(len, self.texts)) + _characters(self.messages)
+
+
+class MemoryRequest(BaseModel):
+    """`POST /v1/memories`: a text to compress, or a memory file to keep."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Text | None = None
+    memory: Annotated[Text, Field(description="`memory.save`'s file in base64")] | None = None
+    id: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    rate: Annotated[int, Field(ge=1)] | None = None
+    metadata: dict[str, Any] = {}
+
+
+def question_or_messages(
+    messages: list[dict[str, Any]],
+) -> tuple[str | None, list[dict[str, Any]] | None]:
+    """A chat of one user message is a question, which compressors without a chat template take.
+
+    Returns:
+        The question, or the messages; the other is None.
+    """
+    content = messages[0].get("content")
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in content
+    ):
+        content = "".join(part["text"] for part in content)
+    if len(messages) == 1 and messages[0].get("role") == "user" and isinstance(content, str):
+        return content, None
+    # What goes with a message beside these (names, ids of tools) no chat template expects.
+    return None, messages
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return 0

@@ -1,0 +1,44 @@
+"""What the gateway is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """Limits and keys of a gateway.
+
+    Args:
+        model_name: What `/v1/models` and answers call the compressor and its decoder.
+        api_keys: Any of them opens `/v1`; none, and it is open to all who reach it.
+        running: Requests that are worked on at once.
+        waiting: Requests that wait; the next one gets 429.
+        max_body_bytes: Of a request.
+        max_characters: Of all texts of a request.
+        max_memories: Documents and memory ids of a request.
+        max_tokens: Longest answer that may be asked for, in decoder tokens.
+        timeout: Seconds that a request may take, waiting included.
+    """
+
+    model_name: str = "memslots"
+    api_keys: tuple[str, ...] = ()
+    running: int = 32
+    waiting: int = 64
+    max_body_bytes: int = 32 * 2**20
+    max_characters: int = 4_000_000
+    max_memories: int = 64
+    max_tokens: int = 1024
+    timeout: float = 300.0
+
+    def __post_init__(self):
+        for name in ("running", "max_body_bytes", "max_characters", "max_memories", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.waiting < 0 or self.timeout <= 0:
+            raise ValueError(
+                "waiting must be 0 or more and timeout above 0, got "
+                f"{self.waiting} and {self.timeout}."
+            )
+        if not all(self.api_keys):
+            raise ValueError("an API key is empty; give a text, or leave it out.")

@@ -1,0 +1,406 @@
+"""The gateway on loopback: answers are `generate`'s, and whoever is refused is told why."""
+
+import base64
+import json
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+from loopback import StandIn, served
+from tiny_models import QUESTIONS, TEXTS
+
+from memslots.serving.engines import TransformersEngine, VllmEngine
+from memslots.serving.gateway import Gateway
+from memslots.serving.gateway_settings import GatewaySettings
+from memslots.serving.memory_upload import write_memory_file
+from memslots.serving.shelf import ProcessShelf, StoreShelf
+from memslots.serving.store import MemoryStore
+from memslots.serving.vllm_client import VllmClient
+
+NEW = 10
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def client(zoo):
+    gateway = Gateway(zoo.shared(), TransformersEngine(zoo.shared()), ProcessShelf())
+    with served(gateway.app()) as url, httpx.Client(base_url=url, timeout=60) as one:
+        yield one
+
+
+def asking(question=QUESTIONS[0], **fields):
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": NEW, **fields}
+
+
+def answered(response):
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def streamed(client, body):
+    """The text, the finish reason, the usage and the number of text chunks of a stream."""
+    text, finish, usage, chunks = "", None, None, 0
+    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    with client.stream("POST", CHAT, json=body) as response:
+        assert response.status_code == 200, response.read()
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    for line in lines[:-1]:
+        event = json.loads(line.removeprefix("data: "))
+        usage = event.get("usage") or usage
+        for choice in event["choices"]:
+            text += choice["delta"].get("content", "")
+            chunks += bool(choice["delta"].get("content"))
+            finish = choice["finish_reason"] or finish
+    return text, finish, usage, chunks
+
+
+def refused(response, status, match, code=None):
+    error = response.json()["error"]
+    assert (response.status_code, set(error)) == (status, {"message", "type", "param", "code"})
+    assert match in error["message"], error
+    assert code in (None, error["code"])
+    return error
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def test_documents_are_answered_as_generate_answers(client, model):
+    for rate in (2, 8):
+        memory = model.compress(TEXTS, rate=rate).join()
+        expected = model.generate(memory=memory, question=QUESTIONS[1], max_new_tokens=NEW)
+        documents = [TEXTS[0], {"text": TEXTS[1]}, TEXTS[2]]
+        body = asking(QUESTIONS[1], documents=documents, rate=rate, model="memslots")
+        response = client.post(CHAT, json=body)
+        assert answered(response) == expected
+        usage = response.json()["usage"]
+        assert usage["completion_tokens"] == NEW
+        assert usage["memslots"]["slots"] == memory.slots.shape[0]
+        assert usage["prompt_tokens"] > memory.slots.shape[0]
+        assert response.json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_stream_adds_up_to_the_answer(client, model):
+    body = asking(documents=TEXTS[:1])
+    response = client.post(CHAT, json=body)
+    text, finish, usage, chunks = streamed(client, body)
+    assert text == answered(response)
+    assert (finish, usage) == ("length", response.json()["usage"])
+    assert chunks > 2
+
+
+def test_stop_strings_end_an_answer_before_them(client, model):
+    plain = answered(client.post(CHAT, json=asking(documents=TEXTS[:1])))
+    stop = plain[len(plain) // 2 :][:2]
+    body = asking(documents=TEXTS[:1], stop=[stop, "never"])
+    response = client.post(CHAT, json=body)
+    assert answered(response) == plain[: plain.find(stop)].strip()
+    assert response.json()["choices"][0]["finish_reason"] == "stop"
+    assert streamed(client, body)[:2] == (answered(response), "stop")
+
+
+def test_a_seed_repeats_a_draw(client):
+    body = asking(documents=TEXTS[:1], temperature=1.5, seed=3)
+    first, again = (answered(client.post(CHAT, json=body)) for _ in range(2))
+    others = {answered(client.post(CHAT, json={**body, "seed": seed})) for seed in range(4, 8)}
+    assert first == again
+    assert others - {first}
+
+
+def test_chats_go_through_the_chat_template(zoo):
+    model = zoo.compressor(prompt_format="chat")
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hello."}]},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Who signed?"},
+    ]
+    memory = model.compress(TEXTS[1])
+    expected = model.generate(memory=memory, messages=messages, max_new_tokens=NEW)
+    with (
+        served(Gateway(model, TransformersEngine(model), ProcessShelf()).app()) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        body = {"messages": messages, "documents": TEXTS[1:2], "max_tokens": NEW}
+        assert answered(client.post(CHAT, json=body)) == expected
+        body["chat_template_kwargs"] = {"chat_template": "{{ 1 }}"}
+        refused(client.post(CHAT, json=body), 400, "chat_template cannot be set")
+
+
+# -- memories --------------------------------------------------------------------------------------
+
+
+def test_memories_are_made_once_and_answer_by_id(client, model):
+    made = client.post("/v1/memories", json={"text": TEXTS[1], "metadata": {"year": 1920}}).json()
+    again = client.post("/v1/memories", json={"text": TEXTS[1]}).json()
+    assert made == again == client.get(f"/v1/memories/{made['id']}").json()
+    memory = model.compress(TEXTS[1])
+    assert made["metadata"] == {"year": 1920}
+    assert (made["slots"], made["fingerprint"]) == (len(memory.slots), model.fingerprint)
+    expected = model.generate(memory=memory, question=QUESTIONS, max_new_tokens=NEW)
+    got = [answered(client.post(CHAT, json=asking(q, memory_ids=[made["id"]]))) for q in QUESTIONS]
+    assert got == expected
+    both = model.compress([TEXTS[0], TEXTS[1]]).join()
+    body = asking(documents=TEXTS[:1], memory_ids=[made["id"]])
+    expected = model.generate(memory=both, question=QUESTIONS[0], max_new_tokens=NEW)
+    assert answered(client.post(CHAT, json=body)) == expected
+    refused(client.post("/v1/memories", json={"text": TEXTS[0], "id": made["id"]}), 409, "another")
+
+
+def test_memory_files_travel_both_ways(client, model, tmp_path):
+    memory = model.compress(TEXTS[2], rate=4)
+    encoded = base64.b64encode(write_memory_file(memory)).decode()
+    made = client.post("/v1/memories", json={"memory": encoded, "id": "a/file 1"})
+    assert made.json()["rate"] == 4
+    back = client.get("/v1/memories/a%2Ffile%201?format=safetensors")
+    file = tmp_path / "back.safetensors"
+    file.write_bytes(back.content)
+    kept = model.load_memory(file)
+    assert torch.equal(kept.slots, memory.slots)
+    assert (kept.documents, kept.rate) == (memory.documents, 4)
+    assert client.delete("/v1/memories/a%2Ffile%201").json()["deleted"]
+    refused(client.get("/v1/memories/a%2Ffile%201"), 404, "no memory", "memory_not_found")
+
+
+def test_a_store_keeps_memories_over_restarts(zoo, model, tmp_path):
+    made, answers = {}, []
+    for _ in range(2):
+        shelf = StoreShelf(MemoryStore(tmp_path / "store"))
+        gateway = Gateway(model, TransformersEngine(model), shelf)
+        with served(gateway.app()) as url, httpx.Client(base_url=url, timeout=60) as client:
+            if not made:
+                made = client.post("/v1/memories", json={"text": TEXTS[1]}).json()
+            assert client.post("/v1/memories", json={"text": TEXTS[1]}).json() == made
+            answers.append(answered(client.post(CHAT, json=asking(memory_ids=[made["id"]]))))
+            refused(client.post(CHAT, json=asking(memory_ids=["no"])), 404, "no memory")
+    kept = MemoryStore(tmp_path / "store").get(made["id"])
+    assert answers == [model.generate(memory=kept, question=QUESTIONS[0], max_new_tokens=NEW)] * 2
+    (file,) = (tmp_path / "store" / "data").iterdir()
+    file.write_bytes(file.read_bytes()[:-200])
+    with served(Gateway(model, TransformersEngine(model), shelf).app()) as url:
+        response = httpx.post(url + CHAT, json=asking(memory_ids=[made["id"]]), timeout=60)
+        refused(response, 500, "damaged", "memory_damaged")
+        assert str(tmp_path) not in response.text
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "match"),
+    [
+        (asking(), 400, "documents"),
+        (asking(memory_ids=["nobody"]), 404, "no memory 'nobody'"),
+        (asking(documents=["x"], model="gpt-4"), 404, "serves 'memslots'"),
+        (asking(documents=["x"], rate=3), 400, "rate"),
+        (asking(documents=["   "]), 400, "empty"),
+        (asking(documents=["x"] * 65), 400, "1 to 64"),
+        (asking(documents=["x"], max_tokens=10**6), 400, "1024 at most"),
+        (asking(documents=["x"], n=2), 400, "n:"),
+        (asking(documents=["x"], tools=[{}]), 400, "tools"),
+        (asking(documents=["x"], temperature=-1), 400, "temperature"),
+        (asking(documents=["x"], nonsense=1), 400, "nonsense: this gateway does not know"),
+        (asking(" ", documents=["x"]), 400, "question"),
+        ({"documents": ["x"], "messages": []}, 400, "messages"),
+        ({"documents": ["x"], "messages": [{"role": "root", "content": "x"}]}, 400, "role"),
+        ({"documents": ["x"], "messages": [{"role": "user", "content": 3}]}, 400, "content"),
+        ([1], 400, "body"),
+    ],
+)
+def test_mistakes_are_named(client, body, status, match):
+    refused(client.post(CHAT, json=body), status, match)
+    if isinstance(body, dict):
+        refused(client.post(CHAT, json={**body, "stream": True}), status, match)
+
+
+def test_other_mistakes_are_named_too(client, zoo, model):
+    refused(client.post(CHAT, content=b'{"messages'), 400, "JSON")
+    refused(client.get("/v1/nowhere"), 404, "not served", "unknown_url")
+    refused(client.get(CHAT), 405, "not served")
+    for fields, match in (
+        ({}, "exactly one"),
+        ({"text": "x", "memory": "y"}, "exactly one"),
+        ({"memory": "not base64!"}, "base64"),
+        ({"memory": base64.b64encode(b"nothing").decode()}, "cannot be read as a memory"),
+    ):
+        refused(client.post("/v1/memories", json=fields), 400, match)
+    other = zoo.compressor(seed=9).compress(TEXTS[0])
+    two = model.compress(TEXTS[:2])
+    for memory, match in ((other, "written by compressor"), (two, "2 documents")):
+        encoded = base64.b64encode(write_memory_file(memory)).decode()
+        refused(client.post("/v1/memories", json={"memory": encoded}), 400, match)
+
+
+def limited(model, engine=None, shelf=None, **settings):
+    engine = engine or TransformersEngine(model)
+    shelf = ProcessShelf() if shelf is None else shelf  # an empty one is falsy
+    return Gateway(model, engine, shelf, GatewaySettings(**settings))
+
+
+def test_keys_and_sizes_are_checked_before_anything_is_done(model):
+    gateway = limited(
+        model,
+        shelf=ProcessShelf(max_bytes=10),
+        api_keys=("one", "zwei-é"),
+        max_body_bytes=2000,
+        max_characters=100,
+    )
+    with served(gateway.app()) as url, httpx.Client(base_url=url, timeout=60) as client:
+        body = asking(documents=["short"])
+        for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "Basic one"}):
+            response = client.post(CHAT, json=body, headers=headers)
+            refused(response, 401, "API key", "invalid_api_key")
+        for key in ("one", "zwei-é"):
+            headers = {"Authorization": f"Bearer {key}".encode()}
+            assert client.post(CHAT, json=body, headers=headers).status_code == 200
+        assert client.get("/health").json() == {"status": "ok", "engine": "transformers"}
+        large = asking(documents=["x" * 3000])
+        refused(client.post(CHAT, json=large, headers=headers), 413, "2000 bytes")
+        parts = iter([json.dumps(large).encode()])  # without a Content-Length
+        refused(client.post(CHAT, content=parts, headers=headers), 413, "2000 bytes")
+        long = asking(documents=["x" * 101])
+        refused(client.post(CHAT, json=long, headers=headers), 413, "100", "payload_too_large")
+        made = client.post("/v1/memories", json={"text": "short"}, headers=headers)
+        refused(made, 507, "may hold 10", "shelf_full")
+        page = client.get("/metrics").text
+        assert 'memslots_requests_total{route="chat",status="401"} 3.0' in page
+        assert 'memslots_requests_total{route="chat",status="200"} 2.0' in page
+
+
+class Slow:
+    """An engine that gives one letter at a time until it is let go or left."""
+
+    name = "slow"
+
+    def __init__(self):
+        self.running, self.go = 0, threading.Event()
+
+    async def answer(self, asked, sampling):
+        import asyncio
+
+        from memslots.serving.vllm_client import Piece
+
+        self.running += 1
+        try:
+            while not self.go.is_set():
+                await asyncio.sleep(0.01)
+                yield Piece("a")
+            yield Piece("", 1, "stop")
+        finally:
+            self.running -= 1
+
+    async def check(self):
+        pass
+
+    async def close(self):
+        pass
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def give_up(url, body):
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(url, json=body, timeout=3)
+
+
+def test_beyond_the_queue_comes_429_and_those_who_left_make_room(model):
+    engine = Slow()
+    gateway = limited(model, engine, running=1, waiting=1, timeout=100)
+    body = asking(documents=["x"], stream=True)
+    with served(gateway.app()) as url, httpx.Client(base_url=url, timeout=60) as client:
+        with client.stream("POST", CHAT, json=body) as first:
+            lines = first.iter_lines()  # kept: an iterator that is dropped closes the stream
+            assert next(lines).startswith("data: ")
+            waiting = threading.Thread(target=give_up, args=(url + CHAT, body))
+            waiting.start()
+            until(lambda: gateway.admission.waiting == 1)
+            response = client.post(CHAT, json=body)
+            refused(response, 429, "try again", "queue_full")
+            assert response.headers["retry-after"] == "1"
+            waiting.join()  # it gave up, and its place in the line is free
+            until(lambda: gateway.admission.inside == 1)
+        until(lambda: engine.running == 0)  # left midway: nothing runs for it
+        until(lambda: gateway.admission.inside == 0)
+        assert "memslots_requests_inside 0.0" in client.get("/metrics").text
+        engine.go.set()
+        assert client.post(CHAT, json={**body, "stream": False}).status_code == 200
+
+
+def test_the_generating_thread_stops_when_its_client_leaves(model, monkeypatch):
+    generated = []
+    original = model.decoder.generate
+
+    def counting(*args, **kwargs):
+        output = original(*args, **kwargs)
+        generated.append(output.shape[1])
+        return output
+
+    monkeypatch.setattr(model.decoder, "generate", counting)
+    engine = TransformersEngine(model)
+    gateway = limited(model, engine, running=2, max_tokens=400)
+    body = asking(documents=["x"], stream=True)
+    body["max_tokens"] = 400
+    with served(gateway.app()) as url, httpx.Client(base_url=url, timeout=60) as client:
+        with client.stream("POST", CHAT, json=body) as first:
+            assert next(first.iter_lines()).startswith("data: ")
+        until(lambda: gateway.admission.inside == 0)
+        assert client.post(CHAT, json=asking(documents=["x"])).status_code == 200
+        # One thread generates, so the second answer came after the first had ended: how early?
+        assert len(generated) == 2
+        assert generated[0] < 400
+
+
+def test_a_request_that_takes_too_long_ends(model):
+    engine = Slow()
+    with served(limited(model, engine, timeout=0.5).app()) as url:
+        response = httpx.post(url + CHAT, json=asking(documents=["x"]), timeout=30)
+        refused(response, 504, "too long", "timeout")
+        until(lambda: engine.running == 0)
+
+
+# -- in front of vLLM ------------------------------------------------------------------------------
+
+
+def test_in_front_of_vllm_answers_are_the_same(model):
+    stand_in = StandIn(model, failures=[503])
+    expected = model.generate(context=TEXTS[1], question=QUESTIONS[0], max_new_tokens=NEW)
+    body = asking(documents=TEXTS[1:2])
+    with served(stand_in.app()) as engine_url:
+        engine = VllmEngine(model, VllmClient(engine_url, backoff=0.01))
+        with (
+            served(limited(model, engine).app()) as url,
+            httpx.Client(base_url=url, timeout=60) as client,
+        ):
+            assert answered(client.post(CHAT, json=body)) == expected
+            text, finish, usage, chunks = streamed(client, body)
+            assert (text, finish, usage["completion_tokens"]) == (expected, "length", NEW)
+            assert chunks > 2
+            assert client.get("/health").json()["engine"] == "vllm"
+            assert {one["temperature"] for one in stand_in.requests} == {0.0}
+            stand_in.pause, before = 0.2, stand_in.streamed
+            with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
+                assert next(response.iter_lines()).startswith("data: ")
+            time.sleep(1.0)
+            assert stand_in.streamed - before < len(expected)  # left: aborted on the server too
+            stand_in.failures = [500]
+            refused(client.post(CHAT, json=body), 502, "answered 500", "engine_error")
+            stand_in.failures = [400]
+            refused(client.post(CHAT, json=body), 400, "vLLM refused the prompt")
+
+
+def test_without_vllm_the_gateway_says_so(model):
+    engine = VllmEngine(model, VllmClient("http://127.0.0.1:9", retries=0))
+    with (
+        served(limited(model, engine).app()) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        refused(client.get("/health"), 503, "no vLLM server", "engine_error")
+        refused(client.post(CHAT, json=asking(documents=["x"])), 503, "no vLLM server")
