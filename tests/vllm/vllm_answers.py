@@ -1,0 +1,178 @@
+"""Answers through vLLM against `model.generate`'s: `make test-vllm` (not part of `make test`)."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+import memslots
+from memslots import MemslotsModel
+from memslots.serving.prompt_embeds import prompt_embeds
+from memslots.serving.sampling import Sampling, default_sampling, end_tokens
+from memslots.serving.vllm_client import PromptRefused, VllmClient
+from memslots.serving.vllm_offline import export_decoder, generate_with_vllm
+
+pytestmark = pytest.mark.timeout(900)
+
+CHECKPOINT = Path(memslots.__file__).parent / "assets" / "tiny"
+CONTEXTS = [
+    "Carmen Moss is an engineer at Silver Bank. She lives in Lagos, Nigeria. She is 34 years old. "
+    "Carmen owns 27 maps. She speaks English and Yoruba.",
+    "Tom Hale is a nurse at City Hospital. He lives in Turin, Italy. He is 51 years old.",
+]
+QUESTIONS = [
+    "What is the person's profession?",
+    "Where does the person live?",
+    "How old is the person?",
+    "What does the person own?",
+]
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MemslotsModel.from_pretrained(CHECKPOINT, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def decoder(model, tmp_path_factory):
+    return str(export_decoder(model, tmp_path_factory.mktemp("decoder")))
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """`{(context, rate): answers to all questions}`."""
+    found = {}
+    for i, text in enumerate(CONTEXTS):
+        for rate in (4, 16):
+            memory = model.compress(text, rate=rate)
+            found[i, rate] = model.generate(
+                memory=memory, question=QUESTIONS, max_new_tokens=NEW, do_sample=False
+            )
+    assert len({answer for answers in found.values() for answer in answers}) > 4
+    return found
+
+
+def test_in_process(model, decoder, expected):
+    from vllm import LLM
+
+    llm = LLM(
+        decoder,
+        enable_prompt_embeds=True,
+        enforce_eager=True,
+        dtype="float32",
+        max_model_len=1024,
+    )
+    got = {
+        (i, rate): generate_with_vllm(
+            llm, model, model.compress(CONTEXTS[i], rate=rate), QUESTIONS, sampling=Sampling(NEW)
+        )
+        for i, rate in expected
+    }
+    assert got == expected
+
+
+@pytest.fixture(scope="module")
+def server(decoder, tmp_path_factory):
+    """The URL of `vllm serve`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "vllm.log"
+    command = [str(Path(sys.executable).parent / "vllm"), "serve", decoder]
+    options = "--enable-prompt-embeds --enforce-eager --dtype float32 --max-model-len 1024"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, *options.split(), "--host", "127.0.0.1", "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 600
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            try:
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_over_http_in_batches_and_streams(model, server, expected):
+    fields = Sampling(NEW).for_vllm(end_tokens(model))
+
+    async def ask():
+        async with VllmClient(server) as client:
+            got, streamed = {}, {}
+            for i, rate in expected:
+                memory = model.compress(CONTEXTS[i], rate=rate)
+                embeds = prompt_embeds(model, memory, question=QUESTIONS)
+                got[i, rate] = [one.text.strip() for one in await client.complete(embeds, fields)]
+                pieces = [[p async for p in client.stream(one, fields)] for one in embeds]
+                streamed[i, rate] = ["".join(p.text for p in one).strip() for one in pieces]
+                assert all(one[-1].finish in ("stop", "length") for one in pieces)
+                assert all(0 < one[-1].tokens <= NEW for one in pieces)
+            with pytest.raises(PromptRefused):
+                await client.complete([torch.zeros(5000, embeds[0].shape[1])], fields)
+            return got, streamed
+
+    got, streamed = asyncio.run(ask())
+    assert got == expected
+    assert streamed == expected
+    assert default_sampling(model).temperature == 0
+
+
+def test_through_the_gateway(server, expected):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "memslots.cli", "serve", "--vllm", server, "--port", str(port)],
+        env={**os.environ, "MEMSLOTS_API_KEY": "secret"},
+    )
+    headers = {"Authorization": "Bearer secret"}
+    try:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120
+        ) as client:
+            deadline = time.monotonic() + 300
+            while True:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                try:
+                    if client.get("/health").json().get("engine") == "vllm":
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.5)
+            for (i, rate), answers in expected.items():
+                made = client.post("/v1/memories", json={"text": CONTEXTS[i], "rate": rate}).json()
+                for question, answer in zip(QUESTIONS, answers, strict=True):
+                    body = {
+                        "messages": [{"role": "user", "content": question}],
+                        "memory_ids": [made["id"]],
+                        "max_tokens": NEW,
+                    }
+                    found = client.post("/v1/chat/completions", json=body).json()
+                    assert found["choices"][0]["message"]["content"] == answer
+                    with client.stream(
+                        "POST", "/v1/chat/completions", json={**body, "stream": True}
+                    ) as response:
+                        lines = [one[6:] for one in response.iter_lines() if one]
+                    parts = [json.loads(one)["choices"][0]["delta"] for one in lines[:-1]]
+                    assert "".join(one.get("content", "") for one in parts) == answer
+    finally:
+        process.terminate()
+        process.wait(60)
