@@ -99,6 +99,11 @@ def quanto_bytes(decoder: PreTrainedModel, positions: int) -> float:
     return cache_bytes(decoder, positions - newest, packed) + cache_bytes(decoder, newest, whole)
 
 
+def has_quanto() -> bool:
+    """Whether optimum-quanto can be imported."""
+    return find_spec("optimum") is not None and find_spec("optimum.quanto") is not None
+
+
 def measure_alternatives(
     model: MemslotsModel,
     tokens: int,
@@ -155,7 +160,12 @@ def measure_alternatives(
         ),
     ]
     left_out = {}
-    if find_spec("optimum") is not None and find_spec("optimum.quanto") is not None:
+    if not has_quanto():
+        left_out["quanto"] = INSTALL["quanto"]
+    elif cache_bytes(decoder, 1, 4) % (decoder.config.num_hidden_layers * QUANTO["group"]):
+        # Keys of a layer and position, which are half of its numbers, must fill whole groups.
+        left_out["quanto"] = f"keys of a position are no multiple of {QUANTO['group']} numbers"
+    else:
         ways.append(
             (
                 "quantised KV cache, quanto 4 bit",
@@ -164,8 +174,6 @@ def measure_alternatives(
                 quanto_bytes(decoder, full),
             )
         )
-    else:
-        left_out["quanto"] = INSTALL["quanto"]
     if find_spec("kvpress") is not None:
         pressed = with_kvpress(model, ids, 1 - positions / full, new_tokens)
         ways.append(("kvpress, KnormPress", pressed, full, cache_bytes(decoder, positions, bits)))
@@ -261,7 +269,7 @@ def section(results: Results, pictures: Path) -> str:
         )
     if results["left_out"]:
         missing = "; ".join(f"{name} ({how})" for name, how in results["left_out"].items())
-        lines += ["", f"Not measured, for want of an installation: {missing}."]
+        lines += ["", f"Not measured: {missing}."]
     file = pictures / "alternatives.png"
     grouped_bars(
         [str(i + 1) for i in range(len(results["rows"]))],

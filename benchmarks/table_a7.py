@@ -266,7 +266,8 @@ def section(results: Results, pictures: Path) -> str:
         "Milliseconds, 32 new tokens; full text as ready token ids, memories through "
         "`model.generate`. Positions count BOS, slots, markers and question. In brackets how many "
         "times faster than full text; the total with compression first, then from a memory that "
-        "was kept. Memory is the most that was taken beyond the weights, compression included.",
+        "was kept. Prefill over positions is its speed-up as a share of the ratio of positions. "
+        "Memory is the most that was taken beyond the weights, compression included.",
         "",
         "| Batch x length | reads | positions | compress | prefill | decode | total "
         "| prefill over positions | memory |",
