@@ -147,8 +147,8 @@ def test_llmlingua_is_asked_for_by_name(model, monkeypatch):
 
 
 def test_mistakes_are_found_before_any_data_are_read(model):
-    with pytest.raises(ValueError, match=r"baselines \['ful'\] are unknown"):
-        evaluate_tasks(model, ["qa"], baselines=["ful"])
+    with pytest.raises(ValueError, match=r"baselines \['some'\] are unknown"):
+        evaluate_tasks(model, ["qa"], baselines=["some"])
     with pytest.raises(ValueError, match="rate 5 is not one"):
         evaluate_tasks(model, ["qa"], rates=[5])
 

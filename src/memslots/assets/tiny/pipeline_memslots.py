@@ -87,7 +87,8 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         elif not question is context is memory is None:
             raise ValueError("give either inputs, or question= with context= or memory=, not both.")
         elif isinstance(inputs, (GeneratorType, Dataset)):
-            return self._stream(inputs, settings, size or _STREAMED)
+            stream: Any = inputs  # a Dataset by index is iterable too
+            return self._stream(stream, settings, size or _STREAMED)
         else:
             items, single = _spread(inputs)
         answers = self._postprocess_all(self.forward(self.preprocess(items), **settings))
@@ -115,7 +116,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
     def _forward(self, input_tensors: dict[str, Any], **parameters) -> dict[str, Any]:
         rate = parameters.pop("rate", None)
         texts, items = input_tensors["texts"], input_tensors["items"]
-        made = self.model.compress(texts, rate=rate) if texts else None
+        made: Any = self.model.compress(texts, rate=rate) if texts else None
         place = {text: i for i, text in enumerate(texts)}
         memories: dict[tuple[int, int], Memory] = {}  # one a document, however many ask of it
         asked = []
