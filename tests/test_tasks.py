@@ -117,7 +117,7 @@ def test_conditions_read_what_they_say(model):
         conditions(model, contexts, [4], ["plain"])
 
 
-def test_llmlingua_gets_the_memorys_budget():
+def test_llmlingua_gets_the_budget_of_the_memory():
     """A shortener that keeps whole words, and more of them than asked, as LLMLingua-2 may."""
     asked = []
 
