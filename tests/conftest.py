@@ -1,10 +1,16 @@
 """Settings for every test: no network (set before any library reads them), and one thread."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Processes side by side would write the code of remote models over one another's, and trackio
+# reads its folder's name when it is first imported, by whichever test that is.
+_own = tempfile.TemporaryDirectory(prefix="memslots-tests-")
+os.environ["HF_MODULES_CACHE"] = os.path.join(_own.name, "modules")
+os.environ["TRACKIO_DIR"] = os.path.join(_own.name, "trackio")
 
 import pytest
 import torch

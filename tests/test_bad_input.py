@@ -175,7 +175,7 @@ def test_processor_lists(model):
         ({"compression_rates": [512]}, "rate 512 is coarser than one slot a segment of 256"),
         ({"segment_length": 0}, "segment_length must be at least 1"),
         ({"segment_length": "256"}, "segment_length"),
-        ({"prompt_format": "xml"}, "must be 'plain' or 'chat', got 'xml'"),
+        ({"prompt_format": "xml"}, r"one of \['plain', 'chat'\], got 'xml'"),
         ({"plain_prompt": "Q:"}, "exactly once, got 'Q:'"),
         ({"plain_prompt": "{question} {question}"}, "exactly once"),
         ({"segment_length": 1000, "compression_rates": [4]}, "need 1250 positions.*has 1024"),

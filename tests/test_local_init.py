@@ -39,7 +39,7 @@ def test_slots_start_as_the_mean_of_their_neighbourhood(zoo):
     model, rows = _fresh(zoo)
     initialize_local(model, rows)
     ids = torch.randint(5, rows.shape[0], (1, 24))
-    slots = model.encode(ids, torch.ones_like(ids), torch.tensor([6]))
+    slots = model.encode(ids, torch.ones_like(ids), torch.tensor([4]))
     places = [24, 12, 18, 6, 21, 9]  # ends of the stretches, in the order of the slots
     with torch.no_grad():
         vectors = model.converter(slots)

@@ -1,8 +1,10 @@
 """What training logs, and that tensorboard and trackio receive it without a network."""
 
 import json
+import os
 import socket
 import sqlite3
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,16 +59,14 @@ def test_rates_are_means_over_steps_and_over_time_that_training_took():
     assert metrics.flush("train", 13, lambda tensor: tensor) == {}  # the summary at the end
 
 
-@pytest.fixture(scope="session")
-def trackio_folder(tmp_path_factory):
-    """Where trackio keeps its databases; it reads the variable when it is imported."""
-    folder = tmp_path_factory.mktemp("trackio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACKIO_DIR", str(folder))
-        import trackio.utils
+@pytest.fixture
+def trackio_folder():
+    """Where trackio keeps its databases (tests/conftest.py)."""
+    import trackio.utils
 
-        assert folder == trackio.utils.TRACKIO_DIR
-        yield folder
+    folder = Path(os.environ["TRACKIO_DIR"])
+    assert folder == trackio.utils.TRACKIO_DIR
+    return folder
 
 
 def test_tensorboard_and_trackio_receive_it_offline(zoo, tmp_path, trackio_folder, monkeypatch):
