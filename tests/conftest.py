@@ -1,6 +1,7 @@
 """Settings for every test: no network (set before any library reads them), and one thread."""
 
 import os
+import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -8,15 +9,20 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Processes side by side would write the code of remote models over one another's, and trackio
 # reads its folder's name when it is first imported, by whichever test that is.
-_own = tempfile.TemporaryDirectory(prefix="memslots-tests-")
-os.environ["HF_MODULES_CACHE"] = os.path.join(_own.name, "modules")
-os.environ["TRACKIO_DIR"] = os.path.join(_own.name, "trackio")
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="memslots-modules-")
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="memslots-trackio-")
 
 import pytest
 import torch
 from tiny_models import Zoo
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
+
+
+def pytest_sessionfinish():
+    """Removes the folders made above."""
+    for name in ("HF_MODULES_CACHE", "TRACKIO_DIR"):
+        shutil.rmtree(os.environ[name], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
