@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from memslots.evaluation.ablation_report import ablation_table, plot_losses
+from memslots.evaluation.ablation_report import NAMES, ablation_table, plot_losses
 from memslots.evaluation.quoted import quoted, quoted_markdown
 from memslots.evaluation.tables import reads
 
@@ -94,7 +94,9 @@ def _ablations(folder: Path, pictures: Path) -> str:
     found = _results(folder / "ablations")
     if not found:
         return ""
-    lines = ["## Ablations (table 6 and figure 4)", "", ablation_table(found, 4)]
+    found = {name: found[name] for name in NAMES if name in found}
+    lines = ["## Ablations (table 6 and figure 4)", ""]
+    lines += ["Where intervals overlap, a difference says nothing.", "", ablation_table(found, 4)]
     lines += [f"*Quoted beside ours: {quoted('pcc_table_6')['note']}.*"]
     curves = {
         name: _read(folder / "ablations" / name / "compressor" / "pretrain" / "losses.json") or []
