@@ -274,8 +274,7 @@ def python_blocks(card: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_snippets_run_as_they_stand(zoo, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+def test_snippets_run_as_they_stand(zoo, model, tmp_path, capsys):
     model.save_pretrained(tmp_path / "copy")
     write_card(model, tmp_path / "copy", "me/model")
     card = (tmp_path / "copy" / "README.md").read_text("utf-8")

@@ -144,8 +144,7 @@ def test_wrong_types(pipe):
         pipe(question="Why?", memory=3)
 
 
-def test_found_by_name_and_saved_again(zoo, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+def test_found_by_name_and_saved_again(zoo, expected, tmp_path):
     found = pipeline(
         "memory-question-answering",
         model=zoo.saved(),
