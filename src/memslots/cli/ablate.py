@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .measure import numbers, task_sources, words
 from .options import Sets, err, out, quiet
 
 
@@ -47,27 +48,16 @@ def ablate(
     folder = output or Path("runs") / f"ablate-{Path(recipe).stem}"
     from memslots.trainer.ablations import ABLATIONS, fine_tuning_stage
 
-    names = list(ABLATIONS) if only is None else only.replace(" ", "").split(",")
+    names = list(ABLATIONS) if only is None else words(only)
     unknown = sorted(set(names) - set(ABLATIONS))
     if unknown:
         raise ValueError(f"--only {only}: {unknown} unknown; there are {', '.join(ABLATIONS)}.")
-    asked = sources(data or ["qa=squad/validation"])
-    wanted = None if rates is None else [int(rate) for rate in rates.split(",")]
+    asked = task_sources(data or ["qa=squad/validation"])
+    wanted = numbers(rates, "--rates")
     quiet()
     target = stage or fine_tuning_stage(settings)
     run_ablations(settings, names, target, folder, asked, wanted, samples, books, data_dir)
     out.print(f"{folder / 'ablations.md'} and pictures of the losses beside it")
-
-
-def sources(given: list[str]) -> dict[str, list[str]]:
-    """`TASK=SET/SPLIT` arguments as what each task is measured on."""
-    asked: dict[str, list[str]] = {}
-    for one in given:
-        task, equals, source = one.partition("=")
-        if not equals or "/" not in source:
-            raise ValueError(f"--data {one}: must be TASK=SET/SPLIT, for example qa=squad/train.")
-        asked.setdefault(task, []).append(source)
-    return asked
 
 
 def run_ablations(

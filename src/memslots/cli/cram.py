@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from .options import Device, Dtype, _device, err, out, quiet, read_text, resolve_model
+from .options import Device, Dtype, choose_device, err, out, quiet, read_text, resolve_model
 
 if TYPE_CHECKING:
     from memslots.cramming import CrammedText, FrozenDecoder, Reading
@@ -89,7 +89,7 @@ def cram(
     contents = [read_text(name) for name in text]
     quiet()
     frozen = load_frozen_decoder(
-        resolve_model(decoder), getattr(torch, dtype or "float32"), _device(device)
+        resolve_model(decoder), getattr(torch, dtype or "float32"), choose_device(device)
     )
     texts = [_head(frozen, name, body, length) for name, body in zip(text, contents, strict=True)]
     rows = [ids for ids in texts for _ in range(seeds)]

@@ -52,25 +52,20 @@ def measure(
         raise ValueError(f"--output {output}: name a .json file; table and plots go beside it.")
     if not output.resolve().parent.is_dir():
         raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
-    sets: dict[str, list[str]] = {}
-    for given in data:
-        task, equals, source = given.partition("=")
-        if not equals or not source:
-            raise ValueError(f"--data {given}: must be TASK=SET/SPLIT, for example qa=squad/train.")
-        sets.setdefault(task, []).append(source)
-    names = _words(tasks)
+    sets = task_sources(data)
+    names = words(tasks)
     unasked = sorted(set(sets) - set(names))
     if unasked:
         raise ValueError(f"--data names {', '.join(unasked)}, which --tasks {tasks} does not ask.")
     results = evaluate_tasks(
         model,
         names,
-        rates=_numbers(rates, "--rates"),
-        baselines=default_baselines() if baselines is None else _words(baselines),
+        rates=numbers(rates, "--rates"),
+        baselines=default_baselines() if baselines is None else words(baselines),
         data=sets,
         data_dir=data_dir,
         samples=samples,
-        lengths=_numbers(lengths, "--lengths"),
+        lengths=numbers(lengths, "--lengths"),
         progress=lambda line: err.print(f"{line} ...", style="dim"),
         finetuned_decoder=finetuned_decoder,
     )
@@ -106,14 +101,27 @@ def measure(
     out.print(f"{output}, {output.with_suffix('.md')} and {output.with_suffix('')}/")
 
 
-def _words(given: str) -> list[str]:
+def task_sources(given: Sequence[str]) -> dict[str, list[str]]:
+    """`TASK=SET/SPLIT` arguments as the sets that each task is measured on."""
+    sets: dict[str, list[str]] = {}
+    for one in given:
+        task, equals, source = one.partition("=")
+        if not equals or "/" not in source:
+            raise ValueError(f"--data {one}: must be TASK=SET/SPLIT, for example qa=squad/train.")
+        sets.setdefault(task, []).append(source)
+    return sets
+
+
+def words(given: str) -> list[str]:
+    """What stands between the commas."""
     return [word for word in given.replace(" ", "").split(",") if word]
 
 
-def _numbers(given: str | None, option: str) -> list[int] | None:
+def numbers(given: str | None, option: str) -> list[int] | None:
+    """The numbers between the commas of `option`, None where it is not given."""
     if given is None:
         return None
     try:
-        return [int(word) for word in _words(given)]
+        return [int(word) for word in words(given)]
     except ValueError:
         raise ValueError(f"{option} {given}: must be numbers with commas, such as 4,16.") from None

@@ -105,7 +105,7 @@ def load_model(
 
     from memslots.modeling import MemslotsModel
 
-    place = _device(device)
+    place = choose_device(device)
     quiet()
     load_config(name, revision)
     kwargs: dict[str, Any] = {"revision": revision} if revision else {}
@@ -129,7 +129,8 @@ def load_config(name: str, revision: str | None = None):
     return MemslotsConfig.from_dict(found)
 
 
-def _device(device: str | None):
+def choose_device(device: str | None):
+    """The device asked for, or the accelerator where there is one, or the CPU."""
     import torch
 
     if device is None:

@@ -18,7 +18,7 @@ from .options import (
     Model,
     Rate,
     Revision,
-    _device,
+    choose_device,
     err,
     load_config,
     load_model,
@@ -82,7 +82,7 @@ def add(
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
     files = corpus_files(folder)
     name = resolve_model(model)
-    place = _device(device)
+    place = choose_device(device)
     quiet()
     config = load_config(name, revision)
     if rate is None:

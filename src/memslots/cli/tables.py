@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .ablate import losses, run_ablations, train_and_measure
+from .measure import words
 from .options import err, out, quiet, resolve_model
 
 DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
@@ -39,7 +40,7 @@ def tables(
     from memslots.configuration import load_recipe
     from memslots.evaluation.results_page import write_page
 
-    names = list(STEPS) if only is None else [w for w in only.replace(" ", "").split(",") if w]
+    names = list(STEPS) if only is None else words(only)
     unknown = sorted(set(names) - set(STEPS))
     if unknown:
         raise ValueError(f"--only {only}: {unknown} unknown; there are {', '.join(STEPS)}.")
