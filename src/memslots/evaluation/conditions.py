@@ -112,7 +112,7 @@ def conditions(
         made.append(Condition("none", None, [None] * n, None, 0.0))
     memories = memories_at_rates(model, contexts, rates) if rates else {}
     for rate, memory in memories.items():
-        own = memory_positions(model, memory)
+        own = model.memory_positions(memory)
         mean = sum(own) / n
         made.append(Condition("memory", rate, [None] * n, memory, mean))
         cuts: dict[str, Callable[[list[int], int], list[int]]] = {
@@ -133,14 +133,9 @@ def conditions(
             made.append(Condition(LLMLINGUA2, rate, short, None, used))
         if "another" in baselines and len(set(contexts)) > 1:
             other = _another(memory, contexts)
-            theirs = sum(memory_positions(model, other)) / n
+            theirs = sum(model.memory_positions(other)) / n
             made.append(Condition("another", rate, [None] * n, other, theirs))
     return made
-
-
-def memory_positions(model: MemslotsModel, memory: Memory) -> list[int]:
-    """Decoder positions of each document: slots, tokens of literals, and markers."""
-    return model.memory_positions(memory)
 
 
 def _another(memory: Memory, contexts: Sequence[str]) -> Memory:

@@ -30,7 +30,7 @@ from memslots.evaluation.answering import (
     processor_of,
     reconstruct_segments,
 )
-from memslots.evaluation.conditions import BASELINES, Condition, conditions, memory_positions
+from memslots.evaluation.conditions import BASELINES, Condition, conditions
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.likelihood import TargetLoss, target_losses
 from memslots.evaluation.metrics import bleu, exact_match, rouge_l, squad_scores
@@ -63,7 +63,7 @@ def reconstruction(
             (text, texts[segment.text][segment.start : segment.end])
             for text, segment in zip(produced, memory.segments, strict=True)
         ]
-        positions = sum(memory_positions(model, memory)) / len(memory)
+        positions = sum(model.memory_positions(memory)) / len(memory)
         condition = Condition("memory", rate, [None] * len(texts), memory, positions)
         metrics: dict[str, dict] = {
             "bleu": with_interval(

@@ -31,7 +31,6 @@ from memslots.evaluation.answering import (
     processor_of,
     reconstruct_segments,
 )
-from memslots.evaluation.conditions import memory_positions
 from memslots.evaluation.metrics import exact_match, score
 from memslots.modeling import Memory, MemslotsModel
 
@@ -241,7 +240,7 @@ def slot_counts(model: MemslotsModel, memory: Memory, texts: Sequence[str]) -> d
     n = len(texts)
     encode = processor_of(model).decoder_text.encode
     decoder_tokens = sum(len(encode(text)) for text in texts)
-    positions = sum(memory_positions(model, memory))
+    positions = sum(model.memory_positions(memory))
     return {
         "encoder_tokens": round(sum(memory.n_tokens) / n, 1),
         "decoder_tokens": round(decoder_tokens / n, 1),
