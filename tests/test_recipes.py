@@ -47,6 +47,35 @@ def test_bad_overrides(override, message):
         apply_overrides(RECIPE, [override])
 
 
+def test_fields_that_a_recipe_leaves_out_can_be_set_where_they_belong():
+    fields = {"training": ["warmup_steps"], "stages.*.training": ["warmup_steps"]}
+    recipe = {"training": {"learning_rate": 0.1}, "stages": [{"training": {}}], "data": {}}
+    sets = ["training.warmup_steps=5", "stages.0.training.warmup_steps=7"]
+    changed = apply_overrides(recipe, sets, fields)
+    assert changed["training"] == {"learning_rate": 0.1, "warmup_steps": 5}
+    assert changed["stages"] == [{"training": {"warmup_steps": 7}}]
+    with pytest.raises(ValueError, match=r"in training, did you mean 'warmup_steps'.*1 more"):
+        apply_overrides(recipe, ["training.warm_up_steps=5"], fields)
+    with pytest.raises(ValueError, match="no key 'warmup_steps' in data"):
+        apply_overrides(recipe, ["data.warmup_steps=5"], fields)
+
+
+def test_every_setting_of_the_trainer_and_the_model_can_be_set():
+    from memslots.trainer.compressor_config import recipe_fields
+
+    sets = [
+        "compressor.training.activation_checkpointing=true",
+        "compressor.stages.1.training.max_grad_norm=0.5",
+        "compressor.config.memory_positions=spread",
+    ]
+    changed = load_recipe("pcc_lite", sets, recipe_fields())["compressor"]
+    assert changed["training"]["activation_checkpointing"] is True
+    assert changed["stages"][1]["training"]["max_grad_norm"] == 0.5
+    assert changed["config"]["memory_positions"] == "spread"
+    with pytest.raises(ValueError, match="did you mean 'learning_rate'"):
+        load_recipe("pcc_lite", ["compressor.training.lerning_rate=1"], recipe_fields())
+
+
 def test_bad_recipes(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'tiny'"):
         load_recipe("tinny")

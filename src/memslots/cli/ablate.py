@@ -44,9 +44,11 @@ def ablate(
     """Train a recipe with each of its parts taken out, measure all, and set them side by side."""
     from memslots.configuration import load_recipe
 
-    settings = load_recipe(recipe, sets or [])
     folder = output or Path("runs") / f"ablate-{Path(recipe).stem}"
     from memslots.trainer.ablations import ABLATIONS, fine_tuning_stage
+    from memslots.trainer.compressor_config import recipe_fields
+
+    settings = load_recipe(recipe, sets or [], recipe_fields())
 
     names = list(ABLATIONS) if only is None else words(only)
     unknown = sorted(set(names) - set(ABLATIONS))

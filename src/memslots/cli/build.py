@@ -96,9 +96,9 @@ def train(
     """Train by a recipe; the same command goes on with a run that was stopped."""
     from memslots.configuration import load_recipe
 
-    settings = load_recipe(recipe, sets or [])
     folder = output or Path("runs") / Path(recipe).stem
     try:
+        from memslots.trainer.compressor_config import recipe_fields
         from memslots.trainer.plan import plan_recipe
         from memslots.trainer.run import install_checkpoint, run_recipe
     except ModuleNotFoundError as error:
@@ -108,6 +108,7 @@ def train(
             f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
         ) from error
     quiet()
+    settings = load_recipe(recipe, sets or [], recipe_fields())
     if dry_run:
         from .plan_view import plan_table
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,17 @@ def packaged_recipes() -> list[str]:
     )
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_recipe(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    fields: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Any]:
     """Reads a recipe and applies overrides.
 
     Args:
         name_or_path: A packaged recipe's name (`tiny`) or a YAML file of the same sections.
         overrides: `section.key=value` each, the value in YAML; see `apply_overrides`.
+        fields: What may be set though the recipe leaves it out; see `apply_overrides`.
 
     Raises:
         ValueError: No such recipe, a file that is no YAML mapping, or an unknown key.
@@ -47,16 +53,24 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
         raise ValueError(
             f"recipe {name!r} must be a YAML mapping of sections; it holds {recipe!r}."
         )
-    return apply_overrides(recipe, overrides)
+    return apply_overrides(recipe, overrides, fields)
 
 
-def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `settings` with `key.sub=value` replaced; only keys that exist can be set.
+def apply_overrides(
+    settings: dict[str, Any],
+    overrides: Sequence[str],
+    fields: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Any]:
+    """A copy of `settings` with `key.sub=value` replaced.
+
+    Only keys that exist can be set, and those of `fields`: a mistyped key would else be a new one.
 
     Args:
         settings: Nested dicts and lists; a list's items are named by number
             (`decoder.curriculum.0.steps=10`).
         overrides: The value of each is YAML: `0.1`, `true`, `[4, 16]`, `{256: 1.0}`.
+        fields: By a mapping's place, such as `compressor.stages.*.training`, keys that it may have,
+            as the fields of the class that it is handed to.
 
     Raises:
         ValueError: No `=`, a value that is no YAML, or an unknown key, with the nearest right one.
@@ -70,27 +84,33 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
         parts = path.strip().split(".")
         target: Any = changed
         for depth, part in enumerate(parts):
-            key = _find(target, part, ".".join(parts[:depth]), override)
-            if depth == len(parts) - 1:
+            path, last = ".".join(parts[:depth]), depth == len(parts) - 1
+            places = [place for place in fields or {} if last and fnmatchcase(path, place)]
+            allowed = [name for place in places for name in (fields or {})[place]]
+            key = _find(target, part, path, override, allowed)
+            if last:
                 target[key] = parsed
             else:
                 target = target[key]
     return changed
 
 
-def _find(target: Any, part: str, path: str, override: str) -> Any:
-    """The key or index of `target` that `part` names."""
+def _find(target: Any, part: str, path: str, override: str, allowed: Collection[str] = ()) -> Any:
+    """The key or index of `target` that `part` names, or a new one of `allowed`."""
     if isinstance(target, list):
         keys: dict[str, Any] = {str(index): index for index in range(len(target))}
     elif isinstance(target, dict):
         keys = {str(key): key for key in target}
     else:
         raise ValueError(f"override {override!r}: {path} is {target!r} and has no keys below it.")
+    if part in allowed:
+        return part
     if part not in keys:
         where = f"in {path}" if path else "at the top"
+        known = ", ".join(keys) + (f" and {len(allowed)} more that may be set" if allowed else "")
         raise ValueError(
-            f"override {override!r}: there is no key {part!r} {where}{_nearest(part, list(keys))}; "
-            f"known are {', '.join(keys)}."
+            f"override {override!r}: there is no key {part!r} "
+            f"{where}{_nearest(part, [*keys, *allowed])}; known are {known}."
         )
     return keys[part]
 

@@ -1,10 +1,13 @@
 """Arguments of `CompressorTrainer`."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from trl import SFTConfig
+
+from memslots.modeling import MemslotsConfig
 
 
 @dataclass
@@ -101,3 +104,14 @@ class CompressorConfig(SFTConfig):
             self.accelerator_config = {"dispatch_batches": False}
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
+
+
+def recipe_fields() -> dict[str, list[str]]:
+    """What a recipe may set in each place beside what it has there: see `apply_overrides`."""
+    training = [one.name for one in dataclasses.fields(CompressorConfig) if one.init]
+    config = [name for name in MemslotsConfig.__annotations__ if not name.endswith("_config")]
+    return {
+        "compressor.training": training,
+        "compressor.stages.*.training": training,
+        "compressor.config": config,
+    }
