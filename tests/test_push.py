@@ -13,6 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from local_hub import TOKEN, LocalHub
+from sentence_encoders import sentence_encoder
 from test_cards import bare
 from test_remote_code import BLOCKED
 from tiny_models import QUESTIONS, TEXTS
@@ -301,6 +302,21 @@ def test_local_decoder_is_refused_and_one_on_the_hub_taken(hub, zoo, tmp_path):
     config = json.loads(hub.repositories["me/model"].find("main").files["config.json"])
     assert config["decoder_name_or_path"] == "runs/decoder"
     assert config["encoder_name_or_path"] is None  # a path of this disk, and not needed
+
+
+def test_a_local_sentence_encoder_that_is_not_in_the_checkpoint_is_refused(hub, zoo, tmp_path):
+    (tmp_path / "sentences").mkdir()
+    model = MemslotsModel.from_encoder_decoder_pretrained(
+        sentence_encoder(tmp_path / "sentences"),
+        zoo.folder("llama", "decoder"),
+        pooling="sentence",
+        bundle_encoder=False,
+        bundle_decoder=True,
+    )
+    model.save_pretrained(tmp_path / "c")
+    with pytest.raises(ValueError, match=r"encoder of this checkpoint is .* a path on this disk"):
+        push_checkpoint(tmp_path / "c", "me/model")
+    assert not hub.repositories
 
 
 def test_a_checkpoint_that_does_not_load_is_refused(hub, bundled, tmp_path):

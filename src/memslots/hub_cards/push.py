@@ -222,12 +222,14 @@ def publishable(config: MemslotsConfig) -> MemslotsConfig:
     """A copy of a configuration that names nothing of this disk.
 
     Raises:
-        ValueError: a decoder, or the base of a LoRA encoder, that others could not load.
+        ValueError: others could not load the decoder, or an encoder that is not bundled.
     """
     if not config.bundle_decoder:
         _check_origin("decoder", config.decoder_name_or_path, "or set config.bundle_decoder = True")
     if config.encoder_lora is not None:
         _check_origin("encoder", config.encoder_name_or_path, "or call model.merge_encoder()")
+    elif not config.bundle_encoder:
+        _check_origin("encoder", config.encoder_name_or_path, "or make it with bundle_encoder=True")
     clean = copy.deepcopy(config)
     clean.decoder_name_or_path = hub_id(config.decoder_name_or_path)
     clean.encoder_name_or_path = hub_id(config.encoder_name_or_path)
@@ -326,7 +328,11 @@ def _push(
     revision, create_pr = wanted.revision, wanted.create_pr
     for part, name, needed in (
         ("decoder", config.decoder_name_or_path, not config.bundle_decoder),
-        ("encoder", config.encoder_name_or_path, config.encoder_lora is not None),
+        (
+            "encoder",
+            config.encoder_name_or_path,
+            config.encoder_lora is not None or not config.bundle_encoder,
+        ),
     ):
         if needed and not _retried(partial(api.repo_exists, str(name)), "looking it up"):
             raise ValueError(
