@@ -1,0 +1,46 @@
+"""Measure a checkpoint: the memory at each rate, beside what one would read in its place.
+
+    pip install "memslots[eval]"
+    python examples/evaluate.py                              # the embedded checkpoint, 50 questions
+    python examples/evaluate.py my_compressor --data squad/validation --data-dir my_copies
+
+A memory's figure says little without the full text above it, and below it no context, a cut of the
+text as long as the memory, and another text's memory. `memslots eval --tasks qa` does the same.
+"""
+
+import argparse
+from importlib.resources import files
+from pathlib import Path
+
+from memslots import MemslotsModel
+from memslots.evaluation.report import write_results
+from memslots.evaluation.suite import evaluate_tasks
+from memslots.evaluation.tables import markdown
+
+parser = argparse.ArgumentParser()
+parser.add_argument("checkpoint", nargs="?", default=str(files("memslots") / "assets" / "tiny"))
+parser.add_argument("--data", default="personas/test", help="set/split with questions")
+parser.add_argument("--data-dir", help="folder with local copies of the sets; else the Hub")
+parser.add_argument("--samples", type=int, default=50)
+parser.add_argument("--output", default="results.json")
+options = parser.parse_args()
+
+# 1. Every condition answers the same questions in the same run, greedily.
+model = MemslotsModel.from_pretrained(options.checkpoint)
+results = evaluate_tasks(
+    model,
+    ["qa"],
+    data={"qa": [options.data]},
+    data_dir=options.data_dir,
+    samples=options.samples,
+    progress=print,
+)
+
+# 2. One record a figure, with its 95% bootstrap interval; beside a checkpoint, `results.json` is
+#    what its model card shows.
+for record in results["records"]:
+    if record["metric"] == "exact_match":
+        reads = f"{record['condition']} {record['rate'] or ''}".strip()
+        print(f"{reads:12} {record['value']:.3f} ({record['low']:.3f} to {record['high']:.3f})")
+write_results(Path(options.output), results)
+Path(options.output).with_suffix(".md").write_text(markdown(results), encoding="utf-8")
