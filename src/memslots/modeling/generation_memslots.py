@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from .configuration_memslots import max_positions
+from .converters_memslots import evaluating
 from .layout_memslots import RECONSTRUCTION, Prompt, Row, row_length
 from .literals_memslots import Detectors
 from .memory_memslots import Memory, slots_for
@@ -431,7 +432,8 @@ class AnsweringMixin(_Model):
         if memory is not None and used:
             slots = torch.cat([memory.slots[starts[i] : starts[i + 1]] for i in used])
         input_ids = laid_out["input_ids"].to(device)
-        embeds = self.embed_rows(input_ids, laid_out["memory_ids"].to(device), slots.to(device))
+        with evaluating(self.converter):
+            embeds = self.embed_rows(input_ids, laid_out["memory_ids"].to(device), slots.to(device))
         per_layer = per_layer_inputs(self._need_decoder(), input_ids)
         return {
             **({} if per_layer is None else {"per_layer_inputs": per_layer}),

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .literals_memslots import Literal
+from .pooling_memslots import MERGED, merge_slots
 
 FORMAT = "memslots.memory"
 FORMAT_VERSION = 2
@@ -63,8 +64,8 @@ class Memory:
         nested: whether the slots of a coarse rate are the first slots of a finer one (causal
             encoders).
         fingerprint: identity of the compressor that wrote the slots.
-        pooling: how the encoder makes slots (`MemslotsConfig.pooling`). Of "mean" slots, those of a
-            coarse rate are averages of a finer one's.
+        pooling: how the encoder makes slots (`MemslotsConfig.pooling`). Of "mean", "last" and "min"
+            slots, those of a coarse rate are made of a finer one's.
         literals: of each of `segments`, in order, the exact strings that the decoder reads beside
             its slots, as `(start, end, text)` of its text; empty where no segment has any.
     """
@@ -261,7 +262,9 @@ class Memory:
                 f"the slots of rate {rate} cannot be made of those of rate {self.rate} "
                 + (
                     "(only those of its multiples can)"
-                    if self.pooling == "mean"
+                    if self.pooling in MERGED
+                    else "(attention's weights are not kept)"
+                    if self.pooling == "attention"
                     else "(the encoder is not causal)"
                 )
                 + f"; compress the text again with rate={rate}."
@@ -273,8 +276,10 @@ class Memory:
             for segment in document:
                 own = self.slots[start : start + segment.slots]
                 slots = slots_for(segment.tokens, rate)
-                pooled = self.pooling == "mean"
-                kept.append(self._averaged(own, segment.tokens, rate) if pooled else own[:slots])
+                if self.pooling in MERGED:
+                    kept.append(merge_slots(own, segment.tokens, self.rate, rate, self.pooling))
+                else:
+                    kept.append(own[:slots])
                 start += segment.slots
                 coarse.append(replace(segment, slots=slots))
             documents.append(tuple(coarse))
@@ -283,19 +288,9 @@ class Memory:
 
     def coarsens_to(self, rate: int) -> bool:
         """Whether `at_rate(rate)` needs no second encoding."""
-        if self.pooling == "mean":
+        if self.pooling in MERGED:
             return rate >= self.rate and rate % self.rate == 0
         return rate == self.rate or (self.nested and rate > self.rate)
-
-    def _averaged(self, slots: torch.Tensor, tokens: int, rate: int) -> torch.Tensor:
-        """Means of a segment's slots, each counting as many times as the tokens it stands for."""
-        index = torch.arange(len(slots), device=slots.device)
-        counts = (tokens - index * self.rate).clamp(max=self.rate).unsqueeze(1)
-        groups = index // (rate // self.rate)
-        sums = slots.new_zeros(slots_for(tokens, rate), slots.shape[1], dtype=torch.float32)
-        sums = sums.index_add(0, groups, slots.float() * counts)
-        weights = torch.zeros_like(sums[:, :1]).index_add(0, groups, counts.float())
-        return (sums / weights).to(slots.dtype)
 
     def to(self, *args, **kwargs) -> "Memory":
         """The same memory on another device or in another floating dtype, as `torch.Tensor.to`."""

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig
+from .converters_memslots import VariationalConverter
 from .decoder_lora_memslots import DecoderLora, LoraUp
 from .encoding_memslots import EncodingMixin
 from .generation_memslots import AnsweringMixin
@@ -36,6 +37,7 @@ from .parts_memslots import (
     fingerprint,
 )
 from .per_layer_memslots import per_layer_inputs
+from .prefix_memslots import PrefillMixin
 from .processing_memslots import MemslotsProcessor
 from .sentences_memslots import SentenceHead
 
@@ -45,13 +47,15 @@ class MemslotsOutput(ModelOutput):
     """What `MemslotsModel.forward` returns.
 
     Args:
-        loss: scalar, the weighted sum of the task losses (PCC, eq. 5).
+        loss: scalar, the weighted sum of the task losses (PCC, eq. 5), and while a vae is trained
+            its weighted `kl_loss`.
         task_losses: `(3,)`, mean loss per target token of reconstruction, completion and answers; 0
             where a task has no target.
         task_counts: `(3,)`, target tokens of each task in this batch.
         logits: `(rows, length, vocabulary)`; only without labels, where nothing is saved by leaving
             positions out.
         slots: `(total_slots, d_encoder)`.
+        kl_loss: scalar, a vae's divergence in nats a slot; 0 in evaluation, None without a vae.
     """
 
     loss: torch.Tensor | None = None
@@ -59,9 +63,10 @@ class MemslotsOutput(ModelOutput):
     task_counts: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     slots: torch.Tensor | None = None
+    kl_loss: torch.Tensor | None = None
 
 
-class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedModel):
+class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PrefillMixin, PreTrainedModel):
     """A context compressor and the frozen decoder that it writes for.
 
     Args:
@@ -114,6 +119,9 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
             self.memory_tokens = nn.Parameter(
                 torch.empty(config.max_slots, encoder_embedding_dim(self.encoder))
             )
+        self.register_parameter("pooling_query", None)
+        if config.pooling == "attention":
+            self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
         self.converter = build_converter(config)
@@ -147,6 +155,8 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         elif isinstance(module, MemslotsModel):
             if module.memory_tokens is not None:
                 init.normal_(module.memory_tokens, std=self.config.initializer_range)
+            if module.pooling_query is not None:  # all tokens weigh the same at first
+                init.zeros_(module.pooling_query)
             init.normal_(module.markers, std=self.config.initializer_range)
 
     @torch.no_grad()
@@ -201,7 +211,12 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
                 kind = json.dumps(self.config.sentence_encoder, sort_keys=True)
                 segmentation += f" {self.config.pool_unit} {self.config.pool_language} {kind}"
             value = fingerprint(
-                self.encoder, self.memory_tokens, tokenizer, segmentation, self.sentence_head
+                self.encoder,
+                self.memory_tokens,
+                tokenizer,
+                segmentation,
+                self.sentence_head,
+                self.pooling_query,
             )
             self._fingerprint = (version, value)
         return self._fingerprint[1]
@@ -213,6 +228,7 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         weights = [*self.encoder.parameters()]
         weights += [] if self.sentence_head is None else [*self.sentence_head.parameters()]
         weights += [] if self.memory_tokens is None else [self.memory_tokens]
+        weights += [] if self.pooling_query is None else [self.pooling_query]
         return tuple(weight._version for weight in weights)
 
     def _need_decoder(self) -> PreTrainedModel:
@@ -247,8 +263,19 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         Returns:
             `(rows, length, d_decoder)` in the decoder's dtype.
         """
+        return self._place(input_ids, memory_ids, self._convert(slots)[0])
+
+    def _convert(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the decoder reads in place of slots, and the summed divergence of a vae's."""
+        slots = slots.to(next(self.converter.parameters()).dtype)
+        if isinstance(self.converter, VariationalConverter):
+            return self.converter.with_divergence(slots)
+        return self.converter(slots), None
+
+    def _place(
+        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
+    ) -> torch.Tensor:
         tokens = self._need_decoder().get_input_embeddings()(input_ids)
-        converted = self.converter(slots.to(next(self.converter.parameters()).dtype))
         vectors = torch.cat([self.markers, converted]).to(tokens)
         chosen = vectors[(memory_ids - 1).clamp(min=0)]
         return torch.where((memory_ids > 0).unsqueeze(-1), chosen, tokens)
@@ -265,6 +292,7 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         task_ids: torch.Tensor | None = None,
         task_weights: Sequence[float] = (1.0, 1.0, 1.0),
         task_totals: torch.Tensor | None = None,
+        slot_total: torch.Tensor | None = None,
     ) -> MemslotsOutput:
         """One encoder pass over all segments, then the frozen decoder over all rows.
 
@@ -285,9 +313,11 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
                 `(1 - lambda, lambda, 0)`.
             task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
                 one of several that are accumulated or spread over processes.
+            slot_total: scalar, slots of the whole step, likewise.
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
-        embeds = self.embed_rows(input_ids, memory_ids, slots)
+        converted, divergence = self._convert(slots)
+        embeds = self._place(input_ids, memory_ids, converted)
         per_layer = per_layer_inputs(self._need_decoder(), input_ids)
         if labels is None:
             logits = self._run_decoder(embeds, attention_mask, per_layer=per_layer)
@@ -308,8 +338,17 @@ class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PreTrainedMo
         totals = counts if task_totals is None else task_totals.to(counts.device)
         task_losses = sums / totals.clamp(min=1)
         loss = (task_losses * torch.tensor(task_weights, device=sums.device)).sum()
+        kl_loss = None
+        if divergence is not None:
+            kl_loss = divergence / (max(len(slots), 1) if slot_total is None else slot_total)
+            loss = loss + self.config.kl_weight * kl_loss
+            kl_loss = kl_loss.detach()
         return MemslotsOutput(
-            loss=loss, task_losses=task_losses.detach(), task_counts=counts, slots=slots
+            loss=loss,
+            task_losses=task_losses.detach(),
+            task_counts=counts,
+            slots=slots,
+            kl_loss=kl_loss,
         )
 
     def _rows_loss(

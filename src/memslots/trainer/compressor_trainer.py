@@ -209,11 +209,14 @@ class CompressorTrainer(SFTTrainer):
         self._signature_columns = ["text", "context", "question", "answer"]
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """`(3,)` target tokens of each task in the whole optimizer step, over all processes."""
+        """`(4,)` target tokens of each task, and slots, in the whole step over all processes."""
         if not batch_samples:
             return None
-        totals = torch.stack([sample["batch"].target_counts() for sample in batch_samples])
-        totals = totals.sum(dim=0).to(device)
+        rate = self.rate_of_step(self.state.global_step)
+        batches: list[CompressorBatch] = [sample["batch"] for sample in batch_samples]
+        targets = torch.stack([batch.target_counts() for batch in batches]).sum(dim=0)
+        slots = torch.tensor([sum(sum(batch.slots(rate)) for batch in batches)])
+        totals = torch.cat([targets, slots]).to(device)
         if self.args.world_size > 1:
             totals = self.accelerator.gather(totals.unsqueeze(0)).sum(dim=0)
         return totals
@@ -239,7 +242,8 @@ class CompressorTrainer(SFTTrainer):
             segment_rates=torch.full((len(slots),), rate, device=device),
             **{name: tensor.to(device) for name, tensor in laid_out.items()},
             task_weights=weights,
-            task_totals=num_items_in_batch,
+            task_totals=None if num_items_in_batch is None else num_items_in_batch[:-1],
+            slot_total=None if num_items_in_batch is None else num_items_in_batch[-1],
         )
         loss = outputs.loss
         if loss is None:
@@ -286,7 +290,12 @@ class CompressorTrainer(SFTTrainer):
         counts, means = outputs.task_counts, outputs.task_losses
         if counts is None or means is None:
             raise RuntimeError("the model returned no task losses for a batch with labels.")
-        divisor = counts if totals is None else totals.to(means.device)
+        if self.model.training and outputs.kl_loss is not None and outputs.slots is not None:
+            slots = len(outputs.slots)
+            self.step_metrics.add_divergence(
+                float(outputs.kl_loss) * (slots if totals is None else int(totals[-1])), slots
+            )
+        divisor = counts if totals is None else totals[:-1].to(means.device)
         own = batch.target_counts().to(means.device)  # without rows of other processes' tasks
         sums = means * divisor.clamp(min=1) * (own > 0)
         self.step_metrics.add_losses("train" if self.model.training else "eval", rate, sums, own)

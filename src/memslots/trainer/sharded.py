@@ -39,13 +39,21 @@ class _Gathered:
         self._weight_versions = tuple
         self._fingerprint = None
         self.memory_tokens = weights.get("memory_tokens")
-        self.encoder = self
-        self._weights = weights
+        self.pooling_query = weights.get("pooling_query")
+        self.encoder = _GatheredPart("encoder.", weights)
+        head = _GatheredPart("sentence_head.", weights)
+        self.sentence_head = head if model.sentence_head is not None else None
+
+
+class _GatheredPart:
+    """The whole weights of a sharded module, for what asks it for nothing else."""
+
+    def __init__(self, mark: str, weights: dict[str, torch.Tensor]):
+        self._weights = {k.removeprefix(mark): v for k, v in weights.items() if k.startswith(mark)}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The encoder's weights."""
-        mark = "encoder."
-        return {k.removeprefix(mark): v for k, v in self._weights.items() if k.startswith(mark)}
+        """Names and weights."""
+        return self._weights
 
 
 def trust_gathered(model: MemslotsModel, weights: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ class StepMetrics:
     Logged are:
         - `{task}_loss`: mean loss a target token, over all accumulated batches and processes; with
           several rates also `{task}_loss_rate_{rate}`.
+        - `kl_loss`: a vae's mean divergence in nats a slot, before its weight; in training alone.
         - `slots_read`: memory slots that decoder rows read, a step's mean since the last log, over
           all processes. A memory that four questions read counts four times. A mean and no running
           total, so that a resumed run logs what an unbroken one does.
@@ -37,6 +38,7 @@ class StepMetrics:
     def reset(self) -> None:
         """Forget everything, as when training begins."""
         self._losses = {mode: self._no_losses() for mode in ("train", "eval")}
+        self._divergence = torch.zeros(2, dtype=torch.float64)  # nats; slots
         self._work = torch.zeros(2, dtype=torch.float64)  # slots read; tokens and positions
         self._since: tuple[float, int] | None = None
         self._paused = 0.0
@@ -54,6 +56,10 @@ class StepMetrics:
         """Adds a batch's summed losses and target tokens, `(3,)` each."""
         both = torch.stack([sums.double(), counts.double()], dim=1)
         self._losses[mode][self.rates.index(rate)] += both.cpu()
+
+    def add_divergence(self, nats: float, slots: int) -> None:
+        """Adds the summed divergence of a training batch's slots."""
+        self._divergence += torch.tensor([nats, slots])
 
     def add_work(self, slots_read: int, encoder_tokens: int, decoder_positions: int) -> None:
         """Adds what a training batch read."""
@@ -78,6 +84,10 @@ class StepMetrics:
         """
         values = self._task_losses(total(self._losses[mode]))
         self._losses[mode] = self._no_losses()
+        if mode == "train":
+            nats, drawn = total(self._divergence).tolist()
+            values |= {"kl_loss": nats / drawn} if drawn else {}
+            self._divergence.zero_()
         if mode == "train" and self._since is not None and step > self._since[1]:
             now = self.clock()
             started, first = self._since

@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .literals_memslots import check_detectors
+from .pooling_memslots import POOLED
 
 PLAIN_PROMPT = "Question: {question}\n\nAnswer: "
 """The question-answering prompt of the published PCC code."""
@@ -32,10 +33,10 @@ CUSTOM_PIPELINES = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "prompt_format": ("plain", "chat"),
     "markers": ("segment", "memory", "none"),
-    "pooling": ("memory_tokens", "mean", "sentence"),
+    "pooling": ("memory_tokens", *POOLED, "sentence"),
     "memory_positions": ("after", "spread"),
     "pool_unit": ("sentence", "paragraph", "text"),
-    "converter_type": ("mlp", "linear"),
+    "converter_type": ("mlp", "linear", "autoencoder", "vae"),
 }
 """Allowed values of fields that name one of a few ways."""
 
@@ -84,8 +85,11 @@ class MemslotsConfig(PreTrainedConfig):
         fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
             written by `save_pretrained`; a memory carries it and a model checks it.
         pooling: how slots are made: the last states of "memory_tokens" appended to the segment
-            (PCC), the "mean" of the last states of every `rate` tokens (LCLM, 2026), or one vector
-            of a "sentence" encoder for each `pool_unit` (the sentence-pools article).
+            (PCC); one vector of the last states of every `rate` tokens, which is their "mean"
+            (LCLM, 2026), the "last" one, their "min" in each dimension, or their mean weighted by a
+            learned query ("attention"); with `segment_length` as the only rate that is one vector a
+            segment, as in the AIRI report; or one vector of a "sentence" encoder for each
+            `pool_unit` (the sentence-pools article).
         pool_unit: what gets one vector with pooling "sentence": a "sentence", a "paragraph" or a
             "text". `segment_length` is then the longest unit, in encoder tokens (by default the
             encoder's window), and the only compression rate.
@@ -95,7 +99,17 @@ class MemslotsConfig(PreTrainedConfig):
         train_encoder: whether a sentence encoder is trained too; otherwise it is frozen.
         bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
             encoder may be named by `encoder_name_or_path` instead, and is then read from there.
-        converter_type: "mlp" (PCC) or "linear" (the sentence-pools article's adapter).
+        converter_type: "mlp" (PCC), "linear" (the sentence-pools article's adapter), or the AIRI
+            report's "autoencoder" and "vae", with a latent between the slot and the decoder. The
+            latent of a "vae" is drawn from a normal distribution while training, and is its mean
+            otherwise.
+        converter_layers: linear layers from the latent to the decoder, of an autoencoder or a vae;
+            `converter_hidden_size` is the width between them.
+        converter_regularization: whether these layers have BatchNorm and Dropout.
+        converter_dropout: share of values that this Dropout leaves out.
+        latent_size: width of the latent, by default that of a slot.
+        kl_weight: what the divergence of a vae's latents from N(0, 1), in nats a slot, counts in
+            the loss while training (0.1 in the report's code); 0 leaves it out.
         decoder_lora: `{"r", "alpha", "dropout", "target_modules"}` of a small LoRA on the decoder,
             which is kept with the compressor and acts only while a memory is read; None for none.
         memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
@@ -135,6 +149,11 @@ class MemslotsConfig(PreTrainedConfig):
     train_encoder: bool = False
     bundle_encoder: bool = True
     converter_type: str = "mlp"
+    converter_layers: int = 1
+    converter_regularization: bool = False
+    converter_dropout: float = 0.2
+    latent_size: int | None = None
+    kl_weight: float = 0.1
     decoder_lora: dict | None = None
     memory_positions: str = "after"
     literals: str | list[str] | tuple[str, ...] | None = None
@@ -175,11 +194,12 @@ class MemslotsConfig(PreTrainedConfig):
                     f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}."
                 )
         check_detectors(self.literals, names_only=True)
-        if self.pooling == "mean" and self.memory_positions == "spread":
+        if self.pooling in POOLED and self.memory_positions == "spread":
             raise ValueError(
-                "memory_positions='spread' places memory tokens, and pooling='mean' has none; use "
-                "memory_positions='after'."
+                f"memory_positions='spread' places memory tokens, and pooling={self.pooling!r} has "
+                "none; use memory_positions='after'."
             )
+        self._validate_converter()
         if self.pooling == "sentence":
             self._validate_sentence_pooling()
         elif not self.bundle_encoder:
@@ -200,6 +220,29 @@ class MemslotsConfig(PreTrainedConfig):
                 f"need {needed} positions, but the encoder has {positions}; "
                 "use a smaller segment_length or coarser compression_rates."
             )
+
+    def _validate_converter(self):
+        if self.converter_type not in ("autoencoder", "vae"):
+            for name, default in (
+                ("converter_layers", 1),
+                ("converter_regularization", False),
+                ("latent_size", None),
+            ):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} is for converter_type 'autoencoder' and "
+                        f"'vae', and this one is {self.converter_type!r}; leave it out."
+                    )
+        for name in ("converter_layers", "latent_size", "converter_hidden_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not 0 <= self.converter_dropout < 1:
+            raise ValueError(
+                f"converter_dropout must be at least 0 and below 1, got {self.converter_dropout}."
+            )
+        if not 0 <= self.kl_weight < float("inf"):
+            raise ValueError(f"kl_weight must be 0 or more and finite, got {self.kl_weight}.")
 
     def _validate_sentence_pooling(self):
         if self.compression_rates != [self.segment_length]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from .layout_memslots import spread_places, token_batches
 from .literals_memslots import Detectors, Literal
 from .memory_memslots import Memory, Segment, slots_for
+from .pooling_memslots import pool_groups
 from .processing_memslots import MemslotsProcessor, as_list
 from .sentences_memslots import SentenceHead
 from .tokenization_memslots import Span, check_text
@@ -27,6 +28,7 @@ class EncodingMixin(_Model):
 
     encoder: PreTrainedModel
     memory_tokens: torch.Tensor | None
+    pooling_query: torch.Tensor | None
     sentence_head: SentenceHead | None
 
     if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class EncodingMixin(_Model):
         if self.sentence_head is not None:
             return self._sentence_slots(segment_input_ids, lengths, self.sentence_head)
         if self.memory_tokens is None:
-            return self._mean_slots(segment_input_ids, lengths, segment_rates)
+            return self._pooled_slots(segment_input_ids, lengths, segment_rates)
         counts = -(-lengths // segment_rates)
         return self._memory_token_slots(segment_input_ids, lengths, counts, self.memory_tokens)
 
@@ -95,10 +97,10 @@ class EncodingMixin(_Model):
         states = self.encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
         return states[is_slot]
 
-    def _mean_slots(
+    def _pooled_slots(
         self, segment_input_ids: torch.Tensor, lengths: torch.Tensor, rates: torch.Tensor
     ) -> torch.Tensor:
-        """Means of the last states of `rate` tokens each, as in LCLM; a last group may be short."""
+        """One vector of the last states of `rate` tokens each; a last group may be short."""
         positions = torch.arange(segment_input_ids.shape[1], device=segment_input_ids.device)
         is_token = positions.unsqueeze(0) < lengths.unsqueeze(1)
         # Under a causal encoder padding, which follows, cannot be seen.
@@ -107,10 +109,9 @@ class EncodingMixin(_Model):
         counts = -(-lengths // rates)
         first = counts.cumsum(dim=0) - counts
         groups = (first.unsqueeze(1) + positions.unsqueeze(0) // rates.unsqueeze(1))[is_token]
-        sums = states.new_zeros(int(counts.sum()), states.shape[2], dtype=torch.float32)
-        sums = sums.index_add(0, groups, states[is_token].float())
-        sizes = torch.bincount(groups, minlength=sums.shape[0]).unsqueeze(1)
-        return (sums / sizes).to(states.dtype)
+        return pool_groups(
+            states[is_token], groups, int(counts.sum()), self.config.pooling, self.pooling_query
+        )
 
     def _sentence_slots(
         self, segment_input_ids: torch.Tensor, lengths: torch.Tensor, head: SentenceHead

@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .configuration_memslots import MemslotsConfig
+from .converters_memslots import AutoencoderConverter, VariationalConverter
 
 LORA_MARK = ".lora_"
 """What the names of peft's adapter weights contain."""
@@ -78,12 +79,25 @@ class LinearConverter(nn.Module):
         nn.init.zeros_(self.map.bias)
 
 
-def build_converter(config: MemslotsConfig) -> Converter | LinearConverter:
+def build_converter(
+    config: MemslotsConfig,
+) -> Converter | LinearConverter | AutoencoderConverter:
     """The converter of `config` with new weights."""
     d_decoder = config.get_text_config(decoder=True).hidden_size
     if config.converter_type == "linear":
         return LinearConverter(config.slot_size, d_decoder)
-    return Converter(config.slot_size, config.converter_hidden_size or d_decoder, d_decoder)
+    hidden = config.converter_hidden_size or d_decoder
+    if config.converter_type in ("autoencoder", "vae"):
+        kind = VariationalConverter if config.converter_type == "vae" else AutoencoderConverter
+        return kind(
+            config.slot_size,
+            config.latent_size or config.slot_size,
+            hidden,
+            d_decoder,
+            layers=config.converter_layers,
+            dropout=config.converter_dropout if config.converter_regularization else None,
+        )
+    return Converter(config.slot_size, hidden, d_decoder)
 
 
 def build_encoder(config: MemslotsConfig) -> PreTrainedModel:
@@ -204,6 +218,7 @@ def fingerprint(
     tokenizer: str,
     segmentation: str,
     sentence_head: nn.Module | None = None,
+    pooling_query: torch.Tensor | None = None,
 ) -> str:
     """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
 
@@ -213,12 +228,15 @@ def fingerprint(
         tokenizer: the encoder tokenizer's plain-text backend as JSON.
         segmentation: what decides segments and the places of their memory tokens.
         sentence_head: what makes the slots of a sentence encoder's states.
+        pooling_query: `(d_encoder,)`, where attention pools.
     """
     digest = hashlib.sha256(f"memslots 1 {segmentation}\n".encode())
     digest.update(tokenizer.encode())
     weights = dict(encoder.state_dict())
     if memory_tokens is not None:
         weights["memory_tokens"] = memory_tokens
+    if pooling_query is not None:
+        weights["pooling_query"] = pooling_query
     if sentence_head is not None:
         weights.update({f"head {k}": v for k, v in sentence_head.state_dict().items()})
     for name in sorted(weights):
