@@ -10,10 +10,11 @@ from transformers import GenerationConfig
 
 from .configuration_memslots import max_positions
 from .converters_memslots import evaluating
-from .layout_memslots import RECONSTRUCTION, Prompt, Row, row_length
+from .layout_memslots import RECONSTRUCTION, Prompt, Row, pair, row_length
 from .literals_memslots import Detectors
 from .memory_memslots import Memory, slots_for
 from .per_layer_memslots import per_layer_inputs, prefilled_with
+from .prefix_memslots import Prefix, sequences_of
 from .processing_memslots import as_list
 
 if TYPE_CHECKING:
@@ -48,24 +49,6 @@ _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
 """Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
 
 
-def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
-    """Which context each answer reads: n with n pair, 1 with n and n with 1 broadcast.
-
-    Raises:
-        ValueError: any other pair of lengths.
-    """
-    if n_contexts == n_questions:
-        return [(i, i) for i in range(n_contexts)]
-    if n_contexts == 1:
-        return [(0, i) for i in range(n_questions)]
-    if n_questions == 1:
-        return [(i, 0) for i in range(n_contexts)]
-    raise ValueError(
-        f"{n_contexts} contexts and {n_questions} questions do not go together: give equally many "
-        "of both, or one of either."
-    )
-
-
 class AnsweringMixin(_Model):
     """`generate` and `reconstruct` of `MemslotsModel`."""
 
@@ -73,7 +56,7 @@ class AnsweringMixin(_Model):
         self,
         context: str | Sequence[str] | None = None,
         question: str | Sequence[str] | None = None,
-        memory: Memory | None = None,
+        memory: Memory | Prefix | None = None,
         messages: list | None = None,
         rate: int | None = None,
         batch_size: int = 32,
@@ -87,7 +70,7 @@ class AnsweringMixin(_Model):
             context: a text or n texts, compressed on the spot.
             question: a question or n questions. n contexts with n questions pair; one of either is
                 used for all of the other.
-            memory: what `compress` returned, in place of `context`.
+            memory: what `compress` returned, or `prefill`, in place of `context`.
             messages: a chat, or n chats, in place of `question`; `[{"role", "content"}, ...]`.
             rate: encoder tokens per slot for `context`; for `memory`, a coarser rate than its own.
             batch_size: rows that the decoder generates for at once.
@@ -118,6 +101,10 @@ class AnsweringMixin(_Model):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         prompts, single_prompt = self._prompts(question, messages, chat_template_kwargs or {})
+        prefix = None
+        if hasattr(memory, "states"):  # of this module or a copy of it; see _check_memory
+            prefix, memory = memory, memory.memory
+            prefix.check(self, prompts, rate, generate_kwargs)
         if memory is None:
             texts = as_list(context, "context")
             if not texts:
@@ -147,13 +134,18 @@ class AnsweringMixin(_Model):
             beside = self._document_literals(memory)
             self._check_room(tokens, beside, memory.rate, prompts, pairs, generate_kwargs)
         rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
-        answers = self.answer_rows(rows, memory, batch_size, generate_kwargs)
+        answers = self.answer_rows(rows, memory, batch_size, generate_kwargs, prefix)
         if generate_kwargs.get("return_dict_in_generate"):
             return answers
         return answers[0] if single and single_prompt and len(answers) == 1 else answers
 
     def answer_rows(
-        self, rows: list[Row], memory: Memory | None, batch_size: int, given: dict[str, Any]
+        self,
+        rows: list[Row],
+        memory: Memory | None,
+        batch_size: int,
+        given: dict[str, Any],
+        prefix: Prefix | None = None,
     ):
         """Answers to laid-out rows, in order.
 
@@ -162,6 +154,7 @@ class AnsweringMixin(_Model):
             memory: what they read; None where they read tokens alone.
             batch_size: rows that the decoder generates for at once.
             given: arguments of `generate`, checked.
+            prefix: of `memory`, where the decoder has read it.
 
         Returns:
             A list of strings, or with `return_dict_in_generate=True` what the decoder returns.
@@ -175,7 +168,8 @@ class AnsweringMixin(_Model):
             )
         answers: list[str] = []
         for start in range(0, len(rows), batch_size):
-            output = self._generate_rows(decoder, rows[start : start + batch_size], memory, kwargs)
+            batch = rows[start : start + batch_size]
+            output = self._generate_rows(decoder, batch, memory, kwargs, prefix)
             if kwargs.get("return_dict_in_generate"):
                 return output
             answers += [processor.decode(ids).strip() for ids in output]
@@ -393,10 +387,18 @@ class AnsweringMixin(_Model):
         return kwargs
 
     @torch.no_grad()
-    def _generate_rows(self, decoder, rows: list[Row], memory: Memory | None, kwargs):
+    def _generate_rows(
+        self, decoder, rows: list[Row], memory: Memory | None, kwargs, prefix: Prefix | None = None
+    ):
         """New token ids of laid-out rows, `(rows, new tokens)`."""
-        inputs = self.generation_inputs(rows, memory)
+        inputs: dict[str, Any] = {**self.generation_inputs(rows, memory)}
         per_layer = inputs.pop("per_layer_inputs", None)
+        if prefix is not None:
+            cache = prefix.cache(decoder, rows, sequences_of(decoder, kwargs))
+            if cache is not None:  # generate leaves out the embeddings of what it holds
+                inputs["past_key_values"] = cache
+                if per_layer is not None:
+                    per_layer = per_layer[:, cache.get_seq_length() :]
         reading = nullcontext() if memory is None else self.reading()
         with reading, prefilled_with(decoder, per_layer):
             return decoder.generate(**inputs, **kwargs)

@@ -69,6 +69,24 @@ class Row:
         ]
 
 
+def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
+    """Which context each answer reads: n with n pair, 1 with n and n with 1 broadcast.
+
+    Raises:
+        ValueError: any other pair of lengths.
+    """
+    if n_contexts == n_questions:
+        return [(i, i) for i in range(n_contexts)]
+    if n_contexts == 1:
+        return [(0, i) for i in range(n_questions)]
+    if n_questions == 1:
+        return [(i, 0) for i in range(n_contexts)]
+    raise ValueError(
+        f"{n_contexts} contexts and {n_questions} questions do not go together: give equally many "
+        "of both, or one of either."
+    )
+
+
 def row_length(row: Row, segment_slots: list[int], markers: str) -> int:
     """Decoder positions that a row takes; `markers` as in `lay_out`."""
     pairs = {"segment": len(row.segments), "memory": min(1, len(row.segments)), "none": 0}[markers]

@@ -296,6 +296,10 @@ class Memory:
         """The same memory on another device or in another floating dtype, as `torch.Tensor.to`."""
         return replace(self, slots=self.slots.to(*args, **kwargs))
 
+    def prefill(self, model, **kwargs):
+        """The decoder's reading of this memory, for many questions: `MemslotsModel.prefill`."""
+        return model.prefill(self, **kwargs)
+
     def _literals_by_document(self) -> list[tuple[tuple[Literal, ...], ...]]:
         kept, start = [], 0
         for document in self.documents:

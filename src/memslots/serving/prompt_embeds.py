@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.generation_memslots import pair
-from memslots.modeling.layout_memslots import Row
+from memslots.modeling.layout_memslots import Row, pair
 
 
 def prompt_embeds(

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .generation_memslots import pair
+from .layout_memslots import pair
 from .memory_memslots import Memory
 from .processing_memslots import as_list
 

@@ -1,0 +1,316 @@
+"""Prefix: a memory that the decoder has already read, so that questions share the reading.
+
+    prefix = memory.prefill(model)
+    model.generate(memory=prefix, question=["Who signed?", "Where?"])
+
+Kept are the decoder's keys and values of what stands before the first token that depends on the
+question: BOS, the template's text before the memory, markers, slots and literals. Each batch gets
+them copied into a cache of its own, cut where the batch's longest question begins: a shorter
+question's row is padded on the left as in a run without a prefix, and reads the prefix's last few
+positions anew. So the rows of both runs are the same, sliding windows included.
+"""
+
+import inspect
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel
+
+from .layout_memslots import Prompt, Row
+from .memory_memslots import Memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Model
+else:
+    _Model = object
+
+States = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of one document by layer, each `(heads, positions, head size)`."""
+
+_KEPT = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+"""Kinds of cache layers that hold keys and values; the last, those of another layer. By name, since
+not every supported transformers has all of them."""
+
+
+@dataclass(eq=False)
+class Prefix:
+    """What `prefill` returns; `generate` takes it in the place of the memory.
+
+    Args:
+        memory: what was read.
+        before: decoder tokens before the memory.
+        states: of each document of `memory`, by layer.
+        marks: of the weights that read it, see `_Marks`.
+    """
+
+    memory: Memory
+    before: list[int]
+    states: list[States]
+    marks: "_Marks"
+    _documents: dict[tuple[int, ...], int] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        starts = [0]
+        for document in self.memory.documents:
+            starts.append(starts[-1] + len(document))
+        self._documents = {
+            tuple(range(start, starts[i + 1])): i for i, start in enumerate(starts[:-1])
+        }
+
+    def __len__(self) -> int:
+        return len(self.memory)
+
+    def __repr__(self) -> str:
+        return f"Prefix({self.positions} positions, {self.nbytes:,} bytes, of {self.memory!r})"
+
+    @property
+    def positions(self) -> list[int]:
+        """Decoder positions that are kept of each document."""
+        return [next(iter(states.values()))[0].shape[1] for states in self.states]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the keys and values take."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for states in self.states
+            for pair in states.values()
+            for tensor in pair
+        )
+
+    def check(self, model: _Model, prompts: list[Prompt], rate: int | None, given: dict) -> None:
+        """Refuse what this prefix was not made for.
+
+        Args:
+            model: that is asked.
+            prompts: of the questions.
+            rate: that is asked for, or None.
+            given: arguments of `generate`.
+
+        Raises:
+            ValueError: another decoder, device, dtype or trained state than the one that read it,
+                other text before the memory, another rate, or another kind of cache.
+        """
+        self.marks.check(model)
+        if rate not in (None, self.memory.rate):
+            raise ValueError(
+                f"this prefix was read at rate {self.memory.rate}, so rate={rate} needs one of its "
+                "own: memory.at_rate(rate).prefill(model)."
+            )
+        if given.get("cache_implementation") is not None:
+            raise ValueError(
+                "a prefix is continued in a dynamic cache; leave out cache_implementation="
+                f"{given['cache_implementation']!r}, or give the memory instead of its prefix."
+            )
+        for prompt in prompts:
+            if prompt.before != self.before:
+                decode = model._need_processor().tokenizer.decode
+                raise ValueError(
+                    f"this question has {decode(prompt.before)[-80:]!r} before the memory, and "
+                    f"the prefix was read with {decode(self.before)[-80:]!r}; make one with "
+                    "memory.prefill(model, messages=...), giving what stands before the memory."
+                )
+
+    def cache(self, decoder: PreTrainedModel, rows: list[Row], copies: int) -> DynamicCache | None:
+        """A cache of its own for a batch of rows that read this memory.
+
+        Args:
+            decoder: that goes on from it.
+            rows: of one batch, laid out left-padded.
+            copies: sequences of each row (beams).
+
+        Returns:
+            The states of `(rows * copies)` sequences up to the position where the longest question
+            begins; None where no row has anything before that.
+        """
+        documents = [self._documents[tuple(row.segments)] for row in rows]
+        asked = [len(row.prompt.after) for row in rows]
+        ends = [self.positions[i] + own for i, own in zip(documents, asked, strict=True)]
+        length = max(ends) - max(asked)
+        if length <= 0:
+            return None
+        kept = [max(0, end - max(asked)) for end in ends]
+        cache = DynamicCache(config=decoder.config.get_text_config(decoder=True))
+        for layer in self.states[0]:
+            filled = []
+            for part in (0, 1):
+                parts = [
+                    functional.pad(self.states[i][layer][part][:, :n], (0, 0, length - n, 0))
+                    for i, n in zip(documents, kept, strict=True)
+                ]
+                filled.append(torch.stack(parts).repeat_interleave(copies, dim=0))
+            cache.update(*filled, layer)
+        return cache
+
+
+class PrefillMixin(_Model):
+    """`prefill` of `MemslotsModel`."""
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        memory: Memory,
+        messages: list[dict[str, Any]] | None = None,
+        batch_size: int = 32,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> Prefix:
+        """Let the decoder read a memory once, for any number of questions about it.
+
+        Worth it from the second question on: a prefix takes as many bytes as the decoder's cache of
+        the memory's positions (`Prefix.nbytes`), far more than the memory.
+
+        Args:
+            memory: one document or several.
+            messages: for chats, what stands before the memory, a system message for instance;
+                what follows it is ignored. By default what stands there for `question=...`.
+            batch_size: documents that are read at once.
+            chat_template_kwargs: passed to the chat template; as in `generate` later.
+
+        Raises:
+            ValueError: another compressor's memory, more positions than the decoder has, or a
+                decoder whose state is more than keys and values (recurrent layers).
+        """
+        processor, decoder = self._need_processor(), self._need_decoder()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self._check_memory(memory)
+        check_keeps_states(decoder)
+        template = chat_template_kwargs or {}
+        if messages is None:
+            before = processor.prompt(question="?", **template).before
+        else:
+            asked = any(isinstance(one, dict) and one.get("role") == "user" for one in messages)
+            chat = list(messages) if asked else [*messages, {"role": "user", "content": "?"}]
+            before = processor.prompt(messages=chat, **template).before
+        prompt = Prompt(before)
+        tokens = [[segment.tokens for segment in document] for document in memory.documents]
+        alone = [(i, 0) for i in range(len(memory))]
+        self._check_room(tokens, self._document_literals(memory), memory.rate, [prompt], alone, {})
+        rows = self.memory_rows(memory, [(i, prompt) for i in range(len(memory))])
+        lengths = [own + len(before) for own in self.memory_positions(memory)]
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
+        states: list[States] = [{} for _ in rows]
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = self.row_inputs([rows[i] for i in batch], memory, "right")
+            for layer, keys, values in self._states(decoder, inputs):
+                for i, own_keys, own_values in zip(batch, keys, values, strict=True):
+                    own = own_keys[:, : lengths[i]], own_values[:, : lengths[i]]
+                    states[i][layer] = own[0].clone(), own[1].clone()
+        return Prefix(memory, before, states, _Marks(self))
+
+    def _states(
+        self, decoder: PreTrainedModel, inputs: dict[str, torch.Tensor]
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Layer, keys and values `(rows, heads, length, head size)` of right-padded rows."""
+        mask = inputs["attention_mask"]
+        kwargs: dict[str, Any] = {
+            name: inputs[name]
+            for name in ("inputs_embeds", "attention_mask", "per_layer_inputs")
+            if name in inputs
+        }
+        accepted = inspect.signature(decoder.forward).parameters
+        if "position_ids" in accepted:
+            kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        if "logits_to_keep" in accepted:
+            kwargs["logits_to_keep"] = 1
+        # Not of the decoder's configuration, with which a sliding layer would forget what a
+        # batch's shorter questions read anew.
+        cache = DynamicCache()
+        with self.reading():
+            decoder(**kwargs, past_key_values=cache, use_cache=True)
+        found = [
+            (i, layer.keys, layer.values)
+            for i, layer in enumerate(cache.layers)
+            if layer.is_initialized  # those that share another's keys and values have none
+        ]
+        if not found or any(keys.shape[2] != mask.shape[1] for _, keys, _ in found):
+            raise _cannot_keep(decoder)
+        yield from found
+
+
+def check_keeps_states(decoder: PreTrainedModel) -> None:
+    """Refuse a decoder whose state is more than keys and values.
+
+    Raises:
+        ValueError: recurrent or other layers.
+    """
+    layers = DynamicCache(config=decoder.config.get_text_config(decoder=True)).layers
+    kinds = {type(layer).__name__ for layer in layers}
+    if kinds - _KEPT or "past_key_values" not in inspect.signature(decoder.forward).parameters:
+        raise _cannot_keep(decoder)
+
+
+def _cannot_keep(decoder: PreTrainedModel) -> ValueError:
+    return ValueError(
+        f"{type(decoder).__name__} keeps more of what it has read than keys and values by "
+        "position, so no prefix can be shared; give generate the memory itself."
+    )
+
+
+def sequences_of(decoder: PreTrainedModel, kwargs: dict[str, Any]) -> int:
+    """How many sequences `generate` makes of each row: beams, or samples."""
+    configs = [kwargs.get("generation_config"), decoder.generation_config]
+    found = [1]
+    for name in ("num_beams", "num_return_sequences"):
+        values = [kwargs.get(name), *(getattr(one, name, None) for one in configs)]
+        found.append(next((value for value in values if value is not None), 1))
+    return max(found)
+
+
+class _Marks:
+    """What tells that the weights which read a memory have since changed.
+
+    Args:
+        model: a `MemslotsModel` with its decoder.
+    """
+
+    def __init__(self, model: _Model):
+        decoder = model._need_decoder()
+        self._decoder = weakref.ref(decoder)
+        self._place = str(decoder.device), str(decoder.dtype)
+        self._versions = _versions(decoder)
+        self._sample = _sample(model)
+
+    def check(self, model: _Model) -> None:
+        """Raise `ValueError` where `model` would read the memory otherwise now."""
+        decoder = model._need_decoder()
+        if self._decoder() is not decoder:
+            raise ValueError(
+                "this prefix was read by another decoder than the one that is attached now; call "
+                "memory.prefill(model) again."
+            )
+        place = str(decoder.device), str(decoder.dtype)
+        if place != self._place:
+            raise ValueError(
+                f"this prefix was read by the decoder on {' in '.join(self._place)}, which is now "
+                f"on {' in '.join(place)}; call memory.prefill(model) again."
+            )
+        if self._versions != _versions(decoder) or not _equal(self._sample, _sample(model)):
+            raise ValueError(
+                "weights that read this prefix (decoder, converter, markers or decoder_lora) were "
+                "changed since; call memory.prefill(model) again."
+            )
+
+
+def _versions(decoder: PreTrainedModel) -> tuple[int, ...]:
+    return tuple(0 if one.is_inference() else one._version for one in decoder.parameters())
+
+
+def _sample(model: _Model) -> list[torch.Tensor]:
+    # Values, since fused optimizers change weights without counting it; a few of each tensor, since
+    # a training step moves all.
+    weights = [model.markers, *model.converter.parameters()]
+    weights += [] if model.decoder_lora is None else [*model.decoder_lora.parameters()]
+    return [weight.detach().flatten()[:256].clone() for weight in weights]
+
+
+def _equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return len(first) == len(second) and all(
+        one.device == other.device and torch.equal(one, other)
+        for one, other in zip(first, second, strict=True)
+    )
