@@ -15,7 +15,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint tiny tables tables-capacity bench clean
+.PHONY: help demo test test-slow test-vllm lint docs figure release tiny tables tables-capacity bench clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -23,6 +23,9 @@ help:
 	@echo "make test-slow  the slow tests (offline)"
 	@echo "make test-vllm  answers through vLLM against model.generate (CPU; sets up .venv-vllm, 3 GB)"
 	@echo "make lint       ruff check, ruff format --check, mypy, typos"
+	@echo "make docs       the documentation site, written to site/; its warnings are errors"
+	@echo "make figure     draw the README's figure from the committed results"
+	@echo "make release    build and check wheel and sdist in dist/, with notes; uploads nothing"
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
@@ -49,6 +52,23 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy src
 	$(BIN)/typos
 
+docs: $(VENV)/.dev
+	$(BIN)/python -m typer memslots.cli utils docs --name memslots --title "Command line" \
+		--output docs/reference/cli.md
+	@{ $(BIN)/zensical build --strict --clean 2>&1 || echo "zensical: failed"; } | awk \
+		'{ print } /^(griffe|mkdocstrings|zensical):/ { wrong = 1 } END { exit wrong }'
+
+figure: $(VENV)/.dev
+	$(BIN)/python docs/rates_figure.py
+
+release: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tools/release_notes.py > dist/NOTES.md
+	@cat dist/NOTES.md
+	@echo "dist/ is ready; by hand: twine upload dist/*.whl dist/*.tar.gz"
+
 tiny: $(VENV)/.dev
 	$(BIN)/memslots train tiny $(if $(BOOKS),--books "$(BOOKS)") --output runs/tiny \
 		--install src/memslots/assets/tiny
@@ -70,7 +90,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
 
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: .core is the package with what it needs at run time, .dev adds training, evaluation

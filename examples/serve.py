@@ -45,7 +45,7 @@ client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, 
 text = (files("memslots") / "assets" / "demo.txt").read_text("utf-8").split("\n\n")[0]
 memory = client.post("/v1/memories", json={"text": text}).raise_for_status().json()
 print(f"{memory['id']}: {memory}")
-question = "Where does the person live?"
+question = "In which city does the person live?"
 body = {"messages": [{"role": "user", "content": question}], "memory_ids": [memory["id"]]}
 answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
 print(f"{question} {answer['choices'][0]['message']['content']}")

@@ -1,0 +1,134 @@
+"""The documentation's code runs, its commands exist, and its pages, pictures and names are there.
+
+`make docs` builds the site and finds broken links between pages; what it does not look at is here.
+"""
+
+import importlib
+import re
+import shlex
+import shutil
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from unittest import SkipTest
+
+import pytest
+import typer
+import yaml
+from sybil import Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+from memslots.cli import app, main
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+GENERATED = {"reference/cli.md"}
+"""By `make docs`, and not in the repository."""
+
+PYTHON = [page for page in PAGES if "```python" in page.read_text("utf-8")]
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of each `memslots` command that lines of shell begin with."""
+    lines = text.replace("\\\n", " ").splitlines()
+    found = [re.match(r"(?:[A-Z_]+=\S+ )*memslots (.*)", line) for line in lines]
+    return [shlex.split(one[1], comments=True) for one in found if one]
+
+
+def check_command(arguments: list[str]) -> None:
+    """Parses a command with all of its options, and does not run it."""
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
+    command.make_context("memslots", list(arguments)).close()
+
+
+def sybil_of(page: Path) -> Sybil:
+    def run_shell(example):
+        for arguments in commands(example.parsed):
+            assert main(arguments) == 0, f"memslots {shlex.join(arguments)}"
+
+    parsers = [PythonCodeBlockParser(), SkipParser()]
+    if page.name == "tutorial.md":
+        parsers.append(CodeBlockParser(language="bash", evaluator=run_shell))
+    return Sybil(parsers=parsers)
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=named)
+def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
+    (tmp_path / "src").symlink_to(ROOT / "src")  # the README names a folder of the repository
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for example in sybil_of(page).parse(page).examples():
+        with suppress(SkipTest):  # a block that says why it is skipped
+            example.evaluate()
+            ran += 1
+    assert ran
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_exist_with_their_options(page):
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    inline = re.findall(r"`(memslots [a-z-]+ [^`|\n]*)`", page.read_text("utf-8"))
+    for arguments in [one for block in blocks for one in commands(block)]:
+        if "|" not in arguments:
+            check_command(arguments)
+    groups = typer.main.get_command(app).commands
+    for line in inline:
+        assert line.split()[1] in groups, line
+
+
+def test_a_wrong_option_is_noticed():
+    with pytest.raises(Exception, match="--questoin"):  # typos: ignore
+        check_command(["ask", "--context", "a.txt", "--questoin", "Who?"])  # typos: ignore
+
+
+def test_navigation_has_every_page_and_no_other():
+    def pages(entries):
+        for entry in entries:
+            for value in entry.values():
+                yield from pages(value) if isinstance(value, list) else [value]
+
+    settings = tomllib.loads((ROOT / "zensical.toml").read_text("utf-8"))["project"]
+    listed = list(pages(settings["nav"]))
+    there = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == there | GENERATED
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_to_files_and_pictures_hold(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:|#", target):
+            continue
+        file = (page.parent / target.partition("#")[0]).resolve()
+        assert file.exists() or str(file.relative_to(DOCS)) in GENERATED, target
+        # The site holds docs/ and nothing else.
+        assert page.name == "README.md" or file.is_relative_to(DOCS), target
+    for included in re.findall(r'^--8<-- "(.+)"', page.read_text("utf-8"), re.MULTILINE):
+        assert (ROOT / included).is_file(), included
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "reference").glob("*.md")), ids=named)
+def test_reference_names_what_there_is(page):
+    blocks = re.findall(
+        r"^::: (\S+)\n((?:    .*\n|\n)*)", page.read_text("utf-8"), flags=re.MULTILINE
+    )
+    assert blocks or page.name in {Path(name).name for name in GENERATED}
+    for name, indented in blocks:
+        options = (yaml.safe_load(indented) or {}).get("options", {})
+        try:
+            found = importlib.import_module(name)
+        except ModuleNotFoundError:
+            module, _, attribute = name.rpartition(".")
+            found = getattr(importlib.import_module(module), attribute)
+        for member in options.get("members", []):
+            assert hasattr(found, member), f"{name} has no {member}"
