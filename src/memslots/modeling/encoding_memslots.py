@@ -9,6 +9,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .exact_spans_memslots import Exact
 from .layout_memslots import spread_places, token_batches
 from .literals_memslots import Detectors, Literal
 from .memory_memslots import Memory, Segment, slots_for
@@ -16,6 +17,7 @@ from .pooling_memslots import pool_groups
 from .processing_memslots import MemslotsProcessor, as_list
 from .sentences_memslots import SentenceHead
 from .tokenization_memslots import Span, check_text
+from .verified_memslots import compress_verified, wanted_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Model
@@ -139,6 +141,12 @@ class EncodingMixin(_Model):
         batch_tokens: int = 16384,
         progress: bool | None = None,
         literals: Detectors | None = None,
+        rates: Sequence[int] | None = None,
+        fidelity: float | None = None,
+        max_slots: int | None = None,
+        exact: Exact | None = None,
+        patches: bool | None = None,
+        slot_dtype: torch.dtype | None = None,
     ) -> Memory:
         """Compress one text or several, once; the memory then answers any number of questions.
 
@@ -151,12 +159,30 @@ class EncodingMixin(_Model):
                 "numbers", another name of `literals_memslots.DETECTORS`, a function from a text to
                 `(start, end)` spans, or a list of these; `[]` for nothing, None for what the
                 checkpoint's config says.
+            rates: with `fidelity` or `max_slots`, the rates to choose from, by default all.
+            fidelity: share of each segment's decoder tokens that its slots must give back, as the
+                decoder itself says (teacher-forced); each segment gets the coarsest rate that does,
+                and stays text where none does.
+            max_slots: most slots of each text, spent where they give back most; with `fidelity`,
+                segments that have that take no more, and the tokens of those left as text count.
+            exact: what must come back exactly: True for every kind of
+                `literals_memslots.DETECTORS`, a name of one, a compiled regular expression, a
+                function (see `exact_spans_memslots`), or a list of these. Spans that the slots do
+                not give back, teacher-forced and free-running, become literals beside them. `[]`
+                only checks.
+            patches: whether what makes the whole text exact is kept (on the disk; the decoder
+                never reads it), for `reconstruct(memory, exact=True)`; by default where `exact` is
+                True.
+            slot_dtype: what slots are rounded to before they are checked, such as the dtype of a
+                store that they go to: patches are of these very slots.
 
         Returns:
             A `Memory` of n documents on this model's device.
 
         Raises:
-            ValueError: an empty text, a lone surrogate, or a rate it was not trained for.
+            ValueError: an empty text, a lone surrogate, a rate it was not trained for, a fidelity
+                outside (0, 1], fewer `max_slots` than the coarsest rate takes, or no decoder where
+                one is asked.
             TypeError: not a string.
         """
         texts = as_list(text, "context")
@@ -164,6 +190,9 @@ class EncodingMixin(_Model):
             raise ValueError("compress needs at least one text, got an empty list.")
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
+        wanted = wanted_of(self, rate, rates, fidelity, max_slots, exact, patches, slot_dtype)
+        if wanted is not None:
+            return compress_verified(self, texts, literals, wanted, batch_tokens, progress)
         rate = self._need_processor().check_rate(rate)
         spans = self.segment(texts)
         found = self._find_literals(texts, spans, literals)
@@ -193,8 +222,16 @@ class EncodingMixin(_Model):
         batch_tokens: int = 16384,
         progress: bool | None = None,
     ) -> Memory:
-        processor = self._need_processor()
         flat = [span for document in spans for span in document]
+        slots = self.encode_spans(flat, rate, batch_tokens, progress)
+        return self.memory_of(texts, spans, slots, rate, literals)
+
+    @torch.no_grad()
+    def encode_spans(
+        self, flat: Sequence[Span], rate: int, batch_tokens: int, progress: bool | None = None
+    ) -> torch.Tensor:
+        """Slots `(total_slots, d_encoder)` of segments, one after another, encoded in batches."""
+        processor = self._need_processor()
         counts = [slots_for(len(span.ids), rate) for span in flat]
         offsets = [0]
         for count in counts:
@@ -216,7 +253,26 @@ class EncodingMixin(_Model):
                 slots[rows.to(device)] = encoded.to(slots.dtype)
         finally:
             self.encoder.train(training)
-        unk = processor.encoder_text.unk_id
+        return slots
+
+    def memory_of(
+        self,
+        texts: Sequence[str],
+        spans: Sequence[Sequence[Span]],
+        slots: torch.Tensor,
+        rate: int,
+        literals: Sequence[Sequence[tuple[Literal, ...]]] = (),
+    ) -> Memory:
+        """A memory of this compressor.
+
+        Args:
+            texts: the documents.
+            spans: of each.
+            slots: `(total_slots, d_encoder)` of all spans at `rate`.
+            rate: encoder tokens per slot.
+            literals: of each span of each text, or none.
+        """
+        unk = self._need_processor().encoder_text.unk_id
         return Memory(
             slots=slots,
             documents=tuple(

@@ -1,4 +1,4 @@
-"""Answering from memories and reconstructing them with the frozen decoder."""
+"""Answering from memories with the frozen decoder."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from .configuration_memslots import max_positions
 from .converters_memslots import evaluating
-from .layout_memslots import RECONSTRUCTION, Prompt, Row, pair, row_length
+from .layout_memslots import Prompt, Row, pair, row_length
 from .literals_memslots import Detectors
 from .memory_memslots import Memory, slots_for
 from .per_layer_memslots import per_layer_inputs, prefilled_with
@@ -50,7 +50,11 @@ _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
 
 
 class AnsweringMixin(_Model):
-    """`generate` and `reconstruct` of `MemslotsModel`."""
+    """`generate` of `MemslotsModel`."""
+
+    if TYPE_CHECKING:
+
+        def expanded(self, memory: Memory, expand: Sequence[int]) -> Memory: ...  # noqa: D102
 
     def generate(
         self,
@@ -62,6 +66,7 @@ class AnsweringMixin(_Model):
         batch_size: int = 32,
         chat_template_kwargs: dict[str, Any] | None = None,
         literals: Detectors | None = None,
+        expand: Sequence[int] | None = None,
         **generate_kwargs,
     ):
         """Answer questions from contexts or from memories of them.
@@ -76,6 +81,8 @@ class AnsweringMixin(_Model):
             batch_size: rows that the decoder generates for at once.
             chat_template_kwargs: passed to the chat template.
             literals: for `context`, as for `compress`.
+            expand: for `memory`, segments (indices in `memory.segments`) whose text the decoder
+                reads beside the slots of the rest, see `Memory.expand`.
             generate_kwargs: any argument of `transformers`' `generate` (sampling, beams, streamer,
                 stop strings, ...); those that cannot work with embeddings are refused by name.
 
@@ -105,6 +112,8 @@ class AnsweringMixin(_Model):
         if hasattr(memory, "states"):  # of this module or a copy of it; see _check_memory
             prefix, memory = memory, memory.memory
             prefix.check(self, prompts, rate, generate_kwargs)
+        if expand is not None and (memory is None or prefix is not None):
+            raise ValueError("expand=[...] goes with a memory that compress or load_memory gave.")
         if memory is None:
             texts = as_list(context, "context")
             if not texts:
@@ -113,11 +122,11 @@ class AnsweringMixin(_Model):
             pairs = pair(len(texts), len(prompts))
             rate = processor.check_rate(rate)
             spans = self.segment(texts)
-            tokens = [[len(span.ids) for span in document] for document in spans]
+            sizes = [[(len(span.ids), rate) for span in document] for document in spans]
             # Whether all fits is known before anything is encoded.
             found = self._find_literals(texts, spans, literals)
             beside = [processor.literal_ids(own) for own in found]
-            self._check_room(tokens, beside, rate, prompts, pairs, generate_kwargs)
+            self._check_room(sizes, beside, rate, prompts, pairs, generate_kwargs)
             memory = self._compress_spans(texts, spans, found, rate)
         else:
             self._check_memory(memory)
@@ -130,9 +139,12 @@ class AnsweringMixin(_Model):
             pairs = pair(len(memory), len(prompts))
             if rate is not None:
                 memory = memory.at_rate(processor.check_rate(rate))
-            tokens = [[s.tokens for s in document] for document in memory.documents]
+            if expand is not None:
+                memory = self.expanded(memory, expand)
             beside = self._document_literals(memory)
-            self._check_room(tokens, beside, memory.rate, prompts, pairs, generate_kwargs)
+            self._check_room(
+                self._sizes(memory), beside, memory.rate, prompts, pairs, generate_kwargs
+            )
         rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
         answers = self.answer_rows(rows, memory, batch_size, generate_kwargs, prefix)
         if generate_kwargs.get("return_dict_in_generate"):
@@ -175,46 +187,6 @@ class AnsweringMixin(_Model):
             answers += [processor.decode(ids).strip() for ids in output]
         return answers
 
-    def reconstruct(
-        self, memory: Memory, batch_size: int = 32, **generate_kwargs
-    ) -> str | list[str]:
-        """The text that the decoder reads back from the slots, segment by segment (`<AE>`, eq. 4).
-
-        Args:
-            memory: one document or several.
-            batch_size: segments that are generated at once.
-            generate_kwargs: as in `generate`; greedy by default.
-
-        Returns:
-            One string for one document, else a list.
-        """
-        decoder, processor = self._need_decoder(), self._need_processor()
-        self._check_memory(memory)
-        self._check_generate_kwargs(generate_kwargs)
-        if generate_kwargs.get("return_dict_in_generate"):
-            raise ValueError("reconstruct returns text; return_dict_in_generate is for generate.")
-        literals = processor.literal_ids(memory.literals)
-        rows = [
-            Row([i], Prompt(processor.bos_ids), task=RECONSTRUCTION, literals=literals[i : i + 1])
-            for i in range(len(memory.segments))
-        ]
-        # Segments of like length end together, and none is cut short or runs far beyond its end.
-        order = sorted(range(len(rows)), key=lambda i: memory.segments[i].tokens)
-        texts = [""] * len(rows)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            longest = max(memory.segments[i].tokens for i in batch)
-            kwargs = {"max_new_tokens": 2 * longest + 16, "do_sample": False, **generate_kwargs}
-            kwargs = self._generation_defaults([rows[i] for i in batch], memory, kwargs)
-            output = self._generate_rows(decoder, [rows[i] for i in batch], memory, kwargs)
-            for i, ids in zip(batch, output, strict=True):
-                texts[i] = processor.decode(ids)
-        documents, start = [], 0
-        for document in memory.documents:
-            documents.append("".join(texts[start : start + len(document)]))
-            start += len(document)
-        return documents[0] if len(documents) == 1 else documents
-
     def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
         """A decoder row for each prompt about a document of `memory`, without targets.
 
@@ -232,14 +204,29 @@ class AnsweringMixin(_Model):
         ]
 
     def _document_literals(self, memory: Memory) -> list[list[list[int]]]:
-        """Decoder tokens of the literals of each document's segments."""
-        found = self._need_processor().literal_ids(memory.literals)
+        """Decoder tokens beside the slots of each document's segments, or in their place."""
+        found = self._beside(memory)
         documents, start = [], 0
         for document in memory.documents:
             own = found[start : start + len(document)]
             documents.append(own if any(own) else [])
             start += len(document)
         return documents
+
+    def _beside(self, memory: Memory) -> list[list[int]]:
+        """Decoder tokens of each segment's literals, after its text where that is read as text."""
+        processor = self._need_processor()
+        found = processor.literal_ids(memory.literals) or [[] for _ in memory.segments]
+        for i, text in enumerate(memory.segment_texts):
+            if text is not None:
+                found[i] = processor.decoder_text.encode(text) + found[i]
+        return found
+
+    @staticmethod
+    def _sizes(memory: Memory) -> list[list[tuple[int, int]]]:
+        """Encoder tokens and rate of each document's segments."""
+        rates = iter(memory.segment_rates)
+        return [[(s.tokens, next(rates)) for s in document] for document in memory.documents]
 
     def memory_positions(self, memory: Memory) -> list[int]:
         """Decoder positions that each document takes: slots, literals' tokens and markers."""
@@ -313,7 +300,7 @@ class AnsweringMixin(_Model):
 
     def _check_room(
         self,
-        tokens: list[list[int]],
+        sizes: list[list[tuple[int, int]]],
         literals: list[list[list[int]]],
         rate: int,
         prompts: list[Prompt],
@@ -328,8 +315,11 @@ class AnsweringMixin(_Model):
         new_tokens = generate_kwargs.get("max_new_tokens") or (given and given.max_new_tokens) or 1
         markers = self.config.markers
 
+        def slots_at(i: int, at: int) -> list[int]:
+            return [slots_for(count, max(own, at) if own else 0) for count, own in sizes[i]]
+
         def positions(i: int, j: int, at: int) -> int:
-            slots = [slots_for(count, at) for count in tokens[i]]
+            slots = slots_at(i, at)
             row = Row(list(range(len(slots))), prompts[j], literals=literals[i])
             return row_length(row, slots, markers)
 
@@ -337,7 +327,7 @@ class AnsweringMixin(_Model):
             needed = positions(i, j, rate) + new_tokens
             if needed <= limit:
                 continue
-            slots = sum(slots_for(count, rate) for count in tokens[i])
+            slots = sum(slots_at(i, rate))
             coarser = [
                 r
                 for r in self.config.compression_rates

@@ -42,7 +42,8 @@ class Row:
             turns (several questions in one row); None predicts all after `given`.
         task: RECONSTRUCTION, COMPLETION or ANSWER.
         literals: decoder tokens of the literals of each of `segments`, which follow its slots;
-            empty where no segment has any (see `literals_memslots`).
+            empty where no segment has any (see `literals_memslots`). Of a segment without slots:
+            its text, which stands there without markers.
     """
 
     segments: list[int]
@@ -89,7 +90,8 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
 
 def row_length(row: Row, segment_slots: list[int], markers: str) -> int:
     """Decoder positions that a row takes; `markers` as in `lay_out`."""
-    pairs = {"segment": len(row.segments), "memory": min(1, len(row.segments)), "none": 0}[markers]
+    with_slots = sum(segment_slots[i] > 0 for i in row.segments)
+    pairs = {"segment": with_slots, "memory": min(1, with_slots), "none": 0}[markers]
     return (
         len(row.prompt.before)
         + sum(segment_slots[i] for i in row.segments)
@@ -149,10 +151,10 @@ def lay_out(
                 own = [own[j] for j in sorted(range(len(own)), key=places.__getitem__)]
             own += [0] * len(literal)
             filler = [pad_id] * (len(own) - len(literal))
-            marked = markers == "segment"
+            marked = markers == "segment" and bool(filler)  # without slots, it is plain text
             wrapped += [MEM, *own, MEM_END] if marked else own
             wrapped_ids += [pad_id, *filler, *literal, pad_id] if marked else [*filler, *literal]
-        if markers == "memory" and row.segments:
+        if markers == "memory" and any(memory_id >= FIRST_SLOT for memory_id in wrapped):
             wrapped = [MEM, *wrapped, MEM_END]
             wrapped_ids = [pad_id, *wrapped_ids, pad_id]
         if row.task == RECONSTRUCTION:

@@ -4,24 +4,30 @@ The slots are kept as the encoder wrote them, before the converter: smaller than
 memory then serves every decoder whose converter was trained for the same encoder.
 """
 
-import hashlib
-import json
 import os
-import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from .coarser_memslots import coarsened
 from .literals_memslots import Literal
-from .pooling_memslots import MERGED, merge_slots
+from .memory_files_memslots import FORMAT as FORMAT
+from .memory_files_memslots import read_memory_file, write_memory_file
+from .memory_report_memslots import MemoryReport, readable, report_of
+from .patches_memslots import stored_text
+from .pooling_memslots import MERGED
+from .segment_check_memslots import SegmentCheck, checks_from_json, slots_for
 
-FORMAT = "memslots.memory"
-FORMAT_VERSION = 2
-"""Version 1 has no literals. A memory without any is written as version 1, which all can read."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FORMAT_VERSION = 3
+"""Version 1 has no literals, version 2 no checks of segments; a memory is written as the oldest
+version that holds it."""
+
+Own = TypeVar("Own")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Segment:
         start: first character of the span.
         end: one past its last character.
         tokens: encoder tokens in the span.
-        slots: memory slots that stand for them.
+        slots: memory slots that stand for them; none where the decoder reads the text itself.
     """
 
     text: int
@@ -41,11 +47,6 @@ class Segment:
     end: int
     tokens: int
     slots: int
-
-
-def slots_for(tokens: int, rate: int) -> int:
-    """Slots of a segment of `tokens` encoder tokens: a short last segment gets no full set."""
-    return -(-tokens // rate)
 
 
 # By identity: comparing fields would compare tensors, which have no single truth value.
@@ -59,7 +60,7 @@ class Memory:
         text_sha256: SHA-256 of each source text (UTF-8).
         unknown_tokens: for each source text, how many of its tokens the encoder's tokenizer could
             not represent ([UNK]); they are lost.
-        rate: encoder tokens per slot.
+        rate: encoder tokens per slot; where segments have rates of their own, the finest of them.
         rates: the rates that the compressor was trained for.
         nested: whether the slots of a coarse rate are the first slots of a finer one (causal
             encoders).
@@ -68,6 +69,8 @@ class Memory:
             slots, those of a coarse rate are made of a finer one's.
         literals: of each of `segments`, in order, the exact strings that the decoder reads beside
             its slots, as `(start, end, text)` of its text; empty where no segment has any.
+        checks: of each of `segments`, in order, its own rate, what its slots lose and what is kept
+            of it beside them; empty where nothing was checked (see `segment_check_memslots`).
     """
 
     slots: torch.Tensor
@@ -80,6 +83,7 @@ class Memory:
     fingerprint: str
     pooling: str = "memory_tokens"
     literals: tuple[tuple[Literal, ...], ...] = ()
+    checks: tuple[SegmentCheck, ...] = ()
 
     def __post_init__(self):
         total = sum(segment.slots for segment in self.segments)
@@ -93,6 +97,14 @@ class Memory:
             raise ValueError(
                 f"literals go with segments, one tuple each: {given} for {wanted} segments."
             )
+        if self.checks and len(self.checks) != wanted:
+            raise ValueError(f"checks go with segments: {len(self.checks)} for {wanted} segments.")
+        for segment, rate in zip(self.segments, self.segment_rates, strict=True):
+            if self.checks and segment.slots != slots_for(segment.tokens, rate):
+                raise ValueError(
+                    f"a segment of {segment.tokens} tokens has {segment.slots} slots; that is not "
+                    f"how rate {rate} is written."
+                )
         if not any(self.literals):
             found: tuple[tuple[Literal, ...], ...] = ()
         else:  # as read from JSON, they are bare tuples or lists
@@ -123,9 +135,22 @@ class Memory:
         return tuple(sum(next(counts) for _ in document) for document in self.documents)
 
     @property
+    def segment_rates(self) -> tuple[int, ...]:
+        """Encoder tokens per slot of each of `segments`; 0 where text is read in their place."""
+        if self.checks:
+            return tuple(check.rate for check in self.checks)
+        return (self.rate,) * len(self.segments)
+
+    @property
+    def segment_texts(self) -> tuple[str | None, ...]:
+        """Of each of `segments`, the text that the decoder reads in the slots' place, or None."""
+        return tuple(check.text for check in self.checks) or (None,) * len(self.segments)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes that the slots take."""
-        return self.slots.numel() * self.slots.element_size()
+        """Bytes that slots, texts and patches take."""
+        kept = sum(len(c.exact) + len((c.text or "").encode()) for c in self.checks)
+        return self.slots.numel() * self.slots.element_size() + kept
 
     @property
     def device(self) -> torch.device:
@@ -143,11 +168,15 @@ class Memory:
     def __repr__(self) -> str:
         segments, literals = len(self.segments), sum(self.n_literals)
         beside = f" and {literals} literal{'s' * (literals != 1)}" if literals else ""
+        rates = sorted(set(self.segment_rates) - {0}) or [self.rate]
+        rate = f"rate {rates[0]}" + (f" to {rates[-1]}" if len(rates) > 1 else "")
+        as_text = self.segment_rates.count(0)
+        rate += f", {as_text} segment{'s' * (as_text != 1)} as text" if as_text else ""
         return (
             f"Memory({len(self)} document{'s' * (len(self) != 1)}, {segments} "
             f"segment{'s' * (segments != 1)}: {sum(self.n_tokens)} tokens in "
-            f"{self.slots.shape[0]} slots of {self.slots.shape[1]}{beside} (rate {self.rate}), "
-            f"{_readable(self.nbytes)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"{self.slots.shape[0]} slots of {self.slots.shape[1]}{beside} ({rate}), "
+            f"{readable(self.nbytes)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"compressor {self.fingerprint[:12]})"
         )
 
@@ -168,10 +197,12 @@ class Memory:
         rows = torch.cat(kept) if kept else torch.arange(0)
         texts = sorted({s.text for i in chosen for s in self.documents[i]})
         renumber = {old: new for new, old in enumerate(texts)}
-        literals = self._literals_by_document()
+        literals = self._by_document(self.literals, ())
+        checks = self._by_document(self.checks, None)
         return replace(
             self,
             literals=tuple(own for i in chosen for own in literals[i]),
+            checks=tuple(own for i in chosen for own in checks[i] if own is not None),
             slots=self.slots[rows.to(self.slots.device)],
             documents=tuple(
                 tuple(replace(s, text=renumber[s.text]) for s in self.documents[i]) for i in chosen
@@ -191,8 +222,10 @@ class Memory:
         if not memories:
             raise ValueError("Memory.cat needs at least one memory, got an empty list.")
         first = memories[0]
+        mixed = any(memory.checks for memory in memories)  # then each segment has its own rate
+        fields = ("fingerprint", "rates", "nested", "pooling", *([] if mixed else ["rate"]))
         for other in memories[1:]:
-            for field in ("fingerprint", "rate", "rates", "nested", "pooling"):
+            for field in fields:
                 if getattr(other, field) != getattr(first, field):
                     raise ValueError(
                         f"Memory.cat joins memories of one compressor at one rate; their {field} "
@@ -215,6 +248,8 @@ class Memory:
             literals=tuple(
                 own for m in memories for own in (m.literals or ((),) * len(m.segments))
             ),
+            rate=min(m.rate for m in memories),
+            checks=tuple(check for m in memories for check in m.all_checks()) if mixed else (),
         )
 
     def join(self) -> "Memory":
@@ -237,6 +272,7 @@ class Memory:
             slots=self.slots[self.segments[0].slots :],
             documents=(self.segments[1:],),
             literals=self.literals[1:],
+            checks=self.checks[1:],
         )[0]
 
     def at_rate(self, rate: int) -> "Memory":
@@ -246,50 +282,13 @@ class Memory:
             ValueError: a rate that the compressor was not trained for, a finer rate than this
                 memory's, or slots that are no part of the coarse rate's (compress again instead).
         """
-        if rate not in self.rates:
-            raise ValueError(
-                f"rate {rate!r} is not one that the compressor was trained for: {list(self.rates)}."
-            )
-        if rate < self.rate:
-            raise ValueError(
-                f"this memory has rate {self.rate}; the finer rate {rate} needs slots that it does "
-                "not hold. Compress the text again with that rate."
-            )
-        if rate == self.rate:
-            return self
-        if not self.coarsens_to(rate):
-            raise ValueError(
-                f"the slots of rate {rate} cannot be made of those of rate {self.rate} "
-                + (
-                    "(only those of its multiples can)"
-                    if self.pooling in MERGED
-                    else "(attention's weights are not kept)"
-                    if self.pooling == "attention"
-                    else "(the encoder is not causal)"
-                )
-                + f"; compress the text again with rate={rate}."
-            )
-        kept, start = [], 0
-        documents = []
-        for document in self.documents:
-            coarse = []
-            for segment in document:
-                own = self.slots[start : start + segment.slots]
-                slots = slots_for(segment.tokens, rate)
-                if self.pooling in MERGED:
-                    kept.append(merge_slots(own, segment.tokens, self.rate, rate, self.pooling))
-                else:
-                    kept.append(own[:slots])
-                start += segment.slots
-                coarse.append(replace(segment, slots=slots))
-            documents.append(tuple(coarse))
-        slots_kept = torch.cat(kept) if kept else self.slots[:0]
-        return replace(self, slots=slots_kept, documents=tuple(documents), rate=rate)
+        return coarsened(self, rate)
 
     def coarsens_to(self, rate: int) -> bool:
         """Whether `at_rate(rate)` needs no second encoding."""
         if self.pooling in MERGED:
-            return rate >= self.rate and rate % self.rate == 0
+            finer = [own for own in self.segment_rates if 0 < own < rate]
+            return rate >= self.rate and all(rate % own == 0 for own in finer)
         return rate == self.rate or (self.nested and rate > self.rate)
 
     def to(self, *args, **kwargs) -> "Memory":
@@ -300,19 +299,88 @@ class Memory:
         """The decoder's reading of this memory, for many questions: `MemslotsModel.prefill`."""
         return model.prefill(self, **kwargs)
 
-    def _literals_by_document(self) -> list[tuple[tuple[Literal, ...], ...]]:
-        kept, start = [], 0
-        for document in self.documents:
-            own = self.literals[start : start + len(document)]
-            kept.append(own or ((),) * len(document))
-            start += len(document)
-        return kept
+    def as_text(self, texts: Mapping[int, str]) -> "Memory":
+        """The same memory, of which the decoder reads some segments as text.
+
+        Args:
+            texts: by index in `segments`, the text to read in the slots' place.
+        """
+        counts = [segment.slots for segment in self.segments]
+        checks, literals = list(self.all_checks()), list(self.literals)
+        for i, text in texts.items():
+            checks[i] = checks[i].as_text(text)
+            if literals:  # what a cut divides is not whole in the text
+                literals[i] = tuple(one for one in literals[i] if one.end > self.segments[i].end)
+        parts = self.slots.split(counts)
+        kept = [part for i, part in enumerate(parts) if i not in texts]
+        segments = iter(
+            replace(s, slots=0) if i in texts else s for i, s in enumerate(self.segments)
+        )
+        return replace(
+            self,
+            slots=torch.cat([self.slots[:0], *kept]),
+            documents=tuple(tuple(next(segments) for _ in own) for own in self.documents),
+            checks=tuple(checks),
+            literals=tuple(literals),
+        )
+
+    def all_checks(self) -> tuple[SegmentCheck, ...]:
+        """A check of each segment, with nothing but its rate where none was made."""
+        return self.checks or tuple(SegmentCheck(rate) for rate in self.segment_rates)
+
+    def _by_document(self, values: Sequence[Own], default: Any) -> list[tuple[Own, ...]]:
+        """What goes with segments, document by document; `default` where there is nothing."""
+        rest = iter(values or (default,) * len(self.segments))
+        return [tuple(next(rest) for _ in document) for document in self.documents]
 
     def _document_offsets(self) -> list[int]:
         offsets = [0]
         for slots in self.n_slots:
             offsets.append(offsets[-1] + slots)
         return offsets
+
+    # -- what it holds ----------------------------------------------------------------------------
+
+    def report(self, texts: str | Sequence[str] | None = None) -> MemoryReport:
+        """What each segment takes and gives back; `str`, `to_json` and `to_html` of it show it.
+
+        Args:
+            texts: what was compressed, one for each of `text_sha256`, for the map over the text; by
+                default what can be read without a decoder (`MemslotsModel.report` reads the rest).
+
+        Raises:
+            ValueError: other texts than those.
+        """
+        return report_of(self, texts)
+
+    def expand(self, i: int, model: "PreTrainedModel | None" = None) -> str:
+        """The text of segment `i`, counted over all documents.
+
+        Args:
+            i: index in `segments`; negative ones count from the end.
+            model: the `MemslotsModel` that reads the slots, needed where the text is not at hand.
+
+        Returns:
+            The exact text where it is kept (as text, stored, or as patches), else what the decoder
+            reads back, its uncertain tokens in `⟦⟧`.
+
+        Raises:
+            ValueError: a model is needed, or reads another text than patches say.
+            IndexError: there is no such segment.
+        """
+        if not -len(self.segments) <= i < len(self.segments):
+            raise IndexError(f"memory has {len(self.segments)} segments, there is no index {i}.")
+        check = self.all_checks()[i]
+        if check.text is not None:
+            return check.text
+        if check.standalone:
+            return stored_text(check.exact)
+        if model is None:
+            raise ValueError(
+                f"the text of segment {i} has to be read from its slots: give memory.expand({i}, "
+                f"model), or call model.expand(memory, {i})."
+            )
+        return model.expand(self, i)  # type: ignore[operator]
 
     # -- disk ------------------------------------------------------------------------------------
 
@@ -322,14 +390,8 @@ class Memory:
         Raises:
             ValueError: `path` is a folder, or its folder does not exist.
         """
-        path = Path(path)
-        if path.is_dir() or not path.parent.is_dir():
-            raise ValueError(
-                f"cannot save a memory to {str(path)!r}: give a file name in an existing folder."
-            )
         header: dict[str, Any] = {
-            "format": FORMAT,
-            "version": 2 if self.literals else 1,
+            "version": 3 if self.checks else 2 if self.literals else 1,
             "rate": self.rate,
             "rates": list(self.rates),
             "nested": self.nested,
@@ -342,17 +404,12 @@ class Memory:
         }
         if self.literals:
             header["literals"] = self.literals
-        slots = self.slots.detach().to("cpu").contiguous()
-        text = json.dumps(header, sort_keys=True)
-        metadata = {"memslots": text, "sha256": _checksum(text, slots)}
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file({"slots": slots}, partial, metadata=metadata)
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        tensors = {"slots": self.slots.detach().to("cpu").contiguous()}
+        if self.checks:
+            header["checks"] = [check.to_json() for check in self.checks]
+            exact = b"".join(check.exact for check in self.checks)
+            tensors["exact"] = torch.tensor(list(exact), dtype=torch.uint8)
+        write_memory_file(path, header, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Memory":
@@ -364,40 +421,14 @@ class Memory:
             FileNotFoundError: no such file.
             ValueError: no memory, a newer format, or a file that was cut off or altered.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no memory file at {str(path)!r}.")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                text = metadata.get("memslots")
-                if text is None:
-                    raise ValueError(f"{str(path)!r} is a safetensors file but no memslots memory.")
-                header = json.loads(text)
-                if header["format"] != FORMAT or not 1 <= header["version"] <= FORMAT_VERSION:
-                    raise ValueError(
-                        f"{str(path)!r} has memory format {header['format']} version "
-                        f"{header['version']}; this memslots reads {FORMAT} up to version "
-                        f"{FORMAT_VERSION}. Update memslots."
-                    )
-                slots = file.get_tensor("slots")
-        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, OSError) as error:
-            raise ValueError(
-                f"{str(path)!r} cannot be read as a memory, it may be cut off or be another kind "
-                f"of file ({error}). Compress the text again."
-            ) from error
-        if metadata.get("sha256") != _checksum(text, slots):
-            raise ValueError(
-                f"{str(path)!r} was altered after it was written: its checksum does not match. "
-                "Compress the text again."
-            )
+        header, tensors = read_memory_file(path, FORMAT_VERSION)
         segments = [Segment(*numbers) for numbers in header["segments"]]
         documents, start = [], 0
         for count in header["documents"]:
             documents.append(tuple(segments[start : start + count]))
             start += count
         return cls(
-            slots=slots.to(device),
+            slots=tensors["slots"].to(device),
             documents=tuple(documents),
             text_sha256=tuple(header["text_sha256"]),
             unknown_tokens=tuple(header["unknown_tokens"]),
@@ -407,21 +438,7 @@ class Memory:
             fingerprint=header["fingerprint"],
             pooling=header.get("pooling", "memory_tokens"),
             literals=tuple(header.get("literals", ())),
+            checks=checks_from_json(header["checks"], bytes(tensors["exact"].tolist()))
+            if "checks" in header
+            else (),
         )
-
-
-def _checksum(header: str, slots: torch.Tensor) -> str:
-    digest = hashlib.sha256(header.encode())
-    digest.update(f"{slots.dtype} {tuple(slots.shape)}".encode())
-    # A byte view, since numpy has no bfloat16.
-    digest.update(slots.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _readable(n_bytes: int) -> str:
-    size = float(n_bytes)
-    units = ["B", "kB", "MB", "GB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.4g} {units[0]}"

@@ -39,6 +39,7 @@ from .parts_memslots import (
 from .per_layer_memslots import per_layer_inputs
 from .prefix_memslots import PrefillMixin
 from .processing_memslots import MemslotsProcessor
+from .reading_back_memslots import ReadingBackMixin
 from .sentences_memslots import SentenceHead
 
 
@@ -66,7 +67,14 @@ class MemslotsOutput(ModelOutput):
     kl_loss: torch.Tensor | None = None
 
 
-class MemslotsModel(CheckpointMixin, EncodingMixin, AnsweringMixin, PrefillMixin, PreTrainedModel):
+class MemslotsModel(
+    CheckpointMixin,
+    EncodingMixin,
+    AnsweringMixin,
+    ReadingBackMixin,
+    PrefillMixin,
+    PreTrainedModel,
+):
     """A context compressor and the frozen decoder that it writes for.
 
     Args:

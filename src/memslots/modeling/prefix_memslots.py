@@ -187,9 +187,9 @@ class PrefillMixin(_Model):
             chat = list(messages) if asked else [*messages, {"role": "user", "content": "?"}]
             before = processor.prompt(messages=chat, **template).before
         prompt = Prompt(before)
-        tokens = [[segment.tokens for segment in document] for document in memory.documents]
         alone = [(i, 0) for i in range(len(memory))]
-        self._check_room(tokens, self._document_literals(memory), memory.rate, [prompt], alone, {})
+        sizes, beside = self._sizes(memory), self._document_literals(memory)
+        self._check_room(sizes, beside, memory.rate, [prompt], alone, {})
         rows = self.memory_rows(memory, [(i, prompt) for i in range(len(memory))])
         lengths = [own + len(before) for own in self.memory_positions(memory)]
         order = sorted(range(len(rows)), key=lengths.__getitem__)

@@ -70,10 +70,9 @@ def prompt_rows(
     if rate is not None:
         memory = memory.at_rate(model._need_processor().check_rate(rate))
     pairs = pair(len(memory), len(prompts))
-    tokens = [[segment.tokens for segment in document] for document in memory.documents]
     beside = model._document_literals(memory)
     new = {"max_new_tokens": max_new_tokens}
-    model._check_room(tokens, beside, memory.rate, prompts, pairs, new)
+    model._check_room(model._sizes(memory), beside, memory.rate, prompts, pairs, new)
     return model.memory_rows(memory, [(i, prompts[j]) for i, j in pairs]), memory
 
 

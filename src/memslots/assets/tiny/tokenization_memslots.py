@@ -62,6 +62,10 @@ class PlainText:
         """Token ids of `text`, never a control token."""
         return self._encode(text)[0]
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, with the characters `(start, end)` that each token stands for."""
+        return self._encode(text)
+
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self.backend.encode(text, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets

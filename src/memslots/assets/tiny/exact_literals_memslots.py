@@ -1,0 +1,96 @@
+"""Spans that must be exact: those that the slots would lose become literals beside them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .exact_spans_memslots import exact_spans
+from .fidelity_memslots import Places, free_running
+from .literals_memslots import Detector, Literal
+from .segment_draft_memslots import Draft, ask, beside_ids, trial_memory
+
+if TYPE_CHECKING:
+    from .modeling_memslots import MemslotsModel
+
+ROUNDS = 3
+"""How often new literals may change what else is lost; then all of a segment's spans are kept."""
+
+
+def keep_exact_spans(
+    model: "MemslotsModel", texts: Sequence[str], parts: list[Draft], detectors: list[Detector]
+) -> None:
+    """Make literals of the spans of which anything is lost, teacher-forced or free-running."""
+    for t, text in enumerate(texts):
+        own = [i for i, part in enumerate(parts) if part.text == t]
+        spans = exact_spans(text, detectors)
+        owners = _owners(spans, [parts[i] for i in own])
+        open_spans = [(span, [own[n] for n in places]) for span, places in owners if places]
+        due = {i for _, places in open_spans for i in places}
+        lost: dict[int, Places] = {}
+        for round_ in range(ROUNDS + 1):
+            lost.update(_lost_either_way(model, parts, sorted(due)))
+            found = [one for one in open_spans if _hit(one, lost) and not _held(one, parts)]
+            if round_ == ROUNDS:
+                changed = {places[0] for _, places in found}
+                found = [one for one in open_spans if not changed.isdisjoint(one[1])]
+            if not found:
+                break
+            open_spans = [one for one in open_spans if one not in found]
+            due = {places[0] for _, places in found}
+            for i in due:
+                new = [span for span, places in found if places[0] == i]
+                new = [span for span in new if not _held((span, [i]), parts)]
+                parts[i].literals = tuple(sorted([*parts[i].literals, *new]))
+            changed_parts = sorted(due)
+            slots = [one for i in changed_parts if (one := parts[i].slots) is not None]
+            for i, right in zip(
+                changed_parts, ask(model, parts, changed_parts, slots), strict=True
+            ):
+                parts[i].right = right
+
+
+def _owners(spans: Sequence[Literal], parts: Sequence[Draft]) -> list[tuple[Literal, list[int]]]:
+    """For each span, which of a text's parts it lies in and are not read as text."""
+    found: list[tuple[Literal, list[int]]] = []
+    first = 0
+    for span in spans:
+        while first < len(parts) - 1 and parts[first].span.end <= span.start:
+            first += 1
+        places, n = [], first
+        while n < len(parts) and parts[n].span.start < span.end:
+            if parts[n].slots is not None:
+                places.append(n)
+            n += 1
+        found.append((span, places))
+    return found
+
+
+def _lost_either_way(
+    model: "MemslotsModel", parts: Sequence[Draft], chosen: Sequence[int]
+) -> dict[int, Places]:
+    """Characters that the chosen parts lose, teacher-forced or free-running."""
+    if not chosen:
+        return {}
+    own = [parts[i] for i in chosen]
+    trial = trial_memory(model, own, [part.slots for part in own if part.slots is not None])
+    readings, beside = [part.reading for part in own], beside_ids(model, own)
+    # What is lost nearly whole need not be written too.
+    some = [n for n, part in enumerate(own) if 2 * sum(part.right) > len(part.right)]
+    free = dict(zip(some, free_running(model, trial, readings, beside, some), strict=True))
+    lost = {}
+    for n, (i, part) in enumerate(zip(chosen, own, strict=True)):
+        again = free.get(n, [False] * len(part.right))
+        both = [a and b for a, b in zip(part.right, again, strict=True)]
+        lost[i] = part.lost(both, held=False)
+    return lost
+
+
+def _hit(one: tuple[Literal, list[int]], lost: dict[int, Places]) -> bool:
+    span, places = one
+    return any(a < span.end and b > span.start for i in places for a, b in lost[i])
+
+
+def _held(one: tuple[Literal, list[int]], parts: Sequence[Draft]) -> bool:
+    span, places = one
+    return any(
+        own.start <= span.start and span.end <= own.end for i in places for own in parts[i].literals
+    )

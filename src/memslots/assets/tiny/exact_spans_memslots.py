@@ -1,0 +1,111 @@
+"""Spans that have to come back exactly: which of a text's characters `exact=` asks for."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from .literals_memslots import DETECTORS, Detector, Literal, check_detectors, find_literals
+
+Exact = bool | str | re.Pattern | Callable[[str], Any] | Sequence[Any]
+"""True for every kind of `DETECTORS`; a name of one, a compiled regular expression, a function, or
+a list of these."""
+
+_WORD = re.compile(r"\w(?:\S*\w)?")
+
+
+def exact_detectors(exact: Exact | None) -> list[Detector]:
+    """Detectors of what has to be exact; none for None and False.
+
+    Args:
+        exact: as for `MemslotsModel.compress`. A function gets a text and gives `(start, end)`
+            spans, as for `literals`; or it gets one word (its characters up to white space, without
+            punctuation around them) and says whether that must be exact.
+
+    Raises:
+        ValueError: an unknown name, or something else than names, patterns and functions.
+    """
+    if exact is None or exact is False:
+        return []
+    if exact is True:
+        return [_named(name, DETECTORS[name]) for name in DETECTORS]
+    single = isinstance(exact, (str, re.Pattern)) or callable(exact)
+    found = []
+    for one in [exact] if single or not isinstance(exact, (list, tuple)) else exact:
+        if isinstance(one, re.Pattern):
+            found.append(_named(f"re.compile({one.pattern!r})", _by_pattern(one)))
+        elif isinstance(one, str) and one in DETECTORS:
+            found.append(_named(one, DETECTORS[one]))
+        elif callable(one):
+            found.append(_of_function(one))
+        else:
+            try:
+                check_detectors(one)
+            except ValueError as error:
+                raise ValueError(
+                    str(error).replace("literals=", "exact=", 1)
+                    + " A regular expression is given as re.compile(...)."
+                ) from error
+            raise ValueError(f"exact={one!r} is not known; use names of {sorted(DETECTORS)}.")
+    return found
+
+
+def exact_spans(text: str, detectors: Sequence[Detector]) -> list[Literal]:
+    """What has to be exact in a text, in order, without overlaps.
+
+    Raises:
+        ValueError: a detector raised, or gives no spans of this text; named, with the span.
+    """
+    return find_literals(text, list(detectors)) if detectors else []
+
+
+def _by_pattern(pattern: re.Pattern) -> Detector:
+    return lambda text: [match.span() for match in pattern.finditer(text)]
+
+
+def _named(name: str, detector: Callable[[str], Iterable[tuple[int, int]]]) -> Detector:
+    def detect(text: str) -> Iterable[tuple[int, int]]:
+        return _asked(name, detector, text, 0, len(text))
+
+    return detect
+
+
+def _of_function(function: Callable[[str], Any]) -> Detector:
+    name = getattr(function, "__qualname__", None) or repr(function)
+
+    def detect(text: str) -> Iterable[tuple[int, int]]:
+        words = [match.span() for match in _WORD.finditer(text)]
+        if words:  # asked about a word, a predicate says yes or no
+            start, end = words[0]
+            try:
+                is_predicate = isinstance(function(text[start:end]), bool)
+            except Exception as error:  # a user's function may raise anything; it is named below
+                raise _failed(name, text, start, end, error) from error
+            if is_predicate:
+                return [
+                    (start, end)
+                    for start, end in words
+                    if _asked(name, function, text[start:end], start, end)
+                ]
+        return list(_asked(name, function, text, 0, len(text)))
+
+    return detect
+
+
+def _asked(name: str, function: Callable[[str], Any], span: str, start: int, end: int) -> Any:
+    try:
+        found = function(span)
+        return found if isinstance(found, bool) else list(found)
+    except Exception as error:  # a user's function may raise anything; it is named
+        raise _failed(name, span, 0, end - start, error, start) from error
+
+
+def _failed(
+    name: str, text: str, start: int, end: int, error: Exception, shift: int = 0
+) -> ValueError:
+    shown = text[start:end]
+    shown = shown if len(shown) <= 60 else shown[:60] + "..."
+    return ValueError(
+        f"exact: {name} raised {type(error).__name__} ({error}) on characters {start + shift} to "
+        f"{end + shift}, {shown!r}; it has to give (start, end) spans of a text, or say of a word "
+        "whether it must be exact."
+    )

@@ -1,0 +1,123 @@
+"""Drafts: segments while it is decided how each of them is kept."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from .fidelity_memslots import Places, Reading, lost_places, read, teacher_forced
+from .literals_memslots import Detectors, Literal
+from .memory_memslots import Memory, Segment
+from .tokenization_memslots import Span, check_text
+
+if TYPE_CHECKING:
+    from .modeling_memslots import MemslotsModel
+
+
+@dataclass
+class Draft:
+    """A segment in the making.
+
+    Args:
+        text: index of its text.
+        span: characters and encoder tokens.
+        reading: its text in the decoder's tokens.
+        literals: what rides beside its slots.
+        rate: encoder tokens per slot; 0 while there are no slots.
+        slots: `(slots, d_encoder)`; None where the decoder reads the text.
+        right: which decoder tokens come back, teacher-forced, at `rate` or, of a text, at the
+            finest rate that was tried.
+    """
+
+    text: int
+    span: Span
+    reading: Reading
+    literals: tuple[Literal, ...]
+    rate: int = 0
+    slots: torch.Tensor | None = None
+    right: list[bool] = field(default_factory=list)
+
+    @property
+    def held(self) -> Places:
+        """Characters of its literals, from the segment's start."""
+        shift = self.span.start
+        return [(one.start - shift, one.end - shift) for one in self.literals]
+
+    def lost(self, right: Sequence[bool] | None = None, held: bool = True) -> Places:
+        """Characters `(start, end)` of the source that are lost, token by token."""
+        places = lost_places(
+            self.reading, self.right if right is None else right, self.held if held else []
+        )
+        return [(a + self.span.start, b + self.span.start) for a, b in places]
+
+    def recovered(self, right: Sequence[bool]) -> int:
+        """Decoder tokens that come back."""
+        return len(right) - len(self.lost(right))
+
+
+def drafts_of(
+    model: "MemslotsModel", texts: Sequence[str], literals: Detectors | None
+) -> Iterator[Draft]:
+    """The segments of all texts, those included that the encoder sees nothing of.
+
+    Args:
+        model: that compresses.
+        texts: n texts.
+        literals: what rides beside the slots in any case.
+
+    Raises:
+        ValueError: an empty text, or a lone surrogate.
+        TypeError: not a string.
+    """
+    processor = model._need_processor()
+    for t, text in enumerate(texts):
+        name = "context" if len(texts) == 1 else f"context[{t}]"
+        # White space alone is nothing to compress, and yet a text that can be kept.
+        check_text(f"{text}." if isinstance(text, str) and text else text, name)
+        try:
+            spans = processor.segment(text)
+        except ValueError:  # no token in the encoder's vocabulary
+            spans = [Span(0, len(text), [])]
+        found = (
+            processor.segment_literals(text, spans, literals)
+            if spans[0].ids
+            else [() for _ in spans]
+        )
+        for span, own in zip(spans, found, strict=True):
+            yield Draft(t, span, read(processor, text[span.start : span.end]), own)
+
+
+def ask(
+    model: "MemslotsModel",
+    parts: Sequence[Draft],
+    chosen: Sequence[int],
+    slots: Sequence[torch.Tensor],
+) -> list[list[bool]]:
+    """What the decoder gets back of the chosen parts from these slots, teacher-forced."""
+    if not chosen:
+        return []
+    trial = trial_memory(model, [parts[i] for i in chosen], slots)
+    beside = beside_ids(model, [parts[i] for i in chosen])
+    return teacher_forced(model, trial, [parts[i].reading for i in chosen], beside)
+
+
+def trial_memory(
+    model: "MemslotsModel", parts: Sequence[Draft], slots: Sequence[torch.Tensor]
+) -> Memory:
+    """The slots as a memory of one document, for the decoder to read."""
+    segments = tuple(
+        Segment(0, part.span.start, part.span.end, len(part.span.ids), len(own))
+        for part, own in zip(parts, slots, strict=True)
+    )
+    rate = min(model.config.compression_rates)
+    empty = model.memory_of([""], [[]], torch.cat(list(slots))[:0], rate)
+    return Memory(
+        **{**vars(empty), "slots": torch.cat(list(slots)), "documents": (segments,)},
+    )
+
+
+def beside_ids(model: "MemslotsModel", parts: Sequence[Draft]) -> list[list[int]]:
+    """Decoder tokens of each draft's literals."""
+    found = model._need_processor().literal_ids([part.literals for part in parts])
+    return found or [[] for _ in parts]

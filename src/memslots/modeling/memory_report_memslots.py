@@ -1,0 +1,285 @@
+"""What a memory holds, segment by segment: as text, JSON, and a map over the text (HTML)."""
+
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .patches_memslots import needs_slots, stored_text
+
+if TYPE_CHECKING:
+    from .memory_memslots import Memory
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """One line of a report.
+
+    Args:
+        index: of the segment in the memory.
+        document: of the memory.
+        start: first character in its text.
+        end: one past the last.
+        tokens: encoder tokens.
+        decoder_tokens: what the decoder would read as text; None where nothing was checked.
+        rate: encoder tokens per slot; 0 where it is read as text.
+        slots: memory slots.
+        literals: strings kept beside the slots.
+        literal_positions: decoder positions that they take, or the text that is read as text.
+        positions: all decoder positions of the segment, markers included; None where nothing was
+            checked.
+        effective_rate: encoder tokens a decoder position; where nothing was checked, a slot.
+        fidelity: share of decoder tokens that slots, literals or text give; None if not known.
+        lost: decoder tokens that none of these gives; None if not known.
+        exact: how the exact text is kept: "text", "patches", "stored", or "" for not at all.
+        patch_bytes: what patches or the stored text take on the disk.
+    """
+
+    index: int
+    document: int
+    start: int
+    end: int
+    tokens: int
+    decoder_tokens: int | None
+    rate: int
+    slots: int
+    literals: int
+    literal_positions: int | None
+    positions: int | None
+    effective_rate: float
+    fidelity: float | None
+    lost: int | None
+    exact: str
+    patch_bytes: int
+
+
+_COLUMNS = {
+    "segment": lambda one: str(one.index),
+    "characters": lambda one: f"{one.start}-{one.end}",
+    "tokens": lambda one: str(one.tokens),
+    "rate": lambda one: str(one.rate) if one.rate else "text",
+    "slots": lambda one: str(one.slots),
+    "literals": lambda one: str(one.literals),
+    "positions": lambda one: "?" if one.positions is None else str(one.positions),
+    "effective rate": lambda one: f"{one.effective_rate:.2f}",
+    "fidelity": lambda one: "?" if one.fidelity is None else f"{one.fidelity:.1%}",
+    "lost": lambda one: "?" if one.lost is None else str(one.lost),
+    "exact by": lambda one: f"{one.exact} ({one.patch_bytes} B)" if one.exact else "-",
+}
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What a memory holds, and what its slots lose.
+
+    Args:
+        segments: a line each.
+        texts: of each segment, where it is known.
+        marks: of each segment, the characters of its text that are lost, and of its literals, as
+            `(start, end, kind)` counted from its start; kinds are "lost" and "literal".
+    """
+
+    segments: tuple[SegmentReport, ...]
+    texts: tuple[str | None, ...] = field(repr=False)
+    marks: tuple[tuple[tuple[int, int, str], ...], ...] = field(repr=False)
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Sums over all segments; effective rate and fidelity are those of the whole."""
+        lines = self.segments
+        known = [one for one in lines if one.fidelity is not None and one.decoder_tokens]
+        positions = None
+        if all(one.positions is not None for one in lines):
+            positions = sum(one.positions or 0 for one in lines)
+        tokens, slots = sum(one.tokens for one in lines), sum(one.slots for one in lines)
+        decoder_tokens = sum(one.decoder_tokens or 0 for one in known)
+        lost = sum((one.lost or 0) for one in known if one.rate)
+        return {
+            "segments": len(lines),
+            "tokens": tokens,
+            "slots": slots,
+            "as_text": sum(one.rate == 0 for one in lines),
+            "literals": sum(one.literals for one in lines),
+            "positions": positions,
+            "effective_rate": tokens / max(1, slots if positions is None else positions),
+            "fidelity": 1 - lost / decoder_tokens if len(known) == len(lines) and known else None,
+            "lost": lost if len(known) == len(lines) else None,
+            "patch_bytes": sum(one.patch_bytes for one in lines),
+        }
+
+    def __str__(self) -> str:
+        rows = [list(_COLUMNS)] + [
+            [cell(one) for cell in _COLUMNS.values()] for one in self.segments
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, "", self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The totals as a sentence."""
+        found = self.totals
+        positions, fidelity = found["positions"], found["fidelity"]
+        takes = f"{found['slots']} slots"
+        takes += f" and {found['literals']} literals" if found["literals"] else ""
+        takes += f", {found['as_text']} segments read as text" if found["as_text"] else ""
+        takes += "" if positions is None else f": {positions} decoder positions"
+        known = "not checked" if fidelity is None else f"{fidelity:.2%} of the tokens"
+        kept = f"; {found['patch_bytes']} bytes of patches" if found["patch_bytes"] else ""
+        return (
+            f"{found['tokens']} tokens in {takes}, an effective rate of "
+            f"{found['effective_rate']:.2f}; given back: {known}{kept}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Totals and a dict a segment, of what JSON can hold."""
+        return {"totals": self.totals, "segments": [asdict(one) for one in self.segments]}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def to_html(self) -> str:
+        """A page with the text, what is lost, literal or read as text marked in it.
+
+        Everything of the text is escaped: nothing in it becomes markup.
+        """
+        parts = []
+        for line, text, marks in zip(self.segments, self.texts, self.marks, strict=True):
+            known = "not checked" if line.fidelity is None else f"{line.fidelity:.1%} given back"
+            kind = f"rate {line.rate}" if line.rate else "read as text"
+            title = (
+                f"segment {line.index}: {kind}, {line.tokens} tokens, {line.slots} slots, "
+                f"{line.literals} literals, {known}"
+            )
+            shade = 0.0 if line.fidelity is None else round(1 - line.fidelity, 3)
+            body = (
+                _marked(text, marks)
+                if text is not None
+                else f"[{line.end - line.start} characters]"
+            )
+            parts.append(
+                f'<span class="segment{"" if line.rate else " text"}" title="{html.escape(title)}" '
+                f'style="--lost: {shade}">{body}</span>'
+            )
+        table = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(c(one))}</td>" for c in _COLUMNS.values()) + "</tr>"
+            for one in self.segments
+        )
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+        return _PAGE.format(
+            summary=html.escape(self.summary), text="".join(parts), head=head, table=table
+        )
+
+    def save_html(self, path) -> None:
+        """Write `to_html` to a file."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self.to_html())
+
+
+_PAGE = """<!doctype html>
+<meta charset="utf-8"><title>memslots: what a memory holds</title>
+<style>
+.memslots {{ font: 15px/1.6 system-ui, sans-serif; max-width: 60em; margin: 1em auto; }}
+.memslots .map {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+.memslots .segment {{ background: rgba(255, 170, 0, calc(var(--lost) * 0.5)); }}
+.memslots .segment.text {{ background: rgba(0, 120, 255, 0.15); }}
+.memslots .lost {{ background: rgba(220, 0, 0, 0.45); }}
+.memslots .literal {{ background: rgba(0, 160, 60, 0.35); }}
+.memslots .text .lost {{ background: rgba(0, 120, 255, 0.35); }}
+.memslots table {{ border-collapse: collapse; margin-top: 1em; }}
+.memslots td, .memslots th {{ padding: 0 0.6em; text-align: right; }}
+</style>
+<div class="memslots">
+<p>{summary}</p>
+<p><span class="lost">lost by the slots</span> <span class="literal">kept as a literal</span>
+<span class="segment text">read as text</span></p>
+<div class="map">{text}</div>
+<table><tr>{head}</tr>{table}</table>
+</div>
+"""
+
+
+def report_of(memory: "Memory", texts: str | Sequence[str] | None = None) -> MemoryReport:
+    """See `Memory.report`."""
+    given = [texts] if isinstance(texts, str) else None if texts is None else list(texts)
+    if given is not None:
+        hashes = tuple(hashlib.sha256(text.encode()).hexdigest() for text in given)
+        if hashes != tuple(memory.text_sha256):
+            raise ValueError(
+                f"report(texts=...) takes the {len(memory.text_sha256)} texts that were "
+                f"compressed; those given ({len(given)}) have another SHA-256."
+            )
+    lines, marks = [], []
+    known: list[str | None] = []
+    checks, literals = memory.all_checks(), memory.literals or ((),) * len(memory.segments)
+    documents = [d for d, own in enumerate(memory.documents) for _ in own]
+    for i, segment in enumerate(memory.segments):
+        check, own = checks[i], literals[i]
+        kept = "patches" if check.exact and needs_slots(check.exact) else "stored"
+        kept = "text" if check.text is not None else kept if check.exact else ""
+        beside = None if check.positions is None else check.positions - segment.slots
+        positions = max(1, segment.slots if check.positions is None else check.positions)
+        lost = None if check.lost is None else len(check.lost)
+        lines.append(
+            SegmentReport(
+                index=i,
+                document=documents[i],
+                start=segment.start,
+                end=segment.end,
+                tokens=segment.tokens,
+                decoder_tokens=check.tokens,
+                rate=check.rate,
+                slots=segment.slots,
+                literals=len(own),
+                literal_positions=beside,
+                positions=check.positions,
+                effective_rate=segment.tokens / positions,
+                fidelity=check.fidelity,
+                lost=lost if check.text is None else 0,
+                exact=kept,
+                patch_bytes=len(check.exact),
+            )
+        )
+        if given is not None:
+            known.append(given[segment.text][segment.start : segment.end])
+        elif check.text is not None:
+            known.append(check.text)
+        else:
+            known.append(stored_text(check.exact) if check.standalone else None)
+        places = [(a, b, "lost") for a, b in check.lost or ()]
+        places += [(one.start, one.end, "literal") for one in own]
+        marks.append(
+            tuple((a - segment.start, b - segment.start, kind) for a, b, kind in sorted(places))
+        )
+    return MemoryReport(tuple(lines), tuple(known), tuple(marks))
+
+
+def _marked(text: str, marks: Sequence[tuple[int, int, str]]) -> str:
+    """Escaped text with spans around what is marked; a literal wins over what is lost in it."""
+    kinds = [""] * len(text)
+    for start, end, kind in sorted(marks, key=lambda mark: mark[2] == "literal"):
+        for i in range(max(0, start), min(end, len(text))):
+            kinds[i] = kind
+    parts, start = [], 0
+    for i in range(1, len(text) + 1):
+        if i == len(text) or kinds[i] != kinds[start]:
+            piece = html.escape(text[start:i])
+            parts.append(f'<span class="{kinds[start]}">{piece}</span>' if kinds[start] else piece)
+            start = i
+    return "".join(parts)
+
+
+def readable(n_bytes: int) -> str:
+    """Bytes in the largest unit of which there is one."""
+    size = float(n_bytes)
+    units = ["B", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.4g} {units[0]}"
