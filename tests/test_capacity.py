@@ -343,6 +343,7 @@ def test_table_2_trains_once_and_stands_on_the_page(chunk_books, tmp_path):
         ["chunks.recipe.compressor.training.per_device_train_batch_size=2"],
     )
     section = recipe["chunks"]
+    section["columns"] = [column for column in section["columns"] if "PCC" in column["name"]]
     section["sizes"] = [{"chunks": 40, "test": 8, "max_steps": 2}]
     told = []
     (record,) = run_chunks(section, tmp_path, chunk_books, told.append)
@@ -354,3 +355,31 @@ def test_table_2_trains_once_and_stands_on_the_page(chunk_books, tmp_path):
     page = tmp_path / "capacity.md"
     write_capacity_page([], page, chunks=[record])
     assert "| PCC converter | 40 | 8 |" in page.read_text()
+
+
+def test_table_2_has_the_reports_columns_at_its_sizes(chunk_books, tmp_path):
+    from importlib.resources import files
+
+    recipe = load_recipe(
+        str(files("memslots.evaluation").joinpath("capacity.yaml")),
+        ["chunks.recipe.compressor.training.per_device_train_batch_size=2"],
+    )
+    section = recipe["chunks"]
+    columns = section["columns"]
+    small, large = (size["chunks"] for size in section["sizes"])
+    trained = [(c["name"], n) for n in (small, large) for c in columns if n in c.get("only", [n])]
+    seed = [f"{kind} (layers = {n})" for n in (1, 4) for kind in ("AE", "VAE")]
+    regularised = [f"{kind} (layers = 4, reg)" for kind in ("AE", "VAE")]
+    assert [name for name, n in trained if n == small][:6] == [*seed, *regularised]
+    assert [name for name, n in trained if n == large] == [*regularised, "PCC converter"]
+    for column in columns:
+        config = column["config"]
+        if column["name"] in (*seed, *regularised):
+            assert config["converter_type"] == ("vae" if "VAE" in column["name"] else "autoencoder")
+            assert config.get("converter_layers", 1) == (1 if "1" in column["name"] else 4)
+            assert config.get("converter_regularization", False) == ("reg" in column["name"])
+    section["columns"] = [{**columns[5], "only": [48]}]
+    section["sizes"] = [{"chunks": n, "test": 8, "max_steps": 1} for n in (40, 48)]
+    (record,) = run_chunks(section, tmp_path, chunk_books, lambda line: None)
+    assert (record["column"], record["size"]["chunks"]) == (regularised[1], 48)
+    assert record["test"]["slots"] == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,9 @@ def run_chunks(
     results = []
     for column in section["columns"]:
         for size in section["sizes"]:
-            name = f"{column['name'].replace(' ', '_').replace('=', '')}-{size['chunks']}"
+            if size["chunks"] not in column.get("only", [size["chunks"]]):
+                continue
+            name = "-".join([*re.findall(r"[\w.]+", column["name"]), str(size["chunks"])])
             file = output / f"{name}.json"
             recipe = copy.deepcopy(section["recipe"])
             recipe["compressor"]["config"].update(column["config"])

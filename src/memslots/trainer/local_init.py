@@ -27,9 +27,12 @@ _CONSTANT = 0.25
 def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
     """Writes encoder, memory tokens and converter in place (torch's global random state is used).
 
+    Where slots are pooled there are no memory tokens to write, and a converter that is no MLP is
+    left as it is.
+
     Args:
-        model: a compressor with `memory_positions="spread"`, a Llama encoder that is wider than the
-            decoder, and a converter at least twice as wide as the decoder inside.
+        model: a compressor with a Llama encoder that is wider than the decoder, and a converter
+            that is at least twice as wide as the decoder inside where it is an MLP.
         rows: `(encoder vocabulary, d_decoder)`, the decoder's embedding of each encoder token.
 
     Raises:
@@ -45,12 +48,8 @@ def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
     aligned, width, size = rows.shape[1], config.hidden_size, config.head_dim
     window = model.config.compression_rates[0]
     mean_heads = aligned // size
-    if not isinstance(model.converter, Converter):
-        raise ValueError("initialize_local writes an MLP converter; use converter_type='mlp'.")
-    hidden = model.converter.up.out_features
-    memory_tokens = model.memory_tokens
-    if memory_tokens is None:
-        raise ValueError("initialize_local places memory tokens, and pooling='mean' has none.")
+    converter = model.converter if isinstance(model.converter, Converter) else None
+    hidden = 2 * aligned if converter is None else converter.up.out_features
     if width <= aligned or heads < mean_heads + window or hidden < 2 * aligned:
         raise ValueError(
             f"initialize_local needs an encoder wider than {aligned}, at least "
@@ -63,10 +62,12 @@ def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
     embeddings.normal_(0, 0.02)
     embeddings[:, :aligned] = rows / length
     embeddings[:, -1] = _CONSTANT
-    memory_tokens.normal_(0, 0.02)
-    memory_tokens[:, :aligned] = 0
-    memory_tokens[:, aligned:] += nn.functional.normalize(torch.randn(spare), dim=0)
-    memory_tokens[:, -1] = _CONSTANT
+    memory_tokens = model.memory_tokens
+    if memory_tokens is not None:
+        memory_tokens.normal_(0, 0.02)
+        memory_tokens[:, :aligned] = 0
+        memory_tokens[:, aligned:] += nn.functional.normalize(torch.randn(spare), dim=0)
+        memory_tokens[:, -1] = _CONSTANT
 
     values = orthogonal(aligned)
     n_place = heads - mean_heads
@@ -100,7 +101,8 @@ def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
         layer.mlp.up_proj.weight.normal_(0, 0.05)
         layer.mlp.down_proj.weight.normal_(0, 0.01)
 
-    _start_as_identity(model.converter, aligned, rows.std().item())
+    if converter is not None:
+        _start_as_identity(converter, aligned, rows.std().item())
 
 
 def _fix_distance(attention, config, head: int, distance: float, sharpness: float) -> None:
