@@ -11,7 +11,20 @@ from rich.text import Text
 
 from memslots import __version__
 
-from . import ablate, build, capacity, cram, finetune, plan, publish, serve, store, tables, use
+from . import (
+    ablate,
+    build,
+    capacity,
+    cram,
+    finetune,
+    plan,
+    publish,
+    sentence_tables,
+    serve,
+    store,
+    tables,
+    use,
+)
 from .options import err
 
 app = typer.Typer(
@@ -70,6 +83,9 @@ app.command(
 )(ablate.ablate)
 app.command(epilog="Example: memslots tables --books books.jsonl --report results.md")(
     tables.tables
+)
+app.command("tables-sentence", epilog="Example: memslots tables-sentence --output runs/sentence")(
+    sentence_tables.tables_sentence
 )
 app.command(epilog="Example: memslots capacity --books ../shared/data --output runs/capacity")(
     capacity.capacity

@@ -37,6 +37,14 @@ class CompressorConfig(SFTConfig):
         pack_questions: all of a context's questions follow one another in one decoder row, each
             answer a target, instead of a row each; cheaper where contexts have many questions.
             Plain prompts only.
+        contrast_rows: so many successive rows of the dataset always share a batch; they ask for the
+            same fact and have other values, so that only their context tells the answers apart.
+        cached_slots: most slots of a frozen sentence encoder that are kept, so that it reads each
+            sentence once; 0 keeps none.
+        slot_cache: file that they are kept in beyond this run.
+        shortcut_check_steps: optimizer steps between two checks that the decoder reads its slots
+            (see `ShortcutCheck`), which `run_recipe` makes on held-out rows of a stage's source.
+        shortcut_check_rows: held-out rows of a check.
     """
 
     completion_weight: float = field(
@@ -69,6 +77,19 @@ class CompressorConfig(SFTConfig):
     pack_questions: bool = field(
         default=False, metadata={"help": "Train a context's questions in one decoder row."}
     )
+    contrast_rows: int = field(
+        default=1, metadata={"help": "Successive rows that always share a batch."}
+    )
+    cached_slots: int = field(
+        default=50_000, metadata={"help": "Slots of a frozen sentence encoder that are kept."}
+    )
+    slot_cache: str | None = field(
+        default=None, metadata={"help": "File that keeps them beyond this run."}
+    )
+    shortcut_check_steps: int | None = field(
+        default=None, metadata={"help": "Steps between checks that the slots are read."}
+    )
+    shortcut_check_rows: int = field(default=48, metadata={"help": "Held-out rows of a check."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "See TrainingArguments."})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay off: the context is a column of its own."}
@@ -85,10 +106,24 @@ class CompressorConfig(SFTConfig):
                 raise ValueError(
                     f"{name} must be between {low} and {high}, got {getattr(self, name)}."
                 )
-        for name in ("training_segments", "completion_length", "questions_per_context"):
+        for name in (
+            "training_segments",
+            "completion_length",
+            "questions_per_context",
+            "contrast_rows",
+            "shortcut_check_steps",
+            "shortcut_check_rows",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.cached_slots < 0:
+            raise ValueError(f"cached_slots must be 0 or more, got {self.cached_slots}.")
+        if self.per_device_train_batch_size % self.contrast_rows:
+            raise ValueError(
+                f"contrast_rows={self.contrast_rows} rows must fit a batch a whole number of "
+                f"times, but per_device_train_batch_size is {self.per_device_train_batch_size}."
+            )
         if self.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns=True would drop the context before training sees it; "

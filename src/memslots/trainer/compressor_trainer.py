@@ -15,10 +15,12 @@ from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS, Row
 from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns
 from memslots.trainer.compressor_config import CompressorConfig
+from memslots.trainer.contrast_groups import ContrastGroups
 from memslots.trainer.decoder_checkpointing import decoder_checkpointing
 from memslots.trainer.length_groups import GROUPED, LengthGroupedRows, row_lengths
 from memslots.trainer.saving import last_checkpoint, whole_or_removed
 from memslots.trainer.sharded import trust_gathered, with_tasks
+from memslots.trainer.slot_cache import cached_slots
 from memslots.trainer.step_metrics import StepMetrics
 
 
@@ -131,7 +133,9 @@ class CompressorTrainer(SFTTrainer):
         checkpointing: AbstractContextManager[None] = nullcontext()
         if self.args.gradient_checkpointing:
             checkpointing = decoder_checkpointing(self.model.decoder, self.model.reading)
-        with checkpointing:
+        cache = self.args.slot_cache
+        kept = cached_slots(self.model, self.args.cached_slots, Path(cache) if cache else None)
+        with checkpointing, kept:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -180,6 +184,13 @@ class CompressorTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy
+        if self.args.contrast_rows > 1 and isinstance(dataset, Dataset):
+            return ContrastGroups(
+                len(dataset),
+                self.args.contrast_rows,
+                self.args.seed,
+                lambda: int(self.state.epoch or 0),
+            )
         if strategy not in GROUPED or not isinstance(dataset, Dataset):
             return super()._get_train_sampler(train_dataset)
         lengths = self._lengths(dataset)

@@ -121,7 +121,7 @@ def _plan_stage(
     world_size: int,
     rate: float,
 ) -> StagePlan:
-    given = {**section["config"], "bundle_decoder": False}
+    given = {**section["config"], **settings.get("config", {}), "bundle_decoder": False}
     if given.get("pooling") == "sentence":
         window = given.setdefault("segment_length", _SENTENCE_TOKENS)
         width = encoder.get_text_config().hidden_size

@@ -17,14 +17,19 @@ from memslots.modeling import MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
-from memslots.trainer.pool_units import change_pool_unit
 from memslots.trainer.saving import is_saved, last_checkpoint, save_whole, whole_or_removed
+from memslots.trainer.sentence_sources import contrast_of, source_rows
+from memslots.trainer.shortcut_check import ShortcutCheck
+from memslots.trainer.stage_changes import change_stage, first_section, start_adapter
 from memslots.trainer.stage_data import Sources, stage_dataset
 from memslots.trainer.tiny_compressor import new_tiny_compressor, take_decoder
 from memslots.trainer.tiny_decoder import train_tiny_decoder
 
 LOSSES = "losses.json"
 """Beside a stage's checkpoint: what the trainer logged."""
+
+SLOT_CACHE = "slot_cache.safetensors"
+"""In a run's folder: slots of a frozen sentence encoder, which all its stages share."""
 
 CardWriter = Callable[[MemslotsModel, Path], None]
 
@@ -84,12 +89,16 @@ def run_recipe(
 def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
     """The stage that stage `name` starts from: its `after`, else the one before it, if any.
 
+    `after: null` starts from a new compressor, with the stage's own `config` and `encoder`.
+
     Raises:
         ValueError: `after` names no earlier stage.
     """
     names = [settings["name"] for settings in stages]
     at = names.index(name)
     wanted = stages[at].get("after")
+    if wanted is None and "after" in stages[at]:  # said to be nothing: a new compressor
+        return None
     if wanted is not None and wanted not in names[:at]:
         raise ValueError(
             f"stage {name!r} comes after {wanted!r}, which is no earlier stage; the stages are "
@@ -133,6 +142,8 @@ def training_arguments(
         ValueError: a batch size that the processes cannot make, or tokens of rows of no one length.
     """
     arguments = {"seed": recipe["seed"], **recipe["training"], **settings.get("training", {})}
+    if any("contrast" in source for source in settings["data"]):
+        arguments["contrast_rows"] = contrast_of(settings["data"])
     each = arguments.get("per_device_train_batch_size", 8) * world_size
     batch = settings.get("batch_size")
     if batch is not None:
@@ -169,22 +180,23 @@ def _run_stage(
     folder = output / "compressor" / name
     checkpoints = folder / "checkpoints"
     model = _stage_model(recipe, settings, output)
-    if "pool_unit" in settings:
-        change_pool_unit(model, settings["pool_unit"])
+    change_stage(model, settings, is_new=previous_stage(section["stages"], name) is None)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    trainer = CompressorTrainer(
-        model,
-        CompressorConfig(
-            **{
-                "output_dir": str(checkpoints),
-                "save_total_limit": 1,
-                "dataloader_pin_memory": torch.cuda.is_available(),
-                **training_arguments(section, settings, world_size),
-            }
-        ),
-        stage_dataset(settings["data"], sources, model._need_processor(), endless=True),
-        card_writer=card_writer,
+    args = CompressorConfig(
+        **{
+            "output_dir": str(checkpoints),
+            "save_total_limit": 1,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "slot_cache": str(output / SLOT_CACHE),
+            **training_arguments(section, settings, world_size),
+        }
     )
+    rows = stage_dataset(settings["data"], sources, model._need_processor(), endless=True)
+    if "start" in settings and last_checkpoint(checkpoints) is None:
+        start_adapter(model, settings["start"], rows, args)
+    trainer = CompressorTrainer(model, args, rows, card_writer=card_writer)
+    if trainer.args.shortcut_check_steps is not None:
+        trainer.add_callback(_shortcut_check(trainer, settings["data"]))
     checkpoint = last_checkpoint(checkpoints)
     if checkpoint is not None:
         _skip_stream(trainer, Path(checkpoint))
@@ -202,6 +214,13 @@ def _run_stage(
             card_writer(model, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+
+
+def _shortcut_check(trainer: CompressorTrainer, sources: list[dict[str, Any]]) -> ShortcutCheck:
+    """A check on held-out people of the stage's first source."""
+    args = trainer.args
+    rows = list(source_rows(sources[0], "validation", args.shortcut_check_rows, args.seed))
+    return ShortcutCheck(trainer, rows, args.shortcut_check_steps)
 
 
 def _skip_stream(trainer: CompressorTrainer, checkpoint: Path) -> None:
@@ -271,7 +290,7 @@ def decoder_kwargs(section: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsModel:
     """A new compressor: for the recipe's own decoder, or from two pretrained models."""
-    section = recipe["compressor"]
+    section = first_section(recipe["compressor"], name)
     if "decoder" in recipe:
         if not (output / "decoder" / "model.safetensors").exists():
             raise ValueError(_missing(name, output))

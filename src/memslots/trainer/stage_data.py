@@ -14,6 +14,7 @@ from memslots.data.books import iterate_books
 from memslots.data.demonstrations import demonstration_context
 from memslots.data.personas import persona_rows
 from memslots.modeling import MemslotsProcessor
+from memslots.trainer.sentence_sources import SENTENCE_SOURCES, source_rows
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def stage_dataset(
     Args:
         sources: each `{"kind", ...}`: `personas` (`rows`, `people`, `questions` a context, and
             `sentences` where not the whole biography is given, but some with an answer),
+            `persona_sentences`, `persona_pools` and `code_snippets` (`rows` and the options of
+            `sentence_rows`, `pool_rows` and `code_rows` in `memslots.data`),
             `persona_texts` (`rows` of at most `sentences` sentences), `books` (`rows` of
             `characters`), or a data set of `memslots.data.ADAPTERS` with its `split`: a set of
             texts cut into pieces of `tokens` encoder tokens, each with as many of the text that
@@ -82,6 +85,9 @@ def stage_dataset(
         drawn = _number(f"stage-{options.pop('seed', origin.seed)}-{number}")
         if source["kind"] in _GENERATED:
             parts.append(list(_GENERATED[source["kind"]](drawn, origin, **options)))
+        elif source["kind"] in SENTENCE_SOURCES:
+            found = source_rows(source, "train", source["rows"], drawn)
+            parts.append([_question(r["context"], r["question"], r["answer"]) for r in found])
         elif source["kind"] in ADAPTERS:
             if ADAPTERS[source["kind"]].streaming:
                 options |= {"drawn": drawn, "origin": origin, "processor": processor}
@@ -90,7 +96,7 @@ def stage_dataset(
         else:
             raise ValueError(
                 f"source kind {source['kind']!r} is unknown; there are "
-                f"{sorted([*_GENERATED, *ADAPTERS])}."
+                f"{sorted([*_GENERATED, *SENTENCE_SOURCES, *ADAPTERS])}."
             )
     rows = [row for part in parts for row in part]
     if not rows:

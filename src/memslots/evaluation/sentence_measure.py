@@ -1,0 +1,118 @@
+"""Answers of a sentence compressor to held-out questions, kept one by one for the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memslots.evaluation.answering import (
+    answer_from_memory,
+    answer_from_text,
+    processor_of,
+)
+from memslots.evaluation.metrics import exact_match, tokens_aligned
+from memslots.modeling import MemslotsModel
+
+ANSWER_TOKENS = 16
+"""Longest answer that is generated; the longest that is right has fewer."""
+
+CONDITIONS = ("memory", "another", "text", "none")
+"""What the decoder reads: the memory, another context's memory, the text itself, or no context. The
+last two are read without the compressor's LoRA, as the decoder was before."""
+
+
+def measure_answers(
+    model: MemslotsModel,
+    rows: Sequence[dict[str, Any]],
+    conditions: Sequence[str] = CONDITIONS,
+) -> dict[str, Any]:
+    """Asks the first question of every row under each condition, greedily.
+
+    Args:
+        model: with its decoder.
+        rows: `{"context", "question", "answer", "fact", "other_context"}`, the middle three lists.
+        conditions: of `CONDITIONS`; text that does not fit the decoder's positions is left out.
+
+    Returns:
+        `samples`, one a row: `fact`, `tokens` (of the right answer), and for each condition whether
+        the answer and its `first` token are right; and what the contexts cost in decoder positions:
+        `text_tokens`, `slots`, `literal_tokens` and `positions` (markers included), means.
+    """
+    processor = processor_of(model)
+    encode = processor.decoder_text.encode
+    questions = [row["question"][0] for row in rows]
+    answers = [row["answer"][0] for row in rows]
+    contexts = [row["context"] for row in rows]
+    memory = model.compress(contexts, progress=False)
+    lengths = [len(encode(context)) for context in contexts]
+    produced: dict[str, list[str]] = {}
+    if "memory" in conditions:
+        produced["memory"] = answer_from_memory(model, memory, questions, ANSWER_TOKENS)
+    if "another" in conditions:
+        others = model.compress([row["other_context"] for row in rows], progress=False)
+        produced["another"] = answer_from_memory(model, others, questions, ANSWER_TOKENS)
+    most = getattr(processor_limits(model), "max_position_embeddings", None)
+    if "text" in conditions and (most is None or max(lengths) + 64 <= most):
+        produced["text"] = answer_from_text(model, contexts, questions, ANSWER_TOKENS)
+    if "none" in conditions:
+        produced["none"] = answer_from_text(model, [None] * len(rows), questions, ANSWER_TOKENS)
+    samples = []
+    for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        wanted = encode(f" {answer}")
+        sample: dict[str, Any] = {"fact": row["fact"][0], "tokens": len(wanted)}
+        for name, given in produced.items():
+            sample[name] = exact_match(given[i], answer)
+            sample[f"{name}_first"] = encode(f" {given[i].strip()}")[:1] == wanted[:1]
+        samples.append(sample)
+    literal = [sum(map(len, processor.literal_ids(memory[i].literals))) for i in range(len(rows))]
+    return {
+        "samples": samples,
+        "text_tokens": _mean(lengths),
+        "slots": _mean(memory.n_slots),
+        "literal_tokens": _mean(literal),
+        "positions": _mean(model.memory_positions(memory)),
+        "examples": [
+            {"question": q, "answer": a, "memory": given}
+            for q, a, given in zip(
+                questions[:8], answers[:8], produced.get("memory", [])[:8], strict=False
+            )
+        ],
+    }
+
+
+def measure_reconstruction(model: MemslotsModel, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Reads each context back, unit by unit, greedily.
+
+    Returns:
+        `units`, one a sentence: `tokens`, `aligned` (tokens that stand in the same order) and
+        `exact`; and two examples.
+    """
+    from memslots.evaluation.answering import compare_segments, reconstruct_segments
+
+    texts = [row["context"] for row in rows]
+    memory = model.compress(texts, progress=False)
+    produced = reconstruct_segments(model, memory)
+    compared = compare_segments(model, memory, texts, produced)
+    pairs = []
+    for segment, text in list(zip(memory.segments, produced, strict=True))[:10]:
+        pairs.append({"text": texts[segment.text][segment.start : segment.end], "read back": text})
+    return {
+        "units": [
+            {
+                "tokens": len(one["tokens"]),
+                "aligned": tokens_aligned(one["tokens"], one["produced_tokens"]),
+                "exact": one["exact"],
+            }
+            for one in compared
+        ],
+        "examples": pairs,
+    }
+
+
+def processor_limits(model: MemslotsModel) -> Any:
+    """The decoder's text configuration, which states its positions."""
+    return model.config.get_text_config(decoder=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / max(1, len(values)), 2)
