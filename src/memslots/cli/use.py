@@ -155,8 +155,24 @@ def reconstruct(
         err.print(f"{slots}; {right} of {total} decoder tokens right ({right / total:.1%})")
 
 
-def demo(model: Model = None, revision: Revision = None, device: Device = None) -> None:
+def demo(
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve a page for the browser (memslots[demo]).")
+    ] = False,
+    host: Annotated[str, typer.Option(help="With --web: address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="With --web: by default a free one from 7860 on."),
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+) -> None:
     """Compress a text file, answer from its memory, and compare with the full text."""
+    if web:
+        from .web import serve_page
+
+        return serve_page(model, revision, device, host, port)
     from importlib.resources import files
 
     name = resolve_model(model)

@@ -1,0 +1,64 @@
+"""`memslots demo --web`: the Space's page on this machine, with the installed package."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from rich.text import Text
+
+from .options import err, load_model, out, resolve_model
+
+EMBEDDED_NOTE = (
+    "This is the embedded checkpoint, a demonstration: it answers questions on short English "
+    "biographies like the first example, and knows nothing else."
+)
+
+EMBEDDED_TOKENS = 16
+"""Its answers are short; without a context it would go on to any limit."""
+
+
+def serve_page(
+    model: str | None, revision: str | None, device: str | None, host: str, port: int | None
+) -> None:
+    """Serves the page until it is interrupted.
+
+    Args:
+        model: folder or repository, the embedded checkpoint by default.
+        revision: of a repository.
+        device: as for every command.
+        host: address to listen on.
+        port: of it; by default the first free one from 7860 on.
+
+    Raises:
+        ImportError: Gradio is missing.
+        OSError: the port is taken.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError(
+            "memslots demo --web needs Gradio: pip install 'memslots[demo]'"
+        ) from error
+    from memslots.hub_cards.space.memslots_space.answers import warm_up
+    from memslots.hub_cards.space.memslots_space.loading import Compressor
+    from memslots.hub_cards.space.memslots_space.page import build_page, serve
+    from memslots.hub_cards.space.memslots_space.settings import Settings
+    from memslots.modeling import ChatMemory
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    name = resolve_model(model)
+    out.print(f"loading {name}, Gradio {gradio.__version__}", style="dim", soft_wrap=True)
+    compressor = Compressor(load_model(name, revision, device).eval(), ChatMemory)
+    settings = Settings(model=name, revision=revision)
+    if model is None:
+        settings = replace(settings, note=EMBEDDED_NOTE, max_new_tokens=EMBEDDED_TOKENS)
+    warm_up(compressor.model)
+    page = build_page(compressor, settings)
+    _, url, _ = serve(
+        page, settings, server_name=host, server_port=port, quiet=True, prevent_thread_lock=True
+    )
+    out.print(Text(f"Open {url} in a browser; Ctrl-C ends it."), soft_wrap=True)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        err.print(f"{host}: whoever reaches this machine can use the page; it asks for no password")
+    page.block_thread()
