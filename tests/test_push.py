@@ -21,7 +21,8 @@ from tiny_models import QUESTIONS, TEXTS
 from memslots.cli import main
 from memslots.configuration import load_recipe
 from memslots.hub_cards import push
-from memslots.hub_cards.push import PushError, push_checkpoint, staged
+from memslots.hub_cards.hub_commit import PushError
+from memslots.hub_cards.push import push_checkpoint, staged
 from memslots.modeling import MemslotsModel
 
 ANSWERS = {"context": TEXTS[0], "question": QUESTIONS, "max_new_tokens": 5}

@@ -1,36 +1,20 @@
-"""Publishing a checkpoint: code, weights, processor, card and handler in one commit, or nothing.
-
-huggingface_hub retries what it may: asking for upload modes, the LFS batch, and each file's upload.
-It does not retry making the repository, checking the card, or the commit itself, since a commit
-whose answer was lost would be made twice; here those are retried, the commit with its parent named,
-so that the Hub refuses a second one.
-"""
+"""Publishing a checkpoint: code, weights, processor, card and handler in one commit, or nothing."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import shutil
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-)
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import get_session, validate_repo_id
+from huggingface_hub import CommitInfo, HfApi
 
 import memslots.modeling
 from memslots.hub_cards.checkpoint_facts import (
@@ -40,6 +24,13 @@ from memslots.hub_cards.checkpoint_facts import (
     RESULTS,
     hub_id,
     without_paths,
+)
+from memslots.hub_cards.hub_commit import (
+    Commit,
+    StagedFile,
+    check_repo_id,
+    commit_files,
+    retried,
 )
 from memslots.hub_cards.model_card import build_card, save_card
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
@@ -51,35 +42,7 @@ _TAKEN_AS_THEY_ARE = (*WEIGHTS, RESULTS, "generation_config.json", "decoder/gene
 _OURS = (*WEIGHTS, "*_memslots.py")
 """What an earlier push left behind in the repository and this one does not bring is removed."""
 
-_TRANSIENT = (408, 429, 500, 502, 503, 504)
-_WAITS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before each further try."""
-
 MESSAGE = "Upload memslots checkpoint"
-
-T = TypeVar("T")
-
-
-class PushError(OSError):
-    """A push that failed on the way; the repository's files are as they were."""
-
-
-@dataclass(frozen=True)
-class StagedFile:
-    """One file of a push.
-
-    Args:
-        name: in the repository.
-        path: on this disk.
-    """
-
-    name: str
-    path: Path
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.path.stat().st_size
 
 
 def push_checkpoint(
@@ -113,7 +76,7 @@ def push_checkpoint(
         HfHubHTTPError: the Hub refused.
     """
     with staged(folder, repo_id, **stated) as (model, files):
-        commit = _Commit(revision, create_pr, commit_message, commit_description)
+        commit = Commit(commit_message, commit_description, revision, create_pr)
         return _push(model.config, files, repo_id, private, token, commit)
 
 
@@ -159,7 +122,7 @@ def push_model(
         if card.is_file():  # the licence that it states holds for what was made of it
             shutil.copyfile(card, folder / CARD)
         with staged(folder, repo_id, model, tags=tags) as (_, files):
-            commit = _Commit(revision, create_pr, commit_message or MESSAGE, commit_description)
+            commit = Commit(commit_message or MESSAGE, commit_description, revision, create_pr)
             return _push(model.config, files, repo_id, private, token, commit)
 
 
@@ -208,14 +171,6 @@ def staged(
             ):
                 files.setdefault(name, path)
         yield model, [StagedFile(name, path) for name, path in sorted(files.items())]
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Raises `ValueError` for anything but `name` or `owner/name`."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} names no repository; give owner/name. {error}") from error
 
 
 def publishable(config: MemslotsConfig) -> MemslotsConfig:
@@ -306,26 +261,21 @@ def _strings(value: Any) -> Iterator[str]:
 # -- the Hub ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Commit:
-    """What is said of the one commit; see `push_checkpoint`."""
-
-    revision: str | None
-    create_pr: bool
-    message: str
-    description: str | None
-
-
 def _push(
     config: MemslotsConfig,
     files: list[StagedFile],
     repo_id: str,
     private: bool | None,
     token: str | bool | None,
-    wanted: _Commit,
+    wanted: Commit,
 ) -> CommitInfo:
     api = HfApi(token=token)
-    revision, create_pr = wanted.revision, wanted.create_pr
+    check_parts(api, config)
+    return commit_files(api, repo_id, files, wanted, _OURS, private)
+
+
+def check_parts(api: HfApi, config: MemslotsConfig) -> None:
+    """Raises `ValueError` for a decoder or encoder that no repository on the Hub holds."""
     for part, name, needed in (
         ("decoder", config.decoder_name_or_path, not config.bundle_decoder),
         (
@@ -334,74 +284,8 @@ def _push(
             config.encoder_lora is not None or not config.bundle_encoder,
         ),
     ):
-        if needed and not _retried(partial(api.repo_exists, str(name)), "looking it up"):
+        if needed and not retried(partial(api.repo_exists, str(name)), "looking it up"):
             raise ValueError(
                 f"the {part} {name!r} is no repository on the Hub that this token can see; others "
                 "could not load the checkpoint."
             )
-    repo_id = _retried(
-        lambda: api.create_repo(repo_id, private=private, exist_ok=True), "making the repository"
-    ).repo_id
-    if revision is not None and not create_pr and not revision.startswith("refs/"):
-        _retried(
-            lambda: api.create_branch(repo_id, branch=revision, exist_ok=True),
-            "making the branch",
-        )
-    info = _retried(lambda: api.model_info(repo_id, revision=revision), "reading the repository")
-    new = {file.name for file in files}
-    stale = [
-        name
-        for name in (sibling.rfilename for sibling in info.siblings or [])
-        if name not in new and "/" not in name and any(fnmatch(name, ours) for ours in _OURS)
-    ]
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        *(CommitOperationAdd(path_in_repo=f.name, path_or_fileobj=f.path) for f in files),
-        *(CommitOperationDelete(path_in_repo=name) for name in stale),
-    ]
-
-    def commit() -> CommitInfo:
-        return api.create_commit(
-            repo_id,
-            operations,
-            commit_message=wanted.message,
-            commit_description=wanted.description,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=info.sha,
-        )
-
-    return _retried(commit, "uploading")
-
-
-def _retried(action: Callable[[], T], doing: str) -> T:
-    """The action's result, tried again where the network or the Hub fails for a moment.
-
-    Raises:
-        PushError: it failed each time.
-    """
-    # huggingface_hub 1 is built on httpx and 2 on httpx2; the errors have one name in both.
-    network = sys.modules[type(get_session()).__mro__[-3].__module__.partition(".")[0]]
-    for wait in (*_WAITS, None):
-        try:
-            return action()
-        except Exception as error:
-            cause = error.__cause__ if type(error) is RuntimeError else error  # of an upload
-            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-            lost = isinstance(cause, network.TransportError)
-            if status == 412:  # the parent is no longer the branch's head
-                raise PushError(
-                    f"{doing} failed: the repository changed meanwhile, by somebody else or by an "
-                    "earlier try whose answer was lost; look at its history, and push again if "
-                    "this push is not there."
-                ) from error
-            if not lost and status not in _TRANSIENT:
-                if cause is error:
-                    raise
-                raise PushError(f"{doing} failed, nothing was committed: {cause}") from error
-            if wait is None:
-                raise PushError(
-                    f"{doing} failed {len(_WAITS) + 1} times, nothing was committed: {cause}"
-                ) from error
-            logger.warning("%s failed (%s); trying again in %g s.", doing, cause, wait)
-        time.sleep(wait)
-    raise AssertionError("unreachable")
