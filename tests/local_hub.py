@@ -1,4 +1,5 @@
-"""A Hub on loopback: as much of its HTTP API as making, pushing and loading a model needs.
+"""A Hub on loopback: as much of its HTTP API as making, pushing and loading a model, or a Space,
+needs. A Space is kept as "spaces/owner/name".
 
 Repositories are kept in memory, every commit whole. Failures can be ordered, and all requests are
 kept, with what they carried.
@@ -33,6 +34,7 @@ class Repository:
     commits: list[Commit] = field(default_factory=list)
     branches: dict[str, str] = field(default_factory=dict)
     lfs: set[str] = field(default_factory=set)  # paths stored by LFS
+    sdk: str | None = None  # of a Space
 
     def find(self, revision: str) -> Commit | None:
         oid = self.branches.get(revision, revision)
@@ -88,23 +90,21 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: LocalHub
 
+    API = r"/api/(?P<kind>models|spaces)/(?P<repo>[^/]+/[^/]+)"
+    FILES = r"/(?P<repo>(?:spaces/)?[^/]+/[^/]+)"
     ROUTES = (
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<rev>[^/]+))?", "info"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<rev>[^/]+)", "branch"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
-        (
-            "GET",
-            r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?:/(?P<under>.*))?",
-            "tree",
-        ),
-        ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("GET", API + r"(?:/revision/(?P<rev>[^/]+))?", "info"),
+        ("POST", API + r"/branch/(?P<rev>[^/]+)", "branch"),
+        ("POST", API + r"/preupload/(?P<rev>[^/]+)", "preupload"),
+        ("POST", API + r"/commit/(?P<rev>[^/]+)", "commit"),
+        ("GET", API + r"/tree/(?P<rev>[^/]+)(?:/(?P<under>.*))?", "tree"),
+        ("POST", FILES + r"\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
         ("POST", r"/lfs/verify", "lfs_verify"),
         ("GET", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_get"),
-        ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", FILES + r"/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
     def _route(self):
@@ -125,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, parts.path)
             if verb == method and match:
                 given = {key: unquote(v) if v else v for key, v in match.groupdict().items()}
+                if given.pop("kind", None) == "spaces":
+                    given["repo"] = f"spaces/{given['repo']}"
                 if "repo" in given and name != "create":
                     repository = self.state.repositories.get(given["repo"])
                     if repository is None or (repository.private and not self._authorized()):
@@ -150,13 +152,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self):
         given = json.loads(self.body)
-        name = "/".join(filter(None, (given.get("organization") or "me", given["name"])))
+        prefix = "spaces" if given.get("type") == "space" else None
+        owner = given.get("organization") or "me"
+        name = "/".join(filter(None, (prefix, owner, given["name"])))
         url = f"{self.state.url}/{name}"
         if name in self.state.repositories:
-            return self._json({"error": "You already created this model repo", "url": url}, 409)
-        self.state.repository(name).private = (
-            given.get("visibility") == "private" or given.get("private") is True
-        )
+            return self._json({"error": "You already created this repo", "url": url}, 409)
+        made = self.state.repository(name)
+        made.private = given.get("visibility") == "private" or given.get("private") is True
+        if prefix is not None:
+            made.sdk = given["sdk"]  # the Hub makes no Space without one
         self._json({"url": url, "name": name, "id": name})
 
     def _validate(self):
@@ -181,6 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return self._missing("RevisionNotFound")
         siblings = [{"rfilename": name} for name in sorted(commit.files)]
+        repo = repo.removeprefix("spaces/")
         self._json(
             {"id": repo, "modelId": repo, "sha": commit.oid, "private": repository.private,
              "tags": [], "siblings": siblings, "author": repo.split("/")[0], "downloads": 0}

@@ -98,6 +98,9 @@ app.command(
     epilog="Example: memslots card path/to/checkpoint --repo me/model --license apache-2.0"
 )(publish.card)
 app.command(epilog="Example: memslots push path/to/checkpoint me/model --dry-run")(publish.push)
+app.command("push-space", epilog="Example: memslots push-space me/demo --model me/model --dry-run")(
+    publish.push_space
+)
 app.command(
     epilog="Example: memslots serve --vllm http://localhost:8000 --store memories --port 8080"
 )(serve.serve)

@@ -1,14 +1,17 @@
-"""Commands that publish: card and push."""
+"""Commands that publish: card, push and push-space."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from .options import load_config, out, quiet
+
+if TYPE_CHECKING:
+    from memslots.hub_cards.hub_commit import StagedFile
 
 
 def card(
@@ -64,12 +67,7 @@ def push(
     quiet()
     if dry_run:
         with staged(checkpoint, repo, license=license_id) as (_, files):
-            table = Table("file", Column("bytes", justify="right"))
-            for file in files:
-                table.add_row(file.name, f"{file.size:,}")
-            out.print(table)
-            total = sum(file.size for file in files)
-            out.print(f"{len(files)} files, {total:,} bytes to {repo}; nothing was sent.")
+            _list(files, repo)
         return
     made = push_checkpoint(
         checkpoint,
@@ -82,3 +80,46 @@ def push(
     )
     out.print(f"{made.pr_url or made.commit_url}", soft_wrap=True)
     out.print(f'Pin it: from_pretrained("{repo}", revision="{made.oid}")', soft_wrap=True)
+
+
+def push_space(
+    repo: Annotated[str, typer.Argument(help="The Space on the Hub, owner/name.")],
+    model: Annotated[
+        str, typer.Option("--model", help="The checkpoint that it shows: its repository.")
+    ],
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Of the checkpoint: commit, branch or tag; the Space is pinned to it."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the Space private, where it is new.")
+    ] = False,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    note: Annotated[
+        str | None, typer.Option(help="A line on the page: what the checkpoint can do.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List files and sizes; send nothing.")
+    ] = False,
+) -> None:
+    """Publish a Space in one commit: the page of `memslots demo --web`, for a checkpoint."""
+    from memslots.hub_cards import push_space as pushing
+
+    quiet()
+    if dry_run:
+        with pushing.staged_space(repo, model, revision=revision, title=title, note=note) as files:
+            _list(files, repo)
+        return
+    made = pushing.push_space(
+        repo, model, revision=revision, private=private or None, title=title, note=note
+    )
+    out.print(f"{made.commit_url}", soft_wrap=True)
+
+
+def _list(files: list[StagedFile], repo: str) -> None:
+    table = Table("file", Column("bytes", justify="right"))
+    for file in files:
+        table.add_row(file.name, f"{file.size:,}")
+    out.print(table)
+    total = sum(file.size for file in files)
+    out.print(f"{len(files)} files, {total:,} bytes to {repo}; nothing was sent.")
