@@ -30,7 +30,15 @@ _ENABLED_WHEN_FILLED = """
 (...values) => ({__type__: "update", interactive: values.every((v) => v && v.trim() !== "")})
 """
 
-_CHANGED = "() => '<p class=\"hint\">Changed. Compress it, or just ask.</p>'"
+_CHANGED = """
+(text, status) => {
+  let mark = 0;
+  for (let i = 0; i < text.length; i++) mark = (Math.imul(mark, 31) + text.charCodeAt(i)) >>> 0;
+  if (!status || status.includes(`data-text="${mark}"`)) return {__type__: "update"};
+  return {__type__: "update", value: '<p class="hint">Changed. Compress it, or just ask.</p>'};
+}
+"""
+"""Shows that the document is no longer the one that was compressed; see `views.mark`."""
 
 
 def build_page(compressor: Compressor, settings: Settings) -> gr.Blocks:
@@ -83,7 +91,7 @@ def build_page(compressor: Compressor, settings: Settings) -> gr.Blocks:
                 )
                 press = gr.Button("Compress", variant="primary", elem_id="compress")
                 status = gr.HTML(elem_id="status")
-            with gr.Column(scale=7, min_width=300), gr.Tabs():
+            with gr.Column(scale=7, min_width=300), gr.Tabs(overflow_behavior="wrap"):
                 with gr.Tab("Ask"):
                     question = gr.Textbox(
                         examples[0]["question"],
@@ -168,7 +176,7 @@ def build_page(compressor: Compressor, settings: Settings) -> gr.Blocks:
                 **light,
             ).then(do.compress, taken, made, show_progress_on=status, **heavy)
         js: dict[str, Any] = {"js": _ENABLED_WHEN_FILLED, **light}
-        text.input(None, None, status, js=_CHANGED, **light)
+        text.change(None, [text, status], status, js=_CHANGED, **light)
         text.change(None, text, press, **js)
         text.change(None, text, back, **js)
         gr.on([text.change, question.change], None, [text, question], ask, **js)

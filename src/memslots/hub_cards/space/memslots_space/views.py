@@ -56,10 +56,21 @@ def compressed(document: Document) -> str:
     if lost:
         parts.append(f"{plural(lost, 'token')} unknown to the encoder and lost")
     return str(
-        Markup('<p class="compressed" role="status"><b>{} → {}</b><br>{}</p>').format(
-            plural(tokens, "token"), plural(slots, "slot"), " · ".join(parts)
+        Markup(
+            '<p class="compressed" role="status" data-text="{}"><b>{} → {}</b><br>{}</p>'
+        ).format(
+            mark(document.text), plural(tokens, "token"), plural(slots, "slot"), " · ".join(parts)
         )
     )
+
+
+def mark(text: str) -> int:
+    """A number by which the browser knows a text again: its UTF-16 units, hashed."""
+    data = text.encode("utf-16-le", "surrogatepass")
+    found = 0
+    for i in range(0, len(data), 2):
+        found = (found * 31 + data[i] + 256 * data[i + 1]) & 0xFFFFFFFF
+    return found
 
 
 def cards(answers: Sequence[Answer], rate: int, waiting: bool = False) -> str:
