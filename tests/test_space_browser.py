@@ -137,7 +137,7 @@ def test_load_and_ask(wide):
     assert nothing != memory
     names = wide.page.locator("#answers h3").all_inner_texts()
     assert names == ["Full text", "Memory, rate 4", "No context"]
-    for cost in ("decoder positions", "KV cache", "slots, kept", "seconds"):
+    for cost in ("positions", "KV cache", "slots, kept", "seconds"):
         assert cost in wide.page.locator("#answers .memory").inner_text()
     tops = {card.bounding_box()["y"] for card in wide.page.locator("#answers .card").all()}
     assert len(tops) == 1  # side by side

@@ -35,7 +35,8 @@ _CHANGED = """
   let mark = 0;
   for (let i = 0; i < text.length; i++) mark = (Math.imul(mark, 31) + text.charCodeAt(i)) >>> 0;
   if (!status || status.includes(`data-text="${mark}"`)) return {__type__: "update"};
-  return {__type__: "update", value: '<p class="hint">Changed. Compress it, or just ask.</p>'};
+  const next = text.trim() ? "Changed. Compress it, or just ask." : "Paste a text, or upload one.";
+  return {__type__: "update", value: `<p class="hint">${next}</p>`};
 }
 """
 """Shows that the document is no longer the one that was compressed; see `views.mark`."""

@@ -108,7 +108,7 @@ def _card(source: str, answer: Answer | None, rate: int, most: int, waiting: boo
 def _costs(answer: Answer, most: int) -> Markup:
     rows: list[tuple[str, str]] = []
     if answer.positions is not None:
-        rows.append(("decoder positions", f"{answer.positions:,}"))
+        rows.append(("positions", f"{answer.positions:,}"))
     if answer.slot_bytes is not None:
         rows.append(("slots, kept", readable_bytes(answer.slot_bytes)))
     if answer.cache_bytes is not None:
