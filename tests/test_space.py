@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_models import LONG, QUESTIONS, TEXTS
 
+from memslots.cli import main
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import tokens_aligned
 from memslots.hub_cards.space.memslots_space import answers, documents, reading_back, views
@@ -392,9 +395,62 @@ def test_the_server_bounds_uploads(url):
     assert refused.value.code == 413
 
 
+def send(url, place, data):
+    """What the server answers to an event of the component `place`, as its browser reads it."""
+    config = json.loads(get(f"{url}config")[1])
+    (target,) = [c["id"] for c in config["components"] if c["props"].get("elem_id") == place]
+    (event,) = [d["id"] for d in config["dependencies"] if d["targets"][0][0] == target]
+    body = json.dumps({"data": data, "fn_index": event, "session_hash": place}).encode()
+    kind = {"Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(f"{url}gradio_api/queue/join", body, kind))
+    with urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash={place}") as stream:
+        for line in stream:
+            if b'"process_completed"' in line:
+                return json.loads(line.removeprefix(b"data: "))
+    raise AssertionError("the event never ended")
+
+
+def test_only_what_was_uploaded_is_read_and_deleted(url, tmp_path):
+    kept = tmp_path / "secret.txt"
+    kept.write_text("A secret of this machine.")
+    answer = send(url, "upload", [{"path": str(kept), "meta": {"_type": "gradio.FileData"}}, 2])
+    assert answer["success"] is False
+    assert "secret of" not in json.dumps(answer)
+    assert kept.read_text() == "A secret of this machine."
+    with urllib.request.urlopen(upload(url, TEXTS[0].encode()), timeout=60) as made:
+        (path,) = json.load(made)
+    assert Path(path).is_file()
+    answer = send(url, "upload", [{"path": path, "meta": {"_type": "gradio.FileData"}}, 2])
+    assert answer["success"] is True
+    assert answer["output"]["data"][0] == TEXTS[0]
+    assert not Path(path).exists()
+
+
 def test_every_example_fits(page_module):
     examples = json.loads((Path(page_module.__file__).parent / "examples.json").read_text("utf-8"))
     for example in examples:
         documents.check_document(example["text"], Settings("me/model").max_characters)
         documents.check_question(example["question"])
         assert len(example["label"]) <= 12  # a button on a phone
+
+
+# -- command line ----------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    return line
+
+
+def test_demo_says_what_is_wrong(zoo, page_module, capsys, monkeypatch):
+    assert "go with --web" in refused(capsys, "demo", "--port", 8000)
+    assert "no such folder" in refused(capsys, "demo", "--web", "--model", "./nowhere")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused(capsys, "demo", "--web", "--model", zoo.saved(), "--port", port)
+    assert str(port) in line
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'memslots[demo]'" in refused(capsys, "demo", "--web")

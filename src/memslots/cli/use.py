@@ -159,7 +159,9 @@ def demo(
     web: Annotated[
         bool, typer.Option("--web", help="Serve a page for the browser (memslots[demo]).")
     ] = False,
-    host: Annotated[str, typer.Option(help="With --web: address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str | None, typer.Option(help="With --web: address to listen on; 127.0.0.1 by default.")
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="With --web: by default a free one from 7860 on."),
@@ -172,7 +174,9 @@ def demo(
     if web:
         from .web import serve_page
 
-        return serve_page(model, revision, device, host, port)
+        return serve_page(model, revision, device, host or "127.0.0.1", port)
+    if host is not None or port is not None:
+        raise ValueError("--host and --port go with --web: memslots demo --web --port 8000.")
     from importlib.resources import files
 
     name = resolve_model(model)

@@ -23,6 +23,9 @@ HERE = Path(__file__).parent
 SESSION_SECONDS = 3600
 """A visitor's memory is forgotten after this time, or when the tab is closed."""
 
+LITTER_SECONDS = 300
+"""Files that were sent past the page, and never read, are deleted after this time."""
+
 MODEL_AT_WORK = "model"
 """All events that run the model wait for one another: it is one model."""
 
@@ -55,7 +58,7 @@ def build_page(compressor: Compressor, settings: Settings) -> gr.Blocks:
     with gr.Blocks(
         title=settings.title,
         analytics_enabled=False,
-        delete_cache=(SESSION_SECONDS, SESSION_SECONDS),
+        delete_cache=(LITTER_SECONDS, LITTER_SECONDS),
     ) as page:
         document = gr.State(None, time_to_live=SESSION_SECONDS)
         talk = gr.State(None, time_to_live=SESSION_SECONDS)
