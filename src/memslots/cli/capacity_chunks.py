@@ -42,7 +42,8 @@ def run_chunks(
         for size in section["sizes"]:
             if size["chunks"] not in column.get("only", [size["chunks"]]):
                 continue
-            name = f"{'_'.join(re.findall(r'[\w.]+', column['name']))}-{size['chunks']}"
+            words = re.findall(r"[\w.]+", column["name"])
+            name = f"{'_'.join(words)}-{size['chunks']}"
             file = output / f"{name}.json"
             recipe = copy.deepcopy(section["recipe"])
             recipe["compressor"]["config"].update(column["config"])
