@@ -23,6 +23,9 @@ HERE = Path(__file__).parent
 SESSION_SECONDS = 3600
 """A visitor's memory is forgotten after this time, or when the tab is closed."""
 
+SESSIONS = 200
+"""Visitors whose memories are held at once; of more, the ones who were here first are forgotten."""
+
 LITTER_SECONDS = 300
 """Files that were sent past the page, and never read, are deleted after this time."""
 
@@ -204,6 +207,7 @@ def serve(page: gr.Blocks, settings: Settings, **launch: Any) -> Any:
         run_history=False,
         enable_monitoring=False,
         mcp_server=False,
+        state_session_capacity=SESSIONS,
         pwa=False,
         footer_links=[],
         max_file_size=documents.max_upload_bytes(settings.max_characters),
