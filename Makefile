@@ -59,7 +59,7 @@ docs: $(VENV)/.dev
 		'{ print } /^(griffe|mkdocstrings|zensical):/ { wrong = 1 } END { exit wrong }'
 
 figure: $(VENV)/.dev
-	$(BIN)/python docs/rates_figure.py
+	$(BIN)/python tools/rates_figure.py
 
 release: $(VENV)/.dev
 	rm -rf dist

@@ -3,7 +3,10 @@
 `make docs` builds the site and finds broken links between pages; what it does not look at is here.
 """
 
+import html
 import importlib
+import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -132,3 +135,28 @@ def test_reference_names_what_there_is(page):
             found = getattr(importlib.import_module(module), attribute)
         for member in options.get("members", []):
             assert hasattr(found, member), f"{name} has no {member}"
+
+
+def test_the_readme_number_is_the_measured_one():
+    results = json.loads((ROOT / "src/memslots/assets/tiny/results.json").read_text("utf-8"))
+    said = re.search(
+        r"\*\*([\d.]+)% of questions right from (\d+) positions\*\*.* reads (\d+) .* rate (\d+)",
+        (ROOT / "README.md").read_text("utf-8"),
+    )
+    share, positions, full, rate = said.groups()
+    measured = results["one_person"]
+    assert float(share) == round(100 * measured["memory"][rate]["all"]["share"], 1)
+    table = (ROOT / "README.md").read_text("utf-8").partition("<!-- results:begin -->")[2]
+    assert re.search(rf"\| memory, rate {rate} \| {positions}(\.\d)? \| {share}% ", table)
+    assert round(float(re.search(r"\| plain text \| ([\d.]+) \|", table)[1])) == int(full)
+
+
+def test_the_figure_shows_the_committed_numbers():
+    spec = importlib.util.spec_from_file_location("rates", ROOT / "tools" / "rates_figure.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    drawn = re.search(
+        r"<dc:description>(.*?)</dc:description>", tool.FIGURE.read_text("utf-8"), re.DOTALL
+    )
+    shown = json.loads(html.unescape(drawn[1]))
+    assert shown == tool.read_numbers(), "run `make figure`"
