@@ -43,6 +43,7 @@ def sentence_rows(
     questions: int = 1,
     contrast: int = 1,
     seed: int = 0,
+    facts: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields rows about one person each, in sentences of the named kinds.
 
@@ -56,6 +57,7 @@ def sentence_rows(
         contrast: so many rows in a row ask for the same facts in the same words, and no two of them
             have an answer in common; their sentences are of the same kinds.
         seed: another seed gives other rows.
+        facts: ask for these alone; each drawn set of sentences has to state one of them.
 
     Yields:
         `{"context", "question", "answer", "fact", "other_context"}`: three lists of equal length,
@@ -80,6 +82,11 @@ def sentence_rows(
         chosen = sorted(block.sample(range(len(kinds)), sentences or len(kinds)))
         stated = [kinds[i] for i in chosen]
         known = [fact for kind in stated for fact in _facts_of(kind)]
+        known = [fact for fact in known if facts is None or fact in facts]
+        if not known:
+            raise ValueError(
+                f"facts={list(facts or [])}: sentences of {stated} state none of them."
+            )
         asked = block.sample(known, min(questions, len(known)))
         wording = block.random()
         taken: list[set[str]] = [set() for _ in asked]

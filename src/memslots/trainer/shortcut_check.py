@@ -56,7 +56,9 @@ class ShortcutCheck(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """Checks after every `every`-th step."""
         if state.global_step % self.every == 0:
+            due = control.should_log
             self.check()
+            control.should_log = due  # logging would leave out what the Trainer has to log now
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:

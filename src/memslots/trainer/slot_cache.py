@@ -38,7 +38,7 @@ def cached_slots(model: MemslotsModel, most: int, file: Path | None = None) -> I
     if file is not None and file.is_file():
         kept = _read(file, _identity(model))
     found = len(kept)
-    compute = model.encode
+    compute, patched = model.encode, vars(model).get("encode")
 
     def encode(
         segment_input_ids: torch.Tensor,
@@ -69,6 +69,8 @@ def cached_slots(model: MemslotsModel, most: int, file: Path | None = None) -> I
         yield
     finally:
         del model.encode
+        if patched is not None:
+            model.encode = patched  # type: ignore[method-assign]
         if file is not None and len(kept) > found:
             _write(kept, file, _identity(model))
 
