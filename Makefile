@@ -15,7 +15,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint docs figure release tiny tables tables-capacity bench clean
+.PHONY: help demo test test-slow test-vllm lint docs figure release tiny tables tables-capacity tables-sentence bench clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -29,6 +29,7 @@ help:
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
+	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (half an hour; resumes)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (ten minutes; DEVICE=cuda on a GPU)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
@@ -80,6 +81,10 @@ tables: $(VENV)/.dev
 tables-capacity: $(VENV)/.dev
 	$(BIN)/memslots capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
 		--report docs/capacity.md
+
+tables-sentence: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/memslots tables-sentence --output runs/sentence \
+		--report docs/sentence_pools.md
 
 DEVICE ?= cpu
 

@@ -36,6 +36,15 @@ Rate = Annotated[
     int | None,
     typer.Option("--rate", help="Encoder tokens per slot; the checkpoint's finest by default."),
 ]
+Literals = Annotated[
+    str | None,
+    typer.Option(
+        "--literals",
+        metavar="NAMES",
+        help="What rides beside the slots as ordinary tokens: numbers, dates, identifiers, urls, "
+        "code, quotes, with commas between, or none; as the checkpoint says by default.",
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Sets one value, in YAML; repeatable."),
@@ -83,6 +92,28 @@ def resolve_model(model: str | None) -> str:
     if not Path(model).is_dir() and (model.count("/") != 1 or model[0] in "./~" or "\\" in model):
         raise ValueError(f"--model {model}: there is no such folder (a repository is owner/name).")
     return model
+
+
+def literal_names(given: str | None) -> list[str] | None:
+    """What `--literals` names: a list for `compress`, None where the checkpoint decides.
+
+    Raises:
+        ValueError: a name that is no detector's.
+    """
+    if given is None:
+        return None
+    names = [name for name in given.replace(" ", "").split(",") if name]
+    if names == ["none"]:
+        return []
+    from memslots.modeling.literals_memslots import DETECTORS
+
+    unknown = sorted(set(names) - set(DETECTORS))
+    if unknown or not names:
+        raise ValueError(
+            f"--literals {given}: {', '.join(unknown) or 'nothing'} is no detector; name some of "
+            f"{', '.join(DETECTORS)}, with commas between, or none."
+        )
+    return names
 
 
 def load_model(

@@ -16,11 +16,13 @@ from .options import (
     CONTEXT_HELP,
     Device,
     Dtype,
+    Literals,
     Model,
     Rate,
     Revision,
     err,
     exactly_one,
+    literal_names,
     load_model,
     out,
     read_text,
@@ -35,6 +37,7 @@ def ask(
         Path | None, typer.Option("--memory", help="Memory that `memslots compress` wrote.")
     ] = None,
     rate: Rate = None,
+    literals: Literals = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     model: Model = None,
@@ -44,12 +47,13 @@ def ask(
 ) -> None:
     """Compress a text, or read its memory, and answer questions from it."""
     exactly_one(**{"--context": context, "--memory": memory})
+    beside = _literals(literals, memory)
     text = read_text(context) if context is not None else None
     compressor = load_model(model, revision, device, dtype)
     started = time.perf_counter()
     seconds: dict[str, float | None] = {"compress": None}
     if text is not None:
-        kept = compressor.compress(text, rate=rate)
+        kept = compressor.compress(text, rate=rate, literals=beside)
         seconds["compress"] = round(time.perf_counter() - started, 3)
     else:
         kept = compressor.load_memory(memory).join()  # several documents are one context here
@@ -66,6 +70,7 @@ def ask(
             ],
             "tokens": sum(kept.n_tokens),
             "slots": sum(kept.n_slots),
+            "literals": sum(kept.n_literals),
             "segments": len(kept.segments),
             "rate": kept.rate,
             "unknown_tokens": sum(kept.unknown_tokens),
@@ -82,8 +87,8 @@ def ask(
         err.print(f"{sum(kept.unknown_tokens)} tokens are unknown to the encoder and were lost")
     compressing = "read from disk" if text is None else f"compressed in {seconds['compress']:.2f} s"
     out.print(
-        f"{sum(kept.n_tokens)} tokens -> {sum(kept.n_slots)} slots (rate {kept.rate}), "
-        f"{compressing}, answered in {seconds['answer']:.2f} s",
+        f"{sum(kept.n_tokens)} tokens -> {sum(kept.n_slots)} slots (rate {kept.rate})"
+        f"{_told(sum(kept.n_literals))}, {compressing}, answered in {seconds['answer']:.2f} s",
         style="dim",
     )
 
@@ -92,6 +97,7 @@ def compress(
     files: Annotated[list[str], typer.Argument(help="Texts, one document each; - is stdin.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Memory file (safetensors).")],
     rate: Rate = None,
+    literals: Literals = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     model: Model = None,
     revision: Revision = None,
@@ -103,10 +109,11 @@ def compress(
         raise ValueError(f"{output} exists; --force replaces it.")
     if files.count("-") > 1:
         raise ValueError("standard input (-) can be read only once.")
+    beside = literal_names(literals)
     texts = [read_text(path) for path in files]
     compressor = load_model(model, revision, device, dtype, load_decoder=False)
     started = time.perf_counter()
-    memory = compressor.compress(texts, rate=rate)
+    memory = compressor.compress(texts, rate=rate, literals=beside)
     seconds = time.perf_counter() - started
     memory.save(output)
     out.print(Text(repr(memory)), soft_wrap=True)
@@ -126,6 +133,7 @@ def reconstruct(
     ] = None,
     context: Annotated[str | None, typer.Option("--context", "-c", help=CONTEXT_HELP)] = None,
     rate: Rate = None,
+    literals: Literals = None,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
@@ -133,12 +141,13 @@ def reconstruct(
 ) -> None:
     """Print the text that the decoder reads back; with --context also how much of it is right."""
     exactly_one(MEMORY=memory, **{"--context": context})
+    beside = _literals(literals, memory)
     from memslots.evaluation.answering import compare_segments, reconstruct_segments
 
     text = read_text(context) if context is not None else None
     compressor = load_model(model, revision, device, dtype)
     if text is not None:
-        kept = compressor.compress(text, rate=rate)
+        kept = compressor.compress(text, rate=rate, literals=beside)
     else:
         kept = compressor.load_memory(memory)
         kept = kept if rate is None else kept.at_rate(rate)
@@ -153,6 +162,18 @@ def reconstruct(
         total = sum(len(segment["tokens"]) for segment in segments)
         slots = f"{sum(kept.n_tokens)} tokens -> {sum(kept.n_slots)} slots"
         err.print(f"{slots}; {right} of {total} decoder tokens right ({right / total:.1%})")
+
+
+def _literals(given: str | None, memory: Path | None) -> list[str] | None:
+    if given is not None and memory is not None:
+        raise ValueError(
+            "--literals goes with --context: a memory keeps those that it was compressed with."
+        )
+    return literal_names(given)
+
+
+def _told(literals: int) -> str:
+    return f" and {literals} literal{'s' * (literals != 1)}" if literals else ""
 
 
 def demo(

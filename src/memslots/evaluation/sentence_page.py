@@ -17,9 +17,10 @@ _HEAD = """# Sentence pools
 What the tables of the article "I Compressed LLM Context 10x and Kept 89% of the Facts" look like on
 a small scale: sentences about generated people, read by the frozen retrieval encoder
 all-MiniLM-L6-v2 (22.7M parameters, its published weights), one vector each, and a frozen decoder
-of 2.2M parameters that reads them through a linear adapter and a small LoRA, the only weights that
-are trained. `make tables-sentence` makes this page again, on one thread. The article's numbers are of EmbeddingGemma and Gemma 4 E2B
-and were not measured here: **compare directions and orders, not values.**
+of 2.2M parameters that reads them through a linear adapter and a small LoRA; these, and the markers'
+vectors, are all that is trained unless said otherwise. `make tables-sentence` makes this page again,
+on one thread. The article's numbers are of EmbeddingGemma and Gemma 4 E2B and were not measured
+here: **compare directions and orders, not values.**
 
 Exact match, greedy decoding, people with names that training never showed; 95% bootstrap intervals
 over the questions, one a text. "Another's" is the exact match with another person's memory, which
@@ -31,7 +32,8 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
     """Writes the page from the measures that are there, and its picture beside it.
 
     Args:
-        recipe: the settings of `memslots tables-sentence`.
+        recipe: the settings of `memslots tables-sentence`; its `notes`, by section, stand under the
+            tables.
         folder: its output.
         page: a `.md` file.
 
@@ -45,20 +47,26 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
     if not found:
         raise ValueError(f"{folder} holds no measures yet; run `memslots tables-sentence` first.")
     stages = {stage["name"]: stage for stage in recipe["compressor"]["stages"]}
-    parts = [
-        _setups(found),
-        _facts(found),
-        _shortcut(folder, page.with_suffix("")),
-        _scaling(found),
-        _numbers(found),
-        _reconstruction(found),
-        _variants(found),
-        _code(found),
-        _lengths(found),
-        _runs(folder, stages),
+    parts = {
+        "setups": _setups(found),
+        "facts": _facts(found),
+        "lengths": _lengths(found),
+        "shortcut": _shortcut(folder, page.with_suffix("")),
+        "scaling": _scaling(found),
+        "numbers": _numbers(found),
+        "reconstruction": _reconstruction(found),
+        "encoder": _variants(found),
+        "code": _code(found),
+        "runs": _runs(folder, stages),
+    }
+    notes = recipe.get("notes", {})
+    told = [
+        f"{part}\n{notes[name]}\n" if name in notes else part
+        for name, part in parts.items()
+        if part
     ]
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join([_HEAD, *[part for part in parts if part]]), encoding="utf-8")
+    page.write_text("\n".join([_HEAD, *told]), encoding="utf-8")
 
 
 def _setups(found: dict[str, Measure]) -> str:
@@ -68,6 +76,7 @@ def _setups(found: dict[str, Measure]) -> str:
         ("five sentences, one vector", "one_vector", "five sentences one vector"),
         ("five sentences, five vectors", "five_vectors", "five sentences five vectors"),
         ("the same, 400 more steps", "five_vectors_long", None),
+        ("the same, 800 more steps", "five_vectors_longest", None),
         ("five sentences, five vectors, straight from nothing", "straight", None),
     ]
     lines = [_title("The three set-ups"), *_columns("set-up", "positions", "article")]
@@ -108,12 +117,15 @@ def _positions(measure: Measure) -> str:
 def _facts(found: dict[str, Measure]) -> str:
     if not {"one_vector", "five_vectors"} <= set(found):
         return ""
-    longest = found.get("five_vectors_long", {"samples": []})["samples"]
+    names = ("five_vectors_longest", "five_vectors_long")
+    longest = next((found[name]["samples"] for name in names if name in found), [])
+    more = 800 if names[0] in found else 400
     article = {row["fact"]: row for row in quoted("article_facts")["rows"]}
     single, chunked = found["one_vector"]["samples"], found["five_vectors"]["samples"]
     lines = [_title("Per fact, in one vector and in five")]
     lines += [
-        "| fact | article, one | article, five | ours, one | ours, five | five, 400 more steps | n |",
+        "| fact | article, one | article, five | ours, one | ours, five "
+        f"| five, {more} more steps | n |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     facts = sorted({s["fact"] for s in single}, key=lambda f: (f not in article, f))
@@ -319,7 +331,13 @@ def _code(found: dict[str, Measure]) -> str:
 def _lengths(found: dict[str, Measure]) -> str:
     lines = [_title("Answers of one token and of several")]
     lines += ["| set-up | one token | several tokens | n of each |", "|---|---:|---:|---:|"]
-    for name in ("one_sentence", "one_vector", "five_vectors", "five_vectors_long"):
+    for name in (
+        "one_sentence",
+        "one_vector",
+        "five_vectors",
+        "five_vectors_long",
+        "five_vectors_longest",
+    ):
         if name in found:
             samples = found[name]["samples"]
             one = [s for s in samples if s["tokens"] == 1]

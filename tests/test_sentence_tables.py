@@ -1,0 +1,113 @@
+"""`memslots tables-sentence` on tiny models: runs, measures, page, and going on when stopped."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from sentence_encoders import sentence_encoder
+
+from memslots import MemslotsModel
+from memslots.cli import main
+from memslots.configuration import load_recipe
+from memslots.data.sentence_facts import sentence_rows
+from memslots.evaluation.sentence_measure import measure_answers
+from memslots.evaluation.sentence_page import write_sentence_page
+
+SOURCE = {"kind": "persona_sentences"}
+
+
+@pytest.fixture(scope="module")
+def settings(zoo, tmp_path_factory) -> str:
+    """The packaged settings, with tiny models, two steps a run and four questions a measure."""
+    folder = tmp_path_factory.mktemp("settings")
+    recipe = load_recipe("src/memslots/evaluation/sentence_tables.yaml")
+    section = recipe["compressor"]
+    section["encoder"] = sentence_encoder(folder)
+    section["decoder"] = zoo.folder("llama", "decoder")
+    lora = section["config"]["decoder_lora"]
+    lora.update(r=2, target_modules=["q_proj", "v_proj"])
+    for stage in section["stages"]:
+        stage["training"].update(
+            max_steps=2, per_device_train_batch_size=8, shortcut_check_steps=1, warmup_steps=0,
+            lr_scheduler_kwargs={"num_decay_steps": 1}, shortcut_check_rows=2,
+        )  # fmt: skip
+        for source in stage["data"]:
+            source["rows"] = 8
+            if "population" in source:
+                source.update(population=30)
+        if "new_encoder" in stage:
+            stage["new_encoder"] = {"num_hidden_layers": 1}
+    for measure in recipe["measures"]:
+        measure["samples"] = 4
+        if "people" in measure["source"]:
+            people = measure["source"]["people"]
+            measure["source"] = {**measure["source"], "people": min(people, 12), "population": 16}
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return str(file)
+
+
+def run(settings, folder, *only) -> int:
+    arguments = ["--settings", settings, "--output", str(folder), *only]
+    return main(["tables-sentence", *arguments, "--report", str(folder / "page.md")])
+
+
+def test_runs_measures_and_page(settings, tmp_path, capsys):
+    wanted = "phase_3,numbers_passthrough,joint,pools"
+    assert run(settings, tmp_path, "--only", wanted) == 0, capsys.readouterr().err
+    made = sorted(path.name for path in (tmp_path / "compressor").iterdir())
+    assert made == sorted([*wanted.split(","), "phase_1", "phase_1_5"])
+    file = tmp_path / "measures" / "numbers_passthrough.json"
+    measure = json.loads(file.read_text())
+    assert measure["literal_tokens"] > 0
+    assert {sample["fact"] for sample in measure["samples"]} <= {"age", "count"}
+    assert {"memory", "another", "text", "none"} <= set(measure["samples"][0])
+    page = (tmp_path / "page.md").read_text()
+    for title in ("The three set-ups", "Scaling", "Numbers", "Reading the text back", "The runs"):
+        assert f"## {title}" in page
+    assert (tmp_path / "page" / "shortcut.png").is_file() == ("shortcut.png" in page)
+    weights = tmp_path / "compressor" / "phase_3" / "model.safetensors"
+    before = weights.stat().st_mtime_ns, file.stat().st_mtime_ns
+    assert run(settings, tmp_path, "--only", "phase_3,numbers_passthrough") == 0
+    assert before == (weights.stat().st_mtime_ns, file.stat().st_mtime_ns)
+
+
+def test_dry_run_and_mistakes(settings, tmp_path, capsys):
+    assert run(settings, tmp_path, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 15
+    assert all(line.startswith("to do") for line in lines)
+    assert run(settings, tmp_path, "--only", "phase_9") == 2
+    assert "phase_9" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds no measures yet"):
+        write_sentence_page({"compressor": {"stages": []}}, tmp_path / "none", tmp_path / "x.md")
+
+
+def test_every_measure_is_of_a_run_and_every_run_is_measured():
+    recipe = load_recipe("src/memslots/evaluation/sentence_tables.yaml")
+    runs = {stage["name"] for stage in recipe["compressor"]["stages"]}
+    assert {measure["run"] for measure in recipe["measures"]} == runs
+    names = [measure["name"] for measure in recipe["measures"]]
+    assert len(set(names)) == len(names)
+
+
+def test_answers_are_those_of_generate(zoo, tmp_path):
+    torch.manual_seed(0)
+    model = MemslotsModel.from_encoder_decoder_pretrained(
+        sentence_encoder(tmp_path), zoo.folder("llama", "decoder"), pooling="sentence"
+    )
+    rows = list(sentence_rows("test", 3, questions=1))
+    given = model.generate(
+        context=[row["context"] for row in rows],
+        question=[row["question"][0] for row in rows],
+        max_new_tokens=16,
+        do_sample=False,
+    )
+    for row, answer in zip(rows, given, strict=True):
+        row["answer"] = [answer.strip()]
+    measured = measure_answers(model, rows, ["memory", "another"])
+    assert all(sample["memory"] for sample in measured["samples"])
+    assert measured["slots"] >= 5  # more where a sentence is longer than the tiny window
+    assert measured["positions"] > measured["slots"]
+    assert not any("text" in sample for sample in measured["samples"])
