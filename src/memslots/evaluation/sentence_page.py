@@ -17,10 +17,10 @@ _HEAD = """# Sentence pools
 What the tables of the article "I Compressed LLM Context 10x and Kept 89% of the Facts" look like on
 a small scale: sentences about generated people, read by the frozen retrieval encoder
 all-MiniLM-L6-v2 (22.7M parameters, its published weights), one vector each, and a frozen decoder
-of 2.2M parameters that reads them through a linear adapter and a small LoRA; these, and the markers'
-vectors, are all that is trained unless said otherwise. `make tables-sentence` makes this page again,
-on one thread. The article's numbers are of EmbeddingGemma and Gemma 4 E2B and were not measured
-here: **compare directions and orders, not values.**
+of 2.2M parameters that reads them through a linear adapter and a small LoRA; these, and the
+markers' vectors, are all that is trained unless said otherwise. `make tables-sentence` makes this
+page again, on one thread. The article's numbers are of EmbeddingGemma and Gemma 4 E2B and were not
+measured here: **compare directions and orders, not values.**
 
 Exact match, greedy decoding, people with names that training never showed; 95% bootstrap intervals
 over the questions, one a text. "Another's" is the exact match with another person's memory, which
