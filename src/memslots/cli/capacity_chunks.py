@@ -43,6 +43,7 @@ def run_chunks(
             if size["chunks"] not in column.get("only", [size["chunks"]]):
                 continue
             words = re.findall(r"[\w.]+", column["name"])
+            words = re.findall(r"[\w.]+", column["name"])
             name = f"{'_'.join(words)}-{size['chunks']}"
             file = output / f"{name}.json"
             recipe = copy.deepcopy(section["recipe"])
