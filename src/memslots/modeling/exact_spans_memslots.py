@@ -73,20 +73,11 @@ def _of_function(function: Callable[[str], Any]) -> Detector:
     name = getattr(function, "__qualname__", None) or repr(function)
 
     def detect(text: str) -> Iterable[tuple[int, int]]:
-        words = [match.span() for match in _WORD.finditer(text)]
-        if words:  # asked about a word, a predicate says yes or no
-            start, end = words[0]
-            try:
-                is_predicate = isinstance(function(text[start:end]), bool)
-            except Exception as error:  # a user's function may raise anything; it is named below
-                raise _failed(name, text, start, end, error) from error
-            if is_predicate:
-                return [
-                    (start, end)
-                    for start, end in words
-                    if _asked(name, function, text[start:end], start, end)
-                ]
-        return list(_asked(name, function, text, 0, len(text)))
+        found = _asked(name, function, text, 0, len(text))
+        if not isinstance(found, bool):
+            return found
+        words = [match.span() for match in _WORD.finditer(text)]  # a predicate says yes or no
+        return [(a, b) for a, b in words if _asked(name, function, text[a:b], a, b)]
 
     return detect
 

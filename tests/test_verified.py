@@ -1,0 +1,480 @@
+"""Verified memory: fidelity, budgets, exact spans, lossless reading, reports, and bad input."""
+
+import json
+import random
+import re
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_models import LONG, QUESTIONS, TEXTS
+
+from memslots import Memory, MemslotsModel
+from memslots.modeling import segment_check_memslots
+from memslots.modeling.fidelity_memslots import aligned, read, teacher_forced
+from memslots.modeling.lossless_memslots import make_exact
+from memslots.modeling.patches_memslots import (
+    Patches,
+    apply_edits,
+    edits_between,
+    needs_slots,
+    pack_patches,
+    pack_text,
+    read_patches,
+    stored_text,
+)
+from memslots.modeling.rate_choice_memslots import Option, spend
+from memslots.modeling.reading_back_memslots import marked
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:from the slots the decoder", "ignore:this encoder's"
+)
+
+PERSON = (
+    "Here is Joseph Evans, a professor from Cedar Motors. Joseph has a house in Mumbai in India. "
+    "He turned 47 this year. In Joseph's house there are 670 cups. Joseph speaks Latin and Thai."
+)
+STRANGE = (
+    "\x00\x1f\u200b\ufeff \u00a0\r\n\t\u2028é e\u0301 ß漢字 \U0001f600\U0010ffff <s></s><MEM> x  y "
+)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> MemslotsModel:
+    folder = segment_check_memslots.__file__.replace("modeling/segment_check_memslots.py", "")
+    return MemslotsModel.from_pretrained(folder + "assets/tiny").eval()
+
+
+@pytest.fixture(scope="module")
+def kept(embedded) -> Memory:
+    return embedded.compress(PERSON, rate=4, exact=True)
+
+
+# -- bytes ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(min_size=1, max_size=80), st.text(max_size=80))
+def test_edits_and_stored_text_are_exact(text, decoded):
+    assert stored_text(pack_text(text)) == text
+    edits = edits_between(decoded, text)
+    assert apply_edits(decoded, edits).decode() == text
+    patches = Patches(7, {0: 3, 5: 128, 6: 70_000}, edits)
+    packed = pack_patches(text, patches)
+    assert read_patches(packed) == patches
+    assert needs_slots(packed)
+    assert not needs_slots(pack_text(text))
+
+
+def test_damaged_bytes_are_refused():
+    packed = pack_text(PERSON)
+    for damaged in (
+        packed[:20],
+        b"\x09" + packed[1:],
+        packed[:-3],
+        packed[:40] + b"zz" + packed[42:],
+    ):
+        with pytest.raises(ValueError, match=r"damaged|SHA-256"):
+            stored_text(damaged)
+    with pytest.raises(ValueError, match="cut off"):
+        read_patches(b"\x02" + bytes(32) + b"\x05\x02\x01")
+
+
+def test_budget_goes_where_it_recovers_most():
+    poor = [Option(8, 1, 2), Option(4, 2, 3), Option(2, 4, 4)]
+    rich = [Option(8, 1, 1), Option(4, 2, 8), Option(2, 4, 9)]
+    assert [one.rate for one in spend([poor, rich], 3, [9, 9], "it")] == [8, 4]
+    assert [one.rate for one in spend([poor, rich], 6, [9, 8], "it")] == [2, 4]
+    assert [one.rate for one in spend([poor, rich], 100, [2, 1], "it")] == [8, 8]
+    with pytest.raises(ValueError, match=r"max_slots=1 is too little.*2 slots at rate 8"):
+        spend([poor, rich], 1, [9, 9], "it")
+
+
+# -- fidelity -------------------------------------------------------------------------------------
+
+
+def test_fidelity_is_the_same_in_a_batch_and_alone_and_by_the_forward(embedded):
+    texts = [PERSON, PERSON[30:90], "Zq 77 !?"]
+    memory = embedded.compress(texts, rate=8)
+    processor = embedded.processor
+    readings = [read(processor, text) for text in texts]
+    together = teacher_forced(embedded, memory, readings, [[]] * 3)
+    for i in range(3):
+        assert teacher_forced(embedded, memory[i], readings[i : i + 1], [[]]) == [together[i]]
+    assert [len(one) for one in together] == [len(one.ids) for one in readings]
+    assert sum(together[0]) > 0.6 * len(together[0])
+    # Its own slots tell the decoder more than another text's.
+    other = teacher_forced(embedded, memory[2], readings[:1], [[]])[0]
+    assert sum(together[0]) > sum(other)
+    checked = embedded.compress(texts, rate=8, exact=[])
+    for right, check in zip(together, checked.checks, strict=True):
+        assert check.fidelity == pytest.approx(sum(right) / len(right))
+    assert torch.equal(checked.slots, memory.slots)
+
+
+def test_each_segment_gets_the_coarsest_rate_that_serves(embedded):
+    by_rate = {
+        rate: embedded.compress([PERSON, STRANGE], rate=rate, exact=[]) for rate in (4, 8, 16)
+    }
+    share = by_rate[8].checks[0].fidelity
+    memory = embedded.compress([PERSON, STRANGE], fidelity=share)
+    expected = next(r for r in (16, 8) if by_rate[r].checks[0].fidelity >= share)
+    assert memory.segment_rates[0] == expected
+    assert memory.segment_rates[-1] == 0
+    assert memory.segment_texts[-1] == STRANGE
+    assert memory.documents[1][0].slots == 0
+    assert "as text" in repr(memory)
+    assert memory.report().totals["as_text"] == memory.segment_rates.count(0)
+    only = embedded.compress(PERSON, fidelity=share, rates=[4])
+    assert set(only.segment_rates) <= {4, 0}
+
+
+def test_positions_are_counted_as_the_decoder_reads_them(embedded):
+    texts = [PERSON + STRANGE * 8 + PERSON, STRANGE, PERSON]
+    memory = embedded.compress(texts, fidelity=0.6, exact=["numbers"])
+    counted = embedded.memory_positions(memory)
+    checks = iter(memory.checks)
+    assert counted == [sum(next(checks).positions for _ in d) for d in memory.documents]
+    assert counted[1] == len(embedded.processor.decoder_text.encode(STRANGE))
+    rows = embedded.memory_rows(memory, [(0, embedded.processor.prompt(question="Why?"))])
+    around = sum(map(len, vars(rows[0].prompt).values()))
+    read_ = embedded.generation_inputs(rows, memory)["inputs_embeds"].shape[1]
+    assert read_ == counted[0] + around
+
+
+def test_text_in_place_reads_as_plain_text(model):
+    memory = model.compress(TEXTS[0], fidelity=1.0)
+    assert memory.segment_rates == (0,) * len(memory.segments)
+    row = model.memory_rows(memory, [(0, model.processor.prompt(question=QUESTIONS[0]))])[0]
+    embeds = model.generation_inputs([row], memory)["inputs_embeds"][0]
+    ids = [*row.prompt.before, *(i for own in row.literals for i in own), *row.prompt.after]
+    plain = model.decoder.get_input_embeddings()(torch.tensor(ids))
+    assert torch.equal(embeds, plain)
+
+
+@pytest.mark.parametrize("encoder", ["gpt2", "bert"])
+def test_budget(zoo, encoder):
+    model = zoo.shared(encoder)
+    text = TEXTS[1]
+    least = sum(model.compress(text, rate=8).n_slots)
+    for budget in (least, least + 5, 10_000):
+        memory = model.compress(text, max_slots=budget)
+        assert sum(memory.n_slots) <= budget
+        assert 0 not in memory.segment_rates
+    with pytest.raises(ValueError, match=f"max_slots={least - 1} is too little.*Give .*={least}"):
+        model.compress(text, max_slots=least - 1)
+    both = model.compress(text, max_slots=least + 30, fidelity=0.9)
+    taken = sum(check.tokens for check in both.checks if check.rate == 0)
+    assert sum(both.n_slots) + taken <= least + 30
+
+
+def test_rates_of_an_encoder_that_is_not_causal_are_encoded_apart(zoo):
+    model = zoo.compressor("bert")
+    with pytest.warns(UserWarning, match="encoded apart"):
+        memory = model.compress(TEXTS[1], max_slots=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="from the slots")
+        model.compress(TEXTS[1], max_slots=200)  # said once
+    for rate in set(memory.segment_rates):
+        plain = model.compress(TEXTS[1], rate=rate)
+        starts = [sum(s.slots for s in plain.segments[:i]) for i in range(len(plain.segments))]
+        ours = [sum(s.slots for s in memory.segments[:i]) for i in range(len(memory.segments))]
+        for i, own in enumerate(memory.segment_rates):
+            if own == rate:
+                n = memory.segments[i].slots
+                a, b = memory.slots[ours[i] : ours[i] + n], plain.slots[starts[i] : starts[i] + n]
+                assert torch.allclose(a, b, atol=1e-5)
+
+
+# -- exact spans ----------------------------------------------------------------------------------
+
+
+def test_lost_spans_become_literals_and_others_cost_nothing(embedded):
+    text = PERSON + " Ticket QX-77412-ZZ, see https://a.example/x?y=1."
+    memory = embedded.compress(text, rate=16, exact=True)
+    held = {one.text for own in memory.literals for one in own}
+    assert "https://a.example/x?y=1" in held
+    assert "QX-77412-ZZ" in held
+    back = embedded.reconstruct(replace(memory, documents=memory.documents))
+    for number in ("47", "670"):
+        assert number in held or number in back
+    assert embedded.compress(PERSON, rate=16, exact=re.compile("not there")).literals == ()
+    named = embedded.compress(text, rate=16, exact=lambda word: word.startswith("QX"))
+    assert {one.text for own in named.literals for one in own} == {"QX-77412-ZZ"}
+    spans = embedded.compress(text, rate=16, exact=[lambda t: [(t.index("QX"), t.index("QX") + 5)]])
+    assert {one.text for own in spans.literals for one in own} == {"QX-77"}
+
+
+def test_no_exact_span_is_left_lost(model):
+    """A random decoder loses everything, so all spans are kept; none twice, none cut in two."""
+    memory = model.compress(LONG, rate=8, exact="numbers")
+    found = [one for own in memory.literals for one in own]
+    assert [one.text for one in found] == re.findall(r"(?<!\w)\d+(?!\w)", LONG)
+    assert all(LONG[one.start : one.end] == one.text for one in found)
+
+
+# -- lossless -------------------------------------------------------------------------------------
+
+
+def test_patches_pay_on_what_the_decoder_knows(embedded, kept, tmp_path):
+    assert all(needs_slots(check.exact) for check in kept.checks)
+    assert all(len(check.exact) < len(pack_text(PERSON)) for check in kept.checks)
+    assert embedded.reconstruct(kept, exact=True) == PERSON
+    kept.save(tmp_path / "kept")
+    read_ = embedded.load_memory(tmp_path / "kept")
+    assert {**vars(read_), "slots": None} == {**vars(kept), "slots": None}
+    assert embedded.reconstruct(read_, exact=True) == PERSON
+    assert embedded.expand(kept, 0) == kept.expand(0, embedded) == PERSON[: kept.segments[0].end]
+
+
+def test_other_numerics_raise_and_never_err(embedded, kept):
+    text = "In the house of Ann Lee there are 12 clocks. " + PERSON
+    mixed = embedded.compress([PERSON, text], rate=16, patches=True)
+    other = replace(mixed, slots=mixed.slots + 0.5 * torch.randn(mixed.slots.shape))
+    with pytest.raises(ValueError, match=r"does not come back as it was compressed.*Read it where"):
+        embedded.reconstruct(other, exact=True)
+    same = embedded.compress(PERSON, patches=True, rate=4, slot_dtype=torch.bfloat16)
+    assert same.dtype == torch.bfloat16
+    assert embedded.reconstruct(same.to(torch.float32), exact=True) == PERSON
+    coarser = kept.at_rate(8)
+    assert all(check.lost is None and not check.exact for check in coarser.checks)
+    with pytest.raises(ValueError, match="was not kept, or was made for slots"):
+        embedded.reconstruct(coarser, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "config"),
+    [
+        ("gpt2", "llama", {}),
+        ("llama", "gemma4", {"memory_positions": "spread", "markers": "memory"}),
+        ("bert", "gpt_neox", {"pooling": "mean", "markers": "none"}),
+    ],
+)
+def test_patches_of_any_decoder_are_exact(zoo, encoder, decoder, config):
+    """Forced to patch where it does not pay, so that decoders that know nothing are used too."""
+    model = zoo.compressor(encoder, decoder, **config).eval()
+    texts = [TEXTS[1], STRANGE, "Σίσυφος " * 9, "a" * 50]
+    memory = model.compress(texts, rate=2, exact=[])
+    spans = [texts[s.text][s.start : s.end] for s in memory.segments]
+    readings = [read(model.processor, one) for one in spans]
+    none = [[]] * len(spans)
+    exact = make_exact(model, memory, readings, none, none, always=True)
+    assert sum(map(needs_slots, exact)) >= len(spans) - 1
+    patched = replace(
+        memory,
+        checks=tuple(replace(c, exact=e) for c, e in zip(memory.checks, exact, strict=True)),
+    )
+    assert model.reconstruct(patched, exact=True) == texts
+    assert model.reconstruct(patched[2], exact=True) == texts[2]  # another batch
+    assert model.reconstruct(patched[1:], batch_size=1, exact=True) == texts[1:]
+
+
+@pytest.mark.parametrize("encoder", ["gpt2", "bert"])
+def test_any_unicode_comes_back(zoo, encoder, tmp_path):
+    model = zoo.shared(encoder)
+    chosen = random.Random(3)
+    planes = [chr(c) for c in chosen.choices(range(0x110000), k=400) if not 0xD800 <= c < 0xE000]
+    odd = [" ", "\n\n \t", "\x00", "\x00\x01\x02" * 40, "\ufffd", "a", " a ", STRANGE, "</s>" * 9]
+    binary = "".join(map(chr, chosen.choices(range(256), k=300)))
+    texts = ["".join(planes), *odd, binary, LONG[:900], "\r\n".join(TEXTS)]
+    memory = model.compress(texts, rate=8, patches=True)
+    assert model.reconstruct(memory, exact=True) == texts
+    memory.save(tmp_path / "m")
+    assert model.reconstruct(model.load_memory(tmp_path / "m"), exact=True) == texts
+    mixed = model.compress(texts, fidelity=0.5, exact="numbers", patches=True)
+    assert model.reconstruct(mixed, exact=True) == texts
+
+
+def test_fuzzed_texts_come_back(model):
+    @settings(
+        max_examples=12,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(st.lists(st.text(min_size=1, max_size=120), min_size=4, max_size=8))
+    def comes_back(texts):
+        memory = model.compress(texts, rate=8, patches=True)
+        assert model.reconstruct(memory, exact=True) == texts
+
+    comes_back()
+
+
+def test_a_hundred_thousand_characters(model):
+    chosen = random.Random(5)
+    text = "".join(chosen.choice([LONG[:997], "\U0001f600é\n", "\x00" * 7]) for _ in range(400))
+    text = (text * 2)[:100_000]
+    memory = model.compress(text, rate=8, patches=True)
+    assert model.reconstruct(memory, exact=True) == text
+
+
+# -- memories -------------------------------------------------------------------------------------
+
+
+def test_selecting_joining_and_coarser_rates_keep_what_belongs_to_segments(embedded, tmp_path):
+    texts = [PERSON, STRANGE, PERSON[:90] + STRANGE]
+    mixed = embedded.compress(texts, fidelity=0.55, exact="numbers", patches=True)
+    plain = embedded.compress(texts[0], rate=8)
+    assert [embedded.reconstruct(mixed[i], exact=True) for i in range(3)] == texts
+    assert embedded.reconstruct(mixed.join(), exact=True) == "".join(texts)
+    back = Memory.cat([mixed[2], mixed[:2]])
+    assert embedded.reconstruct(back, exact=True) == [texts[2], *texts[:2]]
+    with_plain = Memory.cat([mixed[0], plain])
+    assert with_plain.rate == min(mixed.rate, 8)
+    assert with_plain.segment_rates == mixed[0].segment_rates + (8,) * len(plain.segments)
+    joined = mixed.join().without_oldest()
+    assert joined.checks == mixed.checks[1:]
+    coarse = mixed.at_rate(16)
+    assert set(coarse.segment_rates) <= {16, 0}
+    assert coarse.segment_texts == mixed.segment_texts
+    coarse.save(tmp_path / "coarse")
+    assert Memory.load(tmp_path / "coarse").checks == coarse.checks
+    assert embedded.memory_positions(coarse) == [
+        sum(coarse.checks[i].positions for i in own) for own in _places(coarse)
+    ]
+
+
+def _places(memory):
+    start = 0
+    for document in memory.documents:
+        yield range(start, start + len(document))
+        start += len(document)
+
+
+def test_who_does_not_ask_gets_what_was_before(embedded, tmp_path):
+    memory = embedded.compress(PERSON)
+    assert memory.checks == ()
+    memory.save(tmp_path / "plain")
+    raw = (tmp_path / "plain").read_bytes()
+    assert b'\\"version\\": 1' in raw
+    assert b"checks" not in raw
+    beside = embedded.compress(PERSON, literals="numbers")
+    beside.save(tmp_path / "beside")
+    assert b'\\"version\\": 2' in (tmp_path / "beside").read_bytes()
+    embedded.compress(PERSON, exact=[]).save(tmp_path / "checked")
+    assert b'\\"version\\": 3' in (tmp_path / "checked").read_bytes()
+
+
+# -- reports and expanding ------------------------------------------------------------------------
+
+
+def test_report_as_text_json_and_html(embedded, kept):
+    html_text = '<script>alert("x")</script> & ' + PERSON
+    memory = embedded.compress([html_text, STRANGE], fidelity=0.6, exact="numbers", patches=True)
+    report = memory.report([html_text, STRANGE])
+    assert "fidelity" in str(report)
+    assert "effective rate of" in str(report)
+    found = json.loads(report.to_json())
+    assert found["totals"]["positions"] == sum(embedded.memory_positions(memory))
+    assert found["segments"][0]["exact"] in ("text", "patches", "stored")
+    page = report.to_html()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;" in page
+    assert 'class="lost"' in page
+    assert embedded.report(memory).texts == report.texts
+    with pytest.raises(ValueError, match="another SHA-256"):
+        memory.report([html_text, STRANGE + "!"])
+    plain = embedded.compress(PERSON).report()
+    assert plain.totals["fidelity"] is None
+    assert "not checked" in str(plain)
+
+
+def test_expand(embedded, kept):
+    memory = embedded.compress([PERSON, STRANGE], fidelity=0.6)
+    text = memory.segment_rates.index(0)
+    assert memory.expand(text) == memory.segment_texts[text]
+    unkept = embedded.compress(PERSON, rate=16)
+    with pytest.raises(ValueError, match=r"give memory.expand"):
+        unkept.expand(0)
+    shown = embedded.expand(unkept, 0)
+    assert shown.replace("⟦", "").replace("⟧", "") == embedded.reconstruct(unkept[0], exact=False)
+    assert shown.count("⟦") == shown.count("⟧") > 0
+    assert marked(embedded.processor, embedded.processor.decoder_text.encode("é a"), [False] * 9)
+    with pytest.raises(IndexError, match="no index 7"):
+        kept.expand(7)
+
+
+def test_answers_read_expanded_segments_as_text(embedded, kept):
+    question = "How many cups are in Joseph's house?"
+    expanded = embedded.expanded(kept, [0])
+    assert expanded.segment_texts[0] == PERSON[: kept.segments[0].end]
+    wanted = embedded.generate(memory=expanded, question=question, max_new_tokens=6)
+    got = embedded.generate(memory=kept, question=question, expand=[0], max_new_tokens=6)
+    assert got == wanted
+    for bad in ([9], ["0"], [True]):
+        with pytest.raises(ValueError, match="segments are integers from 0"):
+            embedded.generate(memory=kept, question=question, expand=bad)
+    with pytest.raises(ValueError, match="goes with a memory"):
+        embedded.generate(context=PERSON, question=question, expand=[0])
+
+
+def test_alignment():
+    assert aligned([1, 2, 3, 4], [1, 3, 4]) == [True, False, True, True]
+    assert aligned([1, 2], []) == [False, False]
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def _raising(word: str) -> bool:
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"fidelity": 0}, "above 0 and up to 1, got 0"),
+        ({"fidelity": 1.01}, "above 0 and up to 1"),
+        ({"fidelity": True}, "above 0 and up to 1"),
+        ({"fidelity": float("nan")}, "above 0 and up to 1"),
+        ({"max_slots": 0}, "max_slots must be an integer of at least 1"),
+        ({"max_slots": 2.5}, "max_slots must be an integer"),
+        ({"max_slots": 1}, "max_slots=1 is too little.*Give max_slots="),
+        ({"fidelity": 0.9, "rate": 4}, "rate=4 fixes what fidelity"),
+        ({"fidelity": 0.9, "rates": [3]}, "rate 3 is not one that"),
+        ({"fidelity": 0.9, "rates": []}, "rates is a list"),
+        ({"rates": [4]}, "goes with fidelity"),
+        ({"exact": "phones"}, "exact='phones' is no detector"),
+        ({"exact": [3]}, "exact=3 is no detector"),
+        (
+            {"exact": _raising},
+            r"_raising raised RuntimeError \(broken\) on characters 0 to [0-9]+, 'The",
+        ),
+        ({"exact": lambda t: [(0, 9999)]}, "a detector of literals gives"),
+        ({"patches": True, "slot_dtype": "int8"}, "slot_dtype is a floating"),
+        ({"slot_dtype": torch.bfloat16}, "slot_dtype goes with patches"),
+    ],
+)
+def test_what_cannot_be_asked(model, asked, message):
+    with pytest.raises(ValueError, match=message):
+        model.compress(TEXTS[1], **asked)
+
+
+def test_lone_surrogates_empty_texts_and_other_types(model):
+    for options in ({"patches": True}, {"fidelity": 0.5}):
+        with pytest.raises(ValueError, match="lone surrogate"):
+            model.compress("a\ud800b", **options)
+        with pytest.raises(ValueError, match="empty"):
+            model.compress("", **options)
+        with pytest.raises(TypeError, match="must be a string"):
+            model.compress(["a", 3], **options)
+    with pytest.raises(ValueError, match="leaves nothing to choose"):
+        model.reconstruct(model.compress("a b", patches=True), exact=True, num_beams=2)
+    with pytest.raises(ValueError, match=r"exact text of segments 0.*was not kept"):
+        model.reconstruct(model.compress(TEXTS[0]), exact=True)
+
+
+def test_no_decoder(zoo):
+    bare = MemslotsModel.from_pretrained(zoo.saved(), load_decoder=False)
+    for options in ({"fidelity": 0.9}, {"exact": True}, {"max_slots": 99}, {"patches": True}):
+        with pytest.raises(ValueError, match=r"loaded without it.*attach_decoder"):
+            bare.compress(TEXTS[0], **options)
+
+
+def test_a_checkpoint_that_never_learned_to_reconstruct_says_so(model):
+    with pytest.warns(UserWarning, match="never trained to reconstruct"):
+        memory = model.compress(TEXTS[1], fidelity=0.9)
+    assert set(memory.segment_rates) == {0}
