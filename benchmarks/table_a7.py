@@ -5,7 +5,8 @@
 
 Full text is given as token ids, ready made; memories go through `model.generate`, with all that it
 does beside the decoder. Every position counts: BOS, slots, markers, question. Prefill is the time
-to the first of 32 tokens. "Cached" is without the compression.
+to the first of 32 tokens. "Cached" is without the compression; from a prefix (`memory.prefill`),
+without the decoder's reading of the memory too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from measuring import DTYPES, Results, TokenClock, measure, options_of, peak_byt
 from shapes import QUESTION, build, context, described
 
 from memslots import Memory, MemslotsModel
+from memslots.modeling.prefix_memslots import Prefix
 from memslots.modeling.processing_memslots import MemslotsProcessor
 
 NEW_TOKENS = 32
@@ -102,7 +104,9 @@ def answer_from_text(model: MemslotsModel, ids: torch.Tensor, new_tokens: int) -
     return clock.parts()
 
 
-def answer_from_memory(model: MemslotsModel, memory: Memory, new_tokens: int) -> dict[str, float]:
+def answer_from_memory(
+    model: MemslotsModel, memory: Memory | Prefix, new_tokens: int
+) -> dict[str, float]:
     """Seconds of "prefill" and "decode" of memories; one question for all of them."""
     clock = TokenClock(model.device.type)
     model.generate(
@@ -138,14 +142,21 @@ def measure_row(
     if fits(model, ids):
         runs["full text"] = lambda: answer_from_text(model, ids, new_tokens)
     whole = dict(runs)
+    prefixes = {rate: memory.prefill(model) for rate, memory in memories.items()}
     for rate, memory in memories.items():
         name = f"rate {rate}"
+        runs[f"prefix {name}"] = lambda prefix=prefixes[rate]: answer_from_memory(
+            model, prefix, new_tokens
+        )
         runs[f"compress {name}"] = lambda rate=rate: compress(model, texts, rate)
         runs[name] = lambda memory=memory: answer_from_memory(model, memory, new_tokens)
         whole[name] = lambda rate=rate: answer_from_memory(
             model, model.compress(texts, rate=rate), new_tokens
         )
     seconds = measure(runs, repeats, device)
+    prefix_bytes = {f"rate {rate}": prefix.nbytes for rate, prefix in prefixes.items()}
+    prefixes.clear()
+    runs.clear()  # they hold the prefixes, which are no part of what a run takes
     peaks = {name: peak_bytes(run, device) for name, run in whole.items()}
     rows = []
     for name in ["full text", *(f"rate {rate}" for rate in rates)]:
@@ -158,12 +169,15 @@ def measure_row(
             "reads": name,
             "positions": positions,
             "peak_bytes": peaks.get(name),
-            "out_of_memory": name not in runs,
+            "out_of_memory": name not in seconds,
         }
         if name in seconds:
             row["compress"] = seconds.get(f"compress {name}", {"total": 0.0})["total"]
             row["prefill"] = seconds[name]["prefill"]
             row["decode"] = seconds[name]["decode"]
+        if name in prefix_bytes:
+            row["prefix_prefill"] = seconds[f"prefix {name}"]["prefill"]
+            row["prefix_bytes"] = prefix_bytes[name]
         rows.append(row)
     return with_ratios(rows)
 
@@ -267,11 +281,13 @@ def section(results: Results, pictures: Path) -> str:
         "`model.generate`. Positions count BOS, slots, markers and question. In brackets how many "
         "times faster than full text; the total with compression first, then from a memory that "
         "was kept. Prefill over positions is its speed-up as a share of the ratio of positions. "
-        "Memory is the most that was taken beyond the weights, compression included.",
+        "From a prefix is the prefill of a second question, with the decoder's cache of the memory "
+        "kept (`memory.prefill`), and what that cache takes. Memory is the most that was taken "
+        "beyond the weights, compression included.",
         "",
         "| Batch x length | reads | positions | compress | prefill | decode | total "
-        "| prefill over positions | memory |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| prefill over positions | from a prefix | memory |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["rows"]:
         lines.append(_line(row))
@@ -302,17 +318,18 @@ def _line(row: Results) -> str:
     start = f"| {row['batch']} x {row['length']:,} | {row['reads']} | {row['positions']:,} "
     memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB"
     if row["out_of_memory"]:
-        return f"{start}| | | | out of memory | | |"
+        return f"{start}| | | | out of memory | | | |"
     compress, prefill, decode = (1e3 * row[name] for name in ("compress", "prefill", "decode"))
     total = compress + prefill + decode
     if "prefill_ratio" not in row:
         made = f"{compress:,.1f}" if compress else ""
-        return f"{start}| {made} | {prefill:,.1f} | {decode:,.1f} | {total:,.1f} | | {memory} |"
+        return f"{start}| {made} | {prefill:,.1f} | {decode:,.1f} | {total:,.1f} | | | {memory} |"
     share = row["prefill_ratio"] / row["position_ratio"]
+    prefix = f"{1e3 * row['prefix_prefill']:,.1f}, {row['prefix_bytes'] / 2**20:,.1f} MiB"
     return (
         f"{start}| {compress:,.1f} | {prefill:,.1f} ({row['prefill_ratio']:.1f}x) | {decode:,.1f} "
         f"| {total:,.1f} ({row['total_ratio']:.2f}x, {row['cached_ratio']:.2f}x) "
-        f"| {share:.2f} | {memory} |"
+        f"| {share:.2f} | {prefix} | {memory} |"
     )
 
 
