@@ -84,8 +84,8 @@ def measure_reconstruction(model: MemslotsModel, rows: Sequence[dict[str, Any]])
     """Reads each context back, unit by unit, greedily.
 
     Returns:
-        `units`, one a sentence: `tokens`, `aligned` (tokens that stand in the same order) and
-        `exact`; and two examples.
+        `units`, one a sentence: `text` (its number), `tokens`, `aligned` (tokens that stand in the
+        same order) and `exact`; and ten examples.
     """
     from memslots.evaluation.answering import compare_segments, reconstruct_segments
 
@@ -99,11 +99,12 @@ def measure_reconstruction(model: MemslotsModel, rows: Sequence[dict[str, Any]])
     return {
         "units": [
             {
+                "text": segment.text,
                 "tokens": len(one["tokens"]),
                 "aligned": tokens_aligned(one["tokens"], one["produced_tokens"]),
                 "exact": one["exact"],
             }
-            for one in compared
+            for segment, one in zip(memory.segments, compared, strict=True)
         ],
         "examples": pairs,
     }

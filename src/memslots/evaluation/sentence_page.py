@@ -275,11 +275,14 @@ def _reconstruction(found: dict[str, Measure]) -> str:
     lines += [
         'The article: "near-perfectly on straightforward examples while maintaining the same 89%".',
         "",
-        "| trained | sentences exact | 95% interval | tokens in order | n | questions right |",
+        "| trained | sentences exact | 95% interval | tokens in order | texts | questions right |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, measure, answers in rows:
-        exact = with_interval([unit["exact"] for unit in measure["units"]])
+        texts: dict[int, list[bool]] = {}  # the samples: sentences of a text are not independent
+        for unit in measure["units"]:
+            texts.setdefault(unit["text"], []).append(unit["exact"])
+        exact = with_interval([sum(own) / len(own) for own in texts.values()])
         tokens = sum(u["tokens"] for u in measure["units"])
         aligned = sum(u["aligned"] for u in measure["units"]) / max(1, tokens)
         asked = _both(answers["samples"]) if answers else ""
@@ -315,7 +318,7 @@ def _code(found: dict[str, Measure]) -> str:
     rows = [("text about a person, one sentence", "code_prose", 76.0), ("code", "code", 6.0)]
     if "code" not in found:
         return ""
-    lines = [_title("Code against prose, one vector each, the same steps")]
+    lines = [_title("Code against prose, one vector each")]
     lines += _columns("text", "positions", "article")
     for label, name, there in rows:
         if name in found:
