@@ -69,6 +69,15 @@ def test_answer_from_the_hub(run, hub, zoo, tmp_path):  # noqa: F811
     assert any(f"/{commit}/" in path for _, path in hub.requests)
 
 
+def test_an_agent_expands_a_segment(run):
+    names, printed = run("expand_tool.py")
+    assert "".join(one["text"] for one in names["result"]["segments"]) == names["text"]
+    expanded = names["model"].expanded(names["memory"], [0])
+    asked = {"question": names["question"], "max_new_tokens": 8}
+    assert names["answer"] == names["model"].generate(memory=expanded, **asked)
+    assert "effective rate of" in printed
+
+
 def test_rag_finds_the_documents_and_answers_from_their_memories(run):
     names, printed = run("rag.py")
     assert names["right"] >= 18  # of 20

@@ -17,6 +17,7 @@ LEVELS = {
     "configuration": 1,
     "data": 1,
     "cramming": 1,
+    "tools": 2,
     "trainer": 2,
     "evaluation": 2,
     "serving": 2,

@@ -19,6 +19,7 @@ from . import (
     finetune,
     plan,
     publish,
+    report,
     sentence_tables,
     serve,
     store,
@@ -64,6 +65,9 @@ app.command(epilog="Example: memslots compress notes.txt letter.txt -o both.safe
     use.compress
 )
 app.command(epilog="Example: memslots reconstruct doc.safetensors")(use.reconstruct)
+app.command(epilog="Example: memslots report doc.safetensors --context notes.txt --html map.html")(
+    report.report
+)
 app.command(epilog="Example: memslots train tiny --books ../shared/data --output runs/tiny")(
     build.train
 )

@@ -98,6 +98,23 @@ def compress(
     output: Annotated[Path, typer.Option("--output", "-o", help="Memory file (safetensors).")],
     rate: Rate = None,
     literals: Literals = None,
+    fidelity: Annotated[
+        float | None,
+        typer.Option(help="Share of tokens to give back; each segment gets a rate that does."),
+    ] = None,
+    max_slots: Annotated[
+        int | None, typer.Option(help="Most slots of each text, spent where they save most.")
+    ] = None,
+    exact: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What must come back exactly: names as of --literals, or all (and the whole text).",
+        ),
+    ] = None,
+    patches: Annotated[
+        bool, typer.Option("--patches", help="Keep what makes the whole text exact.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     model: Model = None,
     revision: Revision = None,
@@ -110,15 +127,27 @@ def compress(
     if files.count("-") > 1:
         raise ValueError("standard input (-) can be read only once.")
     beside = literal_names(literals)
+    kinds = True if exact == "all" else literal_names(exact)
+    verified = fidelity is not None or max_slots is not None or kinds is not None or patches
     texts = [read_text(path) for path in files]
-    compressor = load_model(model, revision, device, dtype, load_decoder=False)
+    compressor = load_model(model, revision, device, dtype, load_decoder=verified)
     started = time.perf_counter()
-    memory = compressor.compress(texts, rate=rate, literals=beside)
+    memory = compressor.compress(
+        texts,
+        rate=rate,
+        literals=beside,
+        fidelity=fidelity,
+        max_slots=max_slots,
+        exact=kinds,
+        patches=patches or None,
+    )
     seconds = time.perf_counter() - started
     memory.save(output)
     out.print(Text(repr(memory)), soft_wrap=True)
     if sum(memory.unknown_tokens):
         err.print(f"{sum(memory.unknown_tokens)} tokens are unknown to the encoder and were lost")
+    if verified:
+        out.print(Text(memory.report().summary), soft_wrap=True)
     plain = sum(len(text.encode("utf-8")) for text in texts)
     out.print(
         f"{output}: {output.stat().st_size} bytes for {plain} bytes of text, {seconds:.2f} s",
@@ -134,6 +163,10 @@ def reconstruct(
     context: Annotated[str | None, typer.Option("--context", "-c", help=CONTEXT_HELP)] = None,
     rate: Rate = None,
     literals: Literals = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="The very text, of a memory made with --patches; or fail."),
+    ] = False,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
@@ -142,6 +175,14 @@ def reconstruct(
     """Print the text that the decoder reads back; with --context also how much of it is right."""
     exactly_one(MEMORY=memory, **{"--context": context})
     beside = _literals(literals, memory)
+    if exact:
+        if memory is None or rate is not None:
+            raise ValueError("--exact goes with a memory, as it is: without --context and --rate.")
+        compressor = load_model(model, revision, device, dtype)
+        found = compressor.reconstruct(compressor.load_memory(memory), exact=True)
+        for text in [found] if isinstance(found, str) else found:
+            typer.echo(text.encode("utf-8"), nl=False)  # its bytes, and no other line end
+        return
     from memslots.evaluation.answering import compare_segments, reconstruct_segments
 
     text = read_text(context) if context is not None else None

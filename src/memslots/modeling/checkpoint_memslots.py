@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from .configuration_memslots import MemslotsConfig
+from .inject_memslots import decoder_layers
 from .parts_memslots import LORA_MARK, add_lora, is_causal, load_encoder, merge_lora
 from .processing_memslots import MemslotsProcessor
 from .sentences_memslots import SentenceHead, read_sentence_encoder
@@ -207,7 +208,8 @@ class CheckpointMixin(_Model):
 
         Raises:
             TypeError: not a model of transformers.
-            ValueError: a decoder of another width or vocabulary than the compressor was made for.
+            ValueError: a decoder of another width or vocabulary than the compressor was made for,
+                or one whose layers are not found, with `inject_layer`.
         """
         if not isinstance(decoder, PreTrainedModel):
             raise TypeError(
@@ -223,6 +225,8 @@ class CheckpointMixin(_Model):
                     f"({self.config.decoder_name_or_path or 'bundled'}), the given one has "
                     f"{actual}; attach that decoder, or train the compressor for yours."
                 )
+        if self.config.inject_layer:
+            decoder_layers(decoder)
         decoder.requires_grad_(False)
         self.decoder = decoder.eval()
         return self

@@ -112,6 +112,9 @@ class MemslotsConfig(PreTrainedConfig):
             the loss while training (0.1 in the report's code); 0 leaves it out.
         decoder_lora: `{"r", "alpha", "dropout", "target_modules"}` of a small LoRA on the decoder,
             which is kept with the compressor and acts only while a memory is read; None for none.
+        inject_layer: the decoder's layer, counted from 0, at whose input slots replace the hidden
+            states; below it the `<MEM>` marker stands in their places. None and 0 put them among
+            the input embeddings.
         memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
             has them, or "spread" over the segment, so that under rotary positions each memory token
             is near the text it stands for. Either way the first slots of a finer rate are those of
@@ -155,6 +158,7 @@ class MemslotsConfig(PreTrainedConfig):
     latent_size: int | None = None
     kl_weight: float = 0.1
     decoder_lora: dict | None = None
+    inject_layer: int | None = None
     memory_positions: str = "after"
     literals: str | list[str] | tuple[str, ...] | None = None
     initializer_range: float = 0.02
@@ -200,6 +204,12 @@ class MemslotsConfig(PreTrainedConfig):
                 "none; use memory_positions='after'."
             )
         self._validate_converter()
+        layers = self.get_text_config(decoder=True).num_hidden_layers
+        if self.inject_layer is not None and not 0 <= self.inject_layer < layers:
+            raise ValueError(
+                f"inject_layer must be one of the decoder's layers, 0 to {layers - 1}, got "
+                f"{self.inject_layer}."
+            )
         if self.pooling == "sentence":
             self._validate_sentence_pooling()
         elif not self.bundle_encoder:

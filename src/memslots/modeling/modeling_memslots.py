@@ -6,8 +6,8 @@ Memory"); section and equation numbers are the paper's.
 
 import inspect
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from .converters_memslots import VariationalConverter
 from .decoder_lora_memslots import DecoderLora, LoraUp
 from .encoding_memslots import EncodingMixin
 from .generation_memslots import AnsweringMixin
-from .layout_memslots import IGNORE, TASKS
+from .inject_memslots import Injection, injected_at, state_scale
+from .layout_memslots import FIRST_SLOT, IGNORE, TASKS
 from .parts_memslots import (
     Converter,
     LinearConverter,
@@ -169,15 +170,17 @@ class MemslotsModel(
 
     @torch.no_grad()
     def match_scales(self) -> None:
-        """Draw memory tokens, markers and converter anew, at the scale of the embeddings they join.
+        """Draw memory tokens, markers and converter anew, at the scale of what they join.
 
-        A slot that is ten times as large as a token embedding, or a tenth of it, is where training
-        starts slowest.
+        A slot that is ten times as large as a token embedding (or the states of `inject_layer`), or
+        a tenth of it, is where training starts slowest.
         """
         if self.memory_tokens is not None:
             nn.init.normal_(self.memory_tokens, std=embedding_scale(self.encoder))
         scale = embedding_scale(self._need_decoder())
         nn.init.normal_(self.markers, std=scale)
+        if self.config.inject_layer:
+            scale = state_scale(self._need_decoder(), self.config.inject_layer)
         self.converter.init_weights(scale)
 
     def train(self, mode: bool = True) -> "MemslotsModel":
@@ -269,9 +272,10 @@ class MemslotsModel(
             slots: `(total_slots, d_encoder)`, before the converter.
 
         Returns:
-            `(rows, length, d_decoder)` in the decoder's dtype.
+            `(rows, length, d_decoder)` in the decoder's dtype; with `inject_layer` there is a
+            marker where slots come in later, see `reading`.
         """
-        return self._place(input_ids, memory_ids, self._convert(slots)[0])
+        return self._place(input_ids, memory_ids, self._convert(slots)[0])[0]
 
     def _convert(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the decoder reads in place of slots, and the summed divergence of a vae's."""
@@ -282,11 +286,17 @@ class MemslotsModel(
 
     def _place(
         self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, Injection | None]:
+        """Input embeddings of rows, and what is injected into them."""
         tokens = self._need_decoder().get_input_embeddings()(input_ids)
         vectors = torch.cat([self.markers, converted]).to(tokens)
         chosen = vectors[(memory_ids - 1).clamp(min=0)]
-        return torch.where((memory_ids > 0).unsqueeze(-1), chosen, tokens)
+        injected = None
+        if self.config.inject_layer:
+            is_slot = memory_ids >= FIRST_SLOT
+            injected = Injection(chosen, is_slot)
+            chosen = torch.where(is_slot.unsqueeze(-1), vectors[0], chosen)
+        return torch.where((memory_ids > 0).unsqueeze(-1), chosen, tokens), injected
 
     def forward(
         self,
@@ -325,10 +335,12 @@ class MemslotsModel(
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
         converted, divergence = self._convert(slots)
-        embeds = self._place(input_ids, memory_ids, converted)
+        embeds, injected = self._place(input_ids, memory_ids, converted)
         per_layer = per_layer_inputs(self._need_decoder(), input_ids)
         if labels is None:
-            logits = self._run_decoder(embeds, attention_mask, per_layer=per_layer)
+            logits = self._run_decoder(
+                embeds, attention_mask, per_layer=per_layer, injected=injected
+            )
             return MemslotsOutput(logits=logits, slots=slots)
         if task_ids is None:
             task_ids = torch.full_like(labels[:, 0], len(TASKS) - 1)
@@ -339,7 +351,11 @@ class MemslotsModel(
             if rows.numel():
                 own = None if per_layer is None else per_layer[rows]
                 total, count = self._rows_loss(
-                    embeds[rows], attention_mask[rows], labels[rows], own
+                    embeds[rows],
+                    attention_mask[rows],
+                    labels[rows],
+                    own,
+                    None if injected is None else injected[rows],
                 )
                 sums = sums + functional.one_hot(torch.tensor(task), len(TASKS)).to(sums) * total
                 counts[task] = count
@@ -365,18 +381,22 @@ class MemslotsModel(
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         per_layer: torch.Tensor | None = None,
+        injected: Injection | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss and number of the targets of rows of one task."""
         used = attention_mask.any(dim=0).nonzero()
         first, last = int(used[0]), int(used[-1]) + 1
         embeds, labels = embeds[:, first:last], labels[:, first:last]
         per_layer = None if per_layer is None else per_layer[:, first:last]
+        injected = None if injected is None else injected[:, first:last]
         targets = (labels != IGNORE).any(dim=0).nonzero()
         if not targets.numel():
             return embeds.sum() * 0.0, targets.new_zeros(())
         # The state before a target predicts it.
         start = max(int(targets[0]) - 1, 0)
-        logits = self._run_decoder(embeds, attention_mask[:, first:last], start, per_layer)[:, :-1]
+        logits = self._run_decoder(
+            embeds, attention_mask[:, first:last], start, per_layer, injected
+        )[:, :-1]
         wanted = labels[:, start + 1 :]
         total = functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
@@ -386,14 +406,19 @@ class MemslotsModel(
         )
         return total, (wanted != IGNORE).sum()
 
-    def reading(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def reading(self, injected: Injection | None = None) -> Iterator[None]:
         """While this context is open, the decoder reads with `decoder_lora`, where there is one.
 
         Outside, the decoder is the plain one, as for baselines that read text.
+
+        Args:
+            injected: with `inject_layer`, what `row_inputs` gives as "injected" for the rows.
         """
-        if self.decoder_lora is None:
-            return nullcontext()
-        return self.decoder_lora.active(self._need_decoder())
+        decoder = self._need_decoder()
+        lora = nullcontext() if self.decoder_lora is None else self.decoder_lora.active(decoder)
+        with lora, injected_at(decoder, self.config.inject_layer or 0, injected):
+            yield
 
     def _run_decoder(
         self,
@@ -401,6 +426,7 @@ class MemslotsModel(
         attention_mask: torch.Tensor,
         start: int = 0,
         per_layer: torch.Tensor | None = None,
+        injected: Injection | None = None,
     ) -> torch.Tensor:
         """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on."""
         decoder = self._need_decoder()
@@ -410,7 +436,7 @@ class MemslotsModel(
             kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         if start and "logits_to_keep" in accepted:
             kwargs["logits_to_keep"] = embeds.shape[1] - start
-        with self.reading():
+        with self.reading(injected):
             logits = decoder(
                 inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, **kwargs
             ).logits

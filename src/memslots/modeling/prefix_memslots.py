@@ -204,7 +204,7 @@ class PrefillMixin(_Model):
         return Prefix(memory, before, states, _Marks(self))
 
     def _states(
-        self, decoder: PreTrainedModel, inputs: dict[str, torch.Tensor]
+        self, decoder: PreTrainedModel, inputs: dict[str, Any]
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Layer, keys and values `(rows, heads, length, head size)` of right-padded rows."""
         mask = inputs["attention_mask"]
@@ -221,7 +221,7 @@ class PrefillMixin(_Model):
         # Not of the decoder's configuration, with which a sliding layer would forget what a
         # batch's shorter questions read anew.
         cache = DynamicCache()
-        with self.reading():
+        with self.reading(inputs.get("injected")):
             decoder(**kwargs, past_key_values=cache, use_cache=True)
         found = [
             (i, layer.keys, layer.values)

@@ -144,7 +144,21 @@ class Gateway:
     def _make_memory(self, wanted: MemoryRequest) -> Memory:
         with _users_mistake("text" if wanted.memory is None else "memory"):
             if wanted.text is not None:
-                return self._model.compress(wanted.text, rate=wanted.rate, progress=False)
+                verified = {"fidelity": wanted.fidelity, "max_slots": wanted.max_slots}
+                exact, patches = wanted.exact or None, wanted.patches
+                return self._model.compress(
+                    wanted.text,
+                    wanted.rate,
+                    progress=False,
+                    exact=exact,
+                    patches=patches,
+                    **verified,
+                )
+            if wanted.fidelity or wanted.max_slots or wanted.exact or wanted.patches:
+                raise ValueError(
+                    "fidelity, max_slots, exact and patches are for a text; a memory file is what "
+                    "it was compressed to."
+                )
             memory = read_memory_file(wanted.memory or "")
             self._model._check_memory(memory)
             check_slots(self._model, memory)
@@ -249,7 +263,7 @@ class Gateway:
             if wanted.rate is not None:
                 memories = [memory.at_rate(wanted.rate) for memory in memories]
             rates = sorted({memory.rate for memory in memories})
-            if len(rates) > 1:
+            if len(rates) > 1 and not any(memory.checks for memory in memories):
                 raise ValueError(
                     f"these memories have the rates {rates}; say rate={rates[-1]}, or store them "
                     "at one rate."

@@ -160,6 +160,10 @@ class MemoryRequest(BaseModel):
     memory: Annotated[Text, Field(description="`memory.save`'s file in base64")] | None = None
     id: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     rate: Annotated[int, Field(ge=1)] | None = None
+    fidelity: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_slots: Annotated[int, Field(ge=1)] | None = None
+    exact: bool | list[str] = False
+    patches: bool | None = None
     metadata: dict[str, Any] = {}
 
 

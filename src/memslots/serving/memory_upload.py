@@ -45,14 +45,20 @@ def write_memory_file(memory: Memory) -> bytes:
 def _check_segments(memory: Memory) -> None:
     """Refuse numbers that no compressor writes; a checksum does not help against who made it."""
     texts = len(memory.text_sha256)
-    for segment in memory.segments:
+    for segment, rate in zip(memory.segments, memory.segment_rates, strict=True):
         numbers = (segment.text, segment.start, segment.end, segment.tokens, segment.slots)
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError(f"memory has a segment of numbers {numbers}; they are 0 or more.")
-        if segment.text >= texts or segment.slots != slots_for(segment.tokens, memory.rate):
+        if segment.text >= texts or segment.slots != slots_for(segment.tokens, rate):
             raise ValueError(
                 f"memory has a segment of {segment.tokens} tokens in {segment.slots} slots of text "
-                f"{segment.text}; that is not how rate {memory.rate} of {texts} texts is written."
+                f"{segment.text}; that is not how rate {rate} of {texts} texts is written."
             )
+    allowed = (0, *memory.rates)
+    for check in memory.checks:
+        if check.rate not in allowed or (check.rate == 0) != (check.text is not None):
+            raise ValueError(f"memory has a segment of rate {check.rate!r}; allowed are {allowed}.")
+        if not isinstance(check.text, (str, type(None))):
+            raise ValueError("memory has a segment whose text is no text.")
     if not memory.segments or type(memory.rate) is not int or memory.rate < 1:
         raise ValueError("memory has no segment, or no rate; compress the text again.")

@@ -90,12 +90,19 @@ def check_engine_can_read(model: MemslotsModel) -> None:
     """Refuse a decoder for which the embeddings of a prompt are not the whole prompt.
 
     Raises:
-        ValueError: A LoRA on the decoder, or per-layer embeddings.
+        ValueError: A LoRA on the decoder, slots that enter at a middle layer, or per-layer
+            embeddings.
     """
     if model.config.decoder_lora is not None:
         raise ValueError(
             "this compressor reads with a LoRA on its decoder (decoder_lora), which an engine that "
             "holds the plain decoder has not; serve it with the transformers backend."
+        )
+    if model.config.inject_layer:
+        raise ValueError(
+            f"this compressor's slots enter its decoder at layer {model.config.inject_layer} "
+            "(inject_layer), and prompt embeddings enter it at the first; serve it with the "
+            "transformers backend."
         )
     decoder = model._need_decoder().config.get_text_config()
     if getattr(decoder, "hidden_size_per_layer_input", 0):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from memslots.modeling import Memory
+from memslots.modeling.segment_check_memslots import checks_to_json
 
 from .store import MemoryStore
 from .store_format import check_ids
@@ -42,6 +43,8 @@ def memory_id(memory: Memory) -> str:
     """
     named = [memory.fingerprint, memory.rate, memory.text_sha256, memory.documents]
     literals = [[tuple(one) for one in own] for own in memory.literals]
+    if memory.checks:
+        literals.append(checks_to_json(memory.checks))
     text = json.dumps([*named, literals], default=vars)
     return f"mem-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
@@ -203,6 +206,8 @@ def described(one: str, memory: Memory, metadata: dict[str, Any]) -> dict[str, A
         "segments": len(memory.segments),
         "literals": sum(memory.n_literals),
         "unknown_tokens": sum(memory.unknown_tokens),
+        "segments_as_text": memory.segment_rates.count(0),
+        "fidelity": [check.fidelity for check in memory.checks],
         "bytes": memory.nbytes,
         "text_sha256": list(memory.text_sha256),
         "fingerprint": memory.fingerprint,

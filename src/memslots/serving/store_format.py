@@ -13,9 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from memslots.modeling.memory_memslots import Memory, Segment
+import torch
 
-from .quantise import from_bytes, to_bytes
+from memslots.modeling.memory_memslots import Memory, Segment
+from memslots.modeling.patches_memslots import needs_slots
+from memslots.modeling.segment_check_memslots import checks_from_json, checks_to_json
+
+from .quantise import as_stored, from_bytes, to_bytes
 
 try:
     import pyarrow as pa
@@ -64,6 +68,7 @@ _OWN_COLUMNS = {
     "rate",
     "fingerprint",
     "literals",
+    "checks",
 }
 
 
@@ -168,7 +173,7 @@ def encode_memory(
             "slot_dtype": slot_dtype,
             "slots": slots,
             "scales": scales,
-            "literals": json.dumps(document.literals).encode() if document.literals else None,
+            "literals": _beside(document, slot_dtype),
             "metadata": metadata[i],
             "fingerprint": document.fingerprint,
             "compressor": compressor,
@@ -200,7 +205,12 @@ def decode_row(row: Mapping[str, Any]) -> Memory:
         raise CorruptRow(f"the row of {str(row['id'])[:80]!r} was altered after it was written")
     more = json.loads(row["compressor"])
     if row["literals"] is not None:
-        more["literals"] = json.loads(row["literals"])
+        beside = json.loads(row["literals"])
+        if isinstance(beside, dict):  # with checks; a list holds literals alone
+            more["literals"] = beside["literals"]
+            more["checks"] = checks_from_json(beside["checks"])
+        else:
+            more["literals"] = beside
     unknown = set(more) - {field.name for field in dataclasses.fields(Memory)}
     if unknown:
         raise ValueError(
@@ -221,7 +231,7 @@ def decode_row(row: Mapping[str, Any]) -> Memory:
         unknown_tokens=tuple(row["unknown_tokens"]),
         rate=row["rate"],
         fingerprint=row["fingerprint"],
-        **{name: _tuples(value) for name, value in more.items()},
+        **{name: value if name == "checks" else _tuples(value) for name, value in more.items()},
     )
 
 
@@ -253,6 +263,26 @@ def _documents(memory: Memory) -> Iterator[Memory]:
         part = memory[start : start + 32]
         for i in range(len(part)):
             yield part[i]
+
+
+def _beside(document: Memory, slot_dtype: str) -> bytes | None:
+    """Literals as a list, or with checks a dict of both, as JSON; None where there is neither.
+
+    Raises:
+        ValueError: patches to slots that this store rounds: what they were made for would be gone.
+    """
+    if not document.checks:
+        return json.dumps(document.literals).encode() if document.literals else None
+    patched = any(check.exact and needs_slots(check.exact) for check in document.checks)
+    slots = document.slots.detach().to("cpu")
+    if patched and not torch.equal(as_stored(slots, slot_dtype).float(), slots.float()):
+        raise ValueError(
+            f"this memory has patches to slots in {str(slots.dtype).removeprefix('torch.')}, and "
+            f"the store keeps slots in {slot_dtype}, to which they do not apply: compress the text "
+            "with slot_dtype=torch.bfloat16 for a store that keeps bfloat16, or without patches."
+        )
+    held = {"literals": document.literals, "checks": checks_to_json(document.checks)}
+    return json.dumps(held).encode()
 
 
 def _compressor_json(memory: Memory) -> str:

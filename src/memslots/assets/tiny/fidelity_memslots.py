@@ -103,7 +103,11 @@ def teacher_forced(
         wanted = max(len(rows[i].target) for i in batch)  # targets end together, at the right
         start = inputs["inputs_embeds"].shape[1] - wanted - 1
         logits = model._run_decoder(  # type: ignore[operator]
-            inputs["inputs_embeds"], inputs["attention_mask"], start, inputs.get("per_layer_inputs")
+            inputs["inputs_embeds"],
+            inputs["attention_mask"],
+            start,
+            inputs.get("per_layer_inputs"),
+            inputs.get("injected"),
         )
         hits = (logits[:, :-1].argmax(dim=-1) == inputs["labels"][:, start + 1 :]).tolist()
         for i, row in zip(batch, hits, strict=True):

@@ -383,19 +383,23 @@ class AnsweringMixin(_Model):
         """New token ids of laid-out rows, `(rows, new tokens)`."""
         inputs: dict[str, Any] = {**self.generation_inputs(rows, memory)}
         per_layer = inputs.pop("per_layer_inputs", None)
+        injected = inputs.pop("injected", None)
         if prefix is not None:
             cache = prefix.cache(decoder, rows, sequences_of(decoder, kwargs))
             if cache is not None:  # generate leaves out the embeddings of what it holds
                 inputs["past_key_values"] = cache
                 if per_layer is not None:
                     per_layer = per_layer[:, cache.get_seq_length() :]
-        reading = nullcontext() if memory is None else self.reading()
+                if injected is not None:
+                    injected = injected[:, cache.get_seq_length() :]
+        reading = nullcontext() if memory is None else self.reading(injected)
         with reading, prefilled_with(decoder, per_layer):
             return decoder.generate(**inputs, **kwargs)
 
-    def generation_inputs(self, rows: list[Row], memory: Memory | None) -> dict[str, torch.Tensor]:
+    def generation_inputs(self, rows: list[Row], memory: Memory | None) -> dict[str, Any]:
         """Left-padded `inputs_embeds` `(rows, length, d_decoder)` and `attention_mask`, and
-        `per_layer_inputs` where the decoder has per-layer embeddings (see `per_layer_memslots`).
+        `per_layer_inputs` where the decoder has per-layer embeddings (see `per_layer_memslots`),
+        and with `inject_layer` the `injected` that `reading` takes.
         """
         asked = [replace(row, target=[], given=0, predicted=None) for row in rows]
         inputs = self.row_inputs(asked, memory)
@@ -404,9 +408,10 @@ class AnsweringMixin(_Model):
     @torch.no_grad()
     def row_inputs(
         self, rows: list[Row], memory: Memory | None, padding_side: str = "left"
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
         """`inputs_embeds` `(rows, length, d_decoder)`, `attention_mask` and `labels` of rows that
-        read segments of `memory`, or none, and `per_layer_inputs` where the decoder needs them.
+        read segments of `memory`, or none, and `per_layer_inputs` where the decoder needs them, and
+        with `inject_layer` the `injected` that `reading` takes.
         """
         counts = [] if memory is None else [segment.slots for segment in memory.segments]
         used = sorted({i for row in rows for i in row.segments})
@@ -425,10 +430,12 @@ class AnsweringMixin(_Model):
             slots = torch.cat([memory.slots[starts[i] : starts[i + 1]] for i in used])
         input_ids = laid_out["input_ids"].to(device)
         with evaluating(self.converter):
-            embeds = self.embed_rows(input_ids, laid_out["memory_ids"].to(device), slots.to(device))
+            converted, _ = self._convert(slots.to(device))
+        embeds, injected = self._place(input_ids, laid_out["memory_ids"].to(device), converted)
         per_layer = per_layer_inputs(self._need_decoder(), input_ids)
         return {
             **({} if per_layer is None else {"per_layer_inputs": per_layer}),
+            **({} if injected is None else {"injected": injected}),
             "inputs_embeds": embeds,
             "attention_mask": laid_out["attention_mask"].to(device),
             "labels": laid_out["labels"].to(device),

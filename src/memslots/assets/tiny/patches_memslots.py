@@ -19,6 +19,9 @@ RAW, DEFLATED, PATCHED, PATCHED_DEFLATED = range(4)
 HEAD = 1 + 32
 """Bytes before the payload."""
 
+LARGEST = 2**26
+"""Bytes of one segment's text or patches; who sends more in a memory file means harm."""
+
 COMPARED = 8192
 """Bytes of differing texts that are aligned; longer ones are replaced whole."""
 
@@ -185,7 +188,11 @@ def _deflate(data: bytes) -> bytes:
 
 def _inflate(data: bytes) -> bytes:
     try:
-        return zlib.decompress(data, -15)
+        opened = zlib.decompressobj(-15)
+        found = opened.decompress(data, LARGEST)
+        if opened.unconsumed_tail or not opened.eof:
+            raise zlib.error(f"no end within {LARGEST} bytes")
+        return found
     except zlib.error as error:
         raise ValueError(
             f"the bytes of this exact text are damaged ({error}); compress the text again."

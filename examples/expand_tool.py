@@ -1,0 +1,37 @@
+"""An agent's loop around a memory: it asks for a segment's text, then answers with it in view.
+
+    python examples/expand_tool.py
+
+The tool call is written out here where an LLM with tools would have made it.
+"""
+
+import json
+
+from memslots import MemslotsModel
+from memslots.cli.options import resolve_model
+from memslots.tools import expand, run_expand, segment_list
+
+text = (
+    "Here is Joseph Evans, a professor from Cedar Motors. Joseph has a house in Mumbai in India. "
+    "He turned 47 this year. In Joseph's house there are 670 cups. Joseph speaks Latin and Thai."
+)
+model = MemslotsModel.from_pretrained(resolve_model(None)).eval()
+memory = model.compress(text, rate=16, patches=True)
+print(memory.report())
+
+system = "The context is compressed into these segments:\n" + segment_list(memory)
+messages = [
+    {"role": "system", "content": system},
+    {"role": "user", "content": "How many cups are in Joseph's house?"},
+]
+print(json.dumps({"messages": messages, "tools": [expand]}, indent=1))
+
+call = {"name": "expand", "arguments": '{"segments": [0]}'}  # what the agent's LLM answers with
+result = run_expand(model, memory, call["arguments"])
+messages.append({"role": "tool", "name": "expand", "content": json.dumps(result)})
+print(result["segments"][0]["text"])
+
+segments = [one["segment"] for one in result["segments"]]
+question = "How many cups are in Joseph's house?"
+answer = model.generate(memory=memory, question=question, expand=segments, max_new_tokens=8)
+print("answer:", answer)

@@ -1,0 +1,31 @@
+"""`memslots report`: what a memory holds, and what its slots lose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import read_text
+
+
+def report(
+    memory: Annotated[Path, typer.Argument(help="Memory that `memslots compress` wrote.")],
+    context: Annotated[
+        list[str] | None,
+        typer.Option("--context", "-c", help="The texts that were compressed, for the map."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="File for the map over the text.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what each segment takes and gives back; needs no checkpoint."""
+    from memslots.modeling import Memory
+
+    texts = None if not context else [read_text(one) for one in context]
+    found = Memory.load(memory).report(texts)
+    typer.echo(found.to_json() if as_json else str(found))
+    if html is not None:
+        found.save_html(html)
