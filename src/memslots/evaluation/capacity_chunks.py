@@ -103,7 +103,8 @@ def reconstruction_accuracy(
             at += len(document)
         inputs = model.row_inputs(rows, memory, padding_side="right")
         labels = inputs.pop("labels")[:, 1:]
-        logits = decoder(**inputs, use_cache=False).logits[:, :-1]
+        with model.reading(inputs.pop("injected", None)):
+            logits = decoder(**inputs, use_cache=False).logits[:, :-1]
         for hits, wanted in zip(logits.argmax(-1) == labels, labels != IGNORE, strict=True):
             own_hits = hits[wanted].tolist()
             right += own_hits

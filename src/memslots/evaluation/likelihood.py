@@ -79,7 +79,8 @@ def target_losses(
 def _batch_losses(model: MemslotsModel, rows: list[Row], memory: Memory | None) -> list[TargetLoss]:
     inputs = model.row_inputs(rows, memory, padding_side="right")
     labels = inputs.pop("labels")[:, 1:]
-    with nullcontext() if memory is None else model.reading():
+    injected = inputs.pop("injected", None)
+    with nullcontext() if memory is None else model.reading(injected):
         logits = model.decoder(**inputs, use_cache=False).logits[:, :-1]  # type: ignore[misc]
     nll = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
