@@ -29,7 +29,7 @@ help:
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
-	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (half an hour; resumes)"
+	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (ten minutes; DEVICE=cuda on a GPU)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
