@@ -196,8 +196,12 @@ def test_what_cannot_be_injected(zoo, llama):
             zoo.compressor("llama", inject_layer=layer)
     with pytest.raises(ValueError, match=r"enter its decoder at layer 1 \(inject_layer\)"):
         prompt_embeds(llama, llama.compress(TEXTS[0]), question="Why?")
-    with pytest.raises(ValueError, match="leave out prefill_chunk_size"):
-        llama.generate(context=TEXTS[0], question="Why?", prefill_chunk_size=4, **GREEDY)
+    memory = llama.compress(TEXTS[0])
+    (row,) = llama.memory_rows(memory, [(0, llama.processor.prompt(question="Why?"))])
+    inputs = llama.generation_inputs([row], memory)
+    injected, embeds = inputs["injected"], inputs["inputs_embeds"]
+    with llama.reading(injected), pytest.raises(ValueError, match="leave out prefill_chunk_size"):
+        llama.decoder(inputs_embeds=embeds[:, :4])
     decoder = zoo.compressor("llama").decoder
     decoder.model.layers = nn.ModuleDict(
         {str(i): one for i, one in enumerate(decoder.model.layers)}
