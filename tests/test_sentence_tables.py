@@ -76,7 +76,7 @@ def test_runs_measures_and_page(settings, tmp_path, capsys):
 def test_dry_run_and_mistakes(settings, tmp_path, capsys):
     assert run(settings, tmp_path, "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 15
+    assert len(lines) == 17
     assert all(line.startswith("to do") for line in lines)
     assert run(settings, tmp_path, "--only", "phase_9") == 2
     assert "phase_9" in capsys.readouterr().err

@@ -56,6 +56,7 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
         "numbers": _numbers(found),
         "reconstruction": _reconstruction(found),
         "encoder": _variants(found),
+        "layers": _layers(found),
         "code": _code(found),
         "runs": _runs(folder, stages),
     }
@@ -118,7 +119,9 @@ def _facts(found: dict[str, Measure]) -> str:
     if not {"one_vector", "five_vectors"} <= set(found):
         return ""
     names = ("five_vectors_longest", "five_vectors_long")
-    longest = next((found[name]["samples"] for name in names if name in found), [])
+    longest: list[dict[str, Any]] = next(
+        (found[name]["samples"] for name in names if name in found), []
+    )
     more = 800 if names[0] in found else 400
     article = {row["fact"]: row for row in quoted("article_facts")["rows"]}
     single, chunked = found["one_vector"]["samples"], found["five_vectors"]["samples"]
@@ -310,6 +313,21 @@ def _variants(found: dict[str, Measure]) -> str:
     if len(shown) < 2:
         return ""
     lines = [_title("Training the encoder too"), *_columns("run", "positions")]
+    lines += [f"| {label} | {_positions(measure)} |{_cells(measure)}" for label, measure in shown]
+    return _text(lines)
+
+
+def _layers(found: dict[str, Measure]) -> str:
+    rows = [
+        ("in place of input embeddings (phase 1)", "one_sentence"),
+        ("at the input of layer 1", "inject_1"),
+        ("at the input of layer 2", "inject_2"),
+    ]
+    shown = [(label, found[name]) for label, name in rows if name in found]
+    if len(shown) < 2:
+        return ""
+    lines = [_title("Slots at a middle layer of the decoder, one sentence, one vector")]
+    lines += _columns("the slots stand", "positions")
     lines += [f"| {label} | {_positions(measure)} |{_cells(measure)}" for label, measure in shown]
     return _text(lines)
 
