@@ -15,7 +15,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint docs figure release tiny tables tables-capacity tables-sentence bench clean
+.PHONY: help demo test test-slow test-vllm lint docs figure release tiny tables tables-capacity tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -28,6 +28,7 @@ help:
 	@echo "make release    build and check wheel and sdist in dist/, with notes; uploads nothing"
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
+	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
 	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (ten minutes; DEVICE=cuda on a GPU)"
@@ -77,6 +78,9 @@ tiny: $(VENV)/.dev
 
 tables: $(VENV)/.dev
 	$(BIN)/memslots tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
+
+tables-verified: $(VENV)/.dev
+	$(BIN)/python benchmarks/verified.py --results runs/verified --page docs/verified.md $(if $(DATA),--data "$(DATA)")
 
 tables-capacity: $(VENV)/.dev
 	$(BIN)/memslots capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \

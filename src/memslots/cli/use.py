@@ -109,7 +109,7 @@ def compress(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="What must come back exactly: names as of --literals, or all (and the whole text).",
+            help="What must come back exactly: names as of --literals, or all (with the text).",
         ),
     ] = None,
     patches: Annotated[
@@ -180,8 +180,8 @@ def reconstruct(
             raise ValueError("--exact goes with a memory, as it is: without --context and --rate.")
         compressor = load_model(model, revision, device, dtype)
         found = compressor.reconstruct(compressor.load_memory(memory), exact=True)
-        for text in [found] if isinstance(found, str) else found:
-            typer.echo(text.encode("utf-8"), nl=False)  # its bytes, and no other line end
+        for whole in [found] if isinstance(found, str) else found:
+            typer.echo(whole.encode("utf-8"), nl=False)  # its bytes, and no other line end
         return
     from memslots.evaluation.answering import compare_segments, reconstruct_segments
 

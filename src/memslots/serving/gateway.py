@@ -144,15 +144,14 @@ class Gateway:
     def _make_memory(self, wanted: MemoryRequest) -> Memory:
         with _users_mistake("text" if wanted.memory is None else "memory"):
             if wanted.text is not None:
-                verified = {"fidelity": wanted.fidelity, "max_slots": wanted.max_slots}
-                exact, patches = wanted.exact or None, wanted.patches
                 return self._model.compress(
                     wanted.text,
                     wanted.rate,
                     progress=False,
-                    exact=exact,
-                    patches=patches,
-                    **verified,
+                    fidelity=wanted.fidelity,
+                    max_slots=wanted.max_slots,
+                    exact=wanted.exact or None,
+                    patches=wanted.patches,
                 )
             if wanted.fidelity or wanted.max_slots or wanted.exact or wanted.patches:
                 raise ValueError(
@@ -290,7 +289,9 @@ class Gateway:
 
     def _positions(self, asked: Asked) -> int:
         slots = [segment.slots for segment in asked.memory.segments]
-        return row_length(asked.row, slots, self._model.config.markers)
+        return row_length(
+            asked.row, slots, self._model.config.markers, self._model.config.vectors_per_slot
+        )
 
     def _count(self, answer: _Answer) -> None:
         self.metrics.tokens.labels("prompt").inc(answer.positions)
