@@ -20,12 +20,18 @@ from memslots.trainer.collator import CompressorBatch
 
 
 def with_head(model: MemslotsModel) -> PreTrainedModel:
-    """The encoder as a causal LM, with a head over its vocabulary; the weights are shared."""
+    """The encoder as a causal LM, as transformers has it, with a head over its vocabulary.
+
+    Its modules are its own, with the library's activations; the weights are the encoder's.
+    """
     with torch.device(model.device):
         language_model = AutoModelForCausalLM.from_config(
             model.config.encoder_config, dtype=model.dtype
         )
-    setattr(language_model, language_model.base_model_prefix, model.encoder)
+    body = getattr(language_model, language_model.base_model_prefix)
+    for name, weight in model.encoder.named_parameters():
+        place, _, own = name.rpartition(".")
+        setattr(body.get_submodule(place), own, weight)
     language_model.tie_weights()
     return language_model.eval()
 

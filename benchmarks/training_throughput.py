@@ -61,15 +61,14 @@ class Steps:
             for name, value in inputs.items()
         }
         self.targets = inputs["batch"].target_counts()
+        self.items = self.trainer._get_num_items_in_batch([inputs], model.device)
         self.language_model = published_way.with_head(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
 
     def ours(self) -> None:
         """Both tasks from one encoder pass, as `CompressorTrainer` has them."""
-        loss = self.trainer.compute_loss(
-            self.model, self.inputs, num_items_in_batch=self.targets.to(self.model.device)
-        )
+        loss = self.trainer.compute_loss(self.model, self.inputs, num_items_in_batch=self.items)
         loss.backward()
         self.update()
 

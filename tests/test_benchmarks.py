@@ -142,7 +142,7 @@ def test_both_ways_to_train_have_the_same_losses(tmp_path):
     model = shapes.build("tiny", "cpu", torch.float32)
     steps = training_throughput.Steps(model, texts=2, rate=4, folder=str(tmp_path))
     ours = steps.trainer.compute_loss(
-        model, steps.inputs, return_outputs=True, num_items_in_batch=steps.targets
+        model, steps.inputs, return_outputs=True, num_items_in_batch=steps.items
     )[1]
     for name, task in training_throughput.TASKS.items():
         theirs = published_way.task_loss(steps.language_model, model, steps.inputs, task, rate=4)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .activations_memslots import fuse_activations
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig
 from .converters_memslots import VariationalConverter
@@ -108,6 +109,7 @@ class MemslotsModel(
             if config.encoder_lora is not None:
                 add_lora(encoder, config.encoder_lora)
         self.encoder = encoder
+        fuse_activations(encoder)
         if config.encoder_lora is not None:  # the base is loaded after the adapter
             self._keys_to_ignore_on_load_missing = [r"^encoder\.(?!.*\.lora_)"]
         self.encoder.config.use_cache = False
