@@ -67,7 +67,9 @@ def target_losses(
         rows = model.memory_rows(memory, list(enumerate(prompts)))
     for row, target in zip(rows, targets, strict=True):
         row.target, row.given, row.task = list(target), given, ANSWER
-    lengths = [row_length(row, slots, model.config.markers) for row in rows]
+    lengths = [
+        row_length(row, slots, model.config.markers, model.config.vectors_per_slot) for row in rows
+    ]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):
         scored = _batch_losses(model, [rows[i] for i in batch], memory)

@@ -199,7 +199,7 @@ class ChatMemory:
 
     def _length(self, row: Row) -> int:
         slots = [] if self.memory is None else [s.slots for s in self.memory.segments]
-        return row_length(row, slots, self.model.config.markers)
+        return row_length(row, slots, self.model.config.markers, self.model.config.vectors_per_slot)
 
     # -- old turns -------------------------------------------------------------------------------
 

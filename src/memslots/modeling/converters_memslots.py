@@ -1,9 +1,9 @@
-"""Autoencoder converters: a latent between the slot and the decoder, plain or variational.
+"""Converters with a latent between slot and decoder, plain or variational, or learned queries.
 
-After "LLM context compression" (Yanke, Pevnaya and Muravetsky, AIRI Summer School 2025, sections
-3.3 and 4.1) and its published code, where one vector of a trained encoder stands for a whole chunk:
-linear layers lead from the latent to the frozen decoder, one or four of them, with BatchNorm and
-Dropout or without.
+Latents are after "LLM context compression" (Yanke, Pevnaya and Muravetsky, AIRI Summer School 2025,
+sections 3.3 and 4.1) and its published code, where one vector of a trained encoder stands for a
+whole chunk: linear layers lead from the latent to the frozen decoder, one or four of them, with
+BatchNorm and Dropout or without.
 """
 
 import math
@@ -123,6 +123,49 @@ class VariationalConverter(AutoencoderConverter):
         """As `AutoencoderConverter.init_weights`."""
         super().init_weights(scale)
         _draw(self.to_log_variance, 0.1)
+
+
+class QueryConverter(nn.Module):
+    """Several decoder vectors of one slot, read out of it by learned queries.
+
+    The sentence-pools article tried "learned queries, and Q-former attention" against the dilution
+    of a vector that stands for too much text, without success. A slot is cut into as many parts as
+    there are queries; each query attends to the parts, and what it read goes through an MLP.
+
+    Args:
+        d_encoder: width of a slot before.
+        hidden: width of parts and queries.
+        d_decoder: width of each vector after.
+        count: queries, and vectors a slot.
+    """
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int, count: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.parts = nn.Linear(d_encoder, count * hidden)
+        self.queries = nn.Parameter(torch.empty(count, hidden))
+        self.read_norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.up = nn.Linear(hidden, hidden)
+        self.activation = nn.GELU()
+        self.down = nn.Linear(hidden, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots * count, d_decoder)`, slot after slot."""
+        parts = self.parts(self.norm(slots)).unflatten(1, self.queries.shape)
+        queries = self.queries.expand_as(parts)
+        read = functional.scaled_dot_product_attention(queries, parts, parts)
+        states = self.activation(self.up(self.read_norm(queries + read)))
+        return self.down(states).flatten(0, 1)
+
+    @torch.no_grad()
+    def init_weights(self, scale: float) -> None:
+        """Draw new weights such that outputs have the standard deviation `scale`."""
+        nn.init.ones_(self.norm.weight)
+        nn.init.ones_(self.read_norm.weight)
+        nn.init.normal_(self.queries)
+        _draw(self.parts, 1.0)
+        _draw(self.up, 1.0)
+        _draw(self.down, scale / math.sqrt(0.425))  # GELU's second moment, see `Converter`
 
 
 @contextmanager

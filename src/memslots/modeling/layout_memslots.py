@@ -88,13 +88,13 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
     )
 
 
-def row_length(row: Row, segment_slots: list[int], markers: str) -> int:
-    """Decoder positions that a row takes; `markers` as in `lay_out`."""
+def row_length(row: Row, segment_slots: list[int], markers: str, vectors_per_slot: int = 1) -> int:
+    """Decoder positions that a row takes; arguments as in `lay_out`."""
     with_slots = sum(segment_slots[i] > 0 for i in row.segments)
     pairs = {"segment": with_slots, "memory": min(1, with_slots), "none": 0}[markers]
     return (
         len(row.prompt.before)
-        + sum(segment_slots[i] for i in row.segments)
+        + vectors_per_slot * sum(segment_slots[i] for i in row.segments)
         + sum(map(len, row.literals))
         + 2 * pairs
         + (row.task == RECONSTRUCTION)
@@ -119,6 +119,7 @@ def lay_out(
     markers: str = "segment",
     padding_side: str = "left",
     spread: bool = False,
+    vectors_per_slot: int = 1,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a batch of rows.
 
@@ -131,6 +132,7 @@ def lay_out(
         padding_side: "left" (generation; targets end together) or "right".
         spread: whether memory tokens were spread over their segment; the decoder then reads its
             slots in the order of the text, though they are kept with the coarsest rate's first.
+        vectors_per_slot: decoder positions of a slot.
 
     Returns:
         `input_ids`, `attention_mask`, `memory_ids` and `labels`, each `(rows, length)`, and
@@ -138,7 +140,7 @@ def lay_out(
     """
     first_slot = [FIRST_SLOT]
     for slots in segment_slots:
-        first_slot.append(first_slot[-1] + slots)
+        first_slot.append(first_slot[-1] + slots * vectors_per_slot)
     ids, memory, labels = [], [], []
     for row in rows:
         wrapped: list[int] = []

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from .activations_memslots import fuse_activations
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig
-from .converters_memslots import VariationalConverter
+from .converters_memslots import QueryConverter, VariationalConverter
 from .decoder_lora_memslots import DecoderLora, LoraUp
 from .encoding_memslots import EncodingMixin
 from .generation_memslots import AnsweringMixin
@@ -161,6 +161,8 @@ class MemslotsModel(
             init.normal_(module.map.weight, std=self.config.initializer_range)
             init.zeros_(module.map.bias)
             init.ones_(module.norm.weight)
+        elif isinstance(module, QueryConverter):
+            init.normal_(module.queries)
         elif isinstance(module, LoraUp):
             init.zeros_(module.weight)
         elif isinstance(module, MemslotsModel):

@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "pooling": ("memory_tokens", *POOLED, "sentence"),
     "memory_positions": ("after", "spread"),
     "pool_unit": ("sentence", "paragraph", "text"),
-    "converter_type": ("mlp", "linear", "autoencoder", "vae"),
+    "converter_type": ("mlp", "linear", "autoencoder", "vae", "queries"),
 }
 """Allowed values of fields that name one of a few ways."""
 
@@ -102,7 +102,9 @@ class MemslotsConfig(PreTrainedConfig):
         converter_type: "mlp" (PCC), "linear" (the sentence-pools article's adapter), or the AIRI
             report's "autoencoder" and "vae", with a latent between the slot and the decoder. The
             latent of a "vae" is drawn from a normal distribution while training, and is its mean
-            otherwise.
+            otherwise. "queries" makes several decoder vectors of each slot.
+        converter_queries: learned queries of converter_type "queries", each of which reads one
+            vector, at a decoder position of its own, from every slot.
         converter_layers: linear layers from the latent to the decoder, of an autoencoder or a vae;
             `converter_hidden_size` is the width between them.
         converter_regularization: whether these layers have BatchNorm and Dropout.
@@ -152,6 +154,7 @@ class MemslotsConfig(PreTrainedConfig):
     train_encoder: bool = False
     bundle_encoder: bool = True
     converter_type: str = "mlp"
+    converter_queries: int = 4
     converter_layers: int = 1
     converter_regularization: bool = False
     converter_dropout: float = 0.2
@@ -243,7 +246,18 @@ class MemslotsConfig(PreTrainedConfig):
                         f"{name}={getattr(self, name)!r} is for converter_type 'autoencoder' and "
                         f"'vae', and this one is {self.converter_type!r}; leave it out."
                     )
-        for name in ("converter_layers", "latent_size", "converter_hidden_size"):
+        if self.converter_type == "queries" and self.memory_positions == "spread":
+            raise ValueError(
+                "memory_positions='spread' orders single vectors, and converter_type='queries' "
+                "makes several of a slot; use memory_positions='after'."
+            )
+        if self.converter_type != "queries" and self.converter_queries != 4:
+            raise ValueError(
+                f"converter_queries={self.converter_queries} is for converter_type 'queries', and "
+                f"this one is {self.converter_type!r}; leave it out."
+            )
+        counts = ("converter_layers", "converter_queries", "latent_size", "converter_hidden_size")
+        for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -293,6 +307,11 @@ class MemslotsConfig(PreTrainedConfig):
     def max_slots(self) -> int:
         """Slots of a full segment at the finest rate."""
         return -(-self.segment_length // min(self.compression_rates))
+
+    @property
+    def vectors_per_slot(self) -> int:
+        """Decoder positions that a slot takes."""
+        return self.converter_queries if self.converter_type == "queries" else 1
 
     @property
     def slot_size(self) -> int:

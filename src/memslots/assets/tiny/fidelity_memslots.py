@@ -90,7 +90,9 @@ def teacher_forced(
         for i, (one, own) in enumerate(zip(readings, beside, strict=True))
     ]
     right = [[False] * len(one.ids) for one in readings]
-    lengths = [row_length(row, slots, model.config.markers) for row in rows]
+    lengths = [
+        row_length(row, slots, model.config.markers, model.config.vectors_per_slot) for row in rows
+    ]
     most = max_positions(decoder.config)
     longest = LONG * model.config.segment_length
     asked = [

@@ -232,7 +232,10 @@ class AnsweringMixin(_Model):
         """Decoder positions that each document takes: slots, literals' tokens and markers."""
         slots = [segment.slots for segment in memory.segments]
         rows = self.memory_rows(memory, [(i, Prompt()) for i in range(len(memory))])
-        return [row_length(row, slots, self.config.markers) for row in rows]
+        return [
+            row_length(row, slots, self.config.markers, self.config.vectors_per_slot)
+            for row in rows
+        ]
 
     def load_memory(self, path) -> Memory:
         """Read a memory from disk onto this model's device; it must be this compressor's.
@@ -313,7 +316,7 @@ class AnsweringMixin(_Model):
             return
         given = generate_kwargs.get("generation_config")
         new_tokens = generate_kwargs.get("max_new_tokens") or (given and given.max_new_tokens) or 1
-        markers = self.config.markers
+        markers, each = self.config.markers, self.config.vectors_per_slot
 
         def slots_at(i: int, at: int) -> list[int]:
             return [slots_for(count, max(own, at) if own else 0) for count, own in sizes[i]]
@@ -321,7 +324,7 @@ class AnsweringMixin(_Model):
         def positions(i: int, j: int, at: int) -> int:
             slots = slots_at(i, at)
             row = Row(list(range(len(slots))), prompts[j], literals=literals[i])
-            return row_length(row, slots, markers)
+            return row_length(row, slots, markers, each)
 
         for i, j in pairs:
             needed = positions(i, j, rate) + new_tokens
@@ -343,7 +346,7 @@ class AnsweringMixin(_Model):
             raise ValueError(
                 f"context {i} has {slots} slots at rate {rate}; with markers, {beside}prompt and "
                 f"{new_tokens} new tokens that is {needed} positions, and the decoder has {limit}: "
-                f"{max(0, slots - (needed - limit))} slots fit; {advice}."
+                f"{max(0, slots + (limit - needed) // each)} slots fit; {advice}."
             )
 
     # -- running -----------------------------------------------------------------------------------
@@ -367,7 +370,10 @@ class AnsweringMixin(_Model):
             chosen += [getattr(base, name) for name in limits]
         if all(limit is None for limit in chosen):
             slots = [] if memory is None else [segment.slots for segment in memory.segments]
-            used = max(row_length(row, slots, self.config.markers) for row in rows)
+            used = max(
+                row_length(row, slots, self.config.markers, self.config.vectors_per_slot)
+                for row in rows
+            )
             room = max_positions(decoder.config)
             kwargs["max_new_tokens"] = (
                 DEFAULT_NEW_TOKENS if room is None else max(1, min(DEFAULT_NEW_TOKENS, room - used))

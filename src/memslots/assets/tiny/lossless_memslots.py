@@ -115,7 +115,10 @@ def make_exact(
     asked = []
     for i, one in enumerate(readings):
         row = reading_row(processor, i, one.ids, beside[i])
-        fits = most is None or row_length(row, slots, model.config.markers) < most
+        fits = (
+            most is None
+            or row_length(row, slots, model.config.markers, model.config.vectors_per_slot) < most
+        )
         least = HEAD + 2 + 2 * sum(not ok for ok in right[i])
         pays = always or least < len(exact[i])
         readable = 0 < len(one.ids) <= LONG * model.config.segment_length

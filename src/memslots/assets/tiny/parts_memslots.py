@@ -10,7 +10,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .configuration_memslots import MemslotsConfig
-from .converters_memslots import AutoencoderConverter, VariationalConverter
+from .converters_memslots import AutoencoderConverter, QueryConverter, VariationalConverter
 
 LORA_MARK = ".lora_"
 """What the names of peft's adapter weights contain."""
@@ -81,7 +81,7 @@ class LinearConverter(nn.Module):
 
 def build_converter(
     config: MemslotsConfig,
-) -> Converter | LinearConverter | AutoencoderConverter:
+) -> Converter | LinearConverter | AutoencoderConverter | QueryConverter:
     """The converter of `config` with new weights."""
     d_decoder = config.get_text_config(decoder=True).hidden_size
     if config.converter_type == "linear":
@@ -97,6 +97,8 @@ def build_converter(
             layers=config.converter_layers,
             dropout=config.converter_dropout if config.converter_regularization else None,
         )
+    if config.converter_type == "queries":
+        return QueryConverter(config.slot_size, hidden, d_decoder, config.converter_queries)
     return Converter(config.slot_size, hidden, d_decoder)
 
 

@@ -38,6 +38,7 @@ class MemslotsProcessor(ProcessorMixin):
         spread: whether memory tokens are spread over their segment (`memory_positions`).
         literals: detectors of what rides beside the slots, see `MemslotsConfig`.
         units: arguments of `sentences_memslots.UnitSplitter` with pooling "sentence", else None.
+        vectors_per_slot: decoder positions of a slot.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class MemslotsProcessor(ProcessorMixin):
         spread: bool = False,
         literals: str | Sequence[str] | None = None,
         units: dict[str, Any] | None = None,
+        vectors_per_slot: int = 1,
         chat_template=None,
     ):
         super().__init__(tokenizer, encoder_tokenizer, chat_template=chat_template)
@@ -64,6 +66,7 @@ class MemslotsProcessor(ProcessorMixin):
         self.spread = spread
         self.literals = literals
         self.units = units
+        self.vectors_per_slot = vectors_per_slot
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ValueError(
                 "prompt_format='chat' needs a decoder tokenizer with a chat template, and "
@@ -88,6 +91,7 @@ class MemslotsProcessor(ProcessorMixin):
             plain_prompt=config.plain_prompt,
             markers=config.markers,
             spread=config.memory_positions == "spread",
+            vectors_per_slot=config.vectors_per_slot,
             literals=config.literals,
             units=units,
         )
@@ -330,7 +334,15 @@ class MemslotsProcessor(ProcessorMixin):
 
     def lay_out(self, rows: list[Row], segment_slots: list[int], padding_side="left"):
         """The tensors of decoder rows, see `layout_memslots.lay_out`."""
-        return lay_out(rows, segment_slots, self.pad_id, self.markers, padding_side, self.spread)
+        return lay_out(
+            rows,
+            segment_slots,
+            self.pad_id,
+            self.markers,
+            padding_side,
+            self.spread,
+            self.vectors_per_slot,
+        )
 
     def __call__(
         self,
