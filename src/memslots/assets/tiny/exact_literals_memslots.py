@@ -19,33 +19,33 @@ def keep_exact_spans(
     model: "MemslotsModel", texts: Sequence[str], parts: list[Draft], detectors: list[Detector]
 ) -> None:
     """Make literals of the spans of which anything is lost, teacher-forced or free-running."""
+    open_spans: list[tuple[Literal, list[int]]] = []
     for t, text in enumerate(texts):
         own = [i for i, part in enumerate(parts) if part.text == t]
-        spans = exact_spans(text, detectors)
-        owners = _owners(spans, [parts[i] for i in own])
-        open_spans = [(span, [own[n] for n in places]) for span, places in owners if places]
-        due = {i for _, places in open_spans for i in places}
-        lost: dict[int, Places] = {}
-        for round_ in range(ROUNDS + 1):
-            lost.update(_lost_either_way(model, parts, sorted(due)))
-            found = [one for one in open_spans if _hit(one, lost) and not _held(one, parts)]
-            if round_ == ROUNDS:
-                changed = {places[0] for _, places in found}
-                found = [one for one in open_spans if not changed.isdisjoint(one[1])]
-            if not found:
-                break
-            open_spans = [one for one in open_spans if one not in found]
-            due = {places[0] for _, places in found}
-            for i in due:
-                new = [span for span, places in found if places[0] == i]
-                new = [span for span in new if not _held((span, [i]), parts)]
-                parts[i].literals = tuple(sorted([*parts[i].literals, *new]))
-            changed_parts = sorted(due)
-            slots = [one for i in changed_parts if (one := parts[i].slots) is not None]
-            for i, right in zip(
-                changed_parts, ask(model, parts, changed_parts, slots), strict=True
-            ):
-                parts[i].right = right
+        found = _owners(exact_spans(text, detectors), [parts[i] for i in own])
+        open_spans += [(span, [own[n] for n in places]) for span, places in found if places]
+    due = {i for _, places in open_spans for i in places}
+    lost: dict[int, Places] = {}
+    for round_ in range(ROUNDS + 1):
+        lost.update(_lost_either_way(model, parts, sorted(due)))
+        hit = [one for one in open_spans if _hit(one, lost) and not _held(one, parts)]
+        if round_ == ROUNDS:
+            changed = {places[0] for _, places in hit}
+            hit = [one for one in open_spans if not changed.isdisjoint(one[1])]
+        if not hit:
+            return
+        open_spans = [one for one in open_spans if one not in hit]
+        new: dict[int, list[Literal]] = {}
+        for span, places in hit:
+            if not _held((span, places), parts):
+                new.setdefault(places[0], []).append(span)
+        for i, spans in new.items():
+            parts[i].literals = tuple(sorted([*parts[i].literals, *spans]))
+        due = set(new)
+        order = sorted(due)
+        slots = [own for i in order if (own := parts[i].slots) is not None]
+        for i, right in zip(order, ask(model, parts, order, slots), strict=True):
+            parts[i].right = right
 
 
 def _owners(spans: Sequence[Literal], parts: Sequence[Draft]) -> list[tuple[Literal, list[int]]]:
