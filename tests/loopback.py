@@ -69,7 +69,15 @@ class StandIn:
             return JSONResponse({"error": {"message": "not now"}}, self.failures.pop(0))
         wanted = await request.json()
         self.requests.append({k: v for k, v in wanted.items() if k != "prompt_embeds"})
-        answers = [self.generate(one, wanted) for one in wanted["prompt_embeds"]]
+        if "prompt" in wanted:
+            table = self.model.decoder.get_input_embeddings()
+            prompts = [table(torch.tensor(ids)) for ids in wanted["prompt"]]
+        else:
+            encoded = map(base64.b64decode, wanted["prompt_embeds"])
+            prompts = [torch.load(io.BytesIO(one), weights_only=True) for one in encoded]
+        if prompts[0].shape[1] != self.model.decoder.config.hidden_size:
+            return JSONResponse({"error": {"message": "wrong hidden size"}}, 400)
+        answers = [self.generate(one, wanted) for one in prompts]
         if not wanted.get("stream"):
             choices = [
                 {"index": i, "text": text, "finish_reason": "stop"}
@@ -94,9 +102,8 @@ class StandIn:
     def event(**found) -> str:
         return f"data: {json.dumps(found)}\n\n"
 
-    def generate(self, encoded: str, wanted: dict) -> tuple[str, int]:
-        content = io.BytesIO(base64.b64decode(encoded))
-        embeds = torch.load(content, weights_only=True).unsqueeze(0)
+    def generate(self, embeds: torch.Tensor, wanted: dict) -> tuple[str, int]:
+        embeds = embeds.unsqueeze(0)
         ids = self.model.decoder.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),

@@ -1,15 +1,18 @@
 """The gateway on loopback: answers are `generate`'s, and whoever is refused is told why."""
 
 import base64
+import copy
 import json
 import threading
 import time
+import types
 
 import httpx
 import pytest
 import torch
 from loopback import StandIn, served
 from tiny_models import QUESTIONS, TEXTS
+from transformers import AutoModelForCausalLM
 
 from memslots.serving.engines import TransformersEngine, VllmEngine
 from memslots.serving.gateway import Gateway
@@ -394,6 +397,33 @@ def test_in_front_of_vllm_answers_are_the_same(model):
             refused(client.post(CHAT, json=body), 502, "answered 500", "engine_error")
             stand_in.failures = [400]
             refused(client.post(CHAT, json=body), 400, "vLLM refused the prompt")
+
+
+def test_an_engine_with_another_decoder_is_refused_before_it_answers(zoo, model):
+    """Of the same width, or of another; what is asked then is not sent there."""
+    other = zoo.shared("gpt2", "phi3")
+    wide = shapes_of_another_width(model)
+    for held in (other, wide):
+        stand_in = StandIn(held)
+        with served(stand_in.app()) as engine_url:
+            engine = VllmEngine(model, VllmClient(engine_url, backoff=0.01))
+            with (
+                served(limited(model, engine).app()) as url,
+                httpx.Client(base_url=url, timeout=60) as client,
+            ):
+                refused(client.get("/health"), 502, "does not run the decoder", "engine_error")
+                body = asking(documents=["x"])
+                refused(client.post(CHAT, json=body), 502, "does not run the decoder")
+                assert not any(one.get("stream") for one in stand_in.requests)
+
+
+def shapes_of_another_width(model):
+    """A decoder of twice the width, as a model that a `StandIn` takes."""
+    config = copy.deepcopy(model.decoder.config)
+    config.hidden_size *= 2
+    config.head_dim = None
+    decoder = AutoModelForCausalLM.from_config(type(config)(**config.to_diff_dict()))
+    return types.SimpleNamespace(decoder=decoder, processor=model.processor)
 
 
 def test_without_vllm_the_gateway_says_so(model):

@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Row
 
+from .decoder_probe import check_decoder
 from .prompt_embeds import check_engine_can_read, prompt_rows, row_embeds
 from .sampling import Sampling, end_tokens
 from .visible_text import VisibleText
@@ -194,10 +195,19 @@ class VllmEngine:
         check_engine_can_read(model)
         self._model, self._client = model, client
         self._pool = ThreadPoolExecutor(1, "memslots-embed")
+        self._matched, self._matching = False, asyncio.Lock()
 
     async def check(self) -> None:
-        """Raise `EngineError` where the server does not answer."""
+        """Raise `EngineError` where the server does not answer, or runs another decoder."""
         await self._client.models()
+        await self._match()
+
+    async def _match(self) -> None:
+        """Asked once, before the first answer: see `decoder_probe`."""
+        async with self._matching:
+            if not self._matched:
+                await check_decoder(self._model, self._client)
+                self._matched = True
 
     async def close(self) -> None:
         """Close the connections."""
@@ -206,6 +216,8 @@ class VllmEngine:
 
     async def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
         """See `Engine`."""
+        if not self._matched:
+            await self._match()
         loop = asyncio.get_running_loop()
         (embeds,) = await loop.run_in_executor(
             self._pool, row_embeds, self._model, [asked.row], asked.memory

@@ -166,14 +166,19 @@ class VllmClient:
 
     async def _batch(self, embeds: Sequence[torch.Tensor], sampling) -> list[Piece]:
         body = await self._body(embeds, sampling)
-        found = _json(await self._send("POST", "/v1/completions", body))
-        choices = sorted(found.get("choices", ()), key=lambda choice: choice["index"])
-        if len(choices) != len(embeds):
-            raise EngineError(f"asked for {len(embeds)} answers, vLLM gave {len(choices)}.")
-        counted = found.get("usage", {}).get("completion_tokens", 0) if len(embeds) == 1 else 0
-        return [
-            Piece(choice["text"], counted, choice["finish_reason"] or "stop") for choice in choices
-        ]
+        return _answers(_json(await self._send("POST", "/v1/completions", body)), len(embeds))
+
+    async def complete_ids(
+        self, ids: Sequence[list[int]], sampling: Mapping[str, Any]
+    ) -> list[Piece]:
+        """Answers to prompts of token ids, in order and in one request; raises as `complete`.
+
+        Args:
+            ids: Of each prompt.
+            sampling: Of `Sampling.for_vllm`.
+        """
+        body = {"model": await self.model(), "prompt": list(ids), **sampling}
+        return _answers(_json(await self._send("POST", "/v1/completions", body)), len(ids))
 
     async def stream(
         self, embeds: torch.Tensor, sampling: Mapping[str, Any]
@@ -262,6 +267,14 @@ class VllmClient:
             return EngineError(f"the vLLM server does not accept our API key: {said}")
         busy = status in _AGAIN
         return EngineError(f"the vLLM server answered {status}: {said}", 503 if busy else 502)
+
+
+def _answers(found: dict[str, Any], asked: int) -> list[Piece]:
+    choices = sorted(found.get("choices", ()), key=lambda choice: choice["index"])
+    if len(choices) != asked:
+        raise EngineError(f"asked for {asked} answers, vLLM gave {len(choices)}.")
+    counted = found.get("usage", {}).get("completion_tokens", 0) if asked == 1 else 0
+    return [Piece(choice["text"], counted, choice["finish_reason"] or "stop") for choice in choices]
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
