@@ -370,6 +370,13 @@ HEAD = """# Verified memory, measured
 Written by `make tables-verified`, with the checkpoint inside the package: a decoder of 2.2 million
 parameters that was trained on biographies, on a CPU in float32. Intervals are 95% bootstraps over
 texts. Effective rate: encoder tokens a decoder position, markers, literals and text included.
+
+Two things limit what so small a checkpoint can show. It reads back what it was trained on, one
+biography, and little else: other segments end as text, and no budget of slots saves them. And it
+was trained neither with literals beside its slots nor to answer with strings that it never saw:
+what is kept is there to be read, but this decoder does not answer with it, and literals disturb its
+other answers (compare "rate 16, exact spans" with "fixed rate 16"). A compressor for which exact
+strings matter should be trained with `literals` in its configuration.
 """
 STRINGS = """A string is *kept* where it stands in what the decoder reads as tokens (literals,
 segments left as text) or in what it reads back from the slots. *Answered*: the string stands in its
