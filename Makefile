@@ -80,7 +80,7 @@ tables: $(VENV)/.dev
 	$(BIN)/memslots tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
 
 tables-verified: $(VENV)/.dev
-	$(BIN)/python benchmarks/verified.py --results runs/verified --page docs/verified.md $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python benchmarks/verified.py --results runs/verified --page docs/verified.md --samples 1 $(if $(DATA),--data "$(DATA)")
 
 tables-capacity: $(VENV)/.dev
 	$(BIN)/memslots capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
