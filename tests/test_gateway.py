@@ -2,6 +2,8 @@
 
 import base64
 import copy
+import dataclasses
+import errno
 import json
 import threading
 import time
@@ -235,6 +237,35 @@ def test_other_mistakes_are_named_too(client, zoo, model):
     for memory, match in ((other, "written by compressor"), (two, "2 documents")):
         encoded = base64.b64encode(write_memory_file(memory)).decode()
         refused(client.post("/v1/memories", json={"memory": encoded}), 400, match)
+
+
+def test_slots_of_another_kind_are_refused(client, model):
+    memory = model.compress(TEXTS[0])
+    for slots, match in (
+        (memory.slots.repeat(1, 2), "slots of width"),
+        (memory.slots.long(), "floating-point"),
+        (memory.slots * float("nan"), "not finite"),
+    ):
+        wrong = dataclasses.replace(memory, slots=slots)
+        encoded = base64.b64encode(write_memory_file(wrong)).decode()
+        refused(client.post("/v1/memories", json={"memory": encoded}), 400, match)
+
+
+def test_a_full_disk_is_said_and_loses_nothing(model, tmp_path, monkeypatch):
+    store = MemoryStore(tmp_path / "store")
+    full = OSError(errno.ENOSPC, "the disk is full: nothing that was there is lost")
+    with (
+        served(limited(model, shelf=StoreShelf(store)).app()) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        made = client.post("/v1/memories", json={"text": TEXTS[0]}).json()
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "add", lambda *args, **kwargs: (_ for _ in ()).throw(full))
+            response = client.post("/v1/memories", json={"text": TEXTS[1]})
+            refused(response, 507, "cannot write to its disk", "storage_error")
+        assert answered(client.post(CHAT, json=asking(memory_ids=[made["id"]])))
+        assert client.post("/v1/memories", json={"text": TEXTS[1]}).status_code == 200
+    assert len(store) == 2
 
 
 def limited(model, engine=None, shelf=None, **settings):
