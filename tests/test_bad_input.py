@@ -4,10 +4,13 @@ import re
 
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tiny_models import LONG, QUESTIONS, TEXTS
 
 from memslots import MemslotsConfig, MemslotsModel
+from memslots.evaluation.likelihood import target_losses
+from memslots.trainer import CompressorConfig, CompressorTrainer
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +198,24 @@ def test_config_round_trip(tmp_path):
     loaded = MemslotsConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
     assert loaded.encoder_lora == {**config.encoder_lora, "r": 8}
+
+
+@pytest.mark.parametrize("decoder", ["gpt2", "llama"])
+def test_training_rows_longer_than_the_decoders_positions(zoo, tmp_path, decoder):
+    """GPT-2 would end in an IndexError, and Llama would read positions it never learned."""
+    model = zoo.compressor("llama", decoder)
+    room = model.config.decoder_config.max_position_embeddings
+    message = f"takes [0-9]+ positions, and the decoder has {room}; use a coarser rate, a shorter"
+    with pytest.raises(ValueError, match=message):
+        model(**model.processor(LONG, "Why?", "So."))
+    rows = Dataset.from_list([{"context": LONG, "question": "Why?", "answer": "So."}])
+    args = CompressorConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=1, report_to="none",
+        use_cpu=True, save_strategy="no", training_rates=[2],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        CompressorTrainer(model, args, rows).train()
+    prompt = model.processor.prompt(question="Why?")
+    with pytest.raises(ValueError, match=message):
+        target_losses(model, [prompt], [[5, 6]], model.compress(LONG))
+    assert model(**model.processor(LONG, "Why?", "So.", rate=8)).loss > 0

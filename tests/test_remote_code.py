@@ -189,6 +189,7 @@ def test_memory_of_another_copy_of_the_class(model, monkeypatch):
             self.__dict__.update(vars(memory))
 
         __len__, segments = Memory.__len__, Memory.segments
+        segment_rates, segment_texts = Memory.segment_rates, Memory.segment_texts
 
     assert model.generate(memory=Copy(), **ANSWERS) == model.generate(memory=memory, **ANSWERS)
     with pytest.raises(TypeError, match=r"memory must be a Memory .* got str"):

@@ -351,6 +351,25 @@ def _as_config(given: dict | PreTrainedConfig | None, default: str) -> PreTraine
     return AutoConfig.for_model(values.pop("model_type", default), **values)
 
 
+def check_positions(config, needed: int) -> None:
+    """Refuse decoder rows that are longer than its positions.
+
+    Args:
+        config: the decoder's.
+        needed: positions of the longest row.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    limit = max_positions(config)
+    if limit is not None and needed > limit:
+        raise ValueError(
+            f"a row of slots, markers, prompt and target takes {needed} positions, and the decoder "
+            f"has {limit}; use a coarser rate, a shorter context or target, or, in training, fewer "
+            "training_segments, questions_per_context or a smaller completion_length."
+        )
+
+
 def max_positions(config) -> int | None:
     """Most positions that a model of this configuration takes, or None where it sets no limit."""
     if config is None or isinstance(config, dict):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import GenerationConfig
@@ -108,9 +108,10 @@ class AnsweringMixin(_Model):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         prompts, single_prompt = self._prompts(question, messages, chat_template_kwargs or {})
-        prefix = None
-        if hasattr(memory, "states"):  # of this module or a copy of it; see _check_memory
-            prefix, memory = memory, memory.memory
+        # Of this module or a copy of it; see _check_memory.
+        prefix = cast("Prefix | None", memory if hasattr(memory, "states") else None)
+        memory = cast("Memory | None", memory if prefix is None else prefix.memory)
+        if prefix is not None:
             prefix.check(self, prompts, rate, generate_kwargs)
         if expand is not None and (memory is None or prefix is not None):
             raise ValueError("expand=[...] goes with a memory that compress or load_memory gave.")
@@ -145,8 +146,9 @@ class AnsweringMixin(_Model):
             self._check_room(
                 self._sizes(memory), beside, memory.rate, prompts, pairs, generate_kwargs
             )
-        rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
-        answers = self.answer_rows(rows, memory, batch_size, generate_kwargs, prefix)
+        held = cast(Memory, memory)
+        rows = self.memory_rows(held, [(i, prompts[j]) for i, j in pairs])
+        answers = self.answer_rows(rows, held, batch_size, generate_kwargs, prefix)
         if generate_kwargs.get("return_dict_in_generate"):
             return answers
         return answers[0] if single and single_prompt and len(answers) == 1 else answers

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from .activations_memslots import fuse_activations
 from .checkpoint_memslots import CheckpointMixin
-from .configuration_memslots import MemslotsConfig
+from .configuration_memslots import MemslotsConfig, check_positions
 from .converters_memslots import QueryConverter, VariationalConverter
 from .decoder_lora_memslots import DecoderLora, LoraUp
 from .encoding_memslots import EncodingMixin
@@ -292,6 +292,7 @@ class MemslotsModel(
         self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
     ) -> tuple[torch.Tensor, Injection | None]:
         """Input embeddings of rows, and what is injected into them."""
+        check_positions(self._need_decoder().config, input_ids.shape[1])
         tokens = self._need_decoder().get_input_embeddings()(input_ids)
         vectors = torch.cat([self.markers, converted]).to(tokens)
         chosen = vectors[(memory_ids - 1).clamp(min=0)]
@@ -370,13 +371,12 @@ class MemslotsModel(
         if divergence is not None:
             kl_loss = divergence / (max(len(slots), 1) if slot_total is None else slot_total)
             loss = loss + self.config.kl_weight * kl_loss
-            kl_loss = kl_loss.detach()
         return MemslotsOutput(
             loss=loss,
             task_losses=task_losses.detach(),
             task_counts=counts,
             slots=slots,
-            kl_loss=kl_loss,
+            kl_loss=None if kl_loss is None else kl_loss.detach(),
         )
 
     def _rows_loss(

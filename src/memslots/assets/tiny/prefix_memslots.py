@@ -279,12 +279,12 @@ class _Marks:
     def check(self, model: _Model) -> None:
         """Raise `ValueError` where `model` would read the memory otherwise now."""
         decoder = model._need_decoder()
+        place = str(decoder.device), str(decoder.dtype)
         if self._decoder() is not decoder:
             raise ValueError(
                 "this prefix was read by another decoder than the one that is attached now; call "
                 "memory.prefill(model) again."
             )
-        place = str(decoder.device), str(decoder.dtype)
         if place != self._place:
             raise ValueError(
                 f"this prefix was read by the decoder on {' in '.join(self._place)}, which is now "
