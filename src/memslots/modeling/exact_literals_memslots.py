@@ -43,7 +43,7 @@ def keep_exact_spans(
             parts[i].literals = tuple(sorted([*parts[i].literals, *spans]))
         due = set(new)
         order = sorted(due)
-        slots = [own for i in order if (own := parts[i].slots) is not None]
+        slots = [kept for i in order if (kept := parts[i].slots) is not None]
         for i, right in zip(order, ask(model, parts, order, slots), strict=True):
             parts[i].right = right
 
