@@ -260,3 +260,31 @@ def test_a_memory_of_pools_has_one_rate(pools):
     assert isinstance(memory, Memory)
     with pytest.raises(ValueError, match="not one that this checkpoint was trained for"):
         pools.compress(TEXTS, rate=4)
+
+
+def test_encoder_adapter_and_decoder_lora_are_trained_together(make, tmp_path):
+    """On questions and on repeating the text, and with slots at a middle layer."""
+    model = make(train_encoder=True, converter_type="linear", decoder_lora={"r": 2}, inject_layer=1)
+    read, before = model.fingerprint, {k: v.clone() for k, v in model.state_dict().items()}
+    rows = [
+        {"context": t, "question": q, "answer": "So."}
+        for t, q in zip(TEXTS, QUESTIONS, strict=True)
+    ]
+    args = CompressorConfig(
+        output_dir=str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=3,
+        learning_rate=0.01, report_to="none", use_cpu=True, save_strategy="no", logging_steps=1,
+        reconstruction_share=1.0, completion_weight=0.0,
+    )  # fmt: skip
+    trainer = CompressorTrainer(model, args, Dataset.from_list(rows))
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all({"reconstruction_loss", "answer_loss"} <= set(entry) for entry in logged)
+    moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    parts = {"encoder", "sentence_head", "converter", "markers", "decoder_lora"}
+    assert {name.split(".")[0] for name in moved} == parts
+    assert model.fingerprint != read
+    model.eval().save_pretrained(tmp_path / "model")
+    again = MemslotsModel.from_pretrained(tmp_path / "model")
+    asked = {"context": TEXTS, "question": QUESTIONS, **GREEDY}
+    assert again.generate(**asked) == model.generate(**asked)
+    assert all(weight.requires_grad for weight in again.encoder.parameters())
