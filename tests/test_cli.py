@@ -17,7 +17,7 @@ EMBEDDED = Path(memslots.__file__).parent / "assets" / "tiny" / "config.json"
 COMMANDS = (
     *("demo", "ask", "compress", "reconstruct", "train", "eval", "info", "init"),
     *("card", "push", "ablate", "tables", "cram", "plan", "capacity", "finetune-decoder", "serve"),
-    "tables-sentence",
+    *("tables-sentence", "push-space", "report"),
 )
 
 
