@@ -73,7 +73,7 @@ def test_every_setting_of_the_trainer_and_the_model_can_be_set():
     assert changed["stages"][1]["training"]["max_grad_norm"] == 0.5
     assert changed["config"]["memory_positions"] == "spread"
     with pytest.raises(ValueError, match="did you mean 'learning_rate'"):
-        load_recipe("pcc_lite", ["compressor.training.lerning_rate=1"], recipe_fields())
+        load_recipe("pcc_lite", ["compressor.training.learning_rat=1"], recipe_fields())
 
 
 def test_bad_recipes(tmp_path):
