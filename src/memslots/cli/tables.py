@@ -16,6 +16,8 @@ from .options import err, out, quiet, resolve_model
 
 DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
 RATES = (4, 16, 64)
+RATE_STEPS = 800
+"""Of every checkpoint of the rates: after 200, one that reads all of them has not begun to answer."""
 SAMPLES = 300
 TARGET = "finetune_qa"
 
@@ -115,7 +117,8 @@ def _rates(recipe: Recipe, output: Path, books: str | None) -> None:
         changed = _fine_tuned_alone(recipe)
         # A person in one segment, since a slot stands for at most a segment.
         changed["compressor"]["config"].update(segment_length=64, compression_rates=list(RATES))
-        changed["compressor"]["stages"][0]["training"]["training_rates"] = trained
+        training = changed["compressor"]["stages"][0]["training"]
+        training.update(training_rates=trained, max_steps=RATE_STEPS)
         folder = output / "rates" / name
         train_and_measure(changed, folder, DATA, trained, SAMPLES, books, None)
         _write(folder / "curve.json", losses(folder, [TARGET]))
