@@ -236,6 +236,7 @@ def test_settings_that_cannot_be(tmp_path):
 # -- what is shown ---------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:from the slots the decoder")
 def test_all_text_is_escaped(model):
     document = answers.compress(model, HOSTILE, rate=2)
     answer = answers.Answer("Memory", HOSTILE, 9, 10, 11, 0.5)
@@ -244,6 +245,7 @@ def test_all_text_is_escaped(model):
     found = reading_back.ReadBack((pieces,), right=0, total=9, left_out=0, seconds=1.0)
     for shown in (
         views.segments(document),
+        views.segments(answers.verify(model, document)),
         views.cards([answer, failed], 2),
         views.reconstruction(found, 2),
         views.notice(HOSTILE),
@@ -261,6 +263,25 @@ def test_segments_tile_the_text(model, document):
     text = "".join(part for _, part in spans)
     assert text.replace("&#39;", "'") == document.text
     assert len(spans) == len(document.memory.segments)
+
+
+@pytest.mark.filterwarnings("ignore:from the slots the decoder")
+def test_what_the_slots_lose_is_marked_when_it_is_asked_for(model, document, encodings):
+    coarse = answers.compress(model, document.text, 8, document)
+    found = answers.verify(model, coarse)
+    checked = model.compress(document.text, rate=8, exact=[])
+    assert found.report == checked.report(document.text)
+    assert found.memory is coarse.memory
+    shown = views.segments(found)
+    assert not shown.startswith("<!doctype")
+    assert checked.report().summary in shown
+    lost = sum(len(check.lost) for check in checked.checks)
+    assert 0 < shown.count('<span class="lost">') - 1 <= lost  # one is the legend's
+    before = len(encodings)
+    assert answers.verify(model, found) is found
+    assert answers.compress(model, document.text, 8, found) is found
+    assert answers.compress(model, document.text, 2, found).report is None  # of another rate
+    assert len(encodings) == before
 
 
 def test_cards_stand_in_one_order_and_wait():
@@ -299,6 +320,7 @@ def actions(page_module, model):
     return page_module._Actions(Compressor(model, ChatMemory), SETTINGS)
 
 
+@pytest.mark.filterwarnings("ignore:from the slots the decoder")
 def test_events_of_a_visit(actions):
     document, status, coloured = actions.compress(TEXTS[1], 2, None)
     assert "slots" in status
@@ -306,6 +328,9 @@ def test_events_of_a_visit(actions):
     steps = list(actions.ask(TEXTS[1], 2, document, QUESTIONS[0]))
     assert [step[3].count("…") for step in steps] == [3, 2, 1, 0, 0]
     assert all(step[0].encoded is document.encoded for step in steps)
+    verified, _, marked = actions.verify(TEXTS[1], 2, document)
+    assert "lost by the slots" in marked
+    assert next(actions.ask(TEXTS[1], 2, verified, QUESTIONS[0]))[2] == marked
     *_, restored = actions.read_back(TEXTS[1], 4, document)
     assert "at rate 4" in restored
     talk, turns = None, []
@@ -329,6 +354,7 @@ def test_a_visitors_mistake_is_one_line(actions, text, message):
     shown = [
         actions.compress(text, 2, None)[1],
         list(actions.ask(text, 2, None, "Who?"))[-1][-1],
+        actions.verify(text, 2, None)[-1],
         actions.read_back(text, 2, None)[-1],
         actions.talk(text, 2, None, None, [], "Who?")[-1],
     ]

@@ -200,6 +200,30 @@ def test_read_back(wide):
     assert "Joseph Evans" in wide.page.locator("#restored .text").inner_text()
 
 
+def test_what_is_lost_is_shown_on_request(wide):
+    wide.press("#example-0")
+    wide.wait_for("#status", "61 tokens")
+    wide.page.get_by_label("16×").click()
+    wide.wait_for("#status", "→ 4 slots")
+    wide.open("Segments")
+    assert wide.page.locator("#segments .lost").count() == 0
+    wide.press("#verify")
+    wide.wait_for("#segments", "lost by the slots")
+    marked = wide.page.locator("#segments .map .lost")
+    assert marked.count() > 0
+    background = marked.first.evaluate("(one) => getComputedStyle(one).backgroundColor")
+    assert background == "rgba(220, 0, 0, 0.45)"
+    assert "Joseph Evans" in wide.page.locator("#segments .map").inner_text()
+    wide.open("Ask")
+    wide.press("#ask")
+    wide.answers()
+    wide.open("Segments")
+    wide.wait_for("#segments", "lost by the slots")  # an answer does not take it away
+    wide.page.get_by_label("4×", exact=True).click()
+    wide.wait_for("#segments", "One segment")  # another rate does
+    assert marked.count() == 0
+
+
 def test_narrow_screen(narrow, server):
     assert narrow.too_wide() <= 0
     narrow.press("#ask")
@@ -214,6 +238,9 @@ def test_narrow_screen(narrow, server):
     narrow.wait_for("#status", "segments")
     narrow.open("Segments")
     narrow.wait_for("#segments", "AAAA")
+    assert narrow.too_wide() <= 0
+    narrow.press("#verify")
+    narrow.wait_for("#segments", "lost by the slots")
     assert narrow.too_wide() <= 0
 
 

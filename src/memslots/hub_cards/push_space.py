@@ -35,7 +35,7 @@ SETTINGS, PAGE = "space.json", "memslots_space"
 SDK = "gradio"
 MESSAGE = "Upload memslots Space"
 
-_NEEDED = ("chat_memslots.py", "modeling_memslots.py")
+_NEEDED = ("chat_memslots.py", "modeling_memslots.py", "verified_memslots.py")
 """Of the checkpoint's travelling code, what the page calls."""
 
 

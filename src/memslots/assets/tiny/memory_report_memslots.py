@@ -144,10 +144,13 @@ class MemoryReport:
         """`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=indent)
 
-    def to_html(self) -> str:
+    def to_html(self, whole_page: bool = True) -> str:
         """A page with the text, what is lost, literal or read as text marked in it.
 
         Everything of the text is escaped: nothing in it becomes markup.
+
+        Args:
+            whole_page: whether it is a page of its own, or a style and a `div` for another page.
         """
         parts = []
         for line, text, marks in zip(self.segments, self.texts, self.marks, strict=True):
@@ -172,9 +175,10 @@ class MemoryReport:
             for one in self.segments
         )
         head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        return _PAGE.format(
+        shown = _MAP.format(
             summary=html.escape(self.summary), text="".join(parts), head=head, table=table
         )
+        return f"{_PAGE}{shown}" if whole_page else shown
 
     def save_html(self, path) -> None:
         """Write `to_html` to a file."""
@@ -184,7 +188,9 @@ class MemoryReport:
 
 _PAGE = """<!doctype html>
 <meta charset="utf-8"><title>memslots: what a memory holds</title>
-<style>
+"""
+
+_MAP = """<style>
 .memslots {{ font: 15px/1.6 system-ui, sans-serif; max-width: 60em; margin: 1em auto; }}
 .memslots .map {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
 .memslots .segment {{ background: rgba(255, 170, 0, calc(var(--lost) * 0.5)); }}
@@ -193,14 +199,15 @@ _PAGE = """<!doctype html>
 .memslots .literal {{ background: rgba(0, 160, 60, 0.35); }}
 .memslots .text .lost {{ background: rgba(0, 120, 255, 0.35); }}
 .memslots table {{ border-collapse: collapse; margin-top: 1em; }}
-.memslots td, .memslots th {{ padding: 0 0.6em; text-align: right; }}
+.memslots .lines {{ overflow-x: auto; }}
+.memslots td, .memslots th {{ padding: 0 0.6em; text-align: right; white-space: nowrap; }}
 </style>
 <div class="memslots">
 <p>{summary}</p>
 <p><span class="lost">lost by the slots</span> <span class="literal">kept as a literal</span>
 <span class="segment text">read as text</span></p>
 <div class="map">{text}</div>
-<table><tr>{head}</tr>{table}</table>
+<div class="lines"><table><tr>{head}</tr>{table}</table></div>
 </div>
 """
 

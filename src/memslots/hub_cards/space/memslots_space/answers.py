@@ -22,12 +22,14 @@ class Document:
         encoded: its `Memory` as the encoder wrote it.
         memory: the same at the rate that was asked for.
         seconds: that encoding took.
+        report: what `memory` loses, a `MemoryReport`; None while nobody has asked.
     """
 
     text: str
     encoded: Any
     memory: Any
     seconds: float
+    report: Any = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,28 @@ def compress(model: Any, text: str, rate: int, earlier: Document | None = None) 
         rate: encoder tokens per slot.
         earlier: the document compressed last.
     """
-    if earlier is not None and earlier.text == text and earlier.encoded.coarsens_to(rate):
-        return replace(earlier, memory=earlier.encoded.at_rate(rate))
+    if earlier is not None and earlier.text == text:
+        if earlier.memory.rate == rate:
+            return earlier
+        if earlier.encoded.coarsens_to(rate):
+            return replace(earlier, memory=earlier.encoded.at_rate(rate), report=None)
     started = time.perf_counter()
     memory = model.compress(text, rate=rate, progress=False)
     return Document(text, memory, memory, time.perf_counter() - started)
+
+
+def verify(model: Any, document: Document) -> Document:
+    """The document with a report of what its memory loses; the decoder reads the text for it once.
+
+    Args:
+        model: a `MemslotsModel`.
+        document: what was compressed; one that has its report costs nothing.
+    """
+    if document.report is not None:
+        return document
+    # Nothing has to come back exactly (exact=[]), so the slots are those of the memory: only asked.
+    checked = model.compress(document.text, rate=document.memory.rate, exact=[], progress=False)
+    return replace(document, report=checked.report(document.text))
 
 
 def warm_up(model: Any) -> None:

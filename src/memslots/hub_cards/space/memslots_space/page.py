@@ -109,8 +109,9 @@ def build_page(compressor: Compressor, settings: Settings) -> gr.Blocks:
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     shown = gr.HTML(views.cards([], rates[0]), elem_id="answers")
                     gr.HTML(views.hint(_COSTS))
-                # A second view of the text, such as what compression would lose, belongs here.
                 with gr.Tab("Segments"):
+                    gr.HTML(views.hint(_VERIFY))
+                    check = gr.Button("Verify", variant="primary", elem_id="verify")
                     coloured = gr.HTML(elem_id="segments")
                 with gr.Tab("Read back"):
                     gr.HTML(views.hint(_READ_BACK))
@@ -164,6 +165,7 @@ def build_page(compressor: Compressor, settings: Settings) -> gr.Blocks:
             show_progress_on=shown,
             **heavy,
         )
+        check.click(do.verify, taken, made, show_progress_on=coloured, **heavy)
         back.click(do.read_back, taken, [*made, restored], show_progress_on=restored, **heavy)
         gr.on(
             [send.click, message.submit],
@@ -185,6 +187,7 @@ def build_page(compressor: Compressor, settings: Settings) -> gr.Blocks:
         js: dict[str, Any] = {"js": _ENABLED_WHEN_FILLED, **light}
         text.change(None, [text, status], status, js=_CHANGED, **light)
         text.change(None, text, press, **js)
+        text.change(None, text, check, **js)
         text.change(None, text, back, **js)
         gr.on([text.change, question.change], None, [text, question], ask, **js)
         gr.on([text.change, message.change], None, [text, message], send, **js)
@@ -262,6 +265,14 @@ class _Actions:
             yield *made, views.cards(answered, rate)
         except Exception as error:
             yield gr.skip(), gr.skip(), gr.skip(), views.notice(problem(error))
+
+    def verify(self, text: str, rate: int, document: Document | None) -> tuple:
+        """Compresses where needed, and marks in the text what the slots do not give back."""
+        try:
+            document = self._document(text, rate, document)
+            return self._made(answers.verify(self.compressor.model, document))
+        except Exception as error:
+            return gr.skip(), gr.skip(), views.notice(problem(error))
 
     def read_back(self, text: str, rate: int, document: Document | None) -> tuple:
         """Compresses where needed, and reconstructs."""
@@ -357,6 +368,10 @@ _WHAT = (
 _COSTS = (
     "Positions: what the decoder reads before it answers. KV cache: what it holds for them while "
     "answering. Slots: what is kept of the document."
+)
+_VERIFY = (
+    "Verify: the decoder reads the text once beside the slots, and marks every token that it would "
+    "not get back from them."
 )
 _READ_BACK = "The decoder writes the document again, from its slots alone."
 _CHAT = "Many turns over one memory: the document is not compressed again."

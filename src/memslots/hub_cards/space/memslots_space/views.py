@@ -1,4 +1,7 @@
-"""What the page shows, as HTML. All text goes through `Markup.format`, which escapes it."""
+"""What the page shows, as HTML.
+
+All text goes through `Markup.format`, which escapes it, or through a report, which does so too.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +129,9 @@ def _costs(answer: Answer, most: int) -> Markup:
 
 
 def segments(document: Document) -> str:
-    """The text in its segments: each has a colour, and its number before it."""
+    """The text in its segments, a colour each; or where the slots lose it, once that is known."""
+    if document.report is not None:
+        return document.report.to_html(whole_page=False)
     memory = document.memory
     shown = Markup("").join(
         Markup('<span class="segment s{}"><sup>{}</sup>{}</span>').format(
