@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from .options import Device, Dtype, Model, Revision, load_model, out
+from .options import Device, Dtype, Model, Revision, load_model, out, resolve_model
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -32,6 +32,14 @@ def serve(
     vllm_model: Annotated[
         str | None, typer.Option(help="The name that it serves the decoder under, if several.")
     ] = None,
+    with_decoder: Annotated[
+        bool,
+        typer.Option(
+            "--with-decoder",
+            help="With --vllm, hold the decoder here too: fidelity, max_slots, exact and patches "
+            "of POST /v1/memories need it.",
+        ),
+    ] = False,
     store: Annotated[
         Path | None,
         typer.Option("--store", help="Keeps memories in this folder; else they end with it."),
@@ -81,7 +89,7 @@ def serve(
         max_tokens=max_tokens,
         timeout=timeout,
     )
-    compressor = load_model(model, revision, device, dtype)
+    compressor = _compressor(model, revision, device, dtype, vllm is None or with_decoder)
     shelf = _shelf(store, compressor)
     engine = _engine(compressor, vllm, vllm_model, timeout)
     out.print(
@@ -93,6 +101,24 @@ def serve(
     )
     app = Gateway(compressor, engine, shelf, settings).app()
     uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
+
+
+def _compressor(
+    model: str | None,
+    revision: str | None,
+    device: str | None,
+    dtype: str | None,
+    with_decoder: bool,
+) -> MemslotsModel:
+    compressor = load_model(model, revision, device, dtype, load_decoder=with_decoder)
+    if with_decoder:
+        return compressor
+    from memslots.serving.decoder_embeddings import attach_decoder_embeddings
+
+    as_saved = dtype == "auto" or (dtype is None and compressor.device.type != "cpu")
+    return attach_decoder_embeddings(
+        compressor, resolve_model(model), revision, None if as_saved else compressor.dtype
+    )
 
 
 def _shelf(store: Path | None, compressor: MemslotsModel) -> Shelf:

@@ -42,9 +42,10 @@ async def check_decoder(model: MemslotsModel, client: VllmClient) -> None:
     """
     processor = model._need_processor()
     ids = [[*processor.bos_ids, *processor.decoder_text.encode(text)] for text in _TEXTS]
-    table = model._need_decoder().get_input_embeddings()
+    decoder = model._need_decoder()
+    table = decoder.get_input_embeddings()
     with torch.no_grad():
-        embeds = [table(torch.tensor(one, device=table.weight.device)) for one in ids]
+        embeds = [table(torch.tensor(one, device=decoder.device)) for one in ids]
     fields = Sampling(_NEW_TOKENS).for_vllm(end_tokens(model))
     try:
         by_ids = await client.complete_ids(ids, fields)

@@ -104,7 +104,7 @@ def check_engine_can_read(model: MemslotsModel) -> None:
             "(inject_layer), and prompt embeddings enter it at the first; serve it with the "
             "transformers backend."
         )
-    decoder = model._need_decoder().config.get_text_config()
+    decoder = model.config.get_text_config(decoder=True)
     if getattr(decoder, "hidden_size_per_layer_input", 0):
         raise ValueError(
             f"{decoder.model_type} has per-layer embeddings, which prompt embeddings do not carry; "

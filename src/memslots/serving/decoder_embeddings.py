@@ -1,0 +1,273 @@
+"""The decoder of a gateway in front of an engine: its input embeddings, and nothing else.
+
+    model = MemslotsModel.from_pretrained(name, load_decoder=False)
+    attach_decoder_embeddings(model, name)
+    embeds = prompt_embeds(model, memory, question="Who signed?")
+
+The engine holds the decoder, so a second copy beside the compressor would be wasted: 16 GB for a
+decoder of 8 billion parameters. A prompt needs the rows of its own tokens alone, and those are read
+from the weights' file as they are asked for; the operating system keeps the pages that are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from memslots.modeling import MemslotsModel
+
+from .prompt_embeds import check_engine_can_read
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_BUNDLED = "decoder."
+"""What the decoder's weights are called by in a checkpoint that holds it."""
+
+
+class RowsOnly(nn.Module):
+    """The embedding layer of a decoder, whose weight stays in its file.
+
+    Args:
+        layer: Of the decoder's own class, which may scale; on any device, its weight is not used.
+        read: Gives the weight's rows of these ids, `(ids, d_decoder)`.
+    """
+
+    def __init__(self, layer: nn.Embedding, read: Callable[[list[int]], torch.Tensor]):
+        super().__init__()
+        # In a list, so that nothing takes it for a part of this module.
+        self._layer, self._read = [layer], read
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """`(rows, length)` to `(rows, length, d_decoder)`, as the decoder's own layer gives it."""
+        used, places = input_ids.unique(return_inverse=True)
+        rows = self._read(used.tolist()).to(input_ids.device)
+        layer = copy.copy(self._layer[0])  # of each call, since several threads may ask
+        layer._parameters = {"weight": nn.Parameter(rows, requires_grad=False)}
+        buffers = layer._buffers.items()
+        layer._buffers = {
+            name: None if one is None else one.to(rows.device) for name, one in buffers
+        }
+        return layer(places)
+
+
+class EmbeddingsOnlyDecoder(PreTrainedModel):
+    """Stands where the decoder stands, and refuses to run.
+
+    Args:
+        config: The decoder's.
+        embeddings: Its input embeddings.
+        generation_config: The decoder's.
+    """
+
+    # It attends to nothing, so whatever kernel the configuration names will do.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+
+    def __init__(
+        self, config: PreTrainedConfig, embeddings: RowsOnly, generation_config: GenerationConfig
+    ):
+        super().__init__(copy.deepcopy(config))  # a model writes into its configuration
+        self._embeddings = embeddings
+        self.generation_config = generation_config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are read to."""
+        return torch.device("cpu")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that reads rows."""
+        return self._embeddings
+
+    def forward(self, *args: Any, **kwargs: Any):
+        """Refuse.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "this needs the decoder itself, and here are only its input embeddings: an engine "
+            "holds it (fidelity, max_slots, exact and patches of a memory ask the decoder what the "
+            "slots hold). Start the gateway with --with-decoder, or compress elsewhere and send "
+            "the memory's file."
+        )
+
+    def generate(self, *args: Any, **kwargs: Any):
+        """Refuse; see `forward`."""
+        self.forward()
+
+
+def attach_decoder_embeddings(
+    model: MemslotsModel,
+    checkpoint: str | Path,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> MemslotsModel:
+    """Give a compressor that was loaded with `load_decoder=False` what prompts are made of.
+
+    Args:
+        model: The compressor; it names its decoder, or its checkpoint holds it.
+        checkpoint: Where it was loaded from.
+        revision: Of `checkpoint`.
+        dtype: Of the embeddings; by default as the decoder's configuration or file has them.
+
+    Raises:
+        ValueError: A decoder that prompt embeddings do not serve (see `check_engine_can_read`), no
+            name of it, no safetensors weights, or no table of embeddings among them.
+        OSError: No such decoder.
+    """
+    check_engine_can_read(model)
+    config = model.config
+    own: Any = config.decoder_config
+    prefix = _BUNDLED if config.bundle_decoder else ""
+    name = str(checkpoint) if config.bundle_decoder else config.decoder_name_or_path
+    if not name:
+        raise ValueError(
+            "this compressor neither holds its decoder nor names it (decoder_name_or_path), so its "
+            "embeddings are nowhere to be read."
+        )
+    revision = revision if config.bundle_decoder else config.decoder_revision
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(own)
+    layer = skeleton.get_input_embeddings()
+    if not isinstance(layer, nn.Embedding):
+        raise ValueError(
+            f"{type(skeleton).__name__} embeds its tokens by a {type(layer).__name__}, not by a "
+            "table that can be read row by row; start the gateway with --with-decoder."
+        )
+    (own_name,) = (key for key, one in skeleton.named_modules() if one is layer)
+    shape = tuple(layer.weight.shape)
+    tied = bool(own.get_text_config().tie_word_embeddings)
+    names = _possible_names(f"{own_name}.weight", skeleton.base_model_prefix, tied)
+    file, key = _find_table(name, revision, prefix, names)
+    read = _row_reader(file, key, shape, dtype or (None if prefix else own.dtype))
+    model.attach_decoder(
+        EmbeddingsOnlyDecoder(
+            own,
+            RowsOnly(_without_weight(skeleton, layer), read),
+            _generation_config(name, revision, model),
+        )
+    )
+    return model
+
+
+def _without_weight(skeleton: PreTrainedModel, layer: nn.Embedding) -> nn.Embedding:
+    """The layer off the meta device, with a scale where it has one, and one row of weight."""
+    layer.weight = nn.Parameter(torch.empty(1, layer.weight.shape[1]), requires_grad=False)
+    layer.padding_idx = None  # matters for gradients alone, and is no row of those that are read
+    layer.to_empty(device="cpu")
+    skeleton._init_weights(layer)  # how transformers fills buffers that no checkpoint holds
+    layer._parameters = {}
+    return layer
+
+
+def _possible_names(own: str, base: str, tied: bool) -> list[str]:
+    """What checkpoints may call the table, the likeliest first; a last one is an ending."""
+    bare = own.removeprefix(f"{base}.")
+    names = [own, bare, f"{base}.{bare}"]
+    names += ["lm_head.weight"] if tied else []
+    return [*names, "." + ".".join(own.split(".")[-2:])]
+
+
+def _find_table(
+    name: str, revision: str | None, prefix: str, names: Sequence[str]
+) -> tuple[Path, str]:
+    """The file that holds the table of embeddings, and what it is called there."""
+    file = _file_of(name, _WHOLE, revision)
+    if file is not None:
+        with _opened(file) as weights:
+            where = dict.fromkeys(weights.keys(), _WHOLE)
+    else:
+        index = _file_of(name, _INDEX, revision)
+        if index is None:
+            raise ValueError(
+                f"the decoder {name!r} has no {_WHOLE} (nor {_INDEX}), from which its embeddings "
+                "could be read; save it with save_pretrained, or start the gateway with "
+                "--with-decoder."
+            )
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    own = {key.removeprefix(prefix): key for key in where if key.startswith(prefix)}
+    *exact, ending = names
+    found = [own[one] for one in exact if one in own]
+    found = found or [key for short, key in own.items() if f".{short}".endswith(ending)]
+    if not found:
+        raise ValueError(
+            f"the weights of {name!r} have no table of embeddings (looked for {list(names)}); "
+            "start the gateway with --with-decoder."
+        )
+    part = _file_of(name, where[found[0]], revision)
+    if part is None:
+        raise ValueError(f"the weights of {name!r} lack {where[found[0]]}, which its index names.")
+    return part, found[0]
+
+
+def _file_of(name: str, file: str, revision: str | None) -> Path | None:
+    """A file of a folder or of a repository on the Hub; None where it has none."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise OSError(f"there is no decoder {name!r}: {error}") from error
+    except EntryNotFoundError:
+        return None
+
+
+def _opened(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{str(file)!r} cannot be read as safetensors: {error}.") from error
+
+
+def _row_reader(
+    file: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype | None
+) -> Callable[[list[int]], torch.Tensor]:
+    """What reads rows of a table, given its ids in rising order."""
+    weights = _opened(file)
+    table = weights.get_slice(key)
+    if tuple(table.get_shape()) != shape:
+        raise ValueError(
+            f"the table {key!r} of {str(file)!r} is {tuple(table.get_shape())}, and the decoder of "
+            f"this compressor has {shape}; name that decoder."
+        )
+    if not table[:1].dtype.is_floating_point:
+        raise ValueError(
+            f"the table {key!r} of {str(file)!r} is quantized ({table.get_dtype()}); name the "
+            "decoder as it was before, or start the gateway with --with-decoder."
+        )
+
+    def read(ids: list[int]) -> torch.Tensor:
+        rows = torch.cat([table[first : last + 1] for first, last in _runs(ids)])
+        return rows if dtype is None else rows.to(dtype)
+
+    return read
+
+
+def _runs(ids: list[int]) -> list[tuple[int, int]]:
+    """First and last of consecutive ids."""
+    runs: list[tuple[int, int]] = []
+    for one in ids:
+        if runs and runs[-1][1] == one - 1:
+            runs[-1] = runs[-1][0], one
+        else:
+            runs.append((one, one))
+    return runs
+
+
+def _generation_config(name: str, revision: str | None, model: MemslotsModel) -> GenerationConfig:
+    """How the decoder says that answers are drawn and ended."""
+    where = {"subfolder": "decoder"} if model.config.bundle_decoder else {}
+    try:
+        return GenerationConfig.from_pretrained(name, revision=revision or "main", **where)
+    except OSError:  # saved without one
+        return GenerationConfig.from_model_config(model.config.decoder_config)
