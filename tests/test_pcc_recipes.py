@@ -106,12 +106,13 @@ def test_the_mean_pooling_recipe_runs(zoo, data_dir, tmp_path):
     assert [plan.name for plan in plan_recipe(recipe, rate=1e9)] == ["pretrain", "finetune_qa"]
 
 
-def test_converter_only_adaptation_leaves_memories_as_they_were(zoo, data_dir, tmp_path):
+@pytest.mark.parametrize("start", ["random", "embeddings"])
+def test_converter_only_adaptation_leaves_memories_as_they_were(start, zoo, data_dir, tmp_path):
     recipe = small("pcc_lite", zoo)
     section = recipe["compressor"]
     section["stages"] = [s for s in section["stages"] if s["name"] in ("warmup", "adapt")]
     section["stages"][1]["after"] = "warmup"
-    section["stages"][1]["adapt"]["train"] = "converter"
+    section["stages"][1]["adapt"].update(train="converter", start=start)
     run_recipe(recipe, tmp_path, data_dir=str(data_dir))
 
     before = MemslotsModel.from_pretrained(tmp_path / "compressor" / "warmup")
@@ -196,6 +197,7 @@ def test_the_plan_of_a_70b_encoder_needs_no_memory(zoo, tmp_path, capsys):
         ({"after": "adapt"}, "which is no earlier stage"),
         ({"data": [{"kind": "fine_web", "tokens": 8}]}, "source kind 'fine_web' is unknown"),
         ({"adapt": {"decoder": "x", "train": "encoder"}}, "train must be one of"),
+        ({"adapt": {"decoder": "x", "start": "old"}}, "start must be one of"),
         ({"data": [{"kind": "fineweb"}, {"kind": "personas"}]}, "must say how many"),
     ],
 )

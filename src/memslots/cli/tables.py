@@ -19,6 +19,12 @@ RATES = (4, 16, 64)
 RATE_STEPS = 800
 """Of every checkpoint of the rates: after 200, one that reads all of them has not begun to answer."""
 SAMPLES = 300
+ADAPT_STEPS = 600
+ADAPTATIONS = {
+    "all": {"train": "all", "start": "random"},  # the paper's
+    "all_from_embeddings": {"train": "all", "start": "embeddings"},
+    "converter_from_embeddings": {"train": "converter", "start": "embeddings"},
+}
 TARGET = "finetune_qa"
 
 Recipe = dict[str, Any]
@@ -135,7 +141,7 @@ def _encoders(recipe: Recipe, output: Path, books: str | None) -> None:
 
 
 def _adaptation(recipe: Recipe, output: Path, books: str | None) -> None:
-    """The whole recipe's compressor before a further decoder, two ways (tables 5 and A2)."""
+    """The whole recipe's compressor before a further decoder, three ways (tables 5 and A2)."""
     from memslots.configuration import load_recipe
     from memslots.trainer.run import run_recipe
 
@@ -144,12 +150,13 @@ def _adaptation(recipe: Recipe, output: Path, books: str | None) -> None:
     first = output / "ablations" / "whole"
     if not (first / "results.json").is_file():
         raise ValueError("the step 'adaptation' starts from 'ablations'; run that step first.")
-    for train in ("all", "converter"):
+    for name, way in ADAPTATIONS.items():
         changed = copy.deepcopy(recipe)
         stage = copy.deepcopy(changed["compressor"]["stages"][-1])
-        stage.update(name=f"adapt_{train}", adapt={"decoder": str(further_decoder), "train": train})
+        stage.update(name=f"adapt_{name}", adapt={"decoder": str(further_decoder), **way})
+        stage["training"]["max_steps"] = ADAPT_STEPS
         changed["compressor"]["stages"].append(stage)
-        folder = output / "adaptation" / train
+        folder = output / "adaptation" / name
         if not folder.exists():  # goes on from the stages that are there
             folder.mkdir(parents=True)
             (folder / "decoder").symlink_to((first / "decoder").resolve())

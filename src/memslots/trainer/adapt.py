@@ -1,5 +1,6 @@
 """A trained compressor for another decoder (PCC, section 3.4: "Connecting Various LLMs")."""
 
+import logging
 from typing import Any
 
 import torch
@@ -9,8 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from memslots.modeling import MemslotsModel, MemslotsProcessor
 from memslots.modeling.decoder_lora_memslots import DecoderLora
 from memslots.modeling.parts_memslots import build_converter, embedding_scale
+from memslots.trainer.embedding_map import carry_over, fit_embedding_map
+
+logger = logging.getLogger(__name__)
 
 TRAIN = ("all", "converter")
+STARTS = ("random", "embeddings")
 
 
 def adapt_to_decoder(
@@ -18,6 +23,7 @@ def adapt_to_decoder(
     decoder: str,
     train: str = "all",
     decoder_kwargs: dict[str, Any] | None = None,
+    start: str = "random",
 ) -> None:
     """Give a compressor another decoder, with a new converter and new markers, in place.
 
@@ -28,24 +34,48 @@ def adapt_to_decoder(
             markers alone: then the encoder writes what it wrote before, and a memory that was made
             for the old decoder serves the new one too.
         decoder_kwargs: for the decoder's `from_pretrained`.
+        start: "random" draws the new converter and markers, as the paper does; "embeddings" takes
+            the old ones over, followed by the linear map from the old decoder's embeddings to the
+            new one's (`embedding_map`): the model must then still have its old decoder.
 
     Raises:
-        ValueError: another `train`.
+        ValueError: another `train` or `start`, "embeddings" without the old decoder, or with too
+            few tokens that both decoders have.
     """
     check_trained(train)
+    check_start(start)
+    old = model.decoder
+    if start == "embeddings" and old is None:
+        raise ValueError(
+            "start 'embeddings' reads the embeddings of the old decoder, which this model was "
+            "loaded without; load it with load_decoder=True, or use start 'random'."
+        )
     options = decoder_kwargs or {}
     device = model.encoder.device
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{"dtype": model.dtype, **options})
     config = model.config
+    tokenizer = AutoTokenizer.from_pretrained(decoder, revision=options.get("revision"))
+    mapping = None
+    if start == "embeddings":
+        old_tokenizer = model._need_processor().tokenizer
+        mapping, explained = fit_embedding_map(old, old_tokenizer, llm, tokenizer)
+        logger.info("the old decoder's embeddings explain %.0f%% of the new one's", 100 * explained)
+        # A hidden layer that is as wide as the decoder by default stays as wide as it was.
+        if config.converter_hidden_size is None:
+            config.converter_hidden_size = config.get_text_config(decoder=True).hidden_size
     config.decoder_config = llm.config
     config.decoder_name_or_path = decoder
     config.decoder_revision = options.get("revision")
     config.bundle_decoder = False
     width = config.get_text_config(decoder=True).hidden_size
     scale = embedding_scale(llm)
-    model.converter = build_converter(config)
-    model.converter.init_weights(scale)
-    model.markers = nn.Parameter(torch.randn(3, width) * scale)
+    converter, markers = build_converter(config), torch.randn(3, width) * scale
+    converter.init_weights(scale)
+    if mapping is not None:
+        carry_over(model.converter, converter, mapping)
+        markers = model.markers.detach().float().cpu() @ mapping
+    model.converter = converter
+    model.markers = nn.Parameter(markers)
     model.converter.to(device=device, dtype=model.encoder.dtype)
     if config.decoder_lora is not None:  # its weights are for the decoder before
         model.decoder_lora = DecoderLora(llm.config, config.decoder_lora)
@@ -53,11 +83,17 @@ def adapt_to_decoder(
     model.markers.data = model.markers.data.to(device=device, dtype=model.encoder.dtype)
     model.processor = MemslotsProcessor.for_config(
         config,
-        AutoTokenizer.from_pretrained(decoder, revision=config.decoder_revision),
+        tokenizer,
         model._need_processor().encoder_tokenizer,
     )
     model.attach_decoder(llm)
     choose_trained(model, train)
+
+
+def check_start(start: str) -> None:
+    """Refuse an unknown start of an adaptation, before anything is loaded."""
+    if start not in STARTS:
+        raise ValueError(f"start must be one of {STARTS}, got {start!r}.")
 
 
 def check_trained(train: str) -> None:

@@ -266,7 +266,9 @@ def _stage_model(recipe: dict[str, Any], settings: dict[str, Any], output: Path)
     if not is_saved(folder):
         raise ValueError(_missing(settings["name"], output))
     if "adapt" in settings:
-        model = MemslotsModel.from_pretrained(folder, load_decoder=False)
+        reads_old = settings["adapt"].get("start") == "embeddings"
+        old = decoder_kwargs(section, before) if reads_old else None
+        model = MemslotsModel.from_pretrained(folder, load_decoder=reads_old, decoder_kwargs=old)
         adapt_to_decoder(model, **settings["adapt"])
         return model
     return MemslotsModel.from_pretrained(

@@ -1,0 +1,137 @@
+"""Where an adapted compressor's converter starts: drawn anew, or mapped from the old decoder."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import byte_bpe, unigram, words
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from memslots import MemslotsModel
+from memslots.modeling.parts_memslots import embedding_scale
+from memslots.trainer.adapt import adapt_to_decoder
+from memslots.trainer.embedding_map import fit_embedding_map, shared_tokens
+
+KINDS = [
+    {},
+    {"converter_type": "linear"},
+    {"converter_type": "autoencoder", "converter_layers": 2},
+    {"converter_type": "queries", "converter_queries": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def turned(zoo, tmp_path_factory):
+    """A decoder whose embeddings are the old one's, their dimensions in another order."""
+    folder = tmp_path_factory.mktemp("turned")
+    decoder = AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "decoder"))
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    embeddings = decoder.get_input_embeddings().weight
+    embeddings.data.copy_(embeddings[:, order].clone() * 3)
+    decoder.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(zoo.folder("llama", "decoder")).save_pretrained(folder)
+    return str(folder), order
+
+
+def converted(model, memory):
+    with torch.no_grad():
+        return model.converter(memory.slots)
+
+
+def assert_alike(rows, wanted):
+    """The same directions and lengths, but for what the regression's penalty bends."""
+    assert torch.cosine_similarity(rows, wanted).min() > 0.99
+    torch.testing.assert_close(rows.norm(dim=1), wanted.norm(dim=1), atol=0, rtol=0.1)
+
+
+def with_trained_converter(zoo, config):
+    """A compressor whose last layer has weights and a bias of some size, as trained ones have."""
+    torch.manual_seed(0)
+    folders = zoo.folder("gpt2", "encoder"), zoo.folder("llama", "decoder")
+    model = MemslotsModel.from_encoder_decoder_pretrained(
+        *folders, segment_length=24, compression_rates=[4], **config
+    ).eval()
+    last = getattr(model.converter, "map", None) or model.converter.down
+    torch.nn.init.normal_(last.bias, std=embedding_scale(model.decoder))
+    return model
+
+
+@pytest.mark.parametrize("config", KINDS, ids=str)
+def test_slots_follow_the_embeddings(config, zoo, turned):
+    folder, order = turned
+    model = with_trained_converter(zoo, config)
+    memory = model.compress(words(60))
+    before, markers = converted(model, memory), model.markers.detach().clone()
+    adapt_to_decoder(model, folder, "converter", start="embeddings")
+    assert_alike(converted(model.eval(), memory), before[:, order] * 3)
+    assert_alike(model.markers.detach(), markers[:, order] * 3)
+    assert torch.equal(model.compress(words(60)).slots, memory.slots)
+
+
+def test_a_drawn_start_knows_nothing_of_the_old_decoder(zoo, turned):
+    folder, order = turned
+    model = with_trained_converter(zoo, {})
+    memory = model.compress(words(60))
+    before = converted(model, memory)
+    adapt_to_decoder(model, folder, "converter")
+    alike = torch.corrcoef(
+        torch.stack([converted(model, memory).flatten(), before[:, order].flatten()])
+    )
+    assert abs(alike[0, 1]) < 0.5
+
+
+def test_another_width_and_family(zoo, tmp_path):
+    model = with_trained_converter(zoo, {})
+    hidden = model.converter.up.out_features
+    adapt_to_decoder(model, zoo.folder("gemma3", "decoder"), "all", start="embeddings")
+    model.save_pretrained(tmp_path)
+    again = MemslotsModel.from_pretrained(tmp_path).eval()
+    assert again.converter.up.out_features == hidden
+    texts = {"context": words(40), "question": "who?", "max_new_tokens": 3}
+    assert again.generate(**texts) == model.eval().generate(**texts)
+
+
+def test_the_map_explains_what_is_a_map_and_not_what_is_drawn(zoo, turned):
+    old = AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "decoder"))
+    tokenizer = AutoTokenizer.from_pretrained(turned[0])
+    mapped = AutoModelForCausalLM.from_pretrained(turned[0])
+    drawn = copy.deepcopy(mapped)
+    torch.nn.init.normal_(drawn.get_input_embeddings().weight)
+    assert fit_embedding_map(old, tokenizer, mapped, tokenizer)[1] > 0.95
+    assert fit_embedding_map(old, tokenizer, drawn, tokenizer)[1] < 0.1
+
+
+def test_tokens_are_the_same_text_however_written():
+    old, new = byte_bpe(380), unigram()
+    ids = shared_tokens(old, new)
+    assert len(ids[0]) == len(ids[1]) > 20
+    starts = 0
+    for a, b in zip(old.convert_ids_to_tokens(ids[0]), new.convert_ids_to_tokens(ids[1])):
+        assert a.replace("\u0120", " ") == b.replace("\u2581", " ")
+        starts += a.startswith("\u0120")
+    assert starts > 3
+    assert not set(ids[0].tolist()) & set(old.all_special_ids)
+
+
+def test_mistakes_are_named(zoo, turned):
+    model = with_trained_converter(zoo, {})
+    with pytest.raises(
+        ValueError, match=r"start must be one of \('random', 'embeddings'\), got 'o"
+    ):
+        adapt_to_decoder(model, turned[0], start="old")
+    without = MemslotsModel.from_pretrained(zoo.saved(), load_decoder=False)
+    with pytest.raises(ValueError, match="load it with load_decoder=True"):
+        adapt_to_decoder(without, turned[0], start="embeddings")
+    old = AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "decoder"))
+    few = byte_bpe(380)
+    with pytest.raises(ValueError, match="it needs at least 64. Use start 'random'"):
+        fit_embedding_map(old, few, old, _few_tokens())
+
+
+def _few_tokens():
+    """A tokenizer that shares less than 64 tokens with the zoo's."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {letter: index for index, letter in enumerate("abcdefgh")}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary)))
