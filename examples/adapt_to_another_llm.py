@@ -32,8 +32,9 @@ questions = Dataset.from_list(list(load_rows("jsonl", "train", data_dir=options.
 model = MemslotsModel.from_pretrained(options.checkpoint)
 memory = model.compress(questions[0]["context"])
 
-# 2. Another decoder: a new converter of its width, new markers, and everything else frozen.
-adapt_to_decoder(model, options.decoder, train="converter")
+# 2. Another decoder, and everything else frozen. Its converter starts as the old one, turned by the
+#    map between the embeddings of the two LLMs, which needs fewer steps than a new one.
+adapt_to_decoder(model, options.decoder, train="converter", start="embeddings")
 
 # 3. Train. Questions alone will do for the converter; add {"text"} rows where there are few.
 args = CompressorConfig(

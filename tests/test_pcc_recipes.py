@@ -124,6 +124,31 @@ def test_converter_only_adaptation_leaves_memories_as_they_were(start, zoo, data
     assert not torch.equal(before.converter.up.weight, after.converter.up.weight)
 
 
+def test_what_an_adaptation_freezes_stays_frozen_after_it(zoo, data_dir, tmp_path):
+    recipe = small("pcc_lite", zoo)
+    section = recipe["compressor"]
+    kept = ("warmup", "adapt", "adapt_qa")
+    section["stages"] = [s for s in section["stages"] if s["name"] in kept]
+    section["stages"][1]["after"] = "warmup"
+    section["stages"][1]["adapt"]["train"] = "converter"
+    run_recipe(recipe, tmp_path, data_dir=str(data_dir))
+
+    models = [MemslotsModel.from_pretrained(tmp_path / "compressor" / name) for name in kept]
+    assert models[0].fingerprint == models[1].fingerprint == models[2].fingerprint
+    assert not torch.equal(models[1].converter.up.weight, models[2].converter.up.weight)
+
+
+def test_the_plan_follows_the_decoder_of_an_adaptation(zoo, tmp_path):
+    recipe = small("pcc_lite", zoo)
+    plans = {plan.name: plan for plan in plan_recipe(recipe, rate=1e9)}
+    assert plans["adapt"].frozen == plans["adapt_qa"].frozen != plans["finetune_qa"].frozen
+    for stage in recipe["compressor"]["stages"]:
+        if "adapt" in stage:
+            stage["adapt"]["train"] = "converter"
+    plans = {plan.name: plan for plan in plan_recipe(recipe, rate=1e9)}
+    assert plans["adapt"].trained == plans["adapt_qa"].trained < plans["finetune_qa"].trained
+
+
 def test_text_pieces_are_whole_segments_followed_by_the_next(zoo, data_dir):
     processor = zoo.shared().processor
     source = {"kind": "fineweb", "split": "train", "tokens": 16}

@@ -17,7 +17,7 @@ from .options import err, out, quiet, resolve_model
 DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
 RATES = (4, 16, 64)
 RATE_STEPS = 800
-"""Of every checkpoint of the rates: after 200, one that reads all of them has not begun to answer."""
+"""Of every checkpoint of the rates; after 200 steps, one that reads all of them answers nothing."""
 SAMPLES = 300
 ADAPT_STEPS = 600
 ADAPTATIONS = {

@@ -130,9 +130,16 @@ def _adaptation(folder: Path) -> str:
     if not found:
         return ""
     lines = ["## A further decoder by adaptation (tables 5 and A2)", ""]
-    lines += ["The same steps, all of the compressor trained or the converter alone.", ""]
+    lines += [
+        "The same steps from the same compressor. All of it trained, with a new converter, is the "
+        "paper's way; from embeddings, the converter starts as the old one followed by the linear "
+        "map between the two decoders' embeddings; the converter alone trained leaves the encoder, "
+        "and so all memories that were made before, as they were.",
+        "",
+    ]
     for name, results in found.items():
-        lines += [f"**Trained: {name}**", "", *_record_lines(results["records"]), ""]
+        title = name.replace("_", " ").replace(" from", ", from")
+        lines += [f"**Trained: {title}**", "", *_record_lines(results["records"]), ""]
     return "\n".join(lines) + "\n"
 
 

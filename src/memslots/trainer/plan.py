@@ -18,7 +18,7 @@ from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.memory_memslots import slots_for
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.pool_units import pooled_plan
-from memslots.trainer.run import previous_stage, training_arguments
+from memslots.trainer.run import adaptation, previous_stage, training_arguments
 
 _UTILISATION = 0.4
 _ACTIVATION_BYTES = 34  # a position, width and layer in 16 bit
@@ -76,7 +76,7 @@ def plan_recipe(
     plans = []
     for settings in section["stages"]:
         after = previous_stage(section["stages"], settings["name"])
-        adapt = settings.get("adapt", {})
+        adapt = adaptation(section, settings["name"])
         reads = AutoConfig.from_pretrained(adapt["decoder"]) if adapt else decoder
         plans.append(_plan_stage(section, settings, after, encoder, reads, world_size, rate))
     return plans
@@ -130,7 +130,7 @@ def _plan_stage(
     with torch.device("meta"):
         model = MemslotsModel(config)
         reader = AutoModelForCausalLM.from_config(decoder)
-    choose_trained(model, settings.get("adapt", {}).get("train", "all"))
+    choose_trained(model, (adaptation(section, settings["name"]) or {}).get("train", "all"))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     own = sum(p.numel() for p in model.parameters())
     reads = sum(p.numel() for p in reader.parameters())
@@ -147,7 +147,8 @@ def _plan_stage(
 
     rates = arguments.get("training_rates") or config.compression_rates
     slots = slots_for(length, min(rates))
-    read = slots + length  # decoder positions of a row: its slots, and a text of its length
+    # Decoder positions of a row: what its slots become, and a text of its length.
+    read = slots * config.vectors_per_slot + length
     bytes_each = 2 if torch.cuda.is_available() else 4
     kept = _CHECKPOINT_BYTES if arguments.get("gradient_checkpointing") else _ACTIVATION_BYTES
     activations = kept * each * (bytes_each / 2)

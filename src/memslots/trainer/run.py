@@ -14,7 +14,7 @@ from datasets import IterableDataset
 from transformers import TrainerCallback
 
 from memslots.modeling import MemslotsModel
-from memslots.trainer.adapt import adapt_to_decoder
+from memslots.trainer.adapt import adapt_to_decoder, choose_trained
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
 from memslots.trainer.saving import is_saved, last_checkpoint, save_whole, whole_or_removed
@@ -271,9 +271,12 @@ def _stage_model(recipe: dict[str, Any], settings: dict[str, Any], output: Path)
         model = MemslotsModel.from_pretrained(folder, load_decoder=reads_old, decoder_kwargs=old)
         adapt_to_decoder(model, **settings["adapt"])
         return model
-    return MemslotsModel.from_pretrained(
+    model = MemslotsModel.from_pretrained(
         folder, decoder_kwargs=decoder_kwargs(section, settings["name"])
     )
+    # What an adaptation leaves as it is stays so in the stages after it.
+    choose_trained(model, (adaptation(section, settings["name"]) or {}).get("train", "all"))
+    return model
 
 
 def decoder_kwargs(section: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -283,11 +286,22 @@ def decoder_kwargs(section: dict[str, Any], name: str) -> dict[str, Any] | None:
         section: the recipe's `compressor` section.
         name: of the stage.
     """
+    adapt = adaptation(section, name)
+    return section.get("decoder_kwargs") if adapt is None else adapt.get("decoder_kwargs")
+
+
+def adaptation(section: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The `adapt` that holds in stage `name`: its own, else that of the stages it comes from.
+
+    Args:
+        section: the recipe's `compressor` section.
+        name: of the stage.
+    """
     stage = next(settings for settings in section["stages"] if settings["name"] == name)
     if "adapt" in stage:
-        return stage["adapt"].get("decoder_kwargs")
+        return stage["adapt"]
     before = previous_stage(section["stages"], name)
-    return section.get("decoder_kwargs") if before is None else decoder_kwargs(section, before)
+    return None if before is None else adaptation(section, before)
 
 
 def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsModel:
