@@ -308,6 +308,7 @@ class Slow:
     """An engine that gives one letter at a time until it is let go or left."""
 
     name = "slow"
+    prefixes = None
 
     def __init__(self):
         self.running, self.go = 0, threading.Event()

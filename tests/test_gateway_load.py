@@ -54,10 +54,11 @@ def test_the_bars_tell_a_leak_an_error_and_an_open_queue(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is Linux's")
 def test_the_gateway_holds_under_ten_seconds_of_load():
-    load = gateway_load.run(clients=8, seconds=10.0, running=2, waiting=6)
+    # Room for twice the clients: one that left comes back before a busy gateway has noticed.
+    load = gateway_load.run(clients=8, seconds=10.0, running=2, waiting=14)
     assert load["failures"] == []
     assert set(load["statuses"]) == {"200"}
     assert load["vanished"] > 2
     assert load["growth"] < gateway_load.GROWTH
-    assert load["overrun"]["statuses"] == {"200": 8, "429": gateway_load.BEYOND}
+    assert load["overrun"]["statuses"] == {"200": 16, "429": gateway_load.BEYOND}
     assert load["overrun"]["refused_with_retry_after"] == gateway_load.BEYOND

@@ -54,6 +54,14 @@ def serve(
     queue: Annotated[int, typer.Option(min=0, help="Requests that wait; the next gets 429.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
+    prefix_cache_mb: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="MiB for what the decoder has read of stored memories, so that further questions "
+            "about one do not read it again; 0 keeps nothing. Without --vllm, which has its own.",
+        ),
+    ] = 1024,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 300.0,
     model: Model = None,
     revision: Revision = None,
@@ -91,7 +99,7 @@ def serve(
     )
     compressor = _compressor(model, revision, device, dtype, vllm is None or with_decoder)
     shelf = _shelf(store, compressor)
-    engine = _engine(compressor, vllm, vllm_model, timeout)
+    engine = _engine(compressor, vllm, vllm_model, timeout, prefix_cache_mb * 2**20)
     out.print(
         Text(
             f"{name}: compressor {compressor.fingerprint[:12]}, answers by {engine.name}, "
@@ -139,14 +147,18 @@ def _shelf(store: Path | None, compressor: MemslotsModel) -> Shelf:
 
 
 def _engine(
-    compressor: MemslotsModel, vllm: str | None, vllm_model: str | None, timeout: float
+    compressor: MemslotsModel,
+    vllm: str | None,
+    vllm_model: str | None,
+    timeout: float,
+    prefix_bytes: int,
 ) -> Engine:
     from memslots.serving.engines import TransformersEngine, VllmEngine
 
     if vllm is None:
         if vllm_model is not None:
             raise ValueError("--vllm-model names a model of --vllm URL; give that too.")
-        return TransformersEngine(compressor)
+        return TransformersEngine(compressor, prefix_bytes)
     from memslots.serving.vllm_client import VllmClient
 
     client = VllmClient(vllm, vllm_model, os.environ.get(VLLM_KEY), timeout=min(timeout, 120.0))

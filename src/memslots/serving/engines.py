@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,12 +15,16 @@ from transformers.generation.streamers import BaseStreamer
 
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Row
+from memslots.modeling.prefix_memslots import Prefix, check_keeps_states
 
 from .decoder_probe import check_decoder
+from .prefix_cache import PrefixCache, prefix_key
 from .prompt_embeds import check_engine_can_read, prompt_rows, row_embeds
 from .sampling import Sampling, end_tokens
 from .visible_text import VisibleText
 from .vllm_client import Piece, VllmClient
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Asked:
         question: Or None where `messages` are given.
         messages: Or None where `question` is given.
         template: Arguments of the chat template.
+        ids: Under which the memories that make up the context are kept; none where a part of it
+            came with the request.
     """
 
     memory: Memory
@@ -39,6 +46,7 @@ class Asked:
     question: str | None = None
     messages: list | None = None
     template: dict[str, Any] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
 
     @classmethod
     def about(
@@ -49,6 +57,7 @@ class Asked:
         messages: list | None,
         max_tokens: int,
         template: dict[str, Any] | None = None,
+        ids: tuple[str, ...] = (),
     ) -> Asked:
         """Check a request.
 
@@ -58,13 +67,15 @@ class Asked:
         (row,), memory = prompt_rows(
             model, memory, question, messages, None, max_tokens, template or {}
         )
-        return cls(memory, row, question, messages, template or {})
+        return cls(memory, row, question, messages, template or {}, ids)
 
 
 class Engine(Protocol):
     """Answers one question at a time, many of them at once."""
 
     name: str
+    prefixes: PrefixCache | None
+    """Of memories that were asked before; None where it keeps none, or out of our sight."""
 
     def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
         """The answer in parts, as `model.generate` has it, the last with its `finish`.
@@ -84,13 +95,23 @@ class TransformersEngine:
 
     Args:
         model: With its decoder.
+        prefix_bytes: Most that the decoder's keys and values of memories take which are kept for
+            the next question about them; 0 keeps none. Only of memories that are asked by id.
     """
 
     name = "transformers"
 
-    def __init__(self, model: MemslotsModel):
-        model._need_decoder()
+    def __init__(self, model: MemslotsModel, prefix_bytes: int = 2**30):
+        decoder = model._need_decoder()
         self._model = model
+        self.prefixes: PrefixCache | None = None
+        if prefix_bytes:
+            try:
+                check_keeps_states(decoder)
+            except ValueError as error:
+                logger.warning("no prefix is kept: %s", error)
+            else:
+                self.prefixes = PrefixCache(prefix_bytes)
         self._pool = ThreadPoolExecutor(1, "memslots-generate")
 
     async def check(self) -> None:
@@ -126,17 +147,39 @@ class TransformersEngine:
         seeded: Any = contextlib.nullcontext()
         if sampling.seed is not None:
             seeded = torch.random.fork_rng()
-        with seeded:
-            if sampling.seed is not None:
-                torch.manual_seed(sampling.seed)
-            self._model.generate(
-                memory=asked.memory,
-                chat_template_kwargs=asked.template,
-                streamer=writer,
-                stopping_criteria=[writer.is_done],
-                **kwargs,
-            )
+        try:
+            with seeded:
+                if sampling.seed is not None:
+                    torch.manual_seed(sampling.seed)
+                prefix = self._prefix(asked)
+                self._model.generate(
+                    memory=asked.memory if prefix is None else prefix,
+                    chat_template_kwargs=asked.template,
+                    streamer=writer,
+                    stopping_criteria=[writer.is_done],
+                    **kwargs,
+                )
+        except torch.OutOfMemoryError:
+            if self.prefixes is not None:
+                self.prefixes.clear()  # so that the next one has their room
+            raise
         return writer.last()
+
+    def _prefix(self, asked: Asked) -> Prefix | None:
+        """What the decoder has read of this context before, or reads now for later questions."""
+        if self.prefixes is None or not asked.ids:
+            return None
+        before, memory = asked.row.prompt.before, asked.memory
+        prefix = self.prefixes.get(
+            prefix_key(memory, before),
+            asked.ids,
+            len(before) + sum(self._model.memory_positions(memory)),
+            lambda: self._model.prefill(
+                memory, asked.messages, chat_template_kwargs=asked.template
+            ),
+        )
+        # A template may put what depends on the question before the memory.
+        return None if prefix is None or prefix.before != before else prefix
 
 
 class _Writer(BaseStreamer):
@@ -190,6 +233,8 @@ class VllmEngine:
     """
 
     name = "vllm"
+    prefixes: PrefixCache | None = None
+    """vLLM's own prefix cache knows prompts by their embeddings."""
 
     def __init__(self, model: MemslotsModel, client: VllmClient):
         check_engine_can_read(model)

@@ -38,7 +38,6 @@ from .gateway_metrics import Metrics
 from .gateway_requests import ApiError, ChatRequest, MemoryRequest, question_or_messages
 from .gateway_settings import GatewaySettings
 from .memory_upload import read_memory_file, write_memory_file
-from .prompt_embeds import check_slots
 from .sampling import Sampling, default_sampling
 from .shelf import Shelf, described, memory_id
 from .vllm_client import Piece
@@ -69,7 +68,10 @@ class Gateway:
         self._settings = settings or GatewaySettings()
         self.admission = Admission(self._settings.running, self._settings.waiting)
         self.metrics = Metrics(
-            lambda: self.admission.inside, lambda: self.admission.waiting, lambda: len(shelf)
+            lambda: self.admission.inside,
+            lambda: self.admission.waiting,
+            lambda: len(shelf),
+            engine.prefixes,
         )
         self._pool = ThreadPoolExecutor(1, "memslots-compress")
         self._created = int(time.time())
@@ -158,9 +160,8 @@ class Gateway:
                     "fidelity, max_slots, exact and patches are for a text; a memory file is what "
                     "it was compressed to."
                 )
-            memory = read_memory_file(wanted.memory or "")
-            self._model._check_memory(memory)
-            check_slots(self._model, memory)
+            most = self._settings.max_characters
+            memory = read_memory_file(self._model, wanted.memory or "", most)
             if len(memory) != 1:
                 raise ValueError(
                     f"this file holds {len(memory)} documents; an id is for one, so send them one "
@@ -187,6 +188,8 @@ class Gateway:
     async def _delete_memory(self, request: Request, body: bytes, reply: Reply) -> None:
         one = request.path_params["one"]
         await asyncio.to_thread(self._shelf.delete, one)
+        if self._engine.prefixes is not None:
+            self._engine.prefixes.forget(one)
         await reply.json({"id": one, "object": "memory", "deleted": True})
 
     # -- answers -----------------------------------------------------------------------------------
@@ -270,8 +273,9 @@ class Gateway:
             context = Memory.cat(memories).join()
             question, messages = question_or_messages(wanted.messages)
             most = wanted.max_completion_tokens or wanted.max_tokens or 1
+            ids = () if wanted.documents else tuple(wanted.memory_ids)
             return Asked.about(
-                self._model, context, question, messages, most, wanted.chat_template_kwargs
+                self._model, context, question, messages, most, wanted.chat_template_kwargs, ids
             )
 
     def _sampling(self, wanted: ChatRequest, asked: Asked) -> Sampling:
