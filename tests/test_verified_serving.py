@@ -64,17 +64,18 @@ def test_the_store_refuses_patches_to_slots_that_it_rounds(model, tmp_path):
             assert model.reconstruct(store.get("one"), exact=True) == TEXTS[0]
 
 
-def test_files_that_travel_in_requests(mixed, tmp_path):
-    content = base64.b64encode(write_memory_file(mixed)).decode()
-    assert read_memory_file(content).checks == mixed.checks
+def sent(memory) -> str:
+    return base64.b64encode(write_memory_file(memory)).decode()
+
+
+def test_files_that_travel_in_requests(model, mixed):
+    assert read_memory_file(model, sent(mixed), 10_000).checks == mixed.checks
     assert memory_id(mixed[0]) != memory_id(mixed[1])
     shown = described("one", mixed[0], {})
     assert shown["segments_as_text"] == len(mixed[0].segments)
     assert shown["fidelity"] == [1.0] * len(mixed[0].segments)
-    wrong = replace(mixed[1], rates=(2,))
-    content = base64.b64encode(write_memory_file(wrong)).decode()
-    with pytest.raises(ValueError, match="allowed are"):
-        read_memory_file(content)
+    with pytest.raises(ValueError, match="more than the 100 characters"):
+        read_memory_file(model, sent(mixed), 100)
 
 
 def test_the_pipeline_reads_them(model, mixed):

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_QUESTIONS = 256
 MAX_CHARACTERS = 4_000_000
-"""Of all questions and contexts of a request together."""
+"""Of all questions and contexts of a request together, and of the texts of each memory."""
 MAX_MEMORY_BYTES = 64 * 2**20
 """Of all memories of a request together, decoded."""
 
@@ -107,8 +107,8 @@ class EndpointHandler:
             with open(path, "wb") as file:
                 file.write(content)
             try:
-                return self.pipe.model.load_memory(path)
-            except (ValueError, TypeError, KeyError, IndexError) as error:
+                return self.pipe.model.load_memory(path, MAX_CHARACTERS)
+            except ValueError as error:
                 reason = str(error).replace(path, "memory")
                 raise BadRequest(f"memory cannot be used: {reason}") from error
 

@@ -12,15 +12,11 @@ from .configuration_memslots import max_positions
 from .converters_memslots import evaluating
 from .layout_memslots import Prompt, Row, pair, row_length
 from .literals_memslots import Detectors
+from .memory_loading_memslots import MemoryLoadingMixin
 from .memory_memslots import Memory, slots_for
 from .per_layer_memslots import per_layer_inputs, prefilled_with
 from .prefix_memslots import Prefix, sequences_of
 from .processing_memslots import as_list
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Model
-else:
-    _Model = object
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -49,7 +45,7 @@ _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
 """Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
 
 
-class AnsweringMixin(_Model):
+class AnsweringMixin(MemoryLoadingMixin):
     """`generate` of `MemslotsModel`."""
 
     if TYPE_CHECKING:
@@ -239,34 +235,7 @@ class AnsweringMixin(_Model):
             for row in rows
         ]
 
-    def load_memory(self, path) -> Memory:
-        """Read a memory from disk onto this model's device; it must be this compressor's.
-
-        Raises:
-            ValueError: another compressor's memory, or what `Memory.load` raises.
-        """
-        memory = Memory.load(path, device=self.encoder.device)
-        self._check_memory(memory)
-        return memory
-
     # -- checks ------------------------------------------------------------------------------------
-
-    def _check_memory(self, memory: Memory) -> None:
-        # A memory made by a copy of this code (remote code beside an installed package) is another
-        # class, so it is recognised by what it holds.
-        if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
-            raise TypeError(
-                "memory must be a Memory from compress or load_memory, got "
-                f"{type(memory).__name__}."
-            )
-        if not memory.documents:
-            raise ValueError("memory has no document; an empty slice answers nothing.")
-        if memory.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "
-                f"is {self.fingerprint[:12]}; its slots mean nothing here. Load the checkpoint "
-                "that wrote it, or compress the text again."
-            )
 
     def _check_generate_kwargs(self, kwargs: dict[str, Any]) -> None:
         given = dict(kwargs)

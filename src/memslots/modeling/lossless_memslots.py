@@ -152,8 +152,8 @@ def read_exactly(
         ValueError: what the decoder writes here is not what it wrote when the memory was made.
     """
     processor = model._need_processor()  # type: ignore[operator]
-    patches = {i: read_patches(memory.checks[i].exact) for i in chosen}
     beside = model._beside(memory)  # type: ignore[operator]
+    patches = {i: _patches_of(model, memory, i, beside[i]) for i in chosen}
     texts: dict[int, str] = {}
     lengths = {i: patches[i].tokens for i in chosen}
     for batch in _by_length(chosen, lengths, batch_size):
@@ -168,7 +168,7 @@ def read_exactly(
                 texts[i] = checked_text(
                     exact, apply_edits(decoded, patches[i].edits), f"text of segment {i}"
                 )
-            except (ValueError, UnicodeDecodeError) as error:
+            except ValueError as error:
                 raise ValueError(
                     f"segment {i} does not come back as it was compressed: patches are made for "
                     "one decoder, converter, precision and kind of machine, and here the decoder "
@@ -177,6 +177,30 @@ def read_exactly(
                     "reconstruct(memory) without exact=True gives what is left, errors included."
                 ) from error
     return [texts[i] for i in chosen]
+
+
+def _patches_of(model: "PreTrainedModel", memory: Memory, i: int, beside: Sequence[int]) -> Patches:
+    """The patches of segment `i`, which a stranger may have made.
+
+    Raises:
+        ValueError: more than this decoder would write, or tokens that it does not have.
+    """
+    segment, config = memory.segments[i], model.config
+    decoder = model._need_decoder()  # type: ignore[operator]
+    row = reading_row(model._need_processor(), i, [], beside)  # type: ignore[operator]
+    slots = [one.slots for one in memory.segments]
+    room = max_positions(decoder.config)
+    most = LONG * config.segment_length
+    if room is not None:
+        most = min(most, room - row_length(row, slots, config.markers, config.vectors_per_slot))
+    patches = read_patches(memory.checks[i].exact, most, segment.end - segment.start)
+    vocabulary = decoder.config.get_text_config().vocab_size
+    if max(patches.forced.values(), default=0) >= vocabulary:
+        raise ValueError(
+            f"the patches of segment {i} force a token beyond the decoder's {vocabulary}; they "
+            "were made for another decoder, or altered."
+        )
+    return patches
 
 
 def _write(

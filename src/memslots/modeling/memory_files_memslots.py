@@ -76,7 +76,14 @@ def read_memory_file(
                 )
             names = ["slots", "exact"] if header["version"] > 2 else ["slots"]
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, OSError) as error:
+    except (
+        SafetensorError,
+        json.JSONDecodeError,
+        RecursionError,
+        KeyError,
+        TypeError,
+        OSError,
+    ) as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as a memory, it may be cut off or be another kind "
             f"of file ({error}). Compress the text again."
@@ -87,6 +94,26 @@ def read_memory_file(
             "Compress the text again."
         )
     return header, tensors
+
+
+def bytes_tensor(data: bytes) -> torch.Tensor:
+    """Bytes as a tensor of a file."""
+    return (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if data
+        else torch.empty(0, dtype=torch.uint8)
+    )
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """The bytes that `bytes_tensor` took.
+
+    Raises:
+        ValueError: a tensor of another kind.
+    """
+    if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        raise ValueError(f"exact texts are bytes, this file has {tensor.dtype} in their place.")
+    return tensor.numpy().tobytes()
 
 
 def _checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -25,6 +25,15 @@ LARGEST = 2**26
 COMPARED = 8192
 """Bytes of differing texts that are aligned; longer ones are replaced whole."""
 
+MOST_EDITS = COMPARED + 1
+"""One around each byte of what is aligned."""
+
+WIDEST = 4
+"""Bytes of a character in UTF-8, at most."""
+
+NUMBER = 5
+"""Bytes of a number, at most."""
+
 
 class Edit(NamedTuple):
     """Bytes to put in the place of others.
@@ -91,35 +100,69 @@ def needs_slots(exact: bytes) -> bool:
     return exact[:1] in (bytes([PATCHED]), bytes([PATCHED_DEFLATED]))
 
 
-def stored_text(exact: bytes) -> str:
+def stored_text(exact: bytes, characters: int | None = None) -> str:
     """The text that `pack_text` kept.
 
+    Args:
+        exact: what `pack_text` gave.
+        characters: of the text, where this is known; no more is inflated.
+
     Raises:
-        ValueError: damaged bytes, or patches.
+        ValueError: damaged bytes, patches, or a text of another length.
     """
     kind, payload = _parts(exact)
     if kind not in (RAW, DEFLATED):
         raise ValueError("these are patches to slots; the model has to read them (expand).")
-    return checked_text(exact, _inflate(payload) if kind == DEFLATED else payload, "stored text")
+    most = LARGEST if characters is None else min(LARGEST, WIDEST * characters)
+    data = _inflate(payload, most) if kind == DEFLATED else payload
+    text = checked_text(exact, data, "stored text")
+    if characters not in (None, len(text)):
+        raise ValueError(
+            f"a stored text has {len(text)} characters, and its segment has {characters}; compress "
+            "the text again."
+        )
+    return text
 
 
-def read_patches(exact: bytes) -> Patches:
+def read_patches(
+    exact: bytes, most_tokens: int = LARGEST, characters: int = LARGEST // 4
+) -> Patches:
     """The patches that `pack_patches` wrote.
 
+    Args:
+        exact: what it gave.
+        most_tokens: that a decoder may be asked to write.
+        characters: of the text.
+
     Raises:
-        ValueError: damaged bytes, or a stored text.
+        ValueError: damaged bytes, a stored text, or more than such a text's patches can be.
     """
     kind, payload = _parts(exact)
     if kind not in (PATCHED, PATCHED_DEFLATED):
         raise ValueError("this is a stored text, no patches.")
-    data = _inflate(payload) if kind == PATCHED_DEFLATED else payload
+    # What is forced takes two numbers, an edit three and its bytes.
+    most = 2 * NUMBER * (1 + most_tokens) + 3 * NUMBER * MOST_EDITS + WIDEST * characters
+    data = _inflate(payload, min(most, LARGEST)) if kind == PATCHED_DEFLATED else payload
     numbers = _Reader(data)
-    tokens, forced, place = numbers.next(), {}, -1
-    for _ in range(numbers.next()):
+    tokens, count, place = numbers.next(), numbers.next(), -1
+    forced: dict[int, int] = {}
+    if not count <= tokens <= most_tokens:
+        raise ValueError(
+            f"patches for {tokens} tokens, {count} of them forced, and a segment of this memory "
+            f"has {most_tokens} at most; compress the text again."
+        )
+    for _ in range(count):
         place += numbers.next() + 1
         forced[place] = numbers.next()
-    edits, reached = [], 0
+    if place >= tokens:
+        raise ValueError(
+            f"a patch forces token {place} of {tokens}; they are damaged, compress the text again."
+        )
+    edits: list[Edit] = []
+    reached = 0
     while not numbers.done:
+        if len(edits) == MOST_EDITS:
+            raise ValueError(f"patches of more than {MOST_EDITS} edits; compress the text again.")
         start = reached + numbers.next()
         reached = start + numbers.next()
         edits.append(Edit(start, reached, numbers.bytes(numbers.next())))
@@ -130,11 +173,14 @@ def checked_text(exact: bytes, data: bytes, name: str) -> str:
     """`data` as text, if it is what was kept.
 
     Raises:
-        ValueError: it has another SHA-256.
+        ValueError: it has another SHA-256, or is no text.
     """
     if hashlib.sha256(data).digest() != exact[1:HEAD]:
         raise ValueError(f"the {name} is not the one that was compressed: its SHA-256 differs.")
-    return data.decode()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:  # somebody's own bytes, with their own SHA-256
+        raise ValueError(f"the {name} is no UTF-8; compress the text again.") from error
 
 
 def edits_between(decoded: str, text: str) -> list[Edit]:
@@ -186,12 +232,12 @@ def _deflate(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes, most: int) -> bytes:
     try:
         opened = zlib.decompressobj(-15)
-        found = opened.decompress(data, LARGEST)
-        if opened.unconsumed_tail or not opened.eof:
-            raise zlib.error(f"no end within {LARGEST} bytes")
+        found = opened.decompress(data, most + 1)  # one more, to read the end behind the last byte
+        if opened.unconsumed_tail or not opened.eof or len(found) > most:
+            raise zlib.error(f"no end within {most} bytes")
         return found
     except zlib.error as error:
         raise ValueError(
@@ -224,6 +270,8 @@ class _Reader:
             shift += 7
             if byte < 128:
                 return number
+            if shift == 7 * NUMBER:
+                raise ValueError("the patches of this text are damaged; compress the text again.")
 
     def bytes(self, count: int) -> bytes:
         found = self._data[self._place : self._place + count]

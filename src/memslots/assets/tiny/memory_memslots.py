@@ -14,7 +14,7 @@ import torch
 from .coarser_memslots import coarsened
 from .literals_memslots import Literal
 from .memory_files_memslots import FORMAT as FORMAT
-from .memory_files_memslots import read_memory_file, write_memory_file
+from .memory_files_memslots import bytes_tensor, read_memory_file, tensor_bytes, write_memory_file
 from .memory_report_memslots import MemoryReport, readable, report_of
 from .patches_memslots import stored_text
 from .pooling_memslots import MERGED
@@ -374,7 +374,7 @@ class Memory:
         if check.text is not None:
             return check.text
         if check.standalone:
-            return stored_text(check.exact)
+            return stored_text(check.exact, self.segments[i].end - self.segments[i].start)
         if model is None:
             raise ValueError(
                 f"the text of segment {i} has to be read from its slots: give memory.expand({i}, "
@@ -407,8 +407,7 @@ class Memory:
         tensors = {"slots": self.slots.detach().to("cpu").contiguous()}
         if self.checks:
             header["checks"] = [check.to_json() for check in self.checks]
-            exact = b"".join(check.exact for check in self.checks)
-            tensors["exact"] = torch.tensor(list(exact), dtype=torch.uint8)
+            tensors["exact"] = bytes_tensor(b"".join(check.exact for check in self.checks))
         write_memory_file(path, header, tensors)
 
     @classmethod
@@ -427,6 +426,8 @@ class Memory:
         for count in header["documents"]:
             documents.append(tuple(segments[start : start + count]))
             start += count
+        if start != len(segments):
+            raise ValueError(f"{str(path)!r} has {len(segments)} segments, its documents {start}.")
         return cls(
             slots=tensors["slots"].to(device),
             documents=tuple(documents),
@@ -438,7 +439,7 @@ class Memory:
             fingerprint=header["fingerprint"],
             pooling=header.get("pooling", "memory_tokens"),
             literals=tuple(header.get("literals", ())),
-            checks=checks_from_json(header["checks"], bytes(tensors["exact"].tolist()))
+            checks=checks_from_json(header["checks"], tensor_bytes(tensors["exact"]))
             if "checks" in header
             else (),
         )

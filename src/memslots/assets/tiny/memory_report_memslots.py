@@ -258,7 +258,8 @@ def report_of(memory: "Memory", texts: str | Sequence[str] | None = None) -> Mem
         elif check.text is not None:
             known.append(check.text)
         else:
-            known.append(stored_text(check.exact) if check.standalone else None)
+            length = segment.end - segment.start
+            known.append(stored_text(check.exact, length) if check.standalone else None)
         places = [(a, b, "lost") for a, b in check.lost or ()]
         places += [(one.start, one.end, "literal") for one in own]
         marks.append(
