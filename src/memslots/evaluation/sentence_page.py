@@ -75,6 +75,8 @@ def _setups(found: dict[str, Measure]) -> str:
     rows = [
         ("one sentence, one vector", "one_sentence", "one sentence one vector"),
         ("five sentences, one vector", "one_vector", "five sentences one vector"),
+        ("one sentence, one vector, eight learned queries", "queries_one_sentence", None),
+        ("five sentences, one vector, eight learned queries", "queries_one_vector", None),
         ("five sentences, five vectors", "five_vectors", "five sentences five vectors"),
         ("the same, 400 more steps", "five_vectors_long", None),
         ("the same, 800 more steps", "five_vectors_longest", None),
