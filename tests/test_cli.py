@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -163,6 +164,17 @@ def test_info_counts_parameters_without_weights(run, checkpoints, zoo):
     assert f"{trained:,}" in out
     assert f"{frozen:,}" in out
     assert "4, 16 encoder tokens per slot" in out
+
+
+def test_info_says_at_which_commit_a_decoder_is_pinned(run, checkpoints, tmp_path):
+    folder = tmp_path / "pinned"
+    shutil.copytree(checkpoints / "other", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.update(decoder_name_or_path="you/llm", decoder_revision="0123abc")
+    (folder / "config.json").write_text(json.dumps(config))
+    code, out, _ = run("info", folder)
+    assert code == 0
+    assert "you/llm at 0123abc" in " ".join(out.replace("│", " ").split())
 
 
 def test_init_makes_a_checkpoint(run, refused, zoo, tmp_path):

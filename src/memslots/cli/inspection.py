@@ -65,9 +65,11 @@ def describe(
     decoder = "in the checkpoint" if config.bundle_decoder else "by name"
     facts = {
         "encoder": f"{parts['encoder'].model_type} ({encoder}{causal}), "
-        f"width {parts['encoder'].hidden_size}{_origin(config.encoder_name_or_path)}",
+        f"width {parts['encoder'].hidden_size}"
+        f"{_origin(config.encoder_name_or_path, config.encoder_revision)}",
         "decoder": f"{parts['decoder'].model_type} ({decoder}), "
-        f"width {config.get_text_config().hidden_size}{_origin(config.decoder_name_or_path)}",
+        f"width {config.get_text_config().hidden_size}"
+        f"{_origin(config.decoder_name_or_path, config.decoder_revision)}",
         "rates": ", ".join(map(str, config.compression_rates)) + " encoder tokens per slot",
         "segment length": f"{config.segment_length} encoder tokens",
         "prompt": config.prompt_format,
@@ -81,8 +83,9 @@ def describe(
     return facts, _read_results(name, revision)
 
 
-def _origin(name: str | None) -> str:
-    return f", from {name}" if name else ""
+def _origin(name: str | None, revision: str | None) -> str:
+    pinned = f" at {revision}" if revision else ""
+    return f", from {name}{pinned}" if name else ""
 
 
 def _read_results(name: str, revision: str | None) -> dict[str, Any] | None:
