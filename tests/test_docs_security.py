@@ -10,6 +10,7 @@ import typer
 
 from memslots.cli import app
 from memslots.hub_cards import handler
+from memslots.modeling import memory_loading_memslots
 from memslots.serving.gateway_settings import GatewaySettings
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +119,13 @@ def test_the_limits_are_those_of_the_code():
         str(settings.max_memories),
         f"{handler.MAX_MEMORY_BYTES // 2**20} MiB",
     ]
+    header = f"{memory_loading_memslots.MOST_HEADER // 2**20} MiB"
+    assert rows["the header of a memory's file"] == [header, header]
+    assert rows["characters of a memory's texts"] == [
+        f"{settings.max_characters:,}",
+        f"{handler.MAX_CHARACTERS:,}",
+    ]
+    assert rows["segments read as text"][0] == str(settings.max_expand)
     assert rows["questions"][1] == str(handler.MAX_QUESTIONS)
     assert rows["an answer"] == [f"{settings.max_tokens:,} tokens", f"{longest:,} tokens"]
     assert f"{settings.running} worked on and {settings.waiting} waiting" in rows["at once"][0]

@@ -146,19 +146,21 @@ class Gateway:
     def _make_memory(self, wanted: MemoryRequest) -> Memory:
         with _users_mistake("text" if wanted.memory is None else "memory"):
             if wanted.text is not None:
+                verification = wanted.verification
+                if any(value or value == [] for value in verification.values()):
+                    verification["slot_dtype"] = self._shelf.slot_dtype
                 return self._model.compress(
                     wanted.text,
                     wanted.rate,
                     progress=False,
-                    fidelity=wanted.fidelity,
-                    max_slots=wanted.max_slots,
-                    exact=wanted.exact or None,
-                    patches=wanted.patches,
+                    literals=self._literals(wanted.literals),
+                    **verification,
                 )
-            if wanted.fidelity or wanted.max_slots or wanted.exact or wanted.patches:
+            for_texts = [*wanted.verification, *(["literals"] * (wanted.literals is not None))]
+            if for_texts:
                 raise ValueError(
-                    "fidelity, max_slots, exact and patches are for a text; a memory file is what "
-                    "it was compressed to."
+                    f"{', '.join(for_texts)} is for a text; a memory file is what it was "
+                    "compressed to."
                 )
             most = self._settings.max_characters
             memory = read_memory_file(self._model, wanted.memory or "", most)
@@ -173,12 +175,15 @@ class Gateway:
         one, form = request.path_params["one"], request.query_params.get("format", "json")
         if form == "json":
             await self._describe(one, reply)
+        elif form == "report":
+            (memory,) = await asyncio.to_thread(self._shelf.get, [one])
+            await reply.json({"id": one, **memory.report().to_dict()})
         elif form == "safetensors":
             (memory,) = await asyncio.to_thread(self._shelf.get, [one])
             content = await asyncio.to_thread(write_memory_file, memory)
             await reply.bytes(content, "application/octet-stream")
         else:
-            raise ApiError(400, f"format is json or safetensors, got {form[:40]!r}.")
+            raise ApiError(400, f"format is json, report or safetensors, got {form[:40]!r}.")
 
     async def _describe(self, one: str, reply: Reply) -> None:
         (memory,) = await asyncio.to_thread(self._shelf.get, [one])
@@ -231,6 +236,9 @@ class Gateway:
                 f"give 1 to {limits.max_memories} documents and memory_ids together, got {given}.",
                 param="documents",
             )
+        if len(wanted.expand) > limits.max_expand:
+            message = f"{len(wanted.expand)} segments are too many; {limits.max_expand} at most."
+            raise ApiError(400, message, param="expand")
         self._check_characters(wanted.characters())
         for field in ("max_tokens", "max_completion_tokens"):
             tokens = getattr(wanted, field)
@@ -258,7 +266,16 @@ class Gateway:
 
     def _compress(self, wanted: ChatRequest) -> Memory:
         with _users_mistake("documents"):
-            return self._model.compress(wanted.texts, rate=wanted.rate, progress=False)
+            return self._model.compress(
+                wanted.texts,
+                rate=wanted.rate,
+                progress=False,
+                literals=self._literals(wanted.literals),
+            )
+
+    def _literals(self, asked: list[str] | None) -> list[str] | None:
+        own = self._settings.literals
+        return asked if asked is not None or own is None else list(own)
 
     def _check_asked(self, wanted: ChatRequest, memories: list[Memory]) -> Asked:
         with _users_mistake("messages"):
@@ -271,6 +288,10 @@ class Gateway:
                     "at one rate."
                 )
             context = Memory.cat(memories).join()
+        with _users_mistake("expand"):
+            if wanted.expand:
+                context = self._model.expanded(context, wanted.expand)
+        with _users_mistake("messages"):
             question, messages = question_or_messages(wanted.messages)
             most = wanted.max_completion_tokens or wanted.max_tokens or 1
             ids = () if wanted.documents else tuple(wanted.memory_ids)

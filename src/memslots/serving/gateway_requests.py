@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from memslots.modeling import MemslotsProcessor
@@ -77,7 +77,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """`POST /v1/chat/completions`: OpenAI's, with `documents`, `memory_ids` and `rate`.
+    """`POST /v1/chat/completions`: OpenAI's, with `documents`, `memory_ids` and how they are read.
 
     Fields that would change the answer and cannot be honoured are refused by name.
     """
@@ -89,6 +89,8 @@ class ChatRequest(BaseModel):
     documents: list[Text | Document] = []
     memory_ids: list[Text] = []
     rate: Annotated[int, Field(ge=1)] | None = None
+    literals: list[Text] | None = None
+    expand: list[Annotated[int, Field(strict=True)]] = []
     chat_template_kwargs: dict[str, bool | int | float | str | None] = {}
 
     stream: bool = False
@@ -152,7 +154,10 @@ class ChatRequest(BaseModel):
 
 
 class MemoryRequest(BaseModel):
-    """`POST /v1/memories`: a text to compress, or a memory file to keep."""
+    """`POST /v1/memories`: a text to compress, or a memory file to keep.
+
+    What says how a text is compressed is as in `MemslotsModel.compress`, of what JSON can hold.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -160,11 +165,19 @@ class MemoryRequest(BaseModel):
     memory: Annotated[Text, Field(description="`memory.save`'s file in base64")] | None = None
     id: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     rate: Annotated[int, Field(ge=1)] | None = None
+    literals: list[Text] | None = None
+    rates: list[Annotated[int, Field(ge=1)]] | None = None
     fidelity: Annotated[float, Field(gt=0, le=1)] | None = None
     max_slots: Annotated[int, Field(ge=1)] | None = None
-    exact: bool | list[str] = False
-    patches: bool | None = None
+    exact: StrictBool | list[Text] | None = None
+    patches: StrictBool | None = None
     metadata: dict[str, Any] = {}
+
+    @property
+    def verification(self) -> dict[str, Any]:
+        """What is asked for beside slots, by the names of `compress`."""
+        names = ("rates", "fidelity", "max_slots", "exact", "patches")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def question_or_messages(

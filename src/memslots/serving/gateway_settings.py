@@ -18,7 +18,11 @@ class GatewaySettings:
         max_characters: Of all texts of a request.
         max_memories: Documents and memory ids of a request.
         max_tokens: Longest answer that may be asked for, in decoder tokens.
+        max_expand: Segments of a request that are read as text (`expand`): each may have to be
+            read back from its slots first.
         timeout: Seconds that a request may take, waiting included.
+        literals: Names of what rides beside the slots of texts that are compressed here, where a
+            request does not say; None leaves it to the checkpoint.
     """
 
     model_name: str = "memslots"
@@ -29,10 +33,12 @@ class GatewaySettings:
     max_characters: int = 4_000_000
     max_memories: int = 64
     max_tokens: int = 1024
+    max_expand: int = 16
     timeout: float = 300.0
+    literals: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        for name in ("running", "max_body_bytes", "max_characters", "max_memories", "max_tokens"):
+        for name in ("running", *(one for one in vars(self) if one.startswith("max_"))):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if self.waiting < 0 or self.timeout <= 0:

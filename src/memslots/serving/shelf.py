@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
+
 from memslots.modeling import Memory
 from memslots.modeling.segment_check_memslots import checks_to_json
 
@@ -52,6 +54,10 @@ def memory_id(memory: Memory) -> str:
 class Shelf(Protocol):
     """Memories of one document by id; every method may be called from any thread."""
 
+    slot_dtype: torch.dtype | None
+    """What slots are rounded to when they are kept, None where they stay as they are or have no
+    floating type: what is verified has to be what will be read."""
+
     def put(self, one: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
         """Keep a memory; keeping the same one again changes nothing.
 
@@ -92,6 +98,8 @@ class ProcessShelf:
     Args:
         max_bytes: Of all slots together; a memory beyond that is refused, none is dropped for it.
     """
+
+    slot_dtype: torch.dtype | None = None
 
     def __init__(self, max_bytes: int = 2**30):
         self.max_bytes = max_bytes
@@ -149,6 +157,7 @@ class StoreShelf:
 
     def __init__(self, store: MemoryStore):
         self._store = store
+        self.slot_dtype = torch.bfloat16 if store.slot_dtype == "bfloat16" else None
 
     def __len__(self) -> int:
         return len(self._store)
