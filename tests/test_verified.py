@@ -467,6 +467,26 @@ def test_lone_surrogates_empty_texts_and_other_types(model):
         model.reconstruct(model.compress(TEXTS[0]), exact=True)
 
 
+def test_what_else_is_wrong_with_a_text_is_not_taken_for_one_without_tokens(model, monkeypatch):
+    """Only a text that the encoder sees nothing of becomes text in place; errors stay errors."""
+    for text in (" \n\t ", "\u3000"):
+        assert model.compress(text, patches=True).segment_texts == (text,)
+    encoder_text = model.processor.encoder_text
+    monkeypatch.setattr(encoder_text, "encode", lambda text: [])
+    monkeypatch.setattr(encoder_text, "_encode", lambda text: ([], []))
+    unseen = model.compress(TEXTS[0], fidelity=0.5)
+    assert unseen.segment_texts == (TEXTS[0],)
+    with pytest.raises(ValueError, match="no token in the encoder's vocabulary"):
+        model.compress(TEXTS[0])
+
+    def broken(text, length):
+        raise ValueError("this tokenizer cannot")
+
+    monkeypatch.setattr(encoder_text, "segment", broken)
+    with pytest.raises(ValueError, match="this tokenizer cannot"):
+        model.compress(TEXTS[0], fidelity=0.5)
+
+
 def test_no_decoder(zoo):
     bare = MemslotsModel.from_pretrained(zoo.saved(), load_decoder=False)
     for options in ({"fidelity": 0.9}, {"exact": True}, {"max_slots": 99}, {"patches": True}):

@@ -155,17 +155,20 @@ class MemslotsProcessor(ProcessorMixin):
             ValueError: a text that cannot be compressed; see `check_text`.
         """
         check_text(text, "context")
-        if self.units is None:
-            spans = self.encoder_text.segment(text, self.segment_length)
-        else:
-            splitter = UnitSplitter(self.encoder_text, window=self.segment_length, **self.units)
-            spans = splitter.segment(text)
+        spans = self.spans(text)
         if not spans[0].ids:
             raise ValueError(
                 "context has no token in the encoder's vocabulary (the encoder's tokenizer drops "
                 "all of its characters); there is nothing to compress."
             )
         return spans
+
+    def spans(self, text: str) -> list[Span]:
+        """As `segment`, of a text that is checked; one span without tokens where it has none."""
+        if self.units is None:
+            return self.encoder_text.segment(text, self.segment_length)
+        splitter = UnitSplitter(self.encoder_text, window=self.segment_length, **self.units)
+        return splitter.segment(text)
 
     def segment_literals(
         self, text: str, spans: Sequence[Span], literals: Detectors | None = None

@@ -75,10 +75,7 @@ def drafts_of(
         name = "context" if len(texts) == 1 else f"context[{t}]"
         # White space alone is nothing to compress, and yet a text that can be kept.
         check_text(f"{text}." if isinstance(text, str) and text else text, name)
-        try:
-            spans = processor.segment(text)
-        except ValueError:  # no token in the encoder's vocabulary
-            spans = [Span(0, len(text), [])]
+        spans = processor.spans(text) if text.strip() else [Span(0, len(text), [])]
         found = (
             processor.segment_literals(text, spans, literals)
             if spans[0].ids
