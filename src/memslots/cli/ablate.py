@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .measure import numbers, task_sources, words
-from .options import Sets, err, out, quiet
+from .measure import task_sources
+from .options import Sets, err, numbers, out, quiet, words
 
 
 def ablate(

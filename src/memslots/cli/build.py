@@ -13,9 +13,11 @@ from .options import (
     DTYPES,
     Device,
     Dtype,
+    Literals,
     Revision,
     Sets,
     err,
+    literal_names,
     load_config,
     load_model,
     out,
@@ -162,14 +164,20 @@ def evaluate(
     finetuned_decoder: Annotated[
         str | None, typer.Option(help="Compare role play with this one; see finetune-decoder.")
     ] = None,
+    literals: Literals = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Measure a checkpoint on held-out people, beside the full text and beside no memory."""
-    if tasks is not None:
-        from .measure import measure
+    from .measure import measure, read_beside
 
+    beside = literal_names(literals)
+    if beside is not None and (card or readme is not None):
+        raise ValueError(
+            "--card and --readme show what the checkpoint does by itself; leave --literals out."
+        )
+    if tasks is not None:
         measure(
             load_model(checkpoint, revision, device, dtype),
             tasks,
@@ -181,6 +189,7 @@ def evaluate(
             lengths,
             output or Path("results.json"),
             finetuned_decoder,
+            beside,
         )
         return
     if finetuned_decoder is not None:
@@ -196,6 +205,7 @@ def evaluate(
     from memslots.evaluation.tiny_suite import evaluate_tiny
 
     model = load_model(checkpoint, revision, device, dtype)
+    read_beside(model, beside)
     results = evaluate_tiny(
         model,
         n_questions=questions,
@@ -204,6 +214,8 @@ def evaluate(
         books=books,
         progress=lambda line: err.print(f"{line} ...", style="dim"),
     )
+    if beside is not None:
+        results["literals"] = beside
     out.print(report.rich_report(results))
     if output is not None:
         report.write_results(output, results)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from .options import err, out
+from .options import err, numbers, out, words
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -25,6 +25,7 @@ def measure(
     lengths: str | None,
     output: Path,
     finetuned_decoder: str | None = None,
+    literals: Sequence[str] | None = None,
 ) -> None:
     """Runs the tasks and writes `output`, the same name with `.md`, and a folder of plots.
 
@@ -39,6 +40,7 @@ def measure(
         lengths: numbers; the paper's without.
         output: a `.json` file.
         finetuned_decoder: folder or repository, for the task roleplay.
+        literals: names of what rides beside the slots; None leaves it to the checkpoint.
 
     Raises:
         ValueError: names or numbers that are not known.
@@ -57,6 +59,7 @@ def measure(
     unasked = sorted(set(sets) - set(names))
     if unasked:
         raise ValueError(f"--data names {', '.join(unasked)}, which --tasks {tasks} does not ask.")
+    read_beside(model, literals)
     results = evaluate_tasks(
         model,
         names,
@@ -69,6 +72,8 @@ def measure(
         progress=lambda line: err.print(f"{line} ...", style="dim"),
         finetuned_decoder=finetuned_decoder,
     )
+    if literals is not None:
+        results["literals"] = list(literals)
     table = Table()
     for column in (
         "task",
@@ -101,6 +106,12 @@ def measure(
     out.print(f"{output}, {output.with_suffix('.md')} and {output.with_suffix('')}/")
 
 
+def read_beside(model: MemslotsModel, literals: Sequence[str] | None) -> None:
+    """Have what is measured read with these literals, whatever the checkpoint says of them."""
+    if literals is not None:
+        model._need_processor().literals = list(literals)
+
+
 def task_sources(given: Sequence[str]) -> dict[str, list[str]]:
     """`TASK=SET/SPLIT` arguments as the sets that each task is measured on."""
     sets: dict[str, list[str]] = {}
@@ -110,18 +121,3 @@ def task_sources(given: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"--data {one}: must be TASK=SET/SPLIT, for example qa=squad/train.")
         sets.setdefault(task, []).append(source)
     return sets
-
-
-def words(given: str) -> list[str]:
-    """What stands between the commas."""
-    return [word for word in given.replace(" ", "").split(",") if word]
-
-
-def numbers(given: str | None, option: str) -> list[int] | None:
-    """The numbers between the commas of `option`, None where it is not given."""
-    if given is None:
-        return None
-    try:
-        return [int(word) for word in words(given)]
-    except ValueError:
-        raise ValueError(f"{option} {given}: must be numbers with commas, such as 4,16.") from None

@@ -45,6 +45,38 @@ Literals = Annotated[
         "code, quotes, with commas between, or none; as the checkpoint says by default.",
     ),
 ]
+Rates = Annotated[
+    str | None,
+    typer.Option(
+        "--rates",
+        help="With --fidelity or --max-slots: rates to choose from, such as 4,8; all of the "
+        "checkpoint's by default.",
+    ),
+]
+Fidelity = Annotated[
+    float | None,
+    typer.Option(
+        "--fidelity",
+        help="Share of tokens to give back, such as 0.99: each segment gets the coarsest rate "
+        "that does, and stays text where none does.",
+    ),
+]
+MaxSlots = Annotated[
+    int | None,
+    typer.Option("--max-slots", help="Most slots of each text, spent where they save most."),
+]
+Exact = Annotated[
+    str | None,
+    typer.Option(
+        "--exact",
+        metavar="NAMES",
+        help="What must come back exactly: names as of --literals, all (with the whole text, as "
+        "by --patches), or none (only check what the slots lose).",
+    ),
+]
+Patches = Annotated[
+    bool, typer.Option("--patches", help="Keep what makes the whole text exact, on the disk.")
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Sets one value, in YAML; repeatable."),
@@ -94,8 +126,72 @@ def resolve_model(model: str | None) -> str:
     return model
 
 
-def literal_names(given: str | None) -> list[str] | None:
+def words(given: str) -> list[str]:
+    """What stands between the commas."""
+    return [word for word in given.replace(" ", "").split(",") if word]
+
+
+def numbers(given: str | None, option: str) -> list[int] | None:
+    """The numbers between the commas of `option`, None where it is not given."""
+    if given is None:
+        return None
+    try:
+        return [int(word) for word in words(given)]
+    except ValueError:
+        raise ValueError(f"{option} {given}: must be numbers with commas, such as 4,16.") from None
+
+
+def verification(
+    rate: int | None = None,
+    rates: str | None = None,
+    fidelity: float | None = None,
+    max_slots: int | None = None,
+    exact: str | None = None,
+    patches: bool = False,
+) -> dict[str, Any]:
+    """What the options of these names ask of `compress`; empty where nothing is to be verified.
+
+    Raises:
+        ValueError: what cannot be, or options that do not go together.
+    """
+    if fidelity is not None and not 0 < fidelity <= 1:
+        raise ValueError(
+            f"--fidelity {fidelity}: must be above 0 and up to 1, for example --fidelity 0.99."
+        )
+    if max_slots is not None and max_slots < 1:
+        raise ValueError(f"--max-slots {max_slots}: must be 1 or more.")
+    chosen = fidelity is not None or max_slots is not None
+    if rates is not None and not chosen:
+        raise ValueError(
+            f"--rates {rates} are to choose from, by --fidelity or --max-slots; give one of these, "
+            "or a fixed --rate."
+        )
+    if rate is not None and chosen:
+        raise ValueError(
+            f"--rate {rate} fixes what --fidelity and --max-slots choose; give --rates {rate}, or "
+            "the rates to choose from."
+        )
+    asked: dict[str, Any] = {
+        "rates": numbers(rates, "--rates"),
+        "fidelity": fidelity,
+        "max_slots": max_slots,
+        "exact": True if exact == "all" else literal_names(exact, "--exact", ", all"),
+        "patches": patches or None,
+    }
+    if asked["rates"] == []:
+        raise ValueError(f"--rates {rates}: must be numbers with commas, such as 4,16.")
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def literal_names(
+    given: str | None, option: str = "--literals", also: str = ""
+) -> list[str] | None:
     """What `--literals` names: a list for `compress`, None where the checkpoint decides.
+
+    Args:
+        given: the option's value.
+        option: its name, for the message.
+        also: what else it takes.
 
     Raises:
         ValueError: a name that is no detector's.
@@ -110,8 +206,8 @@ def literal_names(given: str | None) -> list[str] | None:
     unknown = sorted(set(names) - set(DETECTORS))
     if unknown or not names:
         raise ValueError(
-            f"--literals {given}: {', '.join(unknown) or 'nothing'} is no detector; name some of "
-            f"{', '.join(DETECTORS)}, with commas between, or none."
+            f"{option} {given}: {', '.join(unknown) or 'nothing'} is no detector; name some of "
+            f"{', '.join(DETECTORS)}, with commas between{also}, or none."
         )
     return names
 

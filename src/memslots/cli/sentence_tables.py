@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .measure import words
-from .options import Sets, err, out, quiet
+from .options import Sets, err, out, quiet, words
 
 ENCODER, DECODER = "all-MiniLM-L6-v2", "embedded"
 

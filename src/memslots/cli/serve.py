@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from .options import Device, Dtype, Model, Revision, load_model, out, resolve_model
+from .options import (
+    Device,
+    Dtype,
+    Literals,
+    Model,
+    Revision,
+    literal_names,
+    load_model,
+    out,
+    resolve_model,
+)
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -63,6 +73,7 @@ def serve(
         ),
     ] = 1024,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 300.0,
+    literals: Literals = None,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
@@ -96,6 +107,7 @@ def serve(
         max_body_bytes=max_body_mb * 2**20,
         max_tokens=max_tokens,
         timeout=timeout,
+        literals=None if literals is None else tuple(literal_names(literals) or ()),
     )
     compressor = _compressor(model, revision, device, dtype, vllm is None or with_decoder)
     shelf = _shelf(store, compressor)

@@ -15,16 +15,24 @@ from .options import (
     DTYPES,
     Device,
     Dtype,
+    Exact,
+    Fidelity,
+    Literals,
+    MaxSlots,
     Model,
+    Patches,
     Rate,
+    Rates,
     Revision,
     choose_device,
     err,
+    literal_names,
     load_config,
     load_model,
     out,
     quiet,
     resolve_model,
+    verification,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +58,12 @@ def add(
     ],
     store: Store,
     rate: Rate = None,
+    literals: Literals = None,
+    rates: Rates = None,
+    fidelity: Fidelity = None,
+    max_slots: MaxSlots = None,
+    exact: Exact = None,
+    patches: Patches = False,
     slot_dtype: Annotated[
         str | None,
         typer.Option("--slot-dtype", help="For a new store: bfloat16 (default) or int8."),
@@ -70,8 +84,8 @@ def add(
 ) -> int:
     """Compress a corpus into a store; run again, it goes on where it was stopped.
 
-    What the store has, by id or by its text, is not compressed again. The exit code is 1 where
-    something of the corpus was not stored.
+    What the store has, by id or by its text, is not compressed again; with --fidelity or
+    --max-slots at whatever rates. The exit code is 1 where something of the corpus was not stored.
     """
     from memslots.serving.compress_corpus import add_corpus
     from memslots.serving.corpus import corpus_files, read_documents
@@ -80,12 +94,21 @@ def add(
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    beside = literal_names(literals)
+    asked = verification(rate, rates, fidelity, max_slots, exact, patches)
     files = corpus_files(folder)
     name = resolve_model(model)
     place = choose_device(device)
     quiet()
     config = load_config(name, revision)
-    if rate is None:
+    if "fidelity" in asked or "max_slots" in asked:
+        for one in asked.get("rates", ()):
+            if one not in config.compression_rates:
+                raise ValueError(
+                    f"--rates {rates}: {one} is not one that the compressor was trained for: "
+                    f"{sorted(config.compression_rates)}."
+                )
+    elif rate is None:
         rate = min(config.compression_rates)
     elif rate not in config.compression_rates:
         raise ValueError(
@@ -98,6 +121,12 @@ def add(
             f"the store {str(store)!r} holds memories of compressor {kept.fingerprint[:12]}, and "
             f"{name} is {config.fingerprint[:12]}; name another store, or that checkpoint."
         )
+    if kept.slot_dtype != "bfloat16" and (asked.get("patches") or asked.get("exact") is True):
+        raise ValueError(
+            f"the store {str(store)!r} rounds slots to {kept.slot_dtype}, and patches are made for "
+            "slots as they are kept in bfloat16: leave out --patches (and --exact all), or make a "
+            "store with --slot-dtype bfloat16."
+        )
     alone = workers == 1 and not ray
     spec = CompressorSpec(
         model=str(Path(name).resolve()) if Path(name).is_dir() else name,
@@ -106,6 +135,8 @@ def add(
         revision=revision,
         device=str(place),
         dtype=dtype or ("float32" if place.type == "cpu" else "auto"),
+        literals=None if beside is None else tuple(beside),
+        verification=asked,
     )
     report = add_corpus(
         kept,
@@ -115,7 +146,9 @@ def add(
         ray=ray,
         replace=replace,
         total_bytes=sum(path.stat().st_size for path in files),
-        model=load_model(name, revision, device, dtype, load_decoder=False) if alone else None,
+        model=load_model(name, revision, device, dtype, load_decoder=bool(asked))
+        if alone
+        else None,
     )
     return _show(report, kept)
 

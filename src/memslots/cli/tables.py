@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .ablate import losses, run_ablations, train_and_measure
-from .measure import words
-from .options import err, out, quiet, resolve_model
+from .options import err, out, quiet, resolve_model, words
 
 DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
 RATES = (4, 16, 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -16,9 +16,14 @@ from .options import (
     CONTEXT_HELP,
     Device,
     Dtype,
+    Exact,
+    Fidelity,
     Literals,
+    MaxSlots,
     Model,
+    Patches,
     Rate,
+    Rates,
     Revision,
     err,
     exactly_one,
@@ -27,6 +32,7 @@ from .options import (
     out,
     read_text,
     resolve_model,
+    verification,
 )
 
 
@@ -38,6 +44,14 @@ def ask(
     ] = None,
     rate: Rate = None,
     literals: Literals = None,
+    rates: Rates = None,
+    fidelity: Fidelity = None,
+    max_slots: MaxSlots = None,
+    exact: Exact = None,
+    expand: Annotated[
+        list[int] | None,
+        typer.Option(help="Segment to read as text, counted from 0; repeatable."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     model: Model = None,
@@ -47,20 +61,25 @@ def ask(
 ) -> None:
     """Compress a text, or read its memory, and answer questions from it."""
     exactly_one(**{"--context": context, "--memory": memory})
-    beside = _literals(literals, memory)
+    asked = verification(None if memory is not None else rate, rates, fidelity, max_slots, exact)
+    beside = _for_texts(literals, asked, memory)
     text = read_text(context) if context is not None else None
     compressor = load_model(model, revision, device, dtype)
     started = time.perf_counter()
     seconds: dict[str, float | None] = {"compress": None}
     if text is not None:
-        kept = compressor.compress(text, rate=rate, literals=beside)
+        kept = compressor.compress(text, rate=rate, literals=beside, **asked)
         seconds["compress"] = round(time.perf_counter() - started, 3)
     else:
         kept = compressor.load_memory(memory).join()  # several documents are one context here
         kept = kept if rate is None else kept.at_rate(rate)
     started = time.perf_counter()
     answers = compressor.generate(
-        memory=kept, question=question, max_new_tokens=max_new_tokens, do_sample=False
+        memory=kept,
+        question=question,
+        expand=expand,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
     )
     seconds["answer"] = round(time.perf_counter() - started, 3)
     if as_json:
@@ -79,9 +98,9 @@ def ask(
         }
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
-    for asked, answer in zip(question, answers, strict=True):
+    for one, answer in zip(question, answers, strict=True):
         if len(question) > 1:
-            out.print(Text(asked, style="dim"))
+            out.print(Text(one, style="dim"))
         out.print(Text(answer, style="bold"), soft_wrap=True)
     if sum(kept.unknown_tokens):
         err.print(f"{sum(kept.unknown_tokens)} tokens are unknown to the encoder and were lost")
@@ -98,23 +117,11 @@ def compress(
     output: Annotated[Path, typer.Option("--output", "-o", help="Memory file (safetensors).")],
     rate: Rate = None,
     literals: Literals = None,
-    fidelity: Annotated[
-        float | None,
-        typer.Option(help="Share of tokens to give back; each segment gets a rate that does."),
-    ] = None,
-    max_slots: Annotated[
-        int | None, typer.Option(help="Most slots of each text, spent where they save most.")
-    ] = None,
-    exact: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="What must come back exactly: names as of --literals, or all (with the text).",
-        ),
-    ] = None,
-    patches: Annotated[
-        bool, typer.Option("--patches", help="Keep what makes the whole text exact.")
-    ] = False,
+    rates: Rates = None,
+    fidelity: Fidelity = None,
+    max_slots: MaxSlots = None,
+    exact: Exact = None,
+    patches: Patches = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     model: Model = None,
     revision: Revision = None,
@@ -127,26 +134,17 @@ def compress(
     if files.count("-") > 1:
         raise ValueError("standard input (-) can be read only once.")
     beside = literal_names(literals)
-    kinds = True if exact == "all" else literal_names(exact)
-    verified = fidelity is not None or max_slots is not None or kinds is not None or patches
+    asked = verification(rate, rates, fidelity, max_slots, exact, patches)
     texts = [read_text(path) for path in files]
-    compressor = load_model(model, revision, device, dtype, load_decoder=verified)
+    compressor = load_model(model, revision, device, dtype, load_decoder=bool(asked))
     started = time.perf_counter()
-    memory = compressor.compress(
-        texts,
-        rate=rate,
-        literals=beside,
-        fidelity=fidelity,
-        max_slots=max_slots,
-        exact=kinds,
-        patches=patches or None,
-    )
+    memory = compressor.compress(texts, rate=rate, literals=beside, **asked)
     seconds = time.perf_counter() - started
     memory.save(output)
     out.print(Text(repr(memory)), soft_wrap=True)
     if sum(memory.unknown_tokens):
         err.print(f"{sum(memory.unknown_tokens)} tokens are unknown to the encoder and were lost")
-    if verified:
+    if asked:
         out.print(Text(memory.report().summary), soft_wrap=True)
     plain = sum(len(text.encode("utf-8")) for text in texts)
     out.print(
@@ -163,6 +161,9 @@ def reconstruct(
     context: Annotated[str | None, typer.Option("--context", "-c", help=CONTEXT_HELP)] = None,
     rate: Rate = None,
     literals: Literals = None,
+    rates: Rates = None,
+    fidelity: Fidelity = None,
+    max_slots: MaxSlots = None,
     exact: Annotated[
         bool,
         typer.Option("--exact", help="The very text, of a memory made with --patches; or fail."),
@@ -174,7 +175,8 @@ def reconstruct(
 ) -> None:
     """Print the text that the decoder reads back; with --context also how much of it is right."""
     exactly_one(MEMORY=memory, **{"--context": context})
-    beside = _literals(literals, memory)
+    asked = verification(None if memory is not None else rate, rates, fidelity, max_slots)
+    beside = _for_texts(literals, asked, memory)
     if exact:
         if memory is None or rate is not None:
             raise ValueError("--exact goes with a memory, as it is: without --context and --rate.")
@@ -188,7 +190,7 @@ def reconstruct(
     text = read_text(context) if context is not None else None
     compressor = load_model(model, revision, device, dtype)
     if text is not None:
-        kept = compressor.compress(text, rate=rate, literals=beside)
+        kept = compressor.compress(text, rate=rate, literals=beside, **asked)
     else:
         kept = compressor.load_memory(memory)
         kept = kept if rate is None else kept.at_rate(rate)
@@ -205,12 +207,18 @@ def reconstruct(
         err.print(f"{slots}; {right} of {total} decoder tokens right ({right / total:.1%})")
 
 
-def _literals(given: str | None, memory: Path | None) -> list[str] | None:
-    if given is not None and memory is not None:
+def _for_texts(
+    literals: str | None, asked: dict[str, Any], memory: Path | None
+) -> list[str] | None:
+    """What `--literals` names, after a look at what only a text can be compressed with."""
+    if memory is not None and (literals is not None or asked):
+        named = [f"--{name.replace('_', '-')}" for name in asked]
+        named += ["--literals"] if literals is not None else []
+        goes = "goes" if len(named) == 1 else "go"
         raise ValueError(
-            "--literals goes with --context: a memory keeps those that it was compressed with."
+            f"{', '.join(named)} {goes} with --context: a memory keeps what it was compressed with."
         )
-    return literal_names(given)
+    return literal_names(literals)
 
 
 def _told(literals: int) -> str:

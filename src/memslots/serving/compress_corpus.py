@@ -132,8 +132,15 @@ class _Keeper:
         self.ready: list[pa.Table] = []
         self.stored_at = time.monotonic()
 
-    def wanted(self, documents: Iterable[Document | Unusable], rate: int) -> Iterator[Document]:
-        """Those documents that are to be compressed; the others are counted."""
+    def wanted(
+        self, documents: Iterable[Document | Unusable], rate: int | None
+    ) -> Iterator[Document]:
+        """Those documents that are to be compressed; the others are counted.
+
+        Args:
+            documents: The corpus.
+            rate: That they are wanted at; None where each segment gets its own.
+        """
         source = iter(documents)
         while part := list(islice(source, LOOK_UP)):
             for stored in self.stored:
@@ -147,6 +154,7 @@ class _Keeper:
             }
             places = self.store.places(list(hashes))
             texts = self.store.texts(list(hashes.values()))
+            keys = {key for key, _ in texts}
             for one in part:
                 if isinstance(one, Unusable):
                     self.report.unusable[one.where] = one.reason
@@ -154,11 +162,16 @@ class _Keeper:
                     self.report.unusable[one.id] = "its id comes twice in the corpus"
                 else:
                     place, key = places.get(one.id), hashes[one.id]
-                    if place is not None and (place.text_key, place.rate) == (key, rate):
+                    same = place is not None and place.text_key == key
+                    if place is not None and same and rate in (None, place.rate):
                         self.report.there += 1
                     elif place is not None and not self.replace:
                         self.report.changed.append(one.id)
-                    elif place is None and ((key, rate) in texts or key in on_their_way):
+                    elif place is None and (
+                        (key, rate) in texts
+                        or key in on_their_way
+                        or (rate is None and key in keys)
+                    ):
                         self.report.duplicates += 1
                     else:
                         self.sizes[one.id], self.keys[one.id] = one.size, key

@@ -9,10 +9,10 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +32,25 @@ class CompressorSpec:
     Args:
         model: Folder or repository, there on every machine.
         slot_dtype: The store's.
-        rate: Encoder tokens per slot.
+        rate: Encoder tokens per slot; None where `verification` chooses.
         revision: Of the repository.
         device: "cpu", "cuda", ...; workers share out the devices of "cuda".
         dtype: The weights': "float32", "bfloat16", ..., or "auto" for the checkpoint's.
         threads: Of a worker on a CPU; None leaves torch's choice.
+        literals: Names of what rides beside the slots; None leaves it to the checkpoint.
+        verification: `rates`, `fidelity`, `max_slots`, `exact` and `patches` of `compress`. Each
+            worker then holds the decoder too.
     """
 
     model: str
     slot_dtype: str
-    rate: int
+    rate: int | None
     revision: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None
+    literals: tuple[str, ...] | None = None
+    verification: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CorpusCompressor:
@@ -67,7 +72,9 @@ class CorpusCompressor:
                 torch.set_num_threads(spec.threads)
             kwargs: dict[str, Any] = {"revision": spec.revision} if spec.revision else {}
             kwargs["dtype"] = spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
-            model = MemslotsModel.from_pretrained(spec.model, load_decoder=False, **kwargs)
+            model = MemslotsModel.from_pretrained(
+                spec.model, load_decoder=bool(spec.verification), **kwargs
+            )
             model.to(spec.device)
         self.model = model
 
@@ -105,8 +112,18 @@ class CorpusCompressor:
         )
 
     def _compress(self, documents: list[dict[str, str]]) -> pa.Table:
+        spec = self.spec
+        verification = dict(spec.verification)
+        if verification and spec.slot_dtype == "bfloat16":
+            import torch
+
+            verification["slot_dtype"] = torch.bfloat16  # what is verified is what will be read
         memory = self.model.compress(
-            [document["text"] for document in documents], rate=self.spec.rate, progress=False
+            [document["text"] for document in documents],
+            rate=spec.rate,
+            progress=False,
+            literals=None if spec.literals is None else list(spec.literals),
+            **verification,
         )
         return encode_memory(
             [document["id"] for document in documents],

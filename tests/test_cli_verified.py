@@ -1,0 +1,192 @@
+"""`--fidelity`, `--max-slots`, `--rates`, `--exact` and `--patches` on commands that compress."""
+
+import json
+
+import pytest
+
+from memslots import Memory, MemslotsModel
+from memslots.cli import main
+from memslots.cli.options import verification
+from memslots.serving.store import MemoryStore
+
+pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
+
+TEXT = "She lives in Lagos and owns 27 maps. He left on 2024-05-01 with 3 keys. " * 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(zoo, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("verified") / "model"
+    zoo.compressor(seed=0, segment_length=24, bundle_decoder=True).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def text(tmp_path) -> str:
+    file = tmp_path / "notes.txt"
+    file.write_text(TEXT, "utf-8")
+    return str(file)
+
+
+ASKED = [
+    (["--fidelity", "0.02", "--rates", "4,8"], {"fidelity": 0.02, "rates": [4, 8]}),
+    (["--max-slots", "40"], {"max_slots": 40}),
+    (["--rate", "8", "--exact", "numbers, dates"], {"rate": 8, "exact": ["numbers", "dates"]}),
+    (["--rate", "8", "--exact", "none"], {"rate": 8, "exact": []}),
+    (["--rate", "8", "--exact", "all"], {"rate": 8, "exact": True}),
+]
+
+
+@pytest.mark.parametrize(("options", "wanted"), ASKED)
+def test_compress_asks_what_its_options_say(checkpoint, text, tmp_path, capsys, options, wanted):
+    output = tmp_path / "memory"
+    assert main(["compress", text, "-o", str(output), "--model", checkpoint, *options]) == 0
+    found = Memory.load(output)
+    expected = MemslotsModel.from_pretrained(checkpoint).eval().compress(TEXT, **wanted)
+    assert (found.checks, found.literals) == (expected.checks, expected.literals)
+    assert found.report().summary in " ".join(capsys.readouterr().out.split())
+
+
+def test_ask_and_reconstruct_from_a_verified_text(checkpoint, text, tmp_path, capsys):
+    model = MemslotsModel.from_pretrained(checkpoint).eval()
+    memory = model.compress(TEXT, max_slots=40, rates=[4, 8], exact=["numbers"])
+    options = ["--model", checkpoint, "--max-slots", "40", "--rates", "4,8"]
+    ask = ["ask", "-c", text, "-q", "Who?", "--max-new-tokens", "4", "--json"]
+    assert main([*ask, *options, "--exact", "numbers", "--expand", "0", "--expand", "2"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    expected = model.generate(memory=memory, question="Who?", expand=[0, 2], max_new_tokens=4)
+    assert shown["answers"][0]["answer"] == expected
+    assert (shown["slots"], shown["literals"]) == (len(memory.slots), sum(memory.n_literals))
+    assert main(["reconstruct", "-c", text, *options]) == 0
+    plain = model.compress(TEXT, max_slots=40, rates=[4, 8])
+    assert capsys.readouterr().out.startswith(model.reconstruct(plain)[:40])
+    assert main(["ask", "-c", text, "-q", "?", "--model", checkpoint, "--expand", "99"]) == 2
+    assert "segments are integers from 0" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_store_of_verified_memories(checkpoint, tmp_path, capsys):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    bodies = {f"{i}.txt": f"Anna owns {i}7 maps and left on 2024-05-0{i}. " * 3 for i in (1, 2)}
+    for name, body in bodies.items():
+        (texts / name).write_text(body, "utf-8")
+    add = ["store", "add", str(texts), "--model", checkpoint, "--store"]
+    model = MemslotsModel.from_pretrained(checkpoint).eval()
+    for name, options in (
+        ("fixed", ["--rate", "8", "--exact", "all"]),
+        ("chosen", ["--fidelity", "0.02", "--exact", "numbers", "--patches"]),
+    ):
+        path = str(tmp_path / name)
+        assert main([*add, path, *options]) == 0
+        assert "2 documents added" in capsys.readouterr().out
+        store = MemoryStore(path)
+        for one, body in bodies.items():
+            assert model.reconstruct(store.get(one), exact=True) == body
+            assert store.get(one).checks
+        assert main([*add, path, *options]) == 0  # also where each segment has its own rate
+        assert "0 documents added, 2 were there" in " ".join(capsys.readouterr().out.split())
+    path = str(tmp_path / "beside")
+    assert main([*add, path, "--literals", "numbers"]) == 0
+    memory = MemoryStore(path).get("1.txt")
+    assert {one.text for own in memory.literals for one in own} >= {"17", "2024"}
+    assert not memory.checks
+    (texts / "3.txt").write_text(bodies["1.txt"] + "More.", "utf-8")
+    (texts / "4.txt").write_text(bodies["1.txt"], "utf-8")  # by another id
+    assert main([*add, str(tmp_path / "chosen"), "--fidelity", "0.02"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 documents added, 2 were there, 1 have a text that is there" in told
+
+
+def test_what_is_measured_is_read_with_these_literals(checkpoint, monkeypatch, tmp_path):
+    seen = []
+
+    def evaluate(model, names, **options):
+        seen.append(model.compress(TEXT).n_literals[0])
+        return {"records": [], "notes": []}
+
+    monkeypatch.setattr("memslots.evaluation.suite.evaluate_tasks", evaluate)
+    monkeypatch.setattr("memslots.evaluation.tables.plot", lambda *given: None)
+    monkeypatch.setattr("memslots.evaluation.tables.markdown", lambda results: "")
+    output = tmp_path / "found.json"
+    command = ["eval", checkpoint, "--tasks", "qa", "--output", str(output)]
+    assert main(command) == 0
+    assert main([*command, "--literals", "dates"]) == 0
+    assert seen == [0, 3]
+    assert json.loads(output.read_text())["literals"] == ["dates"]
+
+
+def test_serve_is_told_its_literals(checkpoint, monkeypatch):
+    pytest.importorskip("uvicorn", reason="the gateway needs memslots[serve]")
+    settings = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **given: None)
+    monkeypatch.setattr(
+        "memslots.serving.gateway.Gateway.app", lambda self: settings.append(self._settings)
+    )
+    assert main(["serve", "--model", checkpoint, "--literals", "numbers,dates"]) == 0
+    assert main(["serve", "--model", checkpoint, "--literals", "none"]) == 0
+    assert main(["serve", "--model", checkpoint]) == 0
+    assert [one.literals for one in settings] == [("numbers", "dates"), (), None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fidelity", "0"], "--fidelity 0.0: must be above 0 and up to 1"),
+        (["--fidelity", "nan"], "--fidelity nan: must be above 0"),
+        (["--max-slots", "0"], "--max-slots 0: must be 1 or more"),
+        (["--max-slots", "1"], "max_slots=1 is too little"),
+        (["--rates", "4"], "--rates 4 are to choose from, by --fidelity or --max-slots"),
+        (["--rates", "4,x", "--fidelity", "0.5"], "--rates 4,x: must be numbers with commas"),
+        (["--rates", ",", "--fidelity", "0.5"], "must be numbers with commas"),
+        (["--rates", "3", "--fidelity", "0.5"], "rate 3 is not one"),
+        (["--rate", "4", "--fidelity", "0.5"], "give --rates 4"),
+        (["--exact", "phones"], "--exact phones: phones is no detector; name some of numbers"),
+        (["--exact", "phones"], "with commas between, all, or none"),
+    ],
+)
+def test_mistakes_of_compress(checkpoint, text, tmp_path, capsys, options, message):
+    command = ["compress", text, "-o", str(tmp_path / "out"), "--model", checkpoint, *options]
+    assert main(command) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            ["ask", "--memory", "x", "-q", "?", "--fidelity", "0.5"],
+            "--fidelity goes with --context",
+        ),
+        (
+            ["reconstruct", "x", "--max-slots", "5", "--literals", "none"],
+            "--max-slots, --literals go with --context",
+        ),
+        (["store", "add", ".", "--store", "s", "--fidelity", "3"], "must be above 0 and up to 1"),
+        (["eval", "--literals", "numbers", "--card"], "leave --literals out"),
+        (["eval", "--literals", "names"], "names is no detector"),
+        (["serve", "--literals", "names"], "names is no detector"),
+    ],
+)
+def test_mistakes_of_the_others(capsys, tmp_path, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").write_text(TEXT)
+    assert main(command) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_mistakes_of_a_store(checkpoint, text, tmp_path, capsys):
+    add = ["store", "add", text, "--model", checkpoint, "--store", str(tmp_path / "int8")]
+    int8 = [*add, "--slot-dtype", "int8"]
+    for options, message in (
+        (["--patches"], "rounds slots to int8"),
+        (["--exact", "all"], "leave out --patches (and --exact all)"),
+        (["--fidelity", "0.5", "--rates", "3"], "--rates 3: 3 is not one"),
+    ):
+        assert main([*int8, *options]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert main([*int8, "--exact", "numbers"]) == 0
+
+
+def test_nothing_is_asked_where_nothing_is_given():
+    assert verification() == verification(rate=4) == {}
