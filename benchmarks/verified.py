@@ -12,21 +12,24 @@ import argparse
 import gzip
 import json
 import random
+import re
 import statistics
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from literals_training import train_with_literals
+from verified_page import Record, page
 
 from memslots import Memory, MemslotsModel
 from memslots.cli.options import resolve_model
 from memslots.data.personas import FIRST_NAMES, LAST_NAMES, join_biographies, personas
 from memslots.evaluation.answering import answer_from_text
-from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.metrics import exact_match
 from memslots.modeling.fidelity_memslots import read, teacher_forced
 
@@ -36,35 +39,53 @@ VALUES: dict[str, Callable[[random.Random], str]] = {
     "name": lambda rng: f"{rng.choice(FIRST_NAMES['she'])} {rng.choice(LAST_NAMES)}",
     "code": lambda rng: f"{rng.choice('ABCDEFG')}{rng.randint(10, 99)}-{rng.randint(1000, 9999)}",
 }
+DEPTHS = (0.0, 0.5, 1.0)
 PLACES = ("castle", "harbor", "library", "mill", "bridge", "garden", "tower", "market")
 NUMBERS = ("age", "count")
 FIDELITY = 0.85
 RATES = (4, 8, 16)
 
-Record = dict[str, Any]
 
-
-def needle_texts(model: MemslotsModel, samples: int) -> list[Record]:
-    """Biographies with one string in them, by length (biographies), depth and kind."""
+def haystacks(books: Sequence[str]) -> dict[str, Callable[[random.Random], list[str]]]:
+    """Parts to hide a string between: biographies, dense with facts, and passages of books."""
     people = list(islice(personas("test"), 60))
+
+    def biographies(count: int) -> Callable[[random.Random], list[str]]:
+        return lambda rng: [p.text(rng, True) for p in rng.sample(people, count)]
+
+    def passage(characters: int) -> Callable[[random.Random], list[str]]:
+        def parts(rng: random.Random) -> list[str]:
+            book = rng.choice(books)
+            start = rng.randrange(len(book) // 2)
+            return re.split(r"(?<=[.!?])\s+", book[start : start + characters])
+
+        return parts
+
+    found = {f"{count} biographies": biographies(count) for count in (2, 5)}
+    lengths = (2_000, 8_000) if books else ()
+    return found | {f"{n:,} characters of a book": passage(n) for n in lengths}
+
+
+def needle_texts(samples: int, books: Sequence[str]) -> list[Record]:
+    """Texts with one string in them, by what it is hidden in, depth and kind."""
     rows = []
-    for biographies in (2, 5):
-        for depth in (0.0, 0.5, 1.0):
+    for hidden_in, make_parts in haystacks(books).items():
+        for depth in DEPTHS:
             for kind, make in VALUES.items():
                 for sample in range(samples):
-                    rng = random.Random(f"{biographies}-{depth}-{kind}-{sample}")
-                    texts = [p.text(rng, True) for p in rng.sample(people, biographies)]
+                    rng = random.Random(f"{hidden_in}-{depth}-{kind}-{sample}")
+                    parts = make_parts(rng)
                     place, value = rng.choice(PLACES), make(rng)
                     needle = f"The secret {kind} of the {place} is {value}."
-                    texts.insert(round(depth * biographies), needle)
+                    parts.insert(round(depth * len(parts)), needle)
                     asked = f"What is the secret {kind} of the {place}?"
                     rows.append(
                         {
-                            "text": "\n\n".join(texts),
+                            "text": ("\n\n" if "biographies" in hidden_in else " ").join(parts),
                             "value": value,
                             "kind": kind,
                             "question": asked,
-                            "length": biographies,
+                            "hidden_in": hidden_in,
                             "depth": depth,
                         }
                     )
@@ -86,17 +107,23 @@ def ways(model: MemslotsModel, texts: list[str], names: set[str]) -> dict[str, M
     return found
 
 
-def measure_strings(model: MemslotsModel, samples: int) -> list[Record]:
+def numbers_beside(model: MemslotsModel, texts: list[str]) -> dict[str, Memory]:
+    """Memories of a model that was trained with numbers as literals, by rate."""
+    return {f"rate {rate}, numbers beside": model.compress(texts, rate=rate) for rate in RATES}
+
+
+def measure_strings(model: MemslotsModel, samples: int, books: Sequence[str]) -> list[Record]:
     """Is the string in what the decoder reads or reads back, and in its answer?"""
-    rows = needle_texts(model, samples)
+    rows = needle_texts(samples, books)
     texts = [row["text"] for row in rows]
     by_way = ways(model, texts, {row["value"] for row in rows if row["kind"] == "name"})
     hits, first = [], 0
     for row, document in zip(rows, by_way["fixed rate 16"].documents, strict=True):
         at = row["text"].index(row["value"])
-        hits.append(first + next(i for i, s in enumerate(document) if s.start <= at < s.end))
+        end = at + len(row["value"])
+        hits += [first + n for n, s in enumerate(document) if s.start < end and at < s.end]
         first += len(document)
-    # The segment that an agent would ask for; its exact text is stored or patched.
+    # The segments that an agent would ask for; their exact text is stored or patched.
     whole = by_way["fixed rate 16"]
     asked_for = {i: texts[whole.segments[i].text] for i in hits}
     asked_for = {
@@ -106,7 +133,7 @@ def measure_strings(model: MemslotsModel, samples: int) -> list[Record]:
     records = []
     asked = [row["question"] for row in rows]
     tokens = whole.n_tokens
-    kept_fields = ("value", "kind", "length", "depth")
+    kept_fields = ("value", "kind", "hidden_in", "depth")
     for name, memory in by_way.items():
         backs = model.reconstruct(memory, max_new_tokens=160)
         answers = model.generate(memory=memory, question=asked, max_new_tokens=40)
@@ -120,12 +147,15 @@ def measure_strings(model: MemslotsModel, samples: int) -> list[Record]:
             record |= {"answered": row["value"] in answers[i], "positions": positions[i]}
             records.append(record)
     encode = model.processor.decoder_text.encode_with_places
-    spent = model.memory_positions(by_way["rate 16, exact spans"])
-    cut = []
-    for text, most in zip(texts, spent, strict=True):
-        places = encode(text)[1]
-        cut.append(text[: places[min(most, len(places)) - 1][1]])
-    for name, given in (("full text", texts), ("text cut to rate 16, exact spans", cut)):
+    plain = {"full text": texts}
+    for name, memory in by_way.items():
+        if name.startswith("fixed") or name == "rate 16, exact spans":
+            cut = []
+            for text, most in zip(texts, model.memory_positions(memory), strict=True):
+                places = encode(text)[1]
+                cut.append(text[: places[min(most, len(places)) - 1][1]])
+            plain[f"text cut to {name}"] = cut
+    for name, given in plain.items():
         answers = answer_from_text(model, given, asked, 40)
         for i, (row, text) in enumerate(zip(rows, given, strict=True)):
             record = {key: row[key] for key in kept_fields}
@@ -135,13 +165,15 @@ def measure_strings(model: MemslotsModel, samples: int) -> list[Record]:
     return records
 
 
-def measure_questions(model: MemslotsModel, samples: int) -> list[Record]:
-    """Questions about one person each, numbers apart."""
+def measure_questions(
+    model: MemslotsModel, samples: int, compress: Callable[[list[str]], dict[str, Memory]]
+) -> list[Record]:
+    """Questions about one person each, numbers apart, from the memories that `compress` makes."""
     people = list(islice(personas("test"), samples))
     facts = ("age", "count", "city", "profession", "team")
     texts = [join_biographies([one], random.Random(n)) for n, one in enumerate(people)]
     records = []
-    memories = ways(model, texts, set())
+    memories = compress(texts)
     for name in (*memories, "full text"):
         if name == "full text":
             positions = [len(model.processor.decoder_text.encode(text)) for text in texts]
@@ -158,7 +190,7 @@ def measure_questions(model: MemslotsModel, samples: int) -> list[Record]:
                 record |= {"right": exact_match(answers[i], person.answer(fact))}
                 record |= {
                     "positions": positions[i],
-                    "tokens": memories["fixed rate 4"].n_tokens[i],
+                    "tokens": next(iter(memories.values())).n_tokens[i],
                 }
                 records.append(record)
     return records
@@ -219,6 +251,14 @@ def measure_cost(model: MemslotsModel, texts: dict[str, list[str]]) -> list[Reco
     return records
 
 
+def read_books(data: Path | None) -> list[str]:
+    """Books that nothing here was trained on; none without `data`."""
+    if data is None:
+        return []
+    with gzip.open(data / "books-validation.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
 def passages(data: Path | None, samples: int) -> dict[str, list[str]]:
     """Texts of several segments by kind: biographies, and what `data` has."""
     people = list(islice(personas("test"), 3 * samples))
@@ -235,161 +275,12 @@ def passages(data: Path | None, samples: int) -> dict[str, list[str]]:
             "\n\n".join(f"{r['question']} {r['answer']}" for r in rows[6 * i : 6 * i + 6])
             for i in range(samples)
         ]
-        with gzip.open(data / "books-validation.jsonl.gz", "rt", encoding="utf-8") as file:
-            books = [json.loads(line)["text"] for line in islice(file, samples)]
-        found["books"] = [book[20_000:22_500] for book in books]
+        found["books"] = [book[20_000:22_500] for book in read_books(data)[:samples]]
         found["mixed"] = [
             "\n\n".join(parts)
             for parts in zip(found["biographies"], found["GSM8K"], found["books"], strict=False)
         ]
     return found
-
-
-def share(records: Sequence[Record], key: str) -> str:
-    """A mean with its interval, in percent."""
-    found = with_interval([float(record[key]) for record in records])
-    return f"{100 * found['value']:.1f} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
-
-
-def page(results: dict[str, list[Record]]) -> str:
-    """docs/verified.md."""
-    out = [HEAD]
-    strings = results["strings"]
-    names = list(dict.fromkeys(r["way"] for r in strings))
-    out += [
-        "## Exact strings\n",
-        STRINGS,
-        "| way | " + " | ".join(VALUES) + " | all kept, % | answered, % | effective rate |",
-        "|---" * (len(VALUES) + 4) + "|",
-    ]
-    for name in names:
-        own = [r for r in strings if r["way"] == name]
-        cells = [
-            f"{100 * statistics.mean(r['kept'] for r in own if r['kind'] == kind):.0f}"
-            for kind in VALUES
-        ]
-        rate = sum(r["tokens"] for r in own) / sum(r["positions"] for r in own)
-        out.append(
-            f"| {name} | {' | '.join(cells)} | {share(own, 'kept')} | "
-            f"{share(own, 'answered')} | {rate:.2f} |"
-        )
-    out += [
-        "\nBy depth and length (biographies around the string), all kept, %:\n",
-        "| way | " + " | ".join(f"{n}, depth {d}" for n in (2, 5) for d in (0.0, 0.5, 1.0)) + " |",
-        "|---" * 7 + "|",
-    ]
-    for name in names:
-        own = [r for r in strings if r["way"] == name]
-        cells = []
-        for n in (2, 5):
-            for d in (0.0, 0.5, 1.0):
-                part = [r["kept"] for r in own if r["length"] == n and r["depth"] == d]
-                cells.append(f"{100 * statistics.mean(part):.0f}")
-        out.append(f"| {name} | {' | '.join(cells)} |")
-    out += [
-        "\n## Questions about a person\n",
-        "| way | numbers right, % | others right, % | effective rate |",
-        "|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(r["way"] for r in results["questions"]):
-        own = [r for r in results["questions"] if r["way"] == name]
-        rate = sum(r["tokens"] for r in own) / sum(r["positions"] for r in own)
-        out.append(
-            f"| {name} | {share([r for r in own if r['number']], 'right')} | "
-            f"{share([r for r in own if not r['number']], 'right')} | {rate:.2f} |"
-        )
-    out += [
-        "\n## Tokens lost at equal positions\n",
-        LOSSES,
-        "| texts | tokens | lost at rate 8, % | "
-        "lost by the budget, % | ratio | lost at fidelity asked, % | segments left as text | "
-        "positions against rate 8 |",
-        "|---" * 8 + "|",
-    ]
-    for name in dict.fromkeys(r["set"] for r in results["losses"]):
-        own = [r for r in results["losses"] if r["set"] == name]
-        total = {k: sum(r[k] for r in own) for k in own[0] if k != "set"}
-        ratio = with_interval(
-            own, lambda rs: sum(r["budget"] for r in rs) / max(1, sum(r["fixed"] for r in rs))
-        )
-        out.append(
-            f"| {name} | {total['tokens']} | {100 * total['fixed'] / total['tokens']:.1f} | "
-            f"{100 * total['budget'] / total['tokens']:.1f} | {ratio['value']:.2f} "
-            f"({ratio['low']:.2f} to {ratio['high']:.2f}) | "
-            f"{100 * total['served'] / total['tokens']:.1f} | {total['as_text']} of "
-            f"{total['segments']} | {total['served_positions'] / total['positions']:.2f} |"
-        )
-    out += [
-        "\n## What verification costs\n",
-        COST,
-        "| texts | " + " | ".join(f"rate {rate}" for rate in RATES) + " |",
-        "|---" * 4 + "|",
-    ]
-    for name in dict.fromkeys(r["set"] for r in results["cost"]):
-        cells = []
-        for rate in RATES:
-            own = [r["ratio"] for r in results["cost"] if r["set"] == name and r["rate"] == rate]
-            cells.append(f"{statistics.median(own):.2f}")
-        out.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*out, "", bars(results)])
-
-
-def bars(results: dict[str, list[Record]]) -> str:
-    """Whether what was aimed at was reached, said plainly."""
-    strings = [r for r in results["strings"] if r["way"] == "rate 16, exact spans"]
-    kept = statistics.mean(r["kept"] for r in strings)
-    rate = sum(r["tokens"] for r in strings) / sum(r["positions"] for r in strings)
-    fixed = statistics.mean(r["kept"] for r in results["strings"] if r["way"] == "fixed rate 16")
-    answered = statistics.mean(r["answered"] for r in strings)
-    losses = results["losses"]
-    ratio = sum(r["budget"] for r in losses) / sum(r["fixed"] for r in losses)
-    cost = statistics.median(r["ratio"] for r in results["cost"])
-    worst = max(r["ratio"] for r in results["cost"])
-
-    def said(reached: bool) -> str:
-        return "reached" if reached else "missed"
-
-    return "\n".join(
-        [
-            "## The bars\n",
-            f"- Exact strings at an effective rate of 8, at least 99%: {100 * kept:.1f}% are kept "
-            f"at an effective rate of {rate:.2f} ({said(kept >= 0.99 and rate >= 8)}); fixed rate "
-            f"16 keeps {100 * fixed:.1f}%. That a string is kept does not mean that this decoder "
-            f"answers with it: it does for {100 * answered:.1f}%.",
-            "- At equal positions, per-segment rates lose at most half of what the fixed rate "
-            f"loses: they lose {ratio:.2f} of it ({said(ratio <= 0.5)}).",
-            "- Verification costs at most one prefill of the text for each rate tried: "
-            f"{cost:.2f} in the median ({said(cost <= 1)}), {worst:.2f} at worst.",
-            "",
-        ]
-    )
-
-
-HEAD = """# Verified memory, measured
-
-Written by `make tables-verified`, with the checkpoint inside the package: a decoder of 2.2 million
-parameters that was trained on biographies, on a CPU in float32. Intervals are 95% bootstraps over
-texts. Effective rate: encoder tokens a decoder position, markers, literals and text included.
-
-Two things limit what so small a checkpoint can show. It reads back what it was trained on, one
-biography, and little else: other segments end as text, and no budget of slots saves them. And it
-was trained neither with literals beside its slots nor to answer with strings that it never saw:
-what is kept is there to be read, but this decoder does not answer with it, and literals disturb its
-other answers (compare "rate 16, exact spans" with "fixed rate 16"). A compressor for which exact
-strings matter should be trained with `literals` in its configuration.
-"""
-STRINGS = """A string is *kept* where it stands in what the decoder reads as tokens (literals,
-segments left as text) or in what it reads back from the slots. *Answered*: the string stands in its
-answer to the question for it. Names are found by a function of the user's, the others by the kinds
-"numbers" and "identifiers".
-"""
-LOSSES = f"""Decoder tokens that do not come back, teacher-forced. The budget has as many slots as
-rate 8 takes; the last columns ask for a fidelity of {FIDELITY} instead and may leave text.
-"""
-COST = """Seconds of checking all segments at one rate, by those of one prefill of the same text
-through the same decoder (medians of three, in turns). The prefill computes the logits of one token,
-checking those of all.
-"""
 
 
 def main() -> None:
@@ -403,10 +294,21 @@ def main() -> None:
     given = arguments.parse_args()
     model = MemslotsModel.from_pretrained(resolve_model(given.model)).eval()
     texts = passages(given.data, 4 * given.samples)
+    books = read_books(given.data)
+    people = 15 * given.samples
+
+    def questions_with_literals() -> list[Record]:
+        folder = train_with_literals(given.results / "with_literals", model=given.model)
+        trained = MemslotsModel.from_pretrained(folder).eval()
+        return measure_questions(trained, people, partial(numbers_beside, trained))
+
     parts: dict[str, Callable[[], list[Record]]] = {
         "losses": lambda: measure_losses(model, texts),
-        "questions": lambda: measure_questions(model, 15 * given.samples),
-        "strings": lambda: measure_strings(model, given.samples),
+        "questions": lambda: measure_questions(
+            model, people, lambda texts: ways(model, texts, set())
+        ),
+        "questions_with_literals": questions_with_literals,
+        "strings": lambda: measure_strings(model, given.samples, books),
         "cost": lambda: measure_cost(model, texts),
     }
     given.results.mkdir(parents=True, exist_ok=True)
