@@ -22,6 +22,14 @@ and orders, not values.** Everything under "quoted" was published by others and 
 Intervals are 95% bootstrap intervals over the samples; decoding is greedy.
 """
 
+_BESIDE = {
+    "sentence_pools.md": "[sentence pools](sentence_pools.md), the article's tables",
+    "capacity.md": "[the capacity of a vector](capacity.md), the AIRI report's",
+    "verified.md": "[verified memory](verified.md), ours",
+    "performance.md": "[speed and memory](performance.md), with PCC's table A7",
+}
+"""Pages of the same folder, and what they hold."""
+
 _CONTRADICTION = """
 The paper's abstract of its results says that rate 256 "outperforms w/ Context"; its own table has
 an F1 of 25.85 against 66.29 with the context, so w/o context (19.79) must be meant.
@@ -54,6 +62,9 @@ def write_page(folder: Path, page: Path) -> None:
         raise ValueError(f"{folder} holds no results yet; run a step of `memslots tables` first.")
     page.parent.mkdir(parents=True, exist_ok=True)
     head = _HEAD.format(parameters=_decoder_parameters(folder))
+    beside = [told for name, told in _BESIDE.items() if (page.parent / name).is_file()]
+    if beside:
+        head += f"\nOther results: {'; '.join(beside)}.\n"
     page.write_text("\n".join([head, *parts, _quoted()]), encoding="utf-8")
 
 
