@@ -240,7 +240,8 @@ def test_other_numerics_raise_and_never_err(embedded, kept):
     same = embedded.compress(PERSON, patches=True, rate=4, slot_dtype=torch.bfloat16)
     assert same.dtype == torch.bfloat16
     assert embedded.reconstruct(same.to(torch.float32), exact=True) == PERSON
-    coarser = kept.at_rate(8)
+    with pytest.warns(UserWarning, match="1 of 1 segments have other slots.*1 exact texts, patch"):
+        coarser = kept.at_rate(8)
     assert all(check.lost is None and not check.exact for check in coarser.checks)
     with pytest.raises(ValueError, match="was not kept, or was made for slots"):
         embedded.reconstruct(coarser, exact=True)
@@ -342,6 +343,30 @@ def _places(memory):
     for document in memory.documents:
         yield range(start, start + len(document))
         start += len(document)
+
+
+def test_a_coarser_rate_says_what_no_longer_holds_and_keeps_the_rest(embedded):
+    texts = [PERSON + " Order QX-77412-ZZ is his.", STRANGE]
+    finer = embedded.compress(texts, fidelity=0.6, rates=[4], exact="identifiers", patches=True)
+    assert finer.segment_rates == (4, 0)
+    stored = replace(finer.checks[0], exact=pack_text(texts[0]))
+    finer = replace(finer, checks=(stored, finer.checks[1]))
+    with pytest.warns(UserWarning, match="at rate 16 1 of 2 segments.*not known. Literals") as told:
+        coarse = finer.at_rate(16)
+    assert told[0].filename == __file__
+    assert coarse.literals == finer.literals
+    assert coarse.literals[0]
+    assert coarse.checks[1] == finer.checks[1]  # text is as it was
+    first = coarse.checks[0]
+    assert (first.rate, first.lost, first.fidelity) == (16, None, None)
+    assert (first.exact, first.tokens) == (stored.exact, stored.tokens)
+    assert embedded.reconstruct(coarse, exact=True) == texts
+    with warnings.catch_warnings():  # nothing was known, or nothing changes
+        warnings.simplefilter("error")
+        embedded.compress(texts[0], rate=4).at_rate(16)
+        coarse.at_rate(16)
+        finer[1].at_rate(16)
+        embedded.compress(texts[0], fidelity=0.1)  # the library's own way through the rates
 
 
 def test_who_does_not_ask_gets_what_was_before(embedded, tmp_path):

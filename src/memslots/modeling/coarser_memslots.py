@@ -1,10 +1,12 @@
 """Memories at a coarser rate, without encoding again."""
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from .patches_memslots import needs_slots
 from .pooling_memslots import MERGED, merge_slots
 from .segment_check_memslots import SegmentCheck, slots_for
 
@@ -37,6 +39,7 @@ def coarsened(memory: "Memory", rate: int) -> "Memory":
             )
             + f"; compress the text again with rate={rate}."
         )
+    _say_what_is_lost(memory, rate)
     kept, start, documents = [], 0, []
     checks: list[SegmentCheck] = []
     rates = iter(memory.segment_rates)
@@ -63,3 +66,19 @@ def coarsened(memory: "Memory", rate: int) -> "Memory":
     return replace(
         memory, slots=slots_kept, documents=tuple(documents), rate=rate, checks=tuple(checks)
     )
+
+
+def _say_what_is_lost(memory: "Memory", rate: int) -> None:
+    """Warn where what was verified does not hold for the coarser slots."""
+    coarser = [check for check in memory.checks if 0 < check.rate < rate]
+    known = sum(check.lost is not None for check in coarser)
+    patched = sum(bool(check.exact) and needs_slots(check.exact) for check in coarser)
+    if known or patched:
+        gone = f", and {patched} exact texts, patches to the finer slots, are gone"
+        warnings.warn(
+            f"at rate {rate} {max(known, patched)} of {len(memory.segments)} segments have other "
+            f"slots than those that were checked: what these lose is not known{gone * bool(patched)}"
+            ". Literals, stored texts and segments read as text stay. To have it checked, compress "
+            f"the text with rate={rate} or rates=[{rate}]",
+            stacklevel=4,
+        )

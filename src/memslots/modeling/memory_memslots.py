@@ -278,6 +278,9 @@ class Memory:
     def at_rate(self, rate: int) -> "Memory":
         """The same documents at a coarser rate, without encoding again.
 
+        Literals, stored texts and segments read as text stay; what the new slots lose is not known,
+        and patches to the old ones go. A warning says so where there was any.
+
         Raises:
             ValueError: a rate that the compressor was not trained for, a finer rate than this
                 memory's, or slots that are no part of the coarse rate's (compress again instead).
