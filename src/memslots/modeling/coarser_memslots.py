@@ -74,10 +74,12 @@ def _say_what_is_lost(memory: "Memory", rate: int) -> None:
     known = sum(check.lost is not None for check in coarser)
     patched = sum(bool(check.exact) and needs_slots(check.exact) for check in coarser)
     if known or patched:
-        gone = f", and {patched} exact texts, patches to the finer slots, are gone"
+        gone = (
+            f", and {patched} exact texts, patches to the finer slots, are gone" if patched else ""
+        )
         warnings.warn(
             f"at rate {rate} {max(known, patched)} of {len(memory.segments)} segments have other "
-            f"slots than those that were checked: what these lose is not known{gone * bool(patched)}"
+            f"slots than those that were checked: what these lose is not known{gone}"
             ". Literals, stored texts and segments read as text stay. To have it checked, compress "
             f"the text with rate={rate} or rates=[{rate}]",
             stacklevel=4,
