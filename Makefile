@@ -7,7 +7,7 @@ BOOKS ?= $(wildcard ../shared/data)
 
 VENV := .venv
 BIN := $(VENV)/bin
-VLLM_VENV := .venv-vllm
+VLLM_VENV ?= .venv-vllm
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
@@ -31,7 +31,7 @@ help:
 	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
 	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
-	@echo "make bench      measure speed and memory, write docs/performance.md (ten minutes; DEVICE=cuda on a GPU)"
+	@echo "make bench      measure speed and memory, write docs/performance.md (under 20 minutes on 2 cores; DEVICE=cuda on a GPU)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
 
@@ -45,7 +45,7 @@ test-slow: $(VENV)/.dev
 	$(OFFLINE) $(BIN)/python -m pytest -q -m slow
 
 test-vllm: $(VLLM_VENV)/.vllm
-	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 PATH="$(CURDIR)/$(VLLM_VENV)/bin:$$PATH" \
+	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 PATH="$(abspath $(VLLM_VENV))/bin:$$PATH" \
 		$(VLLM_VENV)/bin/python -m pytest -q --noconftest tests/vllm/vllm_answers.py
 
 lint: $(VENV)/.dev
