@@ -125,6 +125,8 @@ def bars(results: Results) -> list[Results]:
                 "bar": f"encoder operations over the matrix rate, {where}",
                 "wanted": FLOOR_SHARE[device],
                 "found": row["floor_share"],
+                "why": "Share of the matrix rate: tokenising, norms, activations and attention's "
+                "softmax take time and count as no operations.",
             }
         )
     return found

@@ -3,8 +3,9 @@
     python benchmarks/alternatives.py
     python benchmarks/alternatives.py --device cuda
 
-Full text, with and without its KV cache kept; text cut to a memory's positions; a quantised KV
-cache of transformers; and where they are installed quanto, kvpress and LLMLingua-2. With random
+Full text, with and without its KV cache kept; text cut to a memory's positions, and to as many
+words that a token classifier chose, which is what LLMLingua-2 does; a quantised KV cache of
+transformers; and where they are installed quanto, kvpress and LLMLingua-2 itself. With random
 weights nothing is said of how good the answers are: see docs/results.md for that.
 """
 
@@ -26,8 +27,9 @@ from measuring import (
     peak_bytes,
     write_results,
 )
-from shapes import build, context, described
+from shapes import build, context, described, token_classifier
 from table_a7 import answer_from_memory, answer_from_text, full_text_ids, memory_positions
+from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import QuantizedCache
 
@@ -42,8 +44,11 @@ QUANTO = {"bits": 4, "group": 64, "residual": 128}
 INSTALL = {
     "quanto": "pip install optimum-quanto",
     "kvpress": "pip install kvpress; up to 0.5.5 it conflicts with constraints.txt",
-    "llmlingua": "pip install llmlingua, and --llmlingua-model",
+    "llmlingua": "pip install llmlingua, and --llmlingua-model; it fetches tiktoken's vocabulary",
 }
+
+CLASSIFIED = 512
+"""Tokens that a classifier reads at once, as LLMLingua-2 cuts its texts."""
 
 
 def decoder_of(model: MemslotsModel) -> PreTrainedModel:
@@ -108,6 +113,7 @@ def measure_alternatives(
     model: MemslotsModel,
     tokens: int,
     repeats: int,
+    preset: str,
     new_tokens: int = NEW_TOKENS,
     llmlingua_model: str | None = None,
 ) -> Results:
@@ -117,6 +123,7 @@ def measure_alternatives(
         model: with its decoder.
         tokens: of the context.
         repeats: timed runs.
+        preset: that the model is of.
         new_tokens: of an answer.
         llmlingua_model: name or folder of LLMLingua-2's own model; None leaves it out.
     """
@@ -141,6 +148,17 @@ def measure_alternatives(
     def compressed() -> dict[str, float]:
         return answer_from_memory(model, model.compress(text, rate=RATE), new_tokens)
 
+    classifier = token_classifier(preset, device, decoder.dtype)
+    words = ids[:, 1:-prompt]
+
+    def of_chosen() -> dict[str, float]:
+        clock = TokenClock(device)
+        told = chosen_by(classifier, words, kept_ids - 1)
+        short = torch.cat([ids[:, :1], told, ids[:, -prompt:]], dim=1)
+        before = clock.elapsed()
+        parts = answer_from_text(model, short, new_tokens)
+        return {name: s + before * (name == "prefill") for name, s in parts.items()}
+
     full = ids.shape[1]
     # Name, what is run, positions in the decoder's cache, bytes kept until the next question.
     ways: list[tuple[str, Callable[[], dict[str, float]], int, float]] = [
@@ -152,6 +170,7 @@ def measure_alternatives(
             cache_bytes(decoder, full - prompt, bits),
         ),
         ("text cut to the memory's positions", of_cut, positions, kept_ids / tokens * utf8),
+        ("as many words, by LLMLingua-2's way", of_chosen, positions, kept_ids / tokens * utf8),
         (
             "quantised KV cache, fp8",
             on(lambda: QuantizedCache("fp8", decoder.config)),
@@ -222,6 +241,23 @@ def measure_alternatives(
     return {"tokens": tokens, "rate": RATE, "rows": rows, "left_out": left_out}
 
 
+@torch.inference_mode()
+def chosen_by(classifier: PreTrainedModel, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    """The tokens that a classifier would rather keep, in the text's order, `(1, keep)`.
+
+    Args:
+        classifier: of `shapes.token_classifier`.
+        ids: `(1, tokens)`.
+        keep: how many.
+    """
+    length = ids.shape[1]
+    parts = functional.pad(ids, (0, -length % CLASSIFIED)).view(-1, CLASSIFIED)
+    there = torch.arange(parts.numel(), device=ids.device).view_as(parts) < length
+    scores = classifier(input_ids=parts, attention_mask=there.long()).logits.softmax(dim=-1)
+    best = scores[..., 1].flatten()[:length].topk(keep).indices.sort().values
+    return ids[:, best]
+
+
 def with_kvpress(
     model: MemslotsModel, ids: torch.Tensor, share: float, new_tokens: int
 ) -> Callable[[], dict[str, float]]:
@@ -255,7 +291,9 @@ def section(results: Results, pictures: Path) -> str:
         f"{results['rate']}. The first token comes after reading, or compressing and reading; "
         "tokens/s are of those that follow; memory is the most beyond the weights and what is "
         "kept; kept is what the next question about the same context needs, by arithmetic for "
-        "caches. How good the answers are is another matter: [results](results.md).",
+        "caches. LLMLingua-2's way is a token classifier of random weights, in its authors' "
+        "proportion to the decoder, and the text that it would leave. How good the answers are is "
+        "another matter: [results](results.md).",
         "",
         "| Way | positions | first token, ms | times sooner | tokens/s | memory, MiB | kept, KiB |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -300,7 +338,7 @@ def main() -> None:
     model = build(options.preset, options.device, DTYPES[options.device])
     tokens = options.tokens or (4096 if options.device == "cpu" else 16384)
     results = measure_alternatives(
-        model, tokens, options.repeats, llmlingua_model=options.llmlingua_model
+        model, tokens, options.repeats, options.preset, llmlingua_model=options.llmlingua_model
     )
     results["shapes"] = described(options.preset)
     print(write_results("alternatives", results, options))

@@ -226,6 +226,10 @@ async def measure_load(url: str, process: int, clients: int, seconds: float, roo
         over = await overrun(url, room)
         await until_idle(client)
         alone_after, after = await alone(), resident_bytes(process)
+        read = {
+            name: await metric(client, f"memslots_prefix_cache_{name}")
+            for name in ("hits_total", "misses_total", "bytes")
+        }
     taken = sorted(tally.seconds)
     return {
         "clients": clients,
@@ -245,6 +249,7 @@ async def measure_load(url: str, process: int, clients: int, seconds: float, roo
         "resident_after": after,
         "growth": after / before - 1,
         "overrun": over,
+        "prefixes": read,
     }
 
 
@@ -278,7 +283,7 @@ def bars(results: Results) -> list[Results]:
 def section(results: Results, pictures: Path) -> str:
     """The benchmark's part of docs/performance.md; `pictures` gets none."""
     load = results["load"]
-    over = load["overrun"]
+    over, read = load["overrun"], load["prefixes"]
     statuses = ", ".join(f"{count} x {status}" for status, count in over["statuses"].items())
     mib = 2**20
     return "\n".join(
@@ -302,6 +307,9 @@ def section(results: Results, pictures: Path) -> str:
             f"| idle again after the last client | {load['idle_after']:.2f} s |",
             f"| an answer to one client alone, before and after | {load['alone_before']:.3f} s, "
             f"{load['alone_after']:.3f} s |",
+            f"| questions on stored memories, of them to one that the decoder had read "
+            f"| {read['hits_total'] + read['misses_total']:,.0f}, {read['hits_total']:,.0f} |",
+            f"| what it has read, kept | {read['bytes'] / mib:,.1f} MiB |",
             f"| resident memory before and after | {load['resident_before'] / mib:,.0f} MiB, "
             f"{load['resident_after'] / mib:,.0f} MiB ({load['growth']:+.1%}) |",
             f"| {over['asked']} requests at once, with room for {over['room']} | {statuses} |",

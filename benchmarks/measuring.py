@@ -46,6 +46,7 @@ def options_of(parser: argparse.ArgumentParser, arguments: list[str] | None = No
     parser.add_argument("--repeats", type=int, default=5, help="timed runs after one warm-up")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="for the JSON")
     options = parser.parse_args(arguments)
+    options.started = time.monotonic()
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {options.repeats}.")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -158,6 +159,15 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int | None:
     return max(0, _resident("VmHWM") - before)
 
 
+def peak_that_fits(run: Callable[[], Any], device: str) -> tuple[int | None, bool]:
+    """As `peak_bytes`, and whether it was too much for a GPU; a CPU is never tried that far."""
+    try:
+        return peak_bytes(run, device), False
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None, True
+
+
 def _resident(name: str) -> int:
     """Bytes of a line of /proc/self/status."""
     for line in Path("/proc/self/status").read_text("ascii").splitlines():
@@ -231,6 +241,7 @@ def write_results(name: str, results: Results, options: argparse.Namespace) -> P
         "preset": options.preset,
         "dtype": str(DTYPES[options.device]).removeprefix("torch."),
         "repeats": options.repeats,
+        "took_seconds": round(time.monotonic() - options.started, 1),
         **machine_facts(options.device),
     }
     file = options.output / f"{name}.json"

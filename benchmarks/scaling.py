@@ -1,7 +1,7 @@
 """How compression grows with the text, and what a second question about a memory costs.
 
-    python benchmarks/scaling.py --most 1048576
-    python benchmarks/scaling.py --device cuda --preset gpt2-large-llama3 --most 1048576
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --device cuda --preset gpt2-large-llama3
 
 Times are of one text, tokenised, cut and encoded. The most memory is told apart: token ids as the
 spans hold them, slots, and what is beyond both, which should not grow once a pass is full.
@@ -22,6 +22,8 @@ from table_a7 import memory_positions, processor_of
 from memslots import Memory, MemslotsModel
 
 RATE = 16
+MOST = 1_048_576
+"""Tokens of the longest text."""
 EXPONENT = 1.05
 FLAT = 1.25
 """Most growth of the memory beyond ids and slots, from a full pass to the longest text."""
@@ -254,7 +256,7 @@ def section(results: Results, pictures: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--most", type=int, help="tokens of the longest text")
+    parser.add_argument("--most", type=int, default=MOST, help="tokens of the longest text")
     parser.add_argument("--asked-tokens", type=int, default=2048, help="of the text asked about")
     options = options_of(parser)
     on_cpu = options.device == "cpu"
@@ -262,9 +264,8 @@ def main() -> None:
     if on_cpu and options.preset == "small":
         options.preset = "thin"  # so that long texts take minutes, not hours
     dtype = DTYPES[options.device]
-    most = options.most or (262_144 if on_cpu else 1_048_576)
     model = build(options.preset, options.device, dtype)
-    rows = [measure_length(model, n, options.repeats) for n in lengths_up_to(most)]
+    rows = [measure_length(model, n, options.repeats) for n in lengths_up_to(options.most)]
     if asked_preset != options.preset:
         model = build(asked_preset, options.device, dtype)
     results: Results = {

@@ -19,6 +19,8 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaForTokenClassification,
 )
 
 from memslots import MemslotsConfig, MemslotsModel
@@ -38,12 +40,14 @@ class Preset:
         decoder: makes the decoder's configuration.
         segment_length: encoder tokens of a full segment.
         rates: encoder tokens a slot.
+        classifier: width and layers of a token classifier as LLMLingua-2's.
     """
 
     encoder: Callable[[], PreTrainedConfig]
     decoder: Callable[[], PreTrainedConfig]
     segment_length: int = 256
     rates: tuple[int, ...] = (4, 16, 128)
+    classifier: tuple[int, int] = (1024, 24)
 
 
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -77,12 +81,13 @@ def _llama(
 
 PRESETS = {
     # In proportion to the last: the encoder a ninth of the decoder, the heads of both vocabularies
-    # 9% and 7% of their bodies, so that leaving a head out saves no more than it would there.
-    "small": Preset(_gpt2(256, 3, 4, 832), _llama(512, 6, 8, 2, 1792, 3008)),
-    # For lengths up to a million tokens on a CPU.
-    "thin": Preset(_gpt2(64, 2, 2, 832), _llama(64, 2, 2, 1, 224, 832)),
+    # 9% and 7% of their bodies, so that leaving a head out saves no more than it would there; the
+    # classifier a 25th of the decoder, as XLM-RoBERTa-large is of Llama-3-8B.
+    "small": Preset(_gpt2(256, 3, 4, 832), _llama(512, 6, 8, 2, 1792, 3008), classifier=(128, 4)),
+    # For lengths up to a million tokens on a CPU, in a minute and a half.
+    "thin": Preset(_gpt2(32, 1, 2, 832), _llama(64, 2, 2, 1, 224, 832)),
     # For tests of the accounting.
-    "tiny": Preset(_gpt2(32, 2, 2, 832), _llama(32, 2, 2, 1, 64, 832), 32, (4, 16)),
+    "tiny": Preset(_gpt2(32, 2, 2, 832), _llama(32, 2, 2, 1, 64, 832), 32, (4, 16), (64, 1)),
     # PCC's: GPT2-large before Llama-3-8B.
     "gpt2-large-llama3": Preset(_gpt2(1280, 36, 20, 50257), _llama(4096, 32, 32, 8, 14336, 128256)),
 }
@@ -148,6 +153,30 @@ def build(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Memslots
     model.attach_decoder(decoder)
     model.match_scales()
     return model.eval()
+
+
+def token_classifier(
+    name: str, device: str, dtype: torch.dtype
+) -> XLMRobertaForTokenClassification:
+    """What LLMLingua-2 reads a text with, of random weights, for the tokens of `tokenizer`.
+
+    Args:
+        name: of the preset.
+        device: where it is made.
+        dtype: of all weights.
+    """
+    width, layers = preset_of(name).classifier
+    config = XLMRobertaConfig(
+        vocab_size=WORDS + len(SPECIAL),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        max_position_embeddings=514,
+        **_TOKENS,
+    )
+    with torch.device(device):
+        return XLMRobertaForTokenClassification(config).to(dtype).eval()
 
 
 def described(name: str) -> dict[str, object]:

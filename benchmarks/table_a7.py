@@ -16,7 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from measuring import DTYPES, Results, TokenClock, measure, options_of, peak_bytes, write_results
+from measuring import (
+    DTYPES,
+    Results,
+    TokenClock,
+    measure,
+    options_of,
+    peak_bytes,
+    peak_that_fits,
+    write_results,
+)
 from shapes import QUESTION, build, context, described
 
 from memslots import Memory, MemslotsModel
@@ -26,7 +35,10 @@ from memslots.modeling.processing_memslots import MemslotsProcessor
 NEW_TOKENS = 32
 
 PAPER_ROWS = [(16, 1024), (32, 1024), (16, 2048), (8, 4096), (4, 8192)]
-"""Batch and length of table A7; in figure A1, full text ran out of memory at 8 x 8192."""
+"""Batch and length of table A7."""
+
+PEAK_LENGTH, PEAK_BATCHES = 8192, tuple(2**power for power in range(11))
+"""Texts for figure A1, where full text ran out of an A100's 80 GB at 8 x 8192."""
 
 CPU_ROWS = [(1, 1024), (2, 1024), (1, 2048), (1, 4096), (1, 8192)]
 
@@ -182,13 +194,58 @@ def measure_row(
     return with_ratios(rows)
 
 
+def measure_peaks(
+    model: MemslotsModel,
+    length: int = PEAK_LENGTH,
+    batches: Sequence[int] = PEAK_BATCHES,
+    new_tokens: int = NEW_TOKENS,
+) -> list[Results]:
+    """Most memory of full text and of every rate, at rising batches, until it is too much.
+
+    Args:
+        model: with its decoder.
+        length: tokens of each text.
+        batches: texts, rising; a way that ran out of memory is not tried with more.
+        new_tokens: that are generated.
+    """
+    device = model.device.type
+    rates = {f"rate {rate}": rate for rate in model.config.compression_rates}
+    left, rows = ["full text", *rates], []
+    for batch in batches:
+        texts = [context(length, seed) for seed in range(batch)]
+        ids = full_text_ids(model, texts)
+        for name in list(left):
+
+            def run(name: str = name, ids: torch.Tensor = ids, texts: list[str] = texts) -> None:
+                if name == "full text":
+                    answer_from_text(model, ids, new_tokens)
+                else:
+                    answer_from_memory(model, model.compress(texts, rate=rates[name]), new_tokens)
+
+            peak, too_much = peak_that_fits(run, device)
+            if too_much:
+                left.remove(name)
+            rows.append(
+                {
+                    "batch": batch,
+                    "length": length,
+                    "reads": name,
+                    "peak_bytes": peak,
+                    "out_of_memory": too_much,
+                }
+            )
+        if "full text" not in left:  # what the figure is for is known
+            break
+    return rows
+
+
 def fits(model: MemslotsModel, ids: torch.Tensor) -> bool:
     """Whether full text fits into a GPU's memory, as far as its first token; True on a CPU."""
     if model.device.type == "cpu":
         return True
     try:
         answer_from_text(model, ids, 1)
-    except torch.cuda.OutOfMemoryError:
+    except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return False
     return True
@@ -303,6 +360,7 @@ def section(results: Results, pictures: Path) -> str:
         file = pictures / "table-a7.png"
         grouped_bars(labels, groups, "times faster than full text, whole answer", file)
         lines += ["", f"![How many times faster than full text]({pictures.name}/{file.name})"]
+    lines += _peak_lines(results, pictures)
     paper = [
         f"{batch} x {length:,}: {one['total_ratio']:.2f} with compression, "
         f"{one['cached_ratio']:.2f} without, prefill {one['prefill_ratio']:.1f}"
@@ -311,6 +369,36 @@ def section(results: Results, pictures: Path) -> str:
     ]
     lines += ["", f"The paper at rate 16, on an A100 with bfloat16: {'; '.join(paper)}."]
     return "\n".join(lines) + "\n"
+
+
+def _peak_lines(results: Results, pictures: Path) -> list[str]:
+    """Figure A1: the most memory by tokens, and where it ran out."""
+    from plotting import growth
+
+    rows = [*results["rows"], *results.get("peaks", [])]
+    points: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["peak_bytes"]:
+            tokens = row["batch"] * row["length"]
+            known = points.setdefault(row["reads"], {})
+            known[tokens] = max(known.get(tokens, 0.0), row["peak_bytes"] / 2**20)
+    lines = {name: sorted(own.items()) for name, own in points.items() if len(own) > 1}
+    if not lines:
+        return []
+    file = pictures / "table-a7-memory.png"
+    growth(lines, "tokens (batch x length)", "most memory beyond the weights, MiB", file)
+    ran_out = [
+        f"{row['reads']} at {row['batch']} x {row['length']:,}"
+        for row in rows
+        if row["out_of_memory"]
+    ]
+    said = (
+        f"Out of memory: {', '.join(dict.fromkeys(ran_out))}."
+        if ran_out
+        else "Nothing ran out of memory; on a CPU it is not tried, since the kernel would end "
+        "other programs first."
+    )
+    return ["", f"![Most memory by tokens]({pictures.name}/{file.name})", "", said]
 
 
 def _line(row: Results) -> str:
@@ -351,6 +439,8 @@ def main() -> None:
                 _line(row) for row in results["rows"][-len(model.config.compression_rates) - 1 :]
             )
         )
+    if options.device == "cuda" and not options.rows:
+        results["peaks"] = measure_peaks(model)
     print(write_results("table_a7", results, options))
 
 

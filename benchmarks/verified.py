@@ -107,6 +107,21 @@ def ways(model: MemslotsModel, texts: list[str], names: set[str]) -> dict[str, M
     return found
 
 
+def cut_texts(
+    model: MemslotsModel, texts: list[str], memories: dict[str, Memory]
+) -> dict[str, list[str]]:
+    """What is left of texts that are cut to the decoder positions that each way's memory takes."""
+    encode = model.processor.decoder_text.encode_with_places
+    ends = [[end for _, end in encode(text)[1]] for text in texts]
+    return {
+        f"text cut to {name}": [
+            text[: own[min(most, len(own)) - 1]]
+            for text, own, most in zip(texts, ends, model.memory_positions(memory), strict=True)
+        ]
+        for name, memory in memories.items()
+    }
+
+
 def numbers_beside(model: MemslotsModel, texts: list[str]) -> dict[str, Memory]:
     """Memories of a model that was trained with numbers as literals, by rate."""
     return {f"rate {rate}, numbers beside": model.compress(texts, rate=rate) for rate in RATES}
@@ -147,14 +162,7 @@ def measure_strings(model: MemslotsModel, samples: int, books: Sequence[str]) ->
             record |= {"answered": row["value"] in answers[i], "positions": positions[i]}
             records.append(record)
     encode = model.processor.decoder_text.encode_with_places
-    plain = {"full text": texts}
-    for name, memory in by_way.items():
-        if name.startswith("fixed") or name == "rate 16, exact spans":
-            cut = []
-            for text, most in zip(texts, model.memory_positions(memory), strict=True):
-                places = encode(text)[1]
-                cut.append(text[: places[min(most, len(places)) - 1][1]])
-            plain[f"text cut to {name}"] = cut
+    plain = {"full text": texts, **cut_texts(model, texts, by_way)}
     for name, given in plain.items():
         answers = answer_from_text(model, given, asked, 40)
         for i, (row, text) in enumerate(zip(rows, given, strict=True)):
@@ -174,15 +182,16 @@ def measure_questions(
     texts = [join_biographies([one], random.Random(n)) for n, one in enumerate(people)]
     records = []
     memories = compress(texts)
-    for name in (*memories, "full text"):
-        if name == "full text":
-            positions = [len(model.processor.decoder_text.encode(text)) for text in texts]
+    plain = {"full text": texts, **cut_texts(model, texts, memories)}
+    for name in (*memories, *plain):
+        if name in plain:
+            positions = [len(model.processor.decoder_text.encode(text)) for text in plain[name]]
         else:
             positions = model.memory_positions(memories[name])
         for fact in facts:
             asked = [one.question(fact, one.name) for one in people]
-            if name == "full text":
-                answers = answer_from_text(model, texts, asked, 12)
+            if name in plain:
+                answers = answer_from_text(model, plain[name], asked, 12)
             else:
                 answers = model.generate(memory=memories[name], question=asked, max_new_tokens=12)
             for i, person in enumerate(people):

@@ -19,6 +19,7 @@ import page  # noqa: E402
 import published_way  # noqa: E402
 import scaling  # noqa: E402
 import shapes  # noqa: E402
+import summary  # noqa: E402
 import table_a7  # noqa: E402
 import training_throughput  # noqa: E402
 
@@ -159,6 +160,37 @@ def test_training_counts_the_targets_of_both_tasks():
     assert row["ratio"] == row["seconds"]["published"] / row["seconds"]["memslots"]
 
 
+def test_training_cannot_save_what_the_frozen_decoder_takes():
+    sizes = {"segment_length": 32, "encoder": {"parameters": 2}, "decoder": {"parameters": 3}}
+    # A position costs 12 for the encoder, twice as much by the published way, and 24 for both rows.
+    assert training_throughput.most_possible(sizes, 4) == pytest.approx(48 / 36)
+    for name in ("small", "gpt2-large-llama3"):
+        bound = training_throughput.most_possible(shapes.described(name), 4)
+        assert 1.05 < bound < training_throughput.WANTED
+
+
+def test_peaks_are_taken_until_full_text_is_too_much(model, monkeypatch):
+    tried = []
+
+    def peak(run, device):
+        run()
+        tried.append(1)
+        if len(tried) == 4:  # full text, at the second batch
+            raise torch.OutOfMemoryError("too much")
+        return 1000 * len(tried)
+
+    monkeypatch.setattr(measuring, "peak_bytes", peak)
+    rows = table_a7.measure_peaks(model, length=32, batches=(1, 2, 4), new_tokens=1)
+    assert [(row["batch"], row["reads"], row["out_of_memory"]) for row in rows] == [
+        (1, "full text", False),
+        (1, "rate 4", False),
+        (1, "rate 16", False),
+        (2, "full text", True),
+        (2, "rate 4", False),
+        (2, "rate 16", False),
+    ]
+
+
 def test_an_exponent_is_the_slope_on_logarithmic_axes():
     assert scaling.exponent([(n, 3 * n**1.5) for n in (10, 100, 1000)]) == pytest.approx(1.5)
     assert scaling.lengths_up_to(20_000) == [1024, 4096, 16384, 20_000]
@@ -185,10 +217,13 @@ def test_lengths_are_told_apart_into_ids_slots_and_the_rest(model):
 
 
 def test_alternatives_read_the_same_text_and_the_cut_as_many_positions_as_the_memory(model):
-    found = alternatives.measure_alternatives(model, tokens=64, repeats=1, new_tokens=2)
+    found = alternatives.measure_alternatives(
+        model, tokens=64, repeats=1, preset="tiny", new_tokens=2
+    )
     rows = {row["way"]: row for row in found["rows"]}
     memory = rows["memory, kept"]
     assert rows["text cut to the memory's positions"]["positions"] == memory["positions"]
+    assert rows["as many words, by LLMLingua-2's way"]["positions"] == memory["positions"]
     assert rows["full text"]["positions"] == rows["full text, KV cache kept"]["positions"]
     assert memory["kept_bytes"] == 2 * 2 * 32 * 4
     ids = table_a7.full_text_ids(model, [shapes.context(64)])
@@ -197,6 +232,18 @@ def test_alternatives_read_the_same_text_and_the_cut_as_many_positions_as_the_me
     assert rows["full text, KV cache kept"]["kept_bytes"] == held
     assert rows["full text"]["first_token_ratio"] == 1
     assert {"kvpress", "llmlingua", "quanto"} >= set(found["left_out"])
+
+
+def test_a_classifier_keeps_so_many_words_in_the_texts_order():
+    classifier = shapes.token_classifier("tiny", "cpu", torch.float32)
+    ids = torch.arange(4, 800).unsqueeze(0)
+    kept = alternatives.chosen_by(classifier, ids, 90)
+    assert kept.shape == (1, 90)
+    assert torch.equal(kept, kept.sort().values)
+    # What it says of a word is the same in a text that ends there: padding is not attended.
+    whole = classifier(input_ids=ids[:, :512]).logits.softmax(-1)[0, :, 1]
+    first = kept[kept < 4 + 512]
+    assert whole[first - 4].min() > whole.sort().values[-len(first) - 1]
 
 
 def test_a_kept_cache_answers_like_the_full_text(model):
@@ -273,3 +320,53 @@ def test_the_page_holds_every_benchmark_and_says_which_bars_are_missed(tmp_path,
         assert (tmp_path / "speed" / f"{name}.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="make bench"):
         page.write_page({}, tmp_path / "none.md")
+
+
+def test_compressing_pays_from_the_question_whose_savings_make_it_up():
+    assert summary.pays_from(compress=1.0, full=3.0, answered=2.5) == 2
+    assert summary.pays_from(compress=1.1, full=3.0, answered=2.5) == 3
+    assert summary.pays_from(compress=0.1, full=3.0, answered=2.5) == 1
+    assert summary.pays_from(compress=0.1, full=3.0, answered=3.0) is None
+
+
+def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
+    """`make bench` in small; the gateway's part, which needs a process, from made-up figures."""
+    from test_gateway_load import LOAD
+
+    monkeypatch.setattr(against_published, "SEGMENTS", 2)
+    monkeypatch.setattr(against_published, "BATCH_TOKENS", (64,))
+    monkeypatch.setattr(scaling, "QUESTIONS", (1, 3))
+    shared = ["--preset", "tiny", "--repeats", "1", "--output", str(tmp_path)]
+    own = {
+        table_a7: ["--rows", "1x48", "1x64"],
+        against_published: ["--segments", "2"],
+        training_throughput: ["--texts", "1", "--rates", "4"],
+        scaling: ["--most", "2048", "--asked-tokens", "64"],
+        alternatives: ["--tokens", "64"],
+    }
+    for module, options in own.items():
+        monkeypatch.setattr(sys, "argv", ["script", *shared, *options])
+        module.main()
+    load = {"load": LOAD, "setup": {**SETUP, **measuring.machine_facts("cpu"), "took_seconds": 1}}
+    (tmp_path / "gateway_load.json").write_text(json.dumps(load))
+    speed = tmp_path / "docs" / "speed.md"
+    monkeypatch.setattr(sys, "argv", ["page", "--results", str(tmp_path), "--page", str(speed)])
+    page.main()
+    text = speed.read_text()
+    for name, heading in {
+        "table_a7": "## Table A7",
+        "against_published": "## Compression against",
+        "training_throughput": "## Training against",
+        "scaling": "## Scaling",
+        "alternatives": "## What one would take instead",
+        "gateway_load": "## The gateway under load",
+    }.items():
+        assert heading in text
+        assert f"`benchmarks/{name}.py` was not run" not in text
+    told = text.partition("## What to take from it")[2].partition("## Bars")[0]
+    assert told.count("\n- **") == 6
+    assert "minutes of `make bench` (at most) | 20 |" in text
+    assert "Training: the frozen decoder is the same work" in text
+    for picture in ("table-a7", "table-a7-memory", "against-published", "scaling", "alternatives"):
+        assert f"(speed/{picture}.png)" in text
+        assert (speed.with_suffix("") / f"{picture}.png").stat().st_size > 1000

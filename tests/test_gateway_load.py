@@ -34,6 +34,7 @@ LOAD = {
         "statuses": {"200": 68, "429": 16},
         "refused_with_retry_after": 16,
     },
+    "prefixes": {"hits_total": 990.0, "misses_total": 8.0, "bytes": float(3 << 20)},
 }
 
 
@@ -49,6 +50,8 @@ def test_the_bars_tell_a_leak_an_error_and_an_open_queue(tmp_path):
     assert "1,200 (10.0 a second)" in text
     assert "68 x 200, 16 x 429" in text
     assert "+4.0%" in text
+    assert "| 998, 990 |" in text
+    assert "3.0 MiB" in text
 
 
 @pytest.mark.slow
@@ -59,6 +62,8 @@ def test_the_gateway_holds_under_ten_seconds_of_load():
     assert load["failures"] == []
     assert set(load["statuses"]) == {"200"}
     assert load["vanished"] > 2
+    assert load["prefixes"]["misses_total"] == 8  # one for each stored memory
+    assert load["prefixes"]["hits_total"] > 8
     assert load["growth"] < gateway_load.GROWTH
     assert load["overrun"]["statuses"] == {"200": 16, "429": gateway_load.BEYOND}
     assert load["overrun"]["refused_with_retry_after"] == gateway_load.BEYOND
