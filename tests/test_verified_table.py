@@ -1,0 +1,82 @@
+"""The baselines of `benchmarks/verified.py`: every way beside the text cut to its positions."""
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from memslots import MemslotsModel
+
+pytest.importorskip("trl", reason="the table trains too; it needs memslots[train]")
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import verified
+import verified_page
+
+pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> MemslotsModel:
+    return MemslotsModel.from_pretrained(str(files("memslots") / "assets" / "tiny")).eval()
+
+
+def test_every_way_has_a_cut_of_its_positions(embedded):
+    texts = ["Ann Lee has 670 cups. She is 47 years old and lives in Lagos.", "Bo is 9."]
+    memories = {"4": embedded.compress(texts, rate=4), "text": embedded.compress(texts, fidelity=1)}
+    cuts = verified.cut_texts(embedded, texts, memories)
+    assert list(cuts) == ["text cut to 4", "text cut to text"]
+    encode = embedded.processor.decoder_text.encode
+    for name, memory in memories.items():
+        positions = embedded.memory_positions(memory)
+        for text, cut, most in zip(texts, cuts[f"text cut to {name}"], positions, strict=True):
+            assert text.startswith(cut)
+            assert cut
+            assert len(encode(cut)) <= max(most, 1) + 1  # a cut word may be read as two tokens
+            assert cut == text or len(encode(cut)) >= most - 1
+    assert cuts["text cut to 4"][0] != texts[0]
+
+
+def test_the_tables_show_every_way_and_its_cut(embedded, monkeypatch):
+    row = verified.needle_texts(1, [])[0]
+    row["text"] = row["text"].partition("\n\n")[0]  # the needle stands at the start
+    assert row["value"] in row["text"]
+    monkeypatch.setattr(verified, "needle_texts", lambda samples, books: [row])
+    monkeypatch.setattr(verified, "FIDELITY", 0.5)
+    strings = verified.measure_strings(embedded, 1, [])
+    ways = list(dict.fromkeys(record["way"] for record in strings))
+    memories = [name for name in ways if not name.startswith(("text cut", "full"))]
+    assert len(memories) == 7
+    assert {f"text cut to {name}" for name in memories} == {n for n in ways if n[:4] == "text"}
+    by_way = {name: [r["positions"] for r in strings if r["way"] == name] for name in ways}
+    for name in memories:
+        for own, cut, full in zip(
+            by_way[name], by_way[f"text cut to {name}"], by_way["full text"], strict=True
+        ):
+            assert cut <= min(own + 1, full)
+    questions = verified.measure_questions(
+        embedded, 1, lambda texts: {"fixed rate 4": embedded.compress(texts, rate=4)}
+    )
+    assert {record["way"] for record in questions} == {
+        "fixed rate 4",
+        "full text",
+        "text cut to fixed rate 4",
+    }
+    losses = [
+        {"set": "one", "tokens": 100, "fixed": 50, "budget": 40, "served": 0, "segments": 2}
+        | {"positions": 30, "served_positions": 60, "as_text": 1}
+    ]
+    cost = [{"set": "one", "rate": 4, "tokens": 9, "ratio": 0.5}]
+    page = verified_page.page(
+        {
+            "strings": strings,
+            "questions": questions,
+            "questions_with_literals": questions,
+            "losses": losses,
+            "cost": cost,
+        }
+    )
+    assert "| text cut to rate 16, exact spans |" in page
+    assert "| one | 100 | 50.0 | 40.0 | 0.80 (0.80 to 0.80) | 70.0 | 0.0 | 1 of 2 | 2.00 |" in page
+    assert "text cut to fixed rate 4, trained so" not in page
