@@ -262,7 +262,7 @@ def test_a_full_disk_is_said_and_loses_nothing(model, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(store, "add", lambda *args, **kwargs: (_ for _ in ()).throw(full))
             response = client.post("/v1/memories", json={"text": TEXTS[1]})
-            refused(response, 507, "cannot write to its disk", "storage_error")
+            refused(response, 507, "disk is full: nothing of this", "storage_full")
         assert answered(client.post(CHAT, json=asking(memory_ids=[made["id"]])))
         assert client.post("/v1/memories", json={"text": TEXTS[1]}).status_code == 200
     assert len(store) == 2

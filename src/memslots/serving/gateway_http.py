@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import json
 import logging
@@ -21,6 +22,8 @@ from .shelf import DamagedMemory, ShelfFull, TakenId, UnknownMemory
 from .vllm_client import EngineError, PromptRefused
 
 logger = logging.getLogger(__name__)
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 CLIENT_LEFT = 499
 """The status under which such a request is counted; nobody receives it."""
@@ -163,11 +166,20 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ShelfFull):
         return ApiError(507, str(error), "server_error", "shelf_full")
     if isinstance(error, DamagedMemory):
-        message = "a memory that was asked for is damaged in the store; see the gateway's log."
+        message = (
+            "a memory that was asked for is damaged in the store; delete it and send its text "
+            "again, or ask the gateway's operator, whose log names the file."
+        )
         return ApiError(500, message, "server_error", "memory_damaged")
     if isinstance(error, TimeoutError):
         return ApiError(504, "the request took too long; try again.", "server_error", "timeout")
     if isinstance(error, OSError):
-        message = "the gateway cannot write to its disk; see its log."
-        return ApiError(507, message, "server_error", "storage_error")
+        if error.errno in _NO_SPACE:
+            message = (
+                "the gateway's disk is full: nothing of this request was stored, and nothing that "
+                "was there is lost. Ask its operator for room, and send it again."
+            )
+            return ApiError(507, message, "server_error", "storage_full")
+        message = "the gateway cannot read or write its files; see its log."
+        return ApiError(500, message, "server_error", "storage_error")
     return ApiError(500, "the gateway failed; see its log.", "server_error", "internal_error")

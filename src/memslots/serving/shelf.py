@@ -120,8 +120,9 @@ class ProcessShelf:
                 return
             if self._bytes + memory.nbytes > self.max_bytes:
                 raise ShelfFull(
-                    f"the gateway holds {self._bytes} bytes of memories and may hold "
-                    f"{self.max_bytes}; delete some, or run it with --store FOLDER."
+                    f"this memory takes {memory.nbytes} bytes beside the {self._bytes} that are "
+                    f"here, and the gateway may hold {self.max_bytes}; delete some, or run it with "
+                    "--store FOLDER."
                 )
             self._kept[one] = memory, dict(metadata or {})
             self._bytes += memory.nbytes

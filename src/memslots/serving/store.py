@@ -264,7 +264,7 @@ class MemoryStore:
             except FileNotFoundError as error:
                 # Compacted between the look-up and the reading: the row is elsewhere now.
                 if again == _COMPACTED_MEANWHILE:
-                    raise self._damaged(f"the file {error.filename} is missing") from error
+                    raise self._damaged(f"the file {self._data / file} is missing") from error
             except CorruptRow as error:
                 raise self._damaged(str(error)) from error
             else:
