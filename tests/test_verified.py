@@ -468,7 +468,12 @@ def _raising(word: str) -> bool:
             {"exact": _raising},
             r"_raising raised RuntimeError \(broken\) on characters 0 to [0-9]+, 'The",
         ),
-        ({"exact": lambda t: [(0, 9999)]}, "a detector of literals gives"),
+        ({"exact": lambda t: [(0, 9999)]}, "<lambda>: a detector of literals gives"),
+        ({"exact": lambda t: [("a", 2)]}, r"<lambda>: .*got \('a', 2\)"),
+        ({"exact": lambda t: None}, "<lambda> gave None for 'The.*True or False for a word"),
+        ({"exact": lambda t: 5}, "<lambda> gave 5 for"),
+        ({"exact": lambda t: t}, "<lambda> gave 'The"),
+        ({"exact": lambda t: (1 / 0 for _ in t)}, "<lambda> raised ZeroDivisionError"),
         ({"patches": True, "slot_dtype": "int8"}, "slot_dtype is a floating"),
         ({"slot_dtype": torch.bfloat16}, "slot_dtype goes with patches"),
     ],
@@ -515,8 +520,11 @@ def test_what_else_is_wrong_with_a_text_is_not_taken_for_one_without_tokens(mode
 def test_no_decoder(zoo):
     bare = MemslotsModel.from_pretrained(zoo.saved(), load_decoder=False)
     for options in ({"fidelity": 0.9}, {"exact": True}, {"max_slots": 99}, {"patches": True}):
-        with pytest.raises(ValueError, match=r"loaded without it.*attach_decoder"):
+        with pytest.raises(ValueError, match=r"loaded without it \(.*decoder.*\).*attach_decoder"):
             bare.compress(TEXTS[0], **options)
+    bare.config.bundle_decoder = True
+    with pytest.raises(ValueError, match=r"without it \(it is inside the checkpoint\)"):
+        bare.compress(TEXTS[0], exact=True)
 
 
 def test_a_checkpoint_that_never_learned_to_reconstruct_says_so(model):

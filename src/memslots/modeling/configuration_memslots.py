@@ -370,6 +370,13 @@ def check_positions(config, needed: int) -> None:
         )
 
 
+def decoder_place(config: "MemslotsConfig") -> str:
+    """Where a checkpoint's decoder is, for messages to whoever left it out."""
+    if config.bundle_decoder:
+        return "it is inside the checkpoint"
+    return config.decoder_name_or_path or "the checkpoint does not name it"
+
+
 def max_positions(config) -> int | None:
     """Most positions that a model of this configuration takes, or None where it sets no limit."""
     if config is None or isinstance(config, dict):

@@ -137,7 +137,7 @@ def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
     spans: set[tuple[int, int]] = set()
     for detector in check_detectors(literals):
         for span in detector(text):
-            start, end = _check_span(span, text)
+            start, end = check_span(span, text)
             # White space around a literal says nothing, and the layout puts a space before it.
             while start < end and text[start].isspace():
                 start += 1
@@ -181,7 +181,12 @@ def literals_of_spans(
     return [tuple(found) for found in own]
 
 
-def _check_span(span: object, text: str) -> tuple[int, int]:
+def check_span(span: object, text: str) -> tuple[int, int]:
+    """A detector's span.
+
+    Raises:
+        ValueError: it is none of this text.
+    """
     if isinstance(span, (tuple, list)) and len(span) >= 2:
         start, end = span[0], span[1]
         if type(start) is int and type(end) is int and 0 <= start <= end <= len(text):

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from .activations_memslots import fuse_activations
 from .checkpoint_memslots import CheckpointMixin
-from .configuration_memslots import MemslotsConfig, check_positions
+from .configuration_memslots import MemslotsConfig, check_positions, decoder_place
 from .converters_memslots import QueryConverter, VariationalConverter
 from .decoder_lora_memslots import DecoderLora, LoraUp
 from .encoding_memslots import EncodingMixin
@@ -250,7 +250,7 @@ class MemslotsModel(
         if self.decoder is None:
             raise ValueError(
                 "this compressor was loaded without its decoder "
-                f"({self.config.decoder_name_or_path or 'not named'}); call "
+                f"({decoder_place(self.config)}); call "
                 "model.attach_decoder(llm) first, or load it with load_decoder=True."
             )
         return self.decoder

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .configuration_memslots import decoder_place
 from .exact_literals_memslots import keep_exact_spans
 from .exact_spans_memslots import Exact, exact_detectors
 from .fidelity_memslots import teacher_forced
@@ -93,11 +94,10 @@ def wanted_of(
             "or the rates to choose from."
         )
     if model.decoder is None:
-        name = model.config.decoder_name_or_path or "not named"
         raise ValueError(
             "fidelity, max_slots, exact and patches ask the decoder what the slots hold, and this "
-            f"compressor was loaded without it ({name}); call model.attach_decoder(llm) first, or "
-            "load it with load_decoder=True."
+            f"compressor was loaded without it ({decoder_place(model.config)}); call "
+            "model.attach_decoder(llm) first, or load it with load_decoder=True."
         )
     if rates is not None:
         if isinstance(rates, int) or not list(rates):
@@ -264,8 +264,8 @@ def _warn_if_untrained(model: "MemslotsModel", parts: Sequence[Draft]) -> None:
         warnings.warn(
             f"from the slots the decoder gives back {own:.0%} of the tokens of these segments, and "
             f"{guessed:.0%} without them: this checkpoint was never trained to reconstruct (the "
-            "<AE> task), or never on such text. Nothing is lost, since what was asked for is kept "
-            "as text, literals or stored bytes, but little is saved",
+            "<AE> task), or never on such text. What is kept as text, literals or stored bytes "
+            "is exact all the same, but it saves little",
             stacklevel=2,
         )
 

@@ -1,10 +1,17 @@
 """Spans that have to come back exactly: which of a text's characters `exact=` asks for."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from .literals_memslots import DETECTORS, Detector, Literal, check_detectors, find_literals
+from .literals_memslots import (
+    DETECTORS,
+    Detector,
+    Literal,
+    check_detectors,
+    check_span,
+    find_literals,
+)
 
 Exact = bool | str | re.Pattern | Callable[[str], Any] | Sequence[Any]
 """True for every kind of `DETECTORS`; a name of one, a compiled regular expression, a function, or
@@ -64,9 +71,27 @@ def _by_pattern(pattern: re.Pattern) -> Detector:
 
 def _named(name: str, detector: Callable[[str], Iterable[tuple[int, int]]]) -> Detector:
     def detect(text: str) -> Iterable[tuple[int, int]]:
-        return _asked(name, detector, text, 0, len(text))
+        return _checked(name, _asked(name, detector, text, 0, len(text)), text)
 
     return detect
+
+
+def _checked(name: str, spans: Any, text: str) -> list[tuple[int, int]]:
+    """What a detector gave, as spans of the text.
+
+    Raises:
+        ValueError: it is something else; the detector is named.
+    """
+    if isinstance(spans, Iterable) and not isinstance(spans, str):
+        try:
+            return [check_span(span, text) for span in spans]
+        except ValueError as error:
+            raise ValueError(f"exact: {name}: {error}") from error
+    shown = text if len(text) <= 60 else text[:60] + "..."
+    raise ValueError(
+        f"exact: {name} gave {spans!r} for {shown!r}; it has to give a list of (start, end) spans "
+        "of a text, or True or False for a word."
+    )
 
 
 def _of_function(function: Callable[[str], Any]) -> Detector:
@@ -75,9 +100,10 @@ def _of_function(function: Callable[[str], Any]) -> Detector:
     def detect(text: str) -> Iterable[tuple[int, int]]:
         found = _asked(name, function, text, 0, len(text))
         if not isinstance(found, bool):
-            return found
+            return _checked(name, found, text)
         words = [match.span() for match in _WORD.finditer(text)]  # a predicate says yes or no
-        return [(a, b) for a, b in words if _asked(name, function, text[a:b], a, b)]
+        said = [_asked(name, function, text[a:b], a, b) for a, b in words]
+        return [span for span, yes in zip(words, said, strict=True) if yes]
 
     return detect
 
@@ -85,7 +111,7 @@ def _of_function(function: Callable[[str], Any]) -> Detector:
 def _asked(name: str, function: Callable[[str], Any], span: str, start: int, end: int) -> Any:
     try:
         found = function(span)
-        return found if isinstance(found, bool) else list(found)
+        return list(found) if isinstance(found, Iterator) else found
     except Exception as error:  # a user's function may raise anything; it is named
         raise _failed(name, span, 0, end - start, error, start) from error
 
