@@ -12,6 +12,7 @@ from tiny_models import DECODERS, QUESTIONS, TEXTS
 from transformers import AutoModelForCausalLM
 
 from memslots import MemslotsModel
+from memslots.cli.serve import _compressor
 from memslots.serving.decoder_embeddings import attach_decoder_embeddings
 from memslots.serving.engines import VllmEngine
 from memslots.serving.gateway import Gateway
@@ -108,6 +109,16 @@ def test_the_dtype_is_the_decoders_own_or_the_one_given(zoo):
     whole = MemslotsModel.from_pretrained(folder, dtype=torch.bfloat16)
     small = MemslotsModel.from_pretrained(folder, dtype=torch.bfloat16, load_decoder=False)
     same_prompts(attach_decoder_embeddings(small, folder, dtype=torch.bfloat16), whole)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "auto"])
+def test_the_command_holds_a_decoder_only_where_it_is_asked_to(zoo, dtype):
+    folder = zoo.saved("gpt2", "gemma3")
+    small = _compressor(folder, None, "cpu", dtype, with_decoder=False)
+    whole = _compressor(folder, None, "cpu", dtype, with_decoder=True)
+    assert not list(small.decoder.parameters())
+    assert sum(one.numel() for one in whole.decoder.parameters())
+    same_prompts(small, whole)
 
 
 def test_what_cannot_be_served_so_is_refused_by_name(zoo, tmp_path):
