@@ -182,6 +182,18 @@ def test_the_least_recently_asked_makes_room(model):
     assert small.get(key, [], prefixes[1].positions[0], lambda: pytest.fail("made")) is None
 
 
+def test_what_is_deleted_while_the_decoder_reads_it_is_not_kept(model):
+    memory, cache = model.compress(TEXTS[1]), PrefixCache(2**30)
+    key = prefix_key(memory, [1])
+
+    def make():
+        cache.forget("one")  # as another thread would
+        return memory.prefill(model)
+
+    assert cache.get(key, ["one"], 1, make).memory is memory
+    assert (cache.counts().entries, cache.counts().bytes) == (0, 0)
+
+
 def test_many_threads_read_each_memory_once_and_spoil_none(model):
     memories = [model.compress(text) for text in TEXTS]
     expected = [

@@ -71,6 +71,7 @@ class PrefixCache:
         self.max_bytes = max_bytes
         self._kept: OrderedDict[Key, tuple[Prefix, frozenset[str]]] = OrderedDict()
         self._bytes = self._hits = self._misses = self._evictions = 0
+        self._forgets = 0  # how often something was forgotten
         self._position_bytes = 0.0  # of the largest position that was seen
         self._lock, self._making = threading.Lock(), threading.Lock()
 
@@ -98,8 +99,9 @@ class PrefixCache:
                 self._misses += 1
                 if positions * self._position_bytes > self.max_bytes:
                     return None
+                forgets = self._forgets
             made = make()
-            self._keep(key, made, frozenset(ids))
+            self._keep(key, made, frozenset(ids), forgets)
             return made
 
     def _find(self, key: Key) -> Prefix | None:
@@ -110,12 +112,13 @@ class PrefixCache:
             self._kept.move_to_end(key)
             return self._kept[key][0]
 
-    def _keep(self, key: Key, made: Prefix, ids: frozenset[str]) -> None:
+    def _keep(self, key: Key, made: Prefix, ids: frozenset[str], forgets: int) -> None:
         with self._lock:
             self._position_bytes = max(
                 self._position_bytes, made.nbytes / max(1, sum(made.positions))
             )
-            if made.nbytes > self.max_bytes:
+            # What was forgotten while the decoder read it must not come back.
+            if made.nbytes > self.max_bytes or forgets != self._forgets:
                 return
             while self._bytes + made.nbytes > self.max_bytes:
                 self._drop(next(iter(self._kept)))
@@ -126,12 +129,14 @@ class PrefixCache:
     def forget(self, one: str) -> None:
         """Drop what was made of the memory with this id."""
         with self._lock:
+            self._forgets += 1
             for key in [key for key, (_, ids) in self._kept.items() if one in ids]:
                 self._drop(key)
 
     def clear(self) -> None:
         """Drop all."""
         with self._lock:
+            self._forgets += 1
             self._kept.clear()
             self._bytes = 0
 
