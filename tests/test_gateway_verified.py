@@ -1,6 +1,7 @@
 """Verified memories over HTTP: what `compress` takes, `expand`, literals, and hostile files."""
 
 import base64
+import threading
 from dataclasses import replace
 
 import httpx
@@ -192,6 +193,25 @@ def test_segments_that_cannot_be_expanded(client, expand, message):
     error = response.json()["error"]
     assert message in error["message"]
     assert error["param"].startswith("expand")
+
+
+def test_the_decoder_is_asked_in_the_thread_in_which_it_answers(zoo, monkeypatch):
+    """Reading hooks into the decoder's layers: two readings at once would meet each other's."""
+    model = zoo.compressor(decoder_lora={"r": 2})
+    threads = set()
+    model.decoder.register_forward_pre_hook(
+        lambda module, args: threads.add(threading.current_thread().name.rsplit("_")[0])
+    )
+    gateway = Gateway(model, TransformersEngine(model), ProcessShelf())
+    with served(gateway.app()) as url, httpx.Client(base_url=url, timeout=60) as client:
+        one = made(client, text=TEXTS[0], rate=8, exact=["numbers"], patches=True)
+        assert threads == {"memslots-generate"}
+        threads.clear()
+        kept = gateway._shelf.get([one["id"]])[0]
+        unkept = replace(kept, checks=())
+        gateway._shelf.put("unkept", unkept, {})
+        answered(asked(client, memory_ids=["unkept"], expand=[0]))
+        assert threads == {"memslots-generate"}
 
 
 # -- stores and settings ---------------------------------------------------------------------------

@@ -76,6 +76,10 @@ class Engine(Protocol):
     name: str
     prefixes: PrefixCache | None
     """Of memories that were asked before; None where it keeps none, or out of our sight."""
+    decoder_pool: ThreadPoolExecutor | None
+    """The one thread in which the compressor's own decoder answers; None where another answers.
+    What else asks that decoder does so there: reading hooks into its layers, and two readings at
+    once would each meet the other's hooks."""
 
     def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
         """The answer in parts, as `model.generate` has it, the last with its `finish`.
@@ -112,7 +116,7 @@ class TransformersEngine:
                 logger.warning("no prefix is kept: %s", error)
             else:
                 self.prefixes = PrefixCache(prefix_bytes)
-        self._pool = ThreadPoolExecutor(1, "memslots-generate")
+        self.decoder_pool = self._pool = ThreadPoolExecutor(1, "memslots-generate")
 
     async def check(self) -> None:
         """The decoder is here, so there is nothing to check."""
@@ -235,6 +239,7 @@ class VllmEngine:
     name = "vllm"
     prefixes: PrefixCache | None = None
     """vLLM's own prefix cache knows prompts by their embeddings."""
+    decoder_pool: ThreadPoolExecutor | None = None
 
     def __init__(self, model: MemslotsModel, client: VllmClient):
         check_engine_can_read(model)

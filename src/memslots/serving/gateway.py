@@ -136,7 +136,8 @@ class Gateway:
             raise ApiError(400, "give exactly one of text and memory.", param="text")
         self._check_characters(len(wanted.text or ""))
         async with self.admission.place():
-            memory = await self._in_pool(self._make_memory, wanted)
+            work = self._with_decoder if wanted.verification else self._in_pool
+            memory = await work(self._make_memory, wanted)
             one = wanted.id or memory_id(memory)
             metadata = {"created": int(time.time()), **wanted.metadata}
             with _users_mistake("id"):
@@ -262,7 +263,8 @@ class Gateway:
             memories.append(await self._in_pool(self._compress, wanted))
         if wanted.memory_ids:
             memories += await asyncio.to_thread(self._shelf.get, wanted.memory_ids)
-        return await self._in_pool(self._check_asked, wanted, memories)
+        work = self._with_decoder if wanted.expand else self._in_pool
+        return await work(self._check_asked, wanted, memories)
 
     def _compress(self, wanted: ChatRequest) -> Memory:
         with _users_mistake("documents"):
@@ -325,6 +327,11 @@ class Gateway:
 
     async def _in_pool(self, work: Callable[..., Found], *args: Any) -> Found:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+    async def _with_decoder(self, work: Callable[..., Found], *args: Any) -> Found:
+        """As `_in_pool`, for what asks the decoder: never while that answers."""
+        pool = self._engine.decoder_pool or self._pool
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
 
 
 class _Answer:
