@@ -116,7 +116,8 @@ class TransformersEngine:
                 logger.warning("no prefix is kept: %s", error)
             else:
                 self.prefixes = PrefixCache(prefix_bytes)
-        self.decoder_pool = self._pool = ThreadPoolExecutor(1, "memslots-generate")
+        self._pool = ThreadPoolExecutor(1, "memslots-generate")
+        self.decoder_pool: ThreadPoolExecutor | None = self._pool
 
     async def check(self) -> None:
         """The decoder is here, so there is nothing to check."""

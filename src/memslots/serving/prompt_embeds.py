@@ -18,6 +18,7 @@ import torch
 
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Row, pair
+from memslots.modeling.memory_loading_memslots import check_slots
 
 
 def prompt_embeds(
@@ -110,22 +111,6 @@ def check_engine_can_read(model: MemslotsModel) -> None:
             f"{decoder.model_type} has per-layer embeddings, which prompt embeddings do not carry; "
             "serve it with the transformers backend."
         )
-
-
-def check_slots(model: MemslotsModel, memory: Memory) -> None:
-    """Refuse slots that are no memory of this width, whoever made the file.
-
-    Raises:
-        ValueError: Another width or dtype, or a slot that is not finite.
-    """
-    width = model.config.slot_size
-    if not memory.dtype.is_floating_point or memory.slots.shape[1] != width:
-        raise ValueError(
-            f"this memory has {memory.dtype} slots of width {memory.slots.shape[1]}, and this "
-            f"compressor's are floating-point of width {width}; compress the text again."
-        )
-    if not torch.isfinite(memory.slots).all():
-        raise ValueError("this memory has slots that are not finite; compress the text again.")
 
 
 def encode_embeds(embeds: torch.Tensor) -> str:
