@@ -225,7 +225,7 @@ def test_many_threads_read_each_memory_once_and_spoil_none(model):
         assert all(map(torch.equal, kept_states(kept), fresh)), i
 
 
-def test_a_file_with_another_memorys_words_and_its_own_slots_is_another(model):
+def test_a_file_with_the_words_of_one_memory_and_other_slots_is_another(model):
     memory = model.compress(TEXTS[0])
     forged = dataclasses.replace(memory, slots=memory.slots + 1)
     assert prefix_key(memory, [1]) == prefix_key(model.compress(TEXTS[0]), [1])
