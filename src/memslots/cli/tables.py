@@ -17,6 +17,8 @@ DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
 RATES = (4, 16, 64)
 RATE_STEPS = 800
 """Of every checkpoint of the rates; after 200 steps, one that reads all of them answers nothing."""
+FINEST_STEPS = 300
+"""Of them at the finest rate alone, where a checkpoint for all rates begins with it."""
 SAMPLES = 300
 ADAPT_STEPS = 600
 ADAPTATIONS = {
@@ -117,16 +119,27 @@ def _ablations(recipe: Recipe, output: Path, books: str | None) -> None:
 
 
 def _rates(recipe: Recipe, output: Path, books: str | None) -> None:
-    """Single-rate checkpoints and one for all rates, of one budget (figures 2 and 3)."""
-    for name, trained in {**{f"rate_{r}": [r] for r in RATES}, "any_rate": list(RATES)}.items():
+    """Single-rate checkpoints and two for all rates, of one budget (figures 2 and 3)."""
+    runs = {f"rate_{rate}": [rate] for rate in RATES}
+    runs |= {"any_rate": list(RATES), "any_rate_finest_first": list(RATES)}
+    for name, trained in runs.items():
         changed = _fine_tuned_alone(recipe)
         # A person in one segment, since a slot stands for at most a segment.
         changed["compressor"]["config"].update(segment_length=64, compression_rates=list(RATES))
-        training = changed["compressor"]["stages"][0]["training"]
-        training.update(training_rates=trained, max_steps=RATE_STEPS)
+        stages = changed["compressor"]["stages"]
+        if name == "any_rate_finest_first":
+            first = copy.deepcopy(stages[0])
+            first.update(name="finest_first")
+            flat = {"num_decay_steps": 0}
+            first["training"].update(
+                training_rates=trained[:1], max_steps=FINEST_STEPS, lr_scheduler_kwargs=flat
+            )
+            stages.insert(0, first)
+        done = FINEST_STEPS * (len(stages) - 1)
+        stages[-1]["training"].update(training_rates=trained, max_steps=RATE_STEPS - done)
         folder = output / "rates" / name
         train_and_measure(changed, folder, DATA, trained, SAMPLES, books, None)
-        _write(folder / "curve.json", losses(folder, [TARGET]))
+        _write(folder / "curve.json", losses(folder, [stage["name"] for stage in stages]))
 
 
 def _encoders(recipe: Recipe, output: Path, books: str | None) -> None:

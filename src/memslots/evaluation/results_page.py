@@ -84,7 +84,8 @@ def _rates(folder: Path, pictures: Path) -> str:
     lines = ["## Rates, one at a time and all in one (figures 2 and 3, and beyond)", ""]
     lines += [
         "Each checkpoint had the same steps of fine-tuning alone, half of the contexts "
-        "reconstructed too; the one of any rate drew a rate for each step.",
+        "reconstructed too; those of any rate drew a rate for each step, one of them after a first "
+        "part at the finest rate alone.",
         "",
     ]
     lines += ["| checkpoint | read at rate | metric | value | 95% interval | n |"]
