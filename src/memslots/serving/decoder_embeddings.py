@@ -95,9 +95,9 @@ class EmbeddingsOnlyDecoder(PreTrainedModel):
         """
         raise ValueError(
             "this needs the decoder itself, and here are only its input embeddings: an engine "
-            "holds it (fidelity, max_slots, exact and patches of a memory, and expand, ask the decoder "
-            "what the slots hold). Start the gateway with --with-decoder, or compress elsewhere and send "
-            "the memory's file."
+            "holds it (fidelity, max_slots, exact and patches of a memory, and expand, ask the "
+            "decoder what the slots hold). Start the gateway with --with-decoder, or compress "
+            "elsewhere and send the memory's file."
         )
 
     def generate(self, *args: Any, **kwargs: Any):
