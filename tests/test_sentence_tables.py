@@ -1,6 +1,7 @@
 """`memslots tables-sentence` on tiny models: runs, measures, page, and going on when stopped."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
