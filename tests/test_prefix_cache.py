@@ -200,7 +200,7 @@ def test_many_threads_read_each_memory_once_and_spoil_none(model):
         [model.generate(memory=memory, question=q, max_new_tokens=NEW) for q in QUESTIONS]
         for memory in memories
     ]
-    cache, made, ready = PrefixCache(2**30), [], threading.Barrier(4)
+    cache, made, ready = PrefixCache(2**30), {}, threading.Barrier(4)
 
     def ask(turn):
         if turn < 4:
@@ -208,8 +208,9 @@ def test_many_threads_read_each_memory_once_and_spoil_none(model):
         i, j = turn % 3, turn % len(QUESTIONS)
 
         def make():
-            made.append(i)
-            return memories[i].prefill(model)
+            prefix = memories[i].prefill(model)
+            made.setdefault(i, []).append([one.clone() for one in kept_states(prefix)])
+            return prefix
 
         prefix = cache.get(prefix_key(memories[i], [1]), [], 1, make)
         return model.generate(memory=prefix, question=QUESTIONS[j], max_new_tokens=NEW)
@@ -217,12 +218,13 @@ def test_many_threads_read_each_memory_once_and_spoil_none(model):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(ask, range(24)))
     assert found == [expected[turn % 3][turn % len(QUESTIONS)] for turn in range(24)]
-    assert sorted(made) == [0, 1, 2]
+    assert {i: len(states) for i, states in made.items()} == {0: 1, 1: 1, 2: 1}
     assert (cache.counts().hits, cache.counts().misses) == (21, 3)
     for i, memory in enumerate(memories):
         kept = cache.get(prefix_key(memory, [1]), [], 1, lambda: pytest.fail("made"))
-        fresh = kept_states(memory.prefill(model))
-        assert all(map(torch.equal, kept_states(kept), fresh)), i
+        assert all(map(torch.equal, kept_states(kept), made[i][0])), i
+        # Another reading may differ in the last bits: threads share a product out in other ways.
+        torch.testing.assert_close(kept_states(kept), kept_states(memory.prefill(model)))
 
 
 def test_a_file_with_the_words_of_one_memory_and_other_slots_is_another(model):
