@@ -33,7 +33,8 @@ key = secrets.token_urlsafe()
 gateway = Gateway(
     model, TransformersEngine(model), ProcessShelf(), GatewaySettings(api_keys=(key,))
 )
-server = uvicorn.Server(uvicorn.Config(gateway.app(), port=0, log_level="warning"))
+# Without log_config=None uvicorn would close the handlers of the program around it.
+server = uvicorn.Server(uvicorn.Config(gateway.app(), port=0, log_config=None))
 thread = threading.Thread(target=server.run, daemon=True)
 thread.start()
 while not server.started:

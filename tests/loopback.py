@@ -20,7 +20,8 @@ from starlette.routing import Route
 @contextlib.contextmanager
 def served(app) -> Iterator[str]:
     """The URL of `app` while it runs in a thread of its own."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error")
+    # Its own log_config closes all handlers, and absl's closes the stream that pytest captures.
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -1,6 +1,8 @@
 """The scripts of `examples/`, each run as it stands, on tiny models and without a network."""
 
+import io
 import json
+import logging
 import re
 import runpy
 import sys
@@ -171,7 +173,11 @@ def test_push_then_load_that_commit(run, hub, zoo, tmp_path):  # noqa: F811
 
 
 def test_serve(run):
+    handler = logging.StreamHandler(io.StringIO())  # of the program that the server runs inside
+    closed = []
+    handler.close = lambda: closed.append(True)
     names, printed = run("serve.py")
+    assert not closed
     assert names["answer"]["choices"][0]["message"]["content"].strip() == "Mumbai"
     assert names["memory"]["id"] in printed
     assert names["key"] not in printed
