@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,23 @@ def test_mistakes_in_a_recipe_are_named(change, message, zoo, data_dir, tmp_path
     section["stages"][1].update(change)
     with pytest.raises(ValueError, match=message):
         run_recipe(recipe, tmp_path, data_dir=str(data_dir))
+
+
+@pytest.mark.parametrize("name", ["small_world", "tiny"])
+def test_the_plan_of_a_recipe_with_a_decoder_of_its_own_counts_the_embedded_checkpoint(name):
+    recipe = load_recipe(name)
+    embedded = MemslotsModel.from_pretrained(files("memslots") / "assets" / "tiny")
+    plans = plan_recipe(recipe, rate=1e9)
+    assert [plan.name for plan in plans] == [s["name"] for s in recipe["compressor"]["stages"]]
+    reader = sum(p.numel() for p in embedded.decoder.parameters())
+    encoder = sum(p.numel() for p in embedded.encoder.parameters())
+    for plan in plans:
+        assert plan.frozen == reader
+        assert plan.trained >= encoder
+
+
+def test_the_plan_says_that_a_checkpoint_carries_no_decoder(zoo, tmp_path):
+    zoo.compressor(bundle_decoder=False).save_pretrained(tmp_path)
+    recipe = load_recipe("small_world", [f"decoder.checkpoint={tmp_path}"])
+    with pytest.raises(ValueError, match="carries no decoder of its own"):
+        plan_recipe(recipe, rate=1e9)

@@ -18,7 +18,8 @@ from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.memory_memslots import slots_for
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.pool_units import pooled_plan
-from memslots.trainer.run import adaptation, previous_stage, training_arguments
+from memslots.trainer.run import adaptation, previous_stage, trained_part, training_arguments
+from memslots.trainer.tiny_compressor import donor_config
 
 _UTILISATION = 0.4
 _ACTIVATION_BYTES = 34  # a position, width and layer in 16 bit
@@ -103,13 +104,15 @@ def _configs(recipe: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedConfig
             AutoConfig.from_pretrained(section["encoder"]),
             AutoConfig.from_pretrained(section["decoder"]),
         )
-    encoder = AutoConfig.for_model(
-        "llama", vocab_size=recipe["encoder_tokenizer"]["vocab_size"], **section["encoder"]
-    )
-    decoder = AutoConfig.for_model(
-        "llama", vocab_size=recipe["tokenizer"]["vocab_size"], **recipe["decoder"]["model"]
-    )
-    return encoder, decoder
+    if "checkpoint" in recipe["decoder"]:
+        donor = donor_config(recipe["decoder"]["checkpoint"])
+        vocab_size, decoder = donor.encoder_config.vocab_size, donor.decoder_config
+    else:
+        vocab_size = recipe["encoder_tokenizer"]["vocab_size"]
+        decoder = AutoConfig.for_model(
+            "llama", vocab_size=recipe["tokenizer"]["vocab_size"], **recipe["decoder"]["model"]
+        )
+    return AutoConfig.for_model("llama", vocab_size=vocab_size, **section["encoder"]), decoder
 
 
 def _plan_stage(
@@ -130,7 +133,7 @@ def _plan_stage(
     with torch.device("meta"):
         model = MemslotsModel(config)
         reader = AutoModelForCausalLM.from_config(decoder)
-    choose_trained(model, (adaptation(section, settings["name"]) or {}).get("train", "all"))
+    choose_trained(model, trained_part(section, settings["name"]))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     own = sum(p.numel() for p in model.parameters())
     reads = sum(p.numel() for p in reader.parameters())

@@ -89,7 +89,7 @@ def run_recipe(
 def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
     """The stage that stage `name` starts from: its `after`, else the one before it, if any.
 
-    `after: null` starts from a new compressor, with the stage's own `config` and `encoder`.
+    `after: null` starts from a new compressor, with the stage's own `config`.
 
     Raises:
         ValueError: `after` names no earlier stage.
@@ -275,7 +275,7 @@ def _stage_model(recipe: dict[str, Any], settings: dict[str, Any], output: Path)
         folder, decoder_kwargs=decoder_kwargs(section, settings["name"])
     )
     # What an adaptation leaves as it is stays so in the stages after it.
-    choose_trained(model, (adaptation(section, settings["name"]) or {}).get("train", "all"))
+    choose_trained(model, trained_part(section, settings["name"]))
     return model
 
 
@@ -302,6 +302,16 @@ def adaptation(section: dict[str, Any], name: str) -> dict[str, Any] | None:
         return stage["adapt"]
     before = previous_stage(section["stages"], name)
     return None if before is None else adaptation(section, before)
+
+
+def trained_part(section: dict[str, Any], name: str) -> str:
+    """What of the compressor stage `name` trains: "all", or what its adaptation says.
+
+    Args:
+        section: the recipe's `compressor` section.
+        name: of the stage.
+    """
+    return (adaptation(section, name) or {}).get("train", "all")
 
 
 def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsModel:

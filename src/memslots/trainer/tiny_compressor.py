@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from memslots.modeling import MemslotsModel
+from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.trainer.local_init import initialize_local
 
 
@@ -53,18 +53,37 @@ def take_decoder(checkpoint: str, output: Path) -> None:
     Raises:
         ValueError: the checkpoint carries no decoder.
     """
-    if checkpoint == "embedded":
-        checkpoint = str(files("memslots").joinpath("assets", "tiny"))
-    model = MemslotsModel.from_pretrained(checkpoint)
-    if model.decoder is None or not model.config.bundle_decoder:
-        raise ValueError(
-            f"checkpoint {checkpoint!r} carries no decoder of its own (bundle_decoder); name its "
-            "decoder and encoder in the recipe's compressor section instead."
-        )
+    donor_config(checkpoint)
+    model = MemslotsModel.from_pretrained(_place(checkpoint))
+    assert model.decoder is not None  # donor_config has seen to it
     processor = model._need_processor()
     processor.encoder_tokenizer.save_pretrained(output / "encoder_tokenizer")
     processor.tokenizer.save_pretrained(output / "decoder")
     model.decoder.save_pretrained(output / "decoder")
+
+
+def donor_config(checkpoint: str) -> MemslotsConfig:
+    """The configuration of a checkpoint that carries its decoder, for `take_decoder`.
+
+    Args:
+        checkpoint: as there.
+
+    Raises:
+        ValueError: the checkpoint carries no decoder.
+    """
+    config = MemslotsConfig.from_pretrained(_place(checkpoint))
+    if not config.bundle_decoder:
+        raise ValueError(
+            f"checkpoint {checkpoint!r} carries no decoder of its own (bundle_decoder); name its "
+            "decoder and encoder in the recipe's compressor section instead."
+        )
+    return config
+
+
+def _place(checkpoint: str) -> str:
+    """Where the package's own checkpoint lies, or what was given."""
+    embedded = files("memslots").joinpath("assets", "tiny")
+    return str(embedded) if checkpoint == "embedded" else checkpoint
 
 
 def _shared_embeddings(decoder_dir: Path, tokenizer) -> torch.Tensor:
