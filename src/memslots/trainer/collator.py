@@ -130,13 +130,14 @@ class CompressorCollator:
             rows += [
                 Row(segments, prompt, ids, task=ANSWER, literals=literals) for prompt, ids in asked
             ]
-        # A function of the text, so that neither resuming nor accumulation changes what is drawn.
-        drawn = int.from_bytes(hashlib.sha256(context.encode()).digest()[:4], "big") / 2**32
-        if drawn < self.args.reconstruction_share:
+        if _drawn(context) < self.args.reconstruction_share:
             self._add_reconstructions(context, own, segments, literals, rows)
 
     def _literals(self, text: str, own: list[Span]) -> list[list[int]]:
-        return self.processor.literal_ids(self.processor.segment_literals(text, own))
+        if _drawn(text, "literals") >= self.args.literals_share:
+            return []
+        wanted = self.args.training_literals
+        return self.processor.literal_ids(self.processor.segment_literals(text, own, wanted))
 
     def _pack(
         self,
@@ -173,3 +174,9 @@ class CompressorCollator:
 
     def _bos(self) -> Prompt:
         return Prompt(self.processor.bos_ids)
+
+
+def _drawn(text: str, purpose: str = "") -> float:
+    """From 0 to 1, a function of the text: neither resuming nor accumulation changes it."""
+    digest = hashlib.sha256((purpose + text).encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32

@@ -8,6 +8,7 @@ import torch
 from trl import SFTConfig
 
 from memslots.modeling import MemslotsConfig
+from memslots.modeling.literals_memslots import check_detectors
 
 
 @dataclass
@@ -31,6 +32,10 @@ class CompressorConfig(SFTConfig):
             trained: the coarsest may be left to the questions, where no slot can hold every word.
         training_rates: rates to train, by default all of the model's; where there are several, each
             step draws one as a function of `seed` and the step's number.
+        training_literals: names of the literals that ride beside the slots while training, by
+            default those of the model's configuration.
+        literals_share: share of contexts that have them; below 1 the compressor learns to be read
+            with them and without.
         training_segments: most segments of a `text` row that are compressed.
         completion_length: most decoder tokens of the text that follows them to be completed.
         questions_per_context: most questions of a row that are trained on at a time.
@@ -59,6 +64,12 @@ class CompressorConfig(SFTConfig):
     )
     training_rates: list[int] | None = field(
         default=None, metadata={"help": "Compression rates to train, by default all."}
+    )
+    training_literals: list[str] | None = field(
+        default=None, metadata={"help": "Literals beside the slots, by default the model's own."}
+    )
+    literals_share: float = field(
+        default=1.0, metadata={"help": "Share of contexts that have literals beside their slots."}
     )
     training_segments: int = field(
         default=1, metadata={"help": "Most segments of a text row that are compressed."}
@@ -100,6 +111,7 @@ class CompressorConfig(SFTConfig):
         for name, low, high in (
             ("completion_weight", 0, 1),
             ("reconstruction_share", 0, 1),
+            ("literals_share", 0, 1),
             ("answer_weight", 0, float("inf")),
         ):
             if not low <= getattr(self, name) <= high:
@@ -117,6 +129,7 @@ class CompressorConfig(SFTConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_detectors(self.training_literals, names_only=True)
         if self.cached_slots < 0:
             raise ValueError(f"cached_slots must be 0 or more, got {self.cached_slots}.")
         if self.per_device_train_batch_size % self.contrast_rows:

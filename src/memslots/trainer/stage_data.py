@@ -11,6 +11,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 from memslots.data import ADAPTERS, load_rows
 from memslots.data.books import iterate_books
+from memslots.data.conversations import conversation_rows
 from memslots.data.demonstrations import demonstration_context
 from memslots.data.personas import persona_rows
 from memslots.modeling import MemslotsProcessor
@@ -59,6 +60,7 @@ def stage_dataset(
     Args:
         sources: each `{"kind", ...}`: `personas` (`rows`, `people`, `questions` a context, and
             `sentences` where not the whole biography is given, but some with an answer),
+            `conversations` (`rows`, `turns` where all have as many, `questions` a conversation),
             `persona_sentences`, `persona_pools` and `code_snippets` (`rows` and the options of
             `sentence_rows`, `pool_rows` and `code_rows` in `memslots.data`),
             `persona_texts` (`rows` of at most `sentences` sentences), `books` (`rows` of
@@ -213,6 +215,13 @@ def _personas(
             yield _question(context, asked, answers)
 
 
+def _conversations(
+    drawn: int, origin: Sources, rows: int, turns: int | None = None, questions: int = 4
+) -> Iterator[Row]:
+    for row in conversation_rows("train", rows, turns, seed=drawn, questions=questions):
+        yield _question(row["context"], row["question"], row["answer"])
+
+
 def _some_sentences(text: str, answer: str, count: int, rng: random.Random) -> str:
     """`count` sentences of a text in a row, the first one with the answer among them."""
     parts = re.split(r"(?<=[.!?]) ", text)
@@ -251,4 +260,5 @@ _GENERATED: dict[str, Callable[..., Iterator[Row]]] = {
     "personas": _personas,
     "persona_texts": _persona_texts,
     "books": _books,
+    "conversations": _conversations,
 }
