@@ -64,7 +64,7 @@ def tables_sentence(
 
 def _models(section: dict[str, Any], output: Path) -> dict[str, str]:
     """Folders of the models that the packaged settings name."""
-    from memslots.trainer.tiny_compressor import take_decoder
+    from memslots.trainer.start_checkpoint import take_decoder
 
     found = {"encoder": section["encoder"], "decoder": section["decoder"]}
     if found["decoder"] == DECODER:

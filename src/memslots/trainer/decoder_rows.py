@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from memslots.data.exact_strings import exact_string_document
 from memslots.data.personas import (
     FACTS,
     SENTENCE_FACTS,
@@ -97,6 +98,8 @@ class DecoderRows(Dataset):
             return self._question_row(rng.randint(2, most), length, rng)
         if kind == "same_fact":
             return self._same_fact_row(length, rng)
+        if kind == "exact_strings":
+            return self._exact_strings_row(length, rng)
         if kind == "book":
             ids = [self.bos, *self._book_span(length - 1, rng)]
             return ids, [weight["book"]] * len(ids)
@@ -143,19 +146,42 @@ class DecoderRows(Dataset):
         rng: random.Random,
     ) -> tuple[list[int], list[float]]:
         """A context and as many of the questions on it, in random order, as the row holds."""
-        weight = self.recipe["loss_weights"]
-        ids = [self.bos, *self._encode(context)]
-        weights = [weight["context"]] * len(ids)
         rng.shuffle(asked)
-        for person, fact in asked:
-            question = person.question(fact, person.name if by_name else None, rng)
+        said = (
+            (
+                person.question(fact, person.name if by_name else None, rng),
+                person.answer(fact),
+                fact,
+            )
+            for person, fact in asked
+        )
+        return self._answered([self.bos, *self._encode(context)], said, length)
+
+    def _exact_strings_row(self, length: int, rng: random.Random) -> tuple[list[int], list[float]]:
+        """Strings to be copied; every document that is drawn leaves room for some questions."""
+        while True:
+            context, asked = exact_string_document(
+                "train", _train_people(rng), rng, books=self.books
+            )
+            ids = [self.bos, *self._encode(context)]
+            if len(ids) <= 0.8 * length:
+                rng.shuffle(asked)
+                return self._answered(ids, asked, length)
+
+    def _answered(
+        self, ids: list[int], asked: Iterable[tuple[str, str, str]], length: int
+    ) -> tuple[list[int], list[float]]:
+        """A context's tokens and as many `(question, answer, fact)` as the row holds."""
+        weight = self.recipe["loss_weights"]
+        weights = [weight["context"]] * len(ids)
+        for question, answer, fact in asked:
             prompt = self._encode_known(QUESTION.format(question))
-            answer = [*self._encode_known(" " + person.answer(fact)), self.eos]
-            if len(ids) + len(prompt) + len(answer) > length:
+            target = [*self._encode_known(" " + answer), self.eos]
+            if len(ids) + len(prompt) + len(target) > length:
                 break
-            ids += prompt + answer
+            ids = ids + prompt + target
             learned = weight["answer"] * self.recipe["fact_weights"].get(fact, 1.0)
-            weights += [0.0] * len(prompt) + [learned] * len(answer)
+            weights += [0.0] * len(prompt) + [learned] * len(target)
         return ids, weights
 
     def _cycle_row(self, length: int, rng: random.Random) -> tuple[list[int], list[float]]:

@@ -19,7 +19,7 @@ from memslots.modeling.memory_memslots import slots_for
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.pool_units import pooled_plan
 from memslots.trainer.run import adaptation, previous_stage, trained_part, training_arguments
-from memslots.trainer.tiny_compressor import donor_config
+from memslots.trainer.start_checkpoint import checkpoint_config, donor_config
 
 _UTILISATION = 0.4
 _ACTIVATION_BYTES = 34  # a position, width and layer in 16 bit
@@ -36,7 +36,7 @@ class StagePlan:
 
     Args:
         name: of the stage.
-        after: the stage that it starts from, or None.
+        after: the stage or the checkpoint that it starts from, or None.
         trained: parameters that are trained.
         frozen: parameters that are not, decoder included.
         rows_per_step: rows of one optimizer step, over all processes.
@@ -76,7 +76,7 @@ def plan_recipe(
     encoder, decoder = _configs(recipe)
     plans = []
     for settings in section["stages"]:
-        after = previous_stage(section["stages"], settings["name"])
+        after = previous_stage(section["stages"], settings["name"]) or section.get("checkpoint")
         adapt = adaptation(section, settings["name"])
         reads = AutoConfig.from_pretrained(adapt["decoder"]) if adapt else decoder
         plans.append(_plan_stage(section, settings, after, encoder, reads, world_size, rate))
@@ -99,6 +99,9 @@ def matrix_rate(size: int = 1024, repeats: int = 5) -> float:
 
 def _configs(recipe: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedConfig]:
     section = recipe["compressor"]
+    if "checkpoint" in section:
+        config = checkpoint_config(section["checkpoint"])
+        return config.encoder_config, config.decoder_config
     if "decoder" not in recipe:
         return (
             AutoConfig.from_pretrained(section["encoder"]),
@@ -106,13 +109,22 @@ def _configs(recipe: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedConfig
         )
     if "checkpoint" in recipe["decoder"]:
         donor = donor_config(recipe["decoder"]["checkpoint"])
-        vocab_size, decoder = donor.encoder_config.vocab_size, donor.decoder_config
+        encoder: Any = donor.encoder_config
+        vocab_size, decoder = encoder.vocab_size, donor.decoder_config
     else:
         vocab_size = recipe["encoder_tokenizer"]["vocab_size"]
         decoder = AutoConfig.for_model(
             "llama", vocab_size=recipe["tokenizer"]["vocab_size"], **recipe["decoder"]["model"]
         )
     return AutoConfig.for_model("llama", vocab_size=vocab_size, **section["encoder"]), decoder
+
+
+def _config_of(section: dict[str, Any]) -> dict[str, Any]:
+    """What the compressor's configuration says beside its encoder's and decoder's."""
+    if "checkpoint" not in section:
+        return section["config"]
+    found = checkpoint_config(section["checkpoint"]).to_diff_dict()
+    return {k: v for k, v in found.items() if k not in ("encoder_config", "decoder_config")}
 
 
 def _plan_stage(
@@ -124,7 +136,7 @@ def _plan_stage(
     world_size: int,
     rate: float,
 ) -> StagePlan:
-    given = {**section["config"], **settings.get("config", {}), "bundle_decoder": False}
+    given = {**_config_of(section), **settings.get("config", {}), "bundle_decoder": False}
     if given.get("pooling") == "sentence":
         window = given.setdefault("segment_length", _SENTENCE_TOKENS)
         width = encoder.get_text_config().hidden_size

@@ -22,7 +22,8 @@ from memslots.trainer.sentence_sources import contrast_of, source_rows
 from memslots.trainer.shortcut_check import ShortcutCheck
 from memslots.trainer.stage_changes import change_stage, first_section, start_adapter
 from memslots.trainer.stage_data import Sources, stage_dataset
-from memslots.trainer.tiny_compressor import new_tiny_compressor, take_decoder
+from memslots.trainer.start_checkpoint import take_compressor, take_decoder
+from memslots.trainer.tiny_compressor import new_tiny_compressor
 from memslots.trainer.tiny_decoder import train_tiny_decoder
 
 LOSSES = "losses.json"
@@ -71,7 +72,7 @@ def run_recipe(
     result = decoder
     if trains_decoder and stage in (None, "decoder"):
         if not (decoder / "model.safetensors").exists():
-            if "checkpoint" in recipe["decoder"]:
+            if recipe["decoder"].keys() == {"checkpoint"}:
                 take_decoder(recipe["decoder"]["checkpoint"], output)
             else:
                 train_tiny_decoder(recipe, output, books)
@@ -180,7 +181,8 @@ def _run_stage(
     folder = output / "compressor" / name
     checkpoints = folder / "checkpoints"
     model = _stage_model(recipe, settings, output)
-    change_stage(model, settings, is_new=previous_stage(section["stages"], name) is None)
+    is_first = previous_stage(section["stages"], name) is None
+    change_stage(model, settings, is_new=is_first and "checkpoint" not in section)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     args = CompressorConfig(
         **{
@@ -315,11 +317,14 @@ def trained_part(section: dict[str, Any], name: str) -> str:
 
 
 def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsModel:
-    """A new compressor: for the recipe's own decoder, or from two pretrained models."""
+    """A trained compressor, or a new one: for the recipe's own decoder, or of two models."""
+    decoder = output / "decoder" if "decoder" in recipe else None
+    if decoder is not None and not (decoder / "model.safetensors").exists():
+        raise ValueError(_missing(name, output))
+    if "checkpoint" in recipe["compressor"]:
+        return take_compressor(recipe["compressor"]["checkpoint"], decoder)
     section = first_section(recipe["compressor"], name)
-    if "decoder" in recipe:
-        if not (output / "decoder" / "model.safetensors").exists():
-            raise ValueError(_missing(name, output))
+    if decoder is not None:
         return new_tiny_compressor(section, output)
     torch.manual_seed(section["seed"])
     return MemslotsModel.from_encoder_decoder_pretrained(

@@ -13,6 +13,7 @@ from memslots.data import ADAPTERS, load_rows
 from memslots.data.books import iterate_books
 from memslots.data.conversations import conversation_rows
 from memslots.data.demonstrations import demonstration_context
+from memslots.data.exact_strings import exact_string_rows
 from memslots.data.personas import persona_rows
 from memslots.modeling import MemslotsProcessor
 from memslots.trainer.sentence_sources import SENTENCE_SOURCES, source_rows
@@ -61,6 +62,7 @@ def stage_dataset(
         sources: each `{"kind", ...}`: `personas` (`rows`, `people`, `questions` a context, and
             `sentences` where not the whole biography is given, but some with an answer),
             `conversations` (`rows`, `turns` where all have as many, `questions` a conversation),
+            `exact_strings` (`rows`, `questions` a document, `with_books` for passages of books),
             `persona_sentences`, `persona_pools` and `code_snippets` (`rows` and the options of
             `sentence_rows`, `pool_rows` and `code_rows` in `memslots.data`),
             `persona_texts` (`rows` of at most `sentences` sentences), `books` (`rows` of
@@ -222,6 +224,14 @@ def _conversations(
         yield _question(row["context"], row["question"], row["answer"])
 
 
+def _exact_strings(
+    drawn: int, origin: Sources, rows: int, questions: int = 4, with_books: bool = True
+) -> Iterator[Row]:
+    books = list(iterate_books(origin.books, limit=40)) if with_books else []
+    for row in exact_string_rows("train", rows, drawn, questions=questions, books=books):
+        yield _question(row["context"], row["question"], row["answer"])
+
+
 def _some_sentences(text: str, answer: str, count: int, rng: random.Random) -> str:
     """`count` sentences of a text in a row, the first one with the answer among them."""
     parts = re.split(r"(?<=[.!?]) ", text)
@@ -261,4 +271,5 @@ _GENERATED: dict[str, Callable[..., Iterator[Row]]] = {
     "persona_texts": _persona_texts,
     "books": _books,
     "conversations": _conversations,
+    "exact_strings": _exact_strings,
 }

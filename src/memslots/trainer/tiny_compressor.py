@@ -1,13 +1,12 @@
 """The untrained compressor of the embedded checkpoint, made for the tiny decoder."""
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from memslots.modeling import MemslotsConfig, MemslotsModel
+from memslots.modeling import MemslotsModel
 from memslots.trainer.local_init import initialize_local
 
 
@@ -41,49 +40,6 @@ def new_tiny_compressor(recipe: dict[str, Any], output: Path) -> MemslotsModel:
     for part in (model.config.encoder_config, model.config.decoder_config):
         part._name_or_path = ""
     return model
-
-
-def take_decoder(checkpoint: str, output: Path) -> None:
-    """Write a checkpoint's bundled decoder and both its tokenizers where training looks for them.
-
-    Args:
-        checkpoint: a folder or repository, or "embedded", the one that the package carries.
-        output: folder of the run.
-
-    Raises:
-        ValueError: the checkpoint carries no decoder.
-    """
-    donor_config(checkpoint)
-    model = MemslotsModel.from_pretrained(_place(checkpoint))
-    assert model.decoder is not None  # donor_config has seen to it
-    processor = model._need_processor()
-    processor.encoder_tokenizer.save_pretrained(output / "encoder_tokenizer")
-    processor.tokenizer.save_pretrained(output / "decoder")
-    model.decoder.save_pretrained(output / "decoder")
-
-
-def donor_config(checkpoint: str) -> MemslotsConfig:
-    """The configuration of a checkpoint that carries its decoder, for `take_decoder`.
-
-    Args:
-        checkpoint: as there.
-
-    Raises:
-        ValueError: the checkpoint carries no decoder.
-    """
-    config = MemslotsConfig.from_pretrained(_place(checkpoint))
-    if not config.bundle_decoder:
-        raise ValueError(
-            f"checkpoint {checkpoint!r} carries no decoder of its own (bundle_decoder); name its "
-            "decoder and encoder in the recipe's compressor section instead."
-        )
-    return config
-
-
-def _place(checkpoint: str) -> str:
-    """Where the package's own checkpoint lies, or what was given."""
-    embedded = files("memslots").joinpath("assets", "tiny")
-    return str(embedded) if checkpoint == "embedded" else checkpoint
 
 
 def _shared_embeddings(decoder_dir: Path, tokenizer) -> torch.Tensor:

@@ -38,6 +38,7 @@ from memslots.data.personas import (
 from memslots.trainer.decoder_rows import QUESTION, REPEAT, DecoderRows
 from memslots.trainer.induction_init import initialize_induction
 from memslots.trainer.saving import last_checkpoint, save_whole
+from memslots.trainer.start_checkpoint import take_tokenizers
 
 
 def train_tokenizer(
@@ -164,7 +165,8 @@ def train_tiny_decoder(
     """Trains two tokenizers and the decoder; called again after a kill, it goes on.
 
     Args:
-        recipe: Its sections `tokenizer`, `encoder_tokenizer`, `decoder` (see `tiny.yaml`).
+        recipe: Its sections `tokenizer`, `encoder_tokenizer`, `decoder` (see `tiny.yaml`). With
+            `decoder.checkpoint` the decoder and both tokenizers of that checkpoint go on instead.
         output_dir: Receives `decoder/` (model and tokenizer), `encoder_tokenizer/`, `checkpoints/`
             and `log.jsonl`.
         books: A JSONL file of books or a folder of them; PG-19 from the Hub without it.
@@ -175,22 +177,13 @@ def train_tiny_decoder(
     output, section = Path(output_dir), recipe["decoder"]
     decoder_dir = output / "decoder"
     texts = list(iterate_books(books, limit=section["books"]))
-    if not (output / "encoder_tokenizer" / "tokenizer.json").exists():
-        train_tokenizer(recipe["tokenizer"], texts, decoder_dir)
-        train_tokenizer(recipe["encoder_tokenizer"], texts, output / "encoder_tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(decoder_dir)
     torch.set_num_threads(section["threads"])
     torch.manual_seed(section["seed"])
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **section["model"],
-        )
-    )
-    initialize_induction(model)
+    if "checkpoint" in section:
+        model = take_tokenizers(section["checkpoint"], output).requires_grad_(True).train()
+    else:
+        model = _new_decoder(recipe, output, texts)
+    tokenizer = AutoTokenizer.from_pretrained(decoder_dir)
     dataset = DecoderRows(section, tokenizer, texts)
     trainer = TinyDecoderTrainer(
         model=model,
@@ -215,6 +208,24 @@ def train_tiny_decoder(
     model.config.use_cache = True  # the Trainer switches it off, and saving would keep that
     save_whole(model.save_pretrained, decoder_dir, last_checkpoint(output / "checkpoints"))
     return decoder_dir
+
+
+def _new_decoder(recipe: dict[str, Any], output: Path, texts: list[str]) -> LlamaForCausalLM:
+    if not (output / "encoder_tokenizer" / "tokenizer.json").exists():
+        train_tokenizer(recipe["tokenizer"], texts, output / "decoder")
+        train_tokenizer(recipe["encoder_tokenizer"], texts, output / "encoder_tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(output / "decoder")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **recipe["decoder"]["model"],
+        )
+    )
+    initialize_induction(model)
+    return model
 
 
 def answer_accuracy(
