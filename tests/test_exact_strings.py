@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from memslots import MemslotsModel
 from memslots.configuration import load_recipe
 from memslots.data.exact_strings import VALUES, exact_string_rows, places_of
+from memslots.trainer.compressor_config import recipe_fields
 from memslots.trainer.decoder_rows import DecoderRows
 from memslots.trainer.plan import plan_recipe
 from memslots.trainer.run import run_recipe
@@ -150,3 +151,22 @@ def test_fixed_settings_do_not_go_with_a_checkpoint(start, books, decoder_run, t
 def test_strings_are_drawn_anew():
     values = {kind: {make(random.Random(i)) for i in range(50)} for kind, make in VALUES.items()}
     assert all(len(found) > 45 for found in values.values())
+
+
+def test_any_recipe_may_go_on_from_a_compressor(start, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": words(60)}) + "\n")
+    recipe = load_recipe("pcc_lite", [f"compressor.checkpoint={start}"], recipe_fields())
+    section = recipe["compressor"]
+    section["stages"] = [s for s in section["stages"] if s["name"] == "warmup"]
+    section["stages"][0].update(batch_size=2, tokens=2 * 2 * 24)
+    section["stages"][0]["data"] = [{"kind": "jsonl", "split": "train", "tokens": 24}]
+    section["training"].update(per_device_train_batch_size=2, use_cpu=True, learning_rate=1e-4)
+    section["training"]["training_rates"] = [4]
+    (plan,) = plan_recipe(recipe, rate=1e9)
+    before = MemslotsModel.from_pretrained(start)
+    after = MemslotsModel.from_pretrained(run_recipe(recipe, tmp_path / "run", data_dir=str(rows)))
+    assert plan.after == str(start)
+    assert after.config.encoder_config.to_dict() == before.config.encoder_config.to_dict()
+    distance = (after.converter.up.weight - before.converter.up.weight).norm()
+    assert 0 < distance < 0.1 * before.converter.up.weight.norm()

@@ -159,6 +159,7 @@ def recipe_fields() -> dict[str, list[str]]:
     training = [one.name for one in dataclasses.fields(CompressorConfig) if one.init]
     config = [name for name in MemslotsConfig.__annotations__ if not name.endswith("_config")]
     return {
+        "compressor": ["checkpoint"],
         "compressor.training": training,
         "compressor.stages.*.training": training,
         "compressor.config": config,

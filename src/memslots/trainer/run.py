@@ -322,7 +322,8 @@ def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsMod
     if decoder is not None and not (decoder / "model.safetensors").exists():
         raise ValueError(_missing(name, output))
     if "checkpoint" in recipe["compressor"]:
-        return take_compressor(recipe["compressor"]["checkpoint"], decoder)
+        options = decoder_kwargs(recipe["compressor"], name)
+        return take_compressor(recipe["compressor"]["checkpoint"], decoder, options)
     section = first_section(recipe["compressor"], name)
     if decoder is not None:
         return new_tiny_compressor(section, output)

@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -65,18 +66,21 @@ def checkpoint_config(checkpoint: str) -> MemslotsConfig:
     return MemslotsConfig.from_pretrained(_place(checkpoint))
 
 
-def take_compressor(checkpoint: str, decoder: Path | None) -> MemslotsModel:
+def take_compressor(
+    checkpoint: str, decoder: Path | None, decoder_kwargs: dict[str, Any] | None = None
+) -> MemslotsModel:
     """A trained compressor to go on with, before its own decoder or one that went on training.
 
     Args:
         checkpoint: a folder or repository, or "embedded".
         decoder: folder of a decoder of the same width and vocabulary; None for the checkpoint's.
+        decoder_kwargs: how the checkpoint's is loaded, for its `from_pretrained`.
 
     Raises:
         ValueError: a decoder of another width or vocabulary, which needs an `adapt` stage.
     """
     if decoder is None:
-        return MemslotsModel.from_pretrained(_place(checkpoint))
+        return MemslotsModel.from_pretrained(_place(checkpoint), decoder_kwargs=decoder_kwargs)
     model = MemslotsModel.from_pretrained(_place(checkpoint), load_decoder=False)
     model.attach_decoder(AutoModelForCausalLM.from_pretrained(decoder, dtype=model.dtype))
     return model
