@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from memslots import MemslotsModel
+from memslots.data.exact_strings import BOILERPLATE
 
 pytest.importorskip("trl", reason="the table trains too; it needs memslots[train]")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -72,11 +73,22 @@ def test_the_tables_show_every_way_and_its_cut(embedded, monkeypatch):
         {
             "strings": strings,
             "questions": questions,
-            "questions_with_literals": questions,
             "losses": losses,
             "cost": cost,
         }
     )
     assert "| text cut to rate 16, exact spans |" in page
     assert "| one | 100 | 50.0 | 40.0 | 0.80 (0.80 to 0.80) | 70.0 | 0.0 | 1 of 2 | 2.00 |" in page
-    assert "text cut to fixed rate 4, trained so" not in page
+
+
+def test_the_cost_is_a_ratio_to_a_prefill_of_the_same_text():
+    records = verified.measure_cost([64], preset="tiny")
+    assert [(r["set"], r["rate"]) for r in records] == [("64 tokens", 4), ("64 tokens", 16)]
+    assert all(0 < r["ratio"] < 100 for r in records)
+
+
+def test_the_texts_to_lose_from():
+    found = verified.passages(None, 2)
+    assert list(found) == ["biographies", "letters", "conversations"]
+    assert all(len(own) == 2 and len(set(own)) == 2 for own in found.values())
+    assert all(any(stock in text for stock in BOILERPLATE) for text in found["letters"])
