@@ -75,6 +75,25 @@ def test_encoder_has_no_head(zoo):
         assert not isinstance(model.encoder, tuple(AutoModelForCausalLM._model_mapping.values()))
 
 
+def test_passes_of_a_cpu_are_smaller_unless_said_otherwise(model, monkeypatch):
+    passes = []
+    original = model.encode
+    monkeypatch.setattr(
+        model,
+        "encode",
+        lambda segment_input_ids, **kw: (
+            passes.append(segment_input_ids.numel()),
+            original(segment_input_ids, **kw),
+        )[1],
+    )
+    text = words(9000)
+    model.compress(text, progress=False)
+    assert max(passes) <= 4096 < sum(passes)
+    passes.clear()
+    model.compress(text, batch_tokens=10**6, progress=False)
+    assert len(passes) == 1
+
+
 def test_training_mode_is_left_and_not_used(zoo):
     model = zoo.compressor()  # GPT-2 has dropout
     expected = model.compress(TEXTS).slots

@@ -61,7 +61,9 @@ def expected(model):
     return found
 
 
-def test_in_process(model, decoder, expected):
+@pytest.fixture(scope="module")
+def llm(decoder):
+    """vLLM in this process; closed before pytest takes back the stream it logs to."""
     from vllm import LLM
 
     llm = LLM(
@@ -71,6 +73,11 @@ def test_in_process(model, decoder, expected):
         dtype="float32",
         max_model_len=1024,
     )
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+def test_in_process(llm, model, expected):
     got = {
         (i, rate): generate_with_vllm(
             llm, model, model.compress(CONTEXTS[i], rate=rate), QUESTIONS, sampling=Sampling(NEW)
@@ -78,6 +85,24 @@ def test_in_process(model, decoder, expected):
         for i, rate in expected
     }
     assert got == expected
+
+
+@pytest.mark.filterwarnings("ignore:from the slots the decoder")
+def test_text_and_literals_among_the_slots(llm, model):
+    text = "\n\n".join(CONTEXTS * 3)
+    options = {"max_new_tokens": NEW, "do_sample": False}
+    memory = model.compress(text, rate=16, exact=["numbers"])
+    assert sum(memory.n_literals) > 0
+    assert len(memory.segments) > 1
+    expanded = model.expanded(memory, [1])
+    assert expanded.segment_texts[1]
+    given = {"sampling": Sampling(NEW)}
+    assert generate_with_vllm(llm, model, memory, QUESTIONS, **given) == model.generate(
+        memory=memory, question=QUESTIONS, **options
+    )
+    assert generate_with_vllm(llm, model, expanded, QUESTIONS, **given) == model.generate(
+        memory=memory, question=QUESTIONS, expand=[1], **options
+    )
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ class EncodingMixin(_Model):
         self,
         text: str | Sequence[str],
         rate: int | None = None,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         progress: bool | None = None,
         literals: Detectors | None = None,
         rates: Sequence[int] | None = None,
@@ -153,7 +153,8 @@ class EncodingMixin(_Model):
         Args:
             text: a text, or n texts (n documents).
             rate: encoder tokens per slot; one of `config.compression_rates`, by default the finest.
-            batch_tokens: most encoder tokens, padding included, in one encoder pass.
+            batch_tokens: most encoder tokens, padding included, in one encoder pass; by default
+                4,096 on a CPU, where larger ones are slower, and 16,384 elsewhere.
             progress: show a progress bar; by default when there are more than 20 passes.
             literals: what rides beside the slots as ordinary tokens and so comes back exactly:
                 "numbers", another name of `literals_memslots.DETECTORS`, a function from a text to
@@ -188,7 +189,7 @@ class EncodingMixin(_Model):
         texts = as_list(text, "context")
         if not texts:
             raise ValueError("compress needs at least one text, got an empty list.")
-        if batch_tokens < 1:
+        if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
         wanted = wanted_of(self, rate, rates, fidelity, max_slots, exact, patches, slot_dtype)
         if wanted is not None:
@@ -219,7 +220,7 @@ class EncodingMixin(_Model):
         spans: list[list[Span]],
         literals: list[list[tuple[Literal, ...]]],
         rate: int,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         progress: bool | None = None,
     ) -> Memory:
         flat = [span for document in spans for span in document]
@@ -228,7 +229,11 @@ class EncodingMixin(_Model):
 
     @torch.no_grad()
     def encode_spans(
-        self, flat: Sequence[Span], rate: int, batch_tokens: int, progress: bool | None = None
+        self,
+        flat: Sequence[Span],
+        rate: int,
+        batch_tokens: int | None,
+        progress: bool | None = None,
     ) -> torch.Tensor:
         """Slots `(total_slots, d_encoder)` of segments, one after another, encoded in batches."""
         processor = self._need_processor()
@@ -239,7 +244,8 @@ class EncodingMixin(_Model):
         device = self.encoder.device
         slots = torch.empty(offsets[-1], self.config.slot_size, device=device, dtype=self.dtype)
         appended = counts if self.config.pooling == "memory_tokens" else [0] * len(flat)
-        batches = list(token_batches([len(span.ids) for span in flat], appended, batch_tokens))
+        most = batch_tokens or (4096 if device.type == "cpu" else 16384)
+        batches = list(token_batches([len(span.ids) for span in flat], appended, most))
         training = self.encoder.training
         self.encoder.eval()
         try:

@@ -117,7 +117,7 @@ class _RateSlots:
         model: "MemslotsModel",
         parts: Sequence[Draft],
         wanted: Wanted,
-        batch_tokens: int,
+        batch_tokens: int | None,
         progress: bool | None,
     ):
         self.model, self.parts, self.wanted = model, parts, wanted
@@ -173,7 +173,7 @@ def compress_verified(
     texts: Sequence[str],
     literals: Detectors | None,
     wanted: Wanted,
-    batch_tokens: int,
+    batch_tokens: int | None,
     progress: bool | None,
 ) -> Memory:
     """See `MemslotsModel.compress`.
