@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -12,11 +13,17 @@ if TYPE_CHECKING:
 
 def plan_table(recipe: str, stages: list[StagePlan]) -> Table:
     """One line a stage; what the size of a data set decides is left open."""
-    table = Table(title=f"{recipe}: nothing was trained; memory and time are estimates")
-    for column in ("stage", "after", "trained", "frozen", "rows a step", "steps", "tokens"):
-        table.add_column(column, justify="left" if column in ("stage", "after") else "right")
-    table.add_column("memory each", justify="right")
-    table.add_column("hours", justify="right")
+    # Folded where a terminal is narrow: a number that is cut short would be another number.
+    table = Table(
+        title=f"{recipe}: nothing was trained; memory and time are estimates",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in ("stage", "after"):
+        table.add_column(column, overflow="fold")
+    for column in ("trained", "frozen", "rows\na step", "steps", "tokens", "GiB\neach", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
     for stage in stages:
         table.add_row(
             stage.name,
@@ -26,10 +33,14 @@ def plan_table(recipe: str, stages: list[StagePlan]) -> Table:
             f"{stage.rows_per_step:,}",
             "by the data" if stage.steps is None else f"{stage.steps:,}",
             "-" if stage.tokens is None else _count(stage.tokens),
-            f"{stage.memory / 2**30:,.1f} GiB",
-            "-" if stage.seconds is None else f"{stage.seconds / 3600:,.1f}",
+            f"{stage.memory / 2**30:,.1f}",
+            "-" if stage.seconds is None else _time(stage.seconds),
         )
     return table
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def _count(number: float) -> str:
