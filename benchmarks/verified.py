@@ -4,8 +4,9 @@
 
 Each part is kept as JSON under `--results` and not run again. DATA is a folder with
 `books-train.jsonl.gz`, `books-validation.jsonl.gz` and `gsm8k-test.jsonl.gz`; without it the parts
-on books and GSM8K are left out. Without `--model` the recipe `exact_strings` is trained first: the
-embedded checkpoint's decoder does not answer with strings that it never saw.
+on books and GSM8K are left out. The strings are asked a second time of what the recipe
+`exact_strings` trains, since the embedded checkpoint's decoder does not answer with strings that it
+never saw.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from shapes import build, context
 from verified_page import Record, page
 
 from memslots import Memory, MemslotsModel
+from memslots.cli.options import resolve_model
 from memslots.configuration import load_recipe
 from memslots.data.conversations import conversation_rows, small_talk
 from memslots.data.exact_strings import BOILERPLATE, VALUES, asked_for, places_of, stated
@@ -305,20 +307,26 @@ def main() -> None:
     arguments.add_argument("--model")
     arguments.add_argument("--samples", type=int, default=2)
     given = arguments.parse_args()
-    folder = given.model or run_recipe(
-        load_recipe("exact_strings"),
-        given.results / "exact_strings",
-        books=None if given.data is None else str(given.data),
-    )
-    model = MemslotsModel.from_pretrained(folder).eval()
+    model = MemslotsModel.from_pretrained(resolve_model(given.model)).eval()
     texts = passages(given.data, 4 * given.samples)
     books = read_books(given.data)
+
+    def strings_after_training() -> list[Record]:
+        folder = run_recipe(
+            load_recipe("exact_strings"),
+            given.results / "exact_strings",
+            books=None if given.data is None else str(given.data),
+        )
+        trained = MemslotsModel.from_pretrained(folder).eval()
+        return measure_strings(trained, given.samples, books)
+
     parts: dict[str, Callable[[], list[Record]]] = {
         "losses": lambda: measure_losses(model, texts),
         "questions": lambda: measure_questions(
             model, 15 * given.samples, lambda texts: ways(model, texts, set())
         ),
         "strings": lambda: measure_strings(model, given.samples, books),
+        "strings_after_training": strings_after_training,
         "cost": measure_cost,
     }
     given.results.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,7 @@ def test_the_tables_show_every_way_and_its_cut(embedded, monkeypatch):
     page = verified_page.page(
         {
             "strings": strings,
+            "strings_after_training": strings,
             "questions": questions,
             "losses": losses,
             "cost": cost,
