@@ -170,9 +170,9 @@ else: other segments end as text, and no budget of slots saves them. It was trai
 beside its slots in some contexts, but not to answer with strings that it never saw: what is kept is
 there to be read, but this decoder does not answer with it.
 """
-TRAINED = """*Answered* after the recipe `exact_strings`: the decoder goes on training with such strings,
-the compressor with literals beside its slots, each for some twenty-five minutes. The row "full
-text" is what that decoder does without compression. Its other answers suffer from having been
+TRAINED = """*Answered* after the recipe `exact_strings`: the decoder goes on training with such
+strings, the compressor with literals beside its slots, each for some twenty-five minutes. The row
+"full text" is what that decoder does without compression. Its other answers suffer from having been
 moved, so the package does not carry this checkpoint.
 """
 STRINGS = """A string is *kept* where it stands in what the decoder reads as tokens (literals,
