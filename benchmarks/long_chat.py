@@ -20,8 +20,8 @@ from memslots.cli.options import resolve_model
 from memslots.data.conversations import conversation_rows, written
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import exact_match, wilson_interval
+from memslots.evaluation.report import replace_block
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 TURNS = (10, 50, 200)
 QUESTIONS = 5
 NEW_TOKENS = 14
@@ -93,9 +93,7 @@ def main() -> None:
     made = table(model, given.people, given.seed)
     print(made)
     if given.page is not None:
-        before, _, rest = given.page.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        given.page.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", "utf-8")
+        replace_block(given.page, f"{made}\n")
 
 
 if __name__ == "__main__":

@@ -224,32 +224,48 @@ def measure_losses(model: MemslotsModel, texts: dict[str, list[str]]) -> list[Re
     return records
 
 
-@torch.no_grad()
 def measure_cost(
-    lengths: Sequence[int] = (1024, 4096, 8192), preset: str = "small"
+    model: MemslotsModel,
+    texts: dict[str, list[str]],
+    lengths: Sequence[int] = (1024, 4096, 8192),
+    preset: str = "small",
 ) -> list[Record]:
+    """Cost ratios of the checkpoint on its texts, and of a larger decoder by length of the text."""
+    records = [
+        {"set": name, "measured": "texts", **record}
+        for name, own in texts.items()
+        for text in own[:2]
+        for record in cost_ratios(model, text)
+    ]
+    shaped = build(preset, "cpu", torch.float32)
+    return records + [
+        {"set": f"{length:,} tokens", "measured": "shapes", **record}
+        for length in lengths
+        for record in cost_ratios(shaped, context(length))
+    ]
+
+
+@torch.no_grad()
+def cost_ratios(model: MemslotsModel, text: str) -> list[Record]:
     """Seconds of verification at each rate, as a ratio of one prefill of the text; in turns."""
-    model = build(preset, "cpu", torch.float32)
     processor = model.processor
+    ids = torch.tensor([processor.decoder_text.encode(text)])
     records = []
-    for length in lengths:
-        text = context(length)
-        ids = torch.tensor([processor.decoder_text.encode(text)])
-        for rate in model.config.compression_rates:
-            memory = model.compress(text, rate=rate)
-            readings = [read(processor, text[s.start : s.end]) for s in memory.segments]
-            beside: list[list[int]] = [[] for _ in readings]
-            times: dict[str, list[float]] = {"prefill": [], "verify": []}
-            for _ in range(4):
-                for what in times:
-                    started = time.perf_counter()
-                    if what == "prefill":
-                        model.decoder(input_ids=ids, logits_to_keep=1)
-                    else:
-                        teacher_forced(model, memory, readings, beside)
-                    times[what].append(time.perf_counter() - started)
-            prefill, verify = (statistics.median(one[1:]) for one in times.values())
-            records.append({"set": f"{length:,} tokens", "rate": rate, "ratio": verify / prefill})
+    for rate in model.config.compression_rates:
+        memory = model.compress(text, rate=rate)
+        readings = [read(processor, text[s.start : s.end]) for s in memory.segments]
+        beside: list[list[int]] = [[] for _ in readings]
+        times: dict[str, list[float]] = {"prefill": [], "verify": []}
+        for _ in range(4):
+            for what in times:
+                started = time.perf_counter()
+                if what == "prefill":
+                    model.decoder(input_ids=ids, logits_to_keep=1)
+                else:
+                    teacher_forced(model, memory, readings, beside)
+                times[what].append(time.perf_counter() - started)
+        prefill, verify = (statistics.median(one[1:]) for one in times.values())
+        records.append({"rate": rate, "ratio": verify / prefill})
     return records
 
 
@@ -327,7 +343,7 @@ def main() -> None:
         ),
         "strings": lambda: measure_strings(model, given.samples, books),
         "strings_after_training": strings_after_training,
-        "cost": measure_cost,
+        "cost": lambda: measure_cost(model, texts),
     }
     given.results.mkdir(parents=True, exist_ok=True)
     results = {}

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from memslots import MemslotsModel
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import against_published  # noqa: E402
 import alternatives  # noqa: E402
+import long_chat  # noqa: E402
 import measuring  # noqa: E402
 import page  # noqa: E402
 import published_way  # noqa: E402
@@ -377,3 +381,15 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
     for picture in ("table-a7", "table-a7-memory", "against-published", "scaling", "alternatives"):
         assert f"(speed/{picture}.png)" in text
         assert (speed.with_suffix("") / f"{picture}.png").stat().st_size > 1000
+
+
+def test_long_chats_are_read_in_every_way():
+    embedded = MemslotsModel.from_pretrained(files("memslots") / "assets" / "tiny")
+    found = list(long_chat.measure(embedded, people=1, turns=30, seed=5))
+    assert len(found) == 8  # three rates, with and without recent turns, and two ways of text
+    positions = {name: most for name, _, most in found}
+    assert max(positions.values()) == positions["all turns as text"]
+    assert positions["last turns as text"] <= positions["slots, rate 16, no turn kept as text"]
+    assert all(len(right) == long_chat.QUESTIONS for _, right, _ in found)
+    by_name = {name: sum(right) for name, right, _ in found}
+    assert by_name["all turns as text"] > by_name["last turns as text"] == 0

@@ -68,7 +68,10 @@ def test_the_tables_show_every_way_and_its_cut(embedded, monkeypatch):
         {"set": "one", "tokens": 100, "fixed": 50, "budget": 40, "served": 0, "segments": 2}
         | {"positions": 30, "served_positions": 60, "as_text": 1}
     ]
-    cost = [{"set": "one", "rate": 4, "tokens": 9, "ratio": 0.5}]
+    cost = [
+        {"set": "one", "measured": measured, "rate": 4, "ratio": 0.5}
+        for measured in ("texts", "shapes")
+    ]
     page = verified_page.page(
         {
             "strings": strings,
@@ -82,10 +85,30 @@ def test_the_tables_show_every_way_and_its_cut(embedded, monkeypatch):
     assert "| one | 100 | 50.0 | 40.0 | 0.80 (0.80 to 0.80) | 70.0 | 0.0 | 1 of 2 | 2.00 |" in page
 
 
-def test_the_cost_is_a_ratio_to_a_prefill_of_the_same_text():
-    records = verified.measure_cost([64], preset="tiny")
-    assert [(r["set"], r["rate"]) for r in records] == [("64 tokens", 4), ("64 tokens", 16)]
-    assert all(0 < r["ratio"] < 100 for r in records)
+def test_the_cost_is_a_ratio_to_a_prefill_of_the_same_text(embedded):
+    texts = {"one": ["Ann Lee is 47.", "Bo is 9.", "Cy is 3."]}
+    records = verified.measure_cost(embedded, texts, lengths=[64], preset="tiny")
+    assert [(r["measured"], r["set"], r["rate"]) for r in records] == [
+        *([("texts", "one", rate) for rate in (4, 8, 16)] * 2),
+        *(("shapes", "64 tokens", rate) for rate in (4, 16)),
+    ]
+    assert all(0 < r["ratio"] < 1000 for r in records)
+
+
+def test_a_missed_bar_of_either_measurement_is_said():
+    cost = [
+        {"set": "a", "measured": "texts", "rate": 4, "ratio": 1.5},
+        {"set": "b", "measured": "shapes", "rate": 4, "ratio": 0.5},
+    ]
+    losses = [{"budget": 9, "fixed": 10}]
+    fixed = {"way": "fixed rate 16", "kept": False}
+    exact = {"way": "rate 16, exact spans", "kept": True, "answered": True, "hidden_in": "a book"}
+    strings = [fixed, exact | {"tokens": 16, "positions": 4}]
+    said = verified_page.bars({"cost": cost, "losses": losses, "strings": strings})
+    assert "100.0% at 4.00 in a book (missed)" in said
+    assert "they lose 0.90 of it (missed)" in said
+    assert "this checkpoint 1.50 in the median (missed), 1.50 at worst" in said
+    assert "the larger decoder 0.50 in the median (reached), 0.50 at worst" in said
 
 
 def test_the_texts_to_lose_from():

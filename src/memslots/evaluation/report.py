@@ -222,6 +222,19 @@ def fill_block(path: str | Path, results: dict[str, Any]) -> None:
     """Writes the short report between the two result comments of a Markdown file.
 
     Raises:
+        ValueError: See `replace_block`.
+    """
+    replace_block(path, markdown_report(results, full=False))
+
+
+def replace_block(path: str | Path, block: str) -> None:
+    """Writes Markdown between the two result comments of a file.
+
+    Args:
+        path: Of the file.
+        block: What stands there afterwards; it ends with a line break.
+
+    Raises:
         ValueError: The file does not have each comment once, in order.
     """
     path = Path(path)
@@ -230,7 +243,6 @@ def fill_block(path: str | Path, results: dict[str, Any]) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in after:
         raise ValueError(f"{path} needs the lines {BEGIN} and {END} once each, in this order.")
-    block = markdown_report(results, full=False)
     path.write_text(f"{before}{BEGIN}\n{block}{END}{after}", "utf-8")
 
 

@@ -72,6 +72,8 @@ def plan_recipe(
         OSError: an encoder or decoder whose configuration cannot be had.
     """
     section = recipe["compressor"]
+    if "checkpoint" in section:
+        section = {**section, "config": _config_of(section["checkpoint"])}
     rate = rate or matrix_rate()
     encoder, decoder = _configs(recipe)
     plans = []
@@ -119,11 +121,9 @@ def _configs(recipe: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedConfig
     return AutoConfig.for_model("llama", vocab_size=vocab_size, **section["encoder"]), decoder
 
 
-def _config_of(section: dict[str, Any]) -> dict[str, Any]:
-    """What the compressor's configuration says beside its encoder's and decoder's."""
-    if "checkpoint" not in section:
-        return section["config"]
-    found = checkpoint_config(section["checkpoint"]).to_diff_dict()
+def _config_of(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint's configuration says beside its encoder's and decoder's."""
+    found = checkpoint_config(checkpoint).to_diff_dict()
     return {k: v for k, v in found.items() if k not in ("encoder_config", "decoder_config")}
 
 
@@ -136,7 +136,7 @@ def _plan_stage(
     world_size: int,
     rate: float,
 ) -> StagePlan:
-    given = {**_config_of(section), **settings.get("config", {}), "bundle_decoder": False}
+    given = {**section["config"], **settings.get("config", {}), "bundle_decoder": False}
     if given.get("pooling") == "sentence":
         window = given.setdefault("segment_length", _SENTENCE_TOKENS)
         width = encoder.get_text_config().hidden_size
