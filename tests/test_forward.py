@@ -113,16 +113,23 @@ def test_compressor_learns_and_decoder_stays(zoo, encoder):
     assert model.encoder.training
     assert not model.decoder.training
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3)
     inputs = task_inputs(model)
-    losses = []
-    for _ in range(3):
+
+    def loss_without_dropout():
+        # Which units are dropped differs between makes of CPU for the same seed.
+        model.eval()
+        with torch.no_grad():
+            loss = model(**inputs).loss.item()
+        model.train()
+        return loss
+
+    first = loss_without_dropout()
+    for _ in range(5):
         optimizer.zero_grad()
-        loss = model(**inputs).loss
-        loss.backward()
-        losses.append(loss.item())
+        model(**inputs).loss.backward()
         optimizer.step()
-    assert losses[-1] < losses[0]
+    assert loss_without_dropout() < first - 0.5
     for name, parameter in model.named_parameters():
         if name.startswith("decoder."):
             assert parameter.grad is None, name

@@ -80,7 +80,8 @@ def test_memories_are_those_that_compress_makes(client, model, tmp_path, fields)
         expected.checks,
         expected.literals,
     )
-    assert torch.equal(found.slots, expected.slots)
+    # Two passes over one text may differ in the last bits, by where their tensors lie in memory.
+    torch.testing.assert_close(found.slots, expected.slots)
     assert one["fidelity"] == [check.fidelity for check in expected.checks]
     assert one["segments_as_text"] == expected.segment_rates.count(0)
     assert one["literals"] == sum(expected.n_literals)
