@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from .memory_loading_memslots import MemoryLoadingMixin
 from .memory_memslots import Memory, slots_for
 from .per_layer_memslots import per_layer_inputs, prefilled_with
 from .prefix_memslots import Prefix, sequences_of
-from .processing_memslots import as_list
+from .processing_memslots import CONTEXT_END, as_list
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -195,20 +196,37 @@ class AnsweringMixin(MemoryLoadingMixin):
         starts = [0]
         for document in memory.documents:
             starts.append(starts[-1] + len(document))
-        literals = self._document_literals(memory)
+        literals, sizes = self._document_literals(memory), self._sizes(memory)
         return [
-            Row(list(range(starts[i], starts[i + 1])), prompt, literals=literals[i])
+            Row(
+                list(range(starts[i], starts[i + 1])),
+                self._apart(prompt, sizes[i]),
+                literals=literals[i],
+            )
             for i, prompt in asked
         ]
 
+    def _apart(self, prompt: Prompt, sizes: list[tuple[int, int]]) -> Prompt:
+        """The prompt, parted from a context that ends as text as it is from a full text."""
+        if not prompt.after or not sizes or sizes[-1][1] != 0:
+            return prompt
+        return Prompt(prompt.before, self._context_end() + prompt.after)
+
+    def _context_end(self) -> list[int]:
+        return self._need_processor().decoder_text.encode(CONTEXT_END)
+
     def _document_literals(self, memory: Memory) -> list[list[list[int]]]:
         """Decoder tokens beside the slots of each document's segments, or in their place."""
-        found = self._beside(memory)
+        found, texts = self._beside(memory), memory.segment_texts
         documents, start = [], 0
         for document in memory.documents:
-            own = found[start : start + len(document)]
+            end = start + len(document)
+            for i, (one, following) in enumerate(pairwise(document), start):
+                if one.text != following.text and texts[i] and texts[i + 1]:
+                    found[i] = found[i] + self._context_end()
+            own = found[start:end]
             documents.append(own if any(own) else [])
-            start += len(document)
+            start = end
         return documents
 
     def _beside(self, memory: Memory) -> list[list[int]]:
@@ -294,7 +312,8 @@ class AnsweringMixin(MemoryLoadingMixin):
 
         def positions(i: int, j: int, at: int) -> int:
             slots = slots_at(i, at)
-            row = Row(list(range(len(slots))), prompts[j], literals=literals[i])
+            asked = self._apart(prompts[j], sizes[i])
+            row = Row(list(range(len(slots))), asked, literals=literals[i])
             return row_length(row, slots, markers, each)
 
         for i, j in pairs:

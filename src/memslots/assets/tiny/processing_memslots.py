@@ -16,6 +16,9 @@ from .memory_memslots import slots_for
 from .sentences_memslots import UnitSplitter
 from .tokenization_memslots import PlainText, Span, check_text
 
+CONTEXT_END = "\n\n"
+"""What parts a context that the decoder reads as text from what follows it."""
+
 # Private-use characters stand for the user's text while a chat template is rendered, so that only
 # the template's own text is read with added-token matching.
 _SENTINEL = "\ue0f0{}\ue0f1"
@@ -230,7 +233,7 @@ class MemslotsProcessor(ProcessorMixin):
             if self.prompt_format == "plain":
                 text = self.plain_prompt.replace("{question}", question)
                 if context is not None:
-                    return Prompt(self.bos_ids, self.decoder_text.encode(f"{context}\n\n{text}"))
+                    text = context + CONTEXT_END + text
                 return Prompt(self.bos_ids, self.decoder_text.encode(text))
             messages = [{"role": "user", "content": question}]
         return self._chat(messages, context, template_kwargs)
@@ -273,7 +276,7 @@ class MemslotsProcessor(ProcessorMixin):
                 target += self.decoder_text.encode(texts[int(piece)])
             else:
                 if context is not None:
-                    target += self.decoder_text.encode(f"{context}\n\n")
+                    target += self.decoder_text.encode(context + CONTEXT_END)
                 target = after
         if before[:1] != self.bos_ids:  # most templates write it themselves
             before = self.bos_ids + before
