@@ -92,9 +92,42 @@ def test_a_store_of_verified_memories(checkpoint, tmp_path, capsys):
     assert not memory.checks
     (texts / "3.txt").write_text(bodies["1.txt"] + "More.", "utf-8")
     (texts / "4.txt").write_text(bodies["1.txt"], "utf-8")  # by another id
-    assert main([*add, str(tmp_path / "chosen"), "--fidelity", "0.02"]) == 0
+    chosen = [*add, str(tmp_path / "chosen"), *options]
+    assert main(chosen) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "1 documents added, 2 were there, 1 have a text that is there" in told
+
+
+def test_a_store_knows_what_its_documents_were_made_with(checkpoint, tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "1.txt").write_text(TEXT, "utf-8")
+    path = str(tmp_path / "store")
+    add = ["store", "add", str(tmp_path / "texts"), "--model", checkpoint, "--store", path]
+
+    def run(*options: str) -> tuple[int, str]:
+        code = main([*add, *options])
+        shown = capsys.readouterr()
+        return code, " ".join((shown.out + shown.err).split())
+
+    assert run("--rate", "8")[0] == 0
+    assert "0 documents added, 1 were there" in run("--rate", "8")[1]
+    made = ["--fidelity", "0.02", "--rates", "8,4", "--exact", "numbers"]
+    for other in (made, ["--rate", "8", "--exact", "numbers"], ["--rate", "8", "--patches"]):
+        code, told = run(*other)  # was asked for, and is not what is there: not passed over
+        assert code == 1
+        assert "0 documents added, 0 were there" in told
+        assert "1 changed and were left as they are (--replace takes the new ones): 1.txt" in told
+    assert "1 documents added" in run(*made, "--replace")[1]
+    again = ["--fidelity", "0.02", "--rates", "4,8", "--exact", "numbers"]
+    assert "0 documents added, 1 were there" in run(*again, "--replace")[1]
+    wanted = {"fidelity": 0.02, "rates": [4, 8], "exact": ["numbers"]}
+    store = MemoryStore(path)
+    assert store.find({"made_with": wanted}) == ["1.txt"]
+    store.compact()
+    assert store.places(["1.txt"])["1.txt"].made_with == wanted
+    (tmp_path / "texts" / "2.txt").write_text(TEXT, "utf-8")  # the same text by another id
+    assert "1 have a text that is there" in run(*made)[1]
+    assert "1 documents added" in run("--fidelity", "0.03")[1]
 
 
 def test_what_is_measured_is_read_with_these_literals(checkpoint, monkeypatch, tmp_path):

@@ -73,7 +73,10 @@ def add(
         bool, typer.Option("--ray", help="Run the workers under Ray Data (see RAY_ADDRESS).")
     ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace documents whose text or rate has changed.")
+        bool,
+        typer.Option(
+            "--replace", help="Replace documents whose text, rate or options have changed."
+        ),
     ] = False,
     text_column: Annotated[str, typer.Option(help="Column of a row's text.")] = "text",
     id_column: Annotated[str, typer.Option(help="Column of a row's id, if any.")] = "id",
@@ -84,8 +87,8 @@ def add(
 ) -> int:
     """Compress a corpus into a store; run again, it goes on where it was stopped.
 
-    What the store has, by id or by its text, is not compressed again; with --fidelity or
-    --max-slots at whatever rates. The exit code is 1 where something of the corpus was not stored.
+    What the store has, by id or by its text, made with the same options, is not compressed again.
+    The exit code is 1 where something of the corpus was not stored.
     """
     from memslots.serving.compress_corpus import add_corpus
     from memslots.serving.corpus import corpus_files, read_documents

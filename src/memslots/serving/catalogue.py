@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .store_format import FORMAT, FORMAT_VERSION
+from .store_format import FORMAT, FORMAT_VERSION, MADE_WITH
 
 NAME = "catalogue.sqlite"
 
@@ -56,6 +56,11 @@ class Place(NamedTuple):
     tokens: int
     slots: int
     metadata: str
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Options of `store add` beside the rate; empty where there were none."""
+        return json.loads(self.metadata).get(MADE_WITH, {})
 
 
 class Catalogue:
@@ -175,17 +180,17 @@ class Catalogue:
             found.update({row[0]: Place(*row[1:]) for row in rows})
         return found
 
-    def texts(self, db: sqlite3.Connection, text_keys: Sequence[str]) -> dict[tuple[str, int], str]:
-        """`{(text_key, rate): id}` of those texts that are in the store."""
-        found = {}
+    def texts(self, db: sqlite3.Connection, text_keys: Sequence[str]) -> list[Place]:
+        """Where those texts are that are in the store, by whatever ids."""
+        found = []
         for start in range(0, len(text_keys), _AT_ONCE):
             part = list(text_keys[start : start + _AT_ONCE])
             rows = db.execute(
-                "SELECT text_key, rate, min(id) FROM documents "
-                f"WHERE text_key IN ({_marks(part)}) GROUP BY text_key, rate",
+                "SELECT f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
+                f"FROM documents d JOIN files f USING (file) WHERE d.text_key IN ({_marks(part)})",
                 part,
             )
-            found.update({(key, rate): one for key, rate, one in rows})
+            found += [Place(*row) for row in rows]
         return found
 
     def ids_after(self, last: str | None, most: int) -> list[str]:

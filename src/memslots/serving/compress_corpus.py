@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from .catalogue import Place
 from .corpus import Document, Unusable
 from .corpus_workers import CompressorSpec, CorpusCompressor, in_processes, under_ray
 from .store import MemoryStore
-from .store_format import pa
+from .store_format import MADE_WITH, encode_metadata, pa
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -43,7 +44,8 @@ class CorpusReport:
         added: Documents compressed and stored now.
         there: Documents that the store had.
         duplicates: Documents whose text is in the store, or earlier in the corpus, by another id.
-        changed: Ids that are in the store with another text or rate and were left so.
+        changed: Ids that are in the store with another text or rate, or made with other options,
+            and were left so.
         unusable: What could not be used and why, by its place.
         seconds: All in all.
     """
@@ -77,7 +79,8 @@ def add_corpus(
         spec: The compressor.
         workers: Processes that compress.
         ray: Run them under Ray Data, on the cluster that `RAY_ADDRESS` names or on this machine.
-        replace: Whether documents whose id is there with another text or rate replace those.
+        replace: Whether documents whose id is there with another text, rate or options replace
+            those.
         total_bytes: The corpus's size, for the progress bar.
         progress: Whether to show one; by default where standard error is a terminal.
         model: The compressor where it is loaded already; for one worker without Ray.
@@ -98,7 +101,7 @@ def add_corpus(
         disable=None if progress is None else not progress,
     )
     keeper = _Keeper(store, report, replace, bar.update)
-    batches = _batches(keeper.wanted(documents, spec.rate))
+    batches = _batches(keeper.wanted(documents, spec.rate, spec.made_with))
     if ray:
         results = under_ray(batches, spec, workers)
     elif workers > 1:
@@ -133,14 +136,22 @@ class _Keeper:
         self.stored_at = time.monotonic()
 
     def wanted(
-        self, documents: Iterable[Document | Unusable], rate: int | None
+        self,
+        documents: Iterable[Document | Unusable],
+        rate: int | None,
+        made_with: Mapping[str, Any],
     ) -> Iterator[Document]:
         """Those documents that are to be compressed; the others are counted.
 
         Args:
             documents: The corpus.
             rate: That they are wanted at; None where each segment gets its own.
+            made_with: What is asked for beside it; the documents' metadata then say so.
         """
+
+        def wanted_so(place: Place) -> bool:
+            return rate in (None, place.rate) and place.made_with == made_with
+
         source = iter(documents)
         while part := list(islice(source, LOOK_UP)):
             for stored in self.stored:
@@ -154,7 +165,7 @@ class _Keeper:
             }
             places = self.store.places(list(hashes))
             texts = self.store.texts(list(hashes.values()))
-            keys = {key for key, _ in texts}
+            keys = {place.text_key for place in texts if wanted_so(place)} | on_their_way
             for one in part:
                 if isinstance(one, Unusable):
                     self.report.unusable[one.where] = one.reason
@@ -162,21 +173,16 @@ class _Keeper:
                     self.report.unusable[one.id] = "its id comes twice in the corpus"
                 else:
                     place, key = places.get(one.id), hashes[one.id]
-                    same = place is not None and place.text_key == key
-                    if place is not None and same and rate in (None, place.rate):
+                    if place is not None and place.text_key == key and wanted_so(place):
                         self.report.there += 1
                     elif place is not None and not self.replace:
                         self.report.changed.append(one.id)
-                    elif place is None and (
-                        (key, rate) in texts
-                        or key in on_their_way
-                        or (rate is None and key in keys)
-                    ):
+                    elif place is None and key in keys:
                         self.report.duplicates += 1
                     else:
                         self.sizes[one.id], self.keys[one.id] = one.size, key
-                        on_their_way.add(key)
-                        yield one
+                        keys.add(key)
+                        yield _noted(one, made_with)
                         continue
                 self.advance(one.size)
 
@@ -208,6 +214,14 @@ class _Keeper:
     def _settle(self, one: str) -> None:
         self.stored.append(one)
         self.advance(self.sizes[one])
+
+
+def _noted(document: Document, made_with: Mapping[str, Any]) -> Document:
+    """The document, whose metadata say what it is made with; a column of that name gives way."""
+    metadata = {**json.loads(document.metadata), MADE_WITH: made_with}
+    if not made_with:
+        del metadata[MADE_WITH]
+    return replace(document, metadata=encode_metadata(metadata))
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[pa.Table]:

@@ -52,6 +52,16 @@ class CompressorSpec:
     literals: tuple[str, ...] | None = None
     verification: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What was asked for beside the rate, as JSON holds it; functions by their names."""
+        asked = {name: value for name, value in self.verification.items() if value is not None}
+        if "rates" in asked:
+            asked["rates"] = sorted(asked["rates"])
+        if self.literals is not None:
+            asked["literals"] = sorted(self.literals)
+        return json.loads(json.dumps(asked, default=lambda one: getattr(one, "__name__", str(one))))
+
 
 class CorpusCompressor:
     """A worker: texts in, rows of a store out.

@@ -164,8 +164,8 @@ class MemoryStore:
         with self._catalogue.read() as db:
             return self._catalogue.places(db, ids)
 
-    def texts(self, text_keys: Sequence[str]) -> dict[tuple[str, int], str]:
-        """`{(SHA-256, rate): id}` of those texts that are in the store."""
+    def texts(self, text_keys: Sequence[str]) -> list[Place]:
+        """The catalogue's entries of those texts (SHA-256) that are in the store."""
         with self._catalogue.read() as db:
             return self._catalogue.texts(db, text_keys)
 
