@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -161,13 +162,15 @@ def test_over_http_in_batches_and_streams(model, server, expected):
     assert default_sampling(model).temperature == 0
 
 
-def test_through_the_gateway(server, expected):
+@contextmanager
+def gateway(server, *options):
+    """A client of `memslots serve` before the vLLM server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    command = [sys.executable, "-m", "memslots.cli", "serve", "--vllm", server, *options]
     process = subprocess.Popen(
-        [sys.executable, "-m", "memslots.cli", "serve", "--vllm", server, "--port", str(port)],
-        env={**os.environ, "MEMSLOTS_API_KEY": "secret"},
+        [*command, "--port", str(port)], env={**os.environ, "MEMSLOTS_API_KEY": "secret"}
     )
     headers = {"Authorization": "Bearer secret"}
     try:
@@ -183,22 +186,56 @@ def test_through_the_gateway(server, expected):
                         break
                 except httpx.TransportError:
                     time.sleep(0.5)
-            for (i, rate), answers in expected.items():
-                made = client.post("/v1/memories", json={"text": CONTEXTS[i], "rate": rate}).json()
-                for question, answer in zip(QUESTIONS, answers, strict=True):
-                    body = {
-                        "messages": [{"role": "user", "content": question}],
-                        "memory_ids": [made["id"]],
-                        "max_tokens": NEW,
-                    }
-                    found = client.post("/v1/chat/completions", json=body).json()
-                    assert found["choices"][0]["message"]["content"] == answer
-                    with client.stream(
-                        "POST", "/v1/chat/completions", json={**body, "stream": True}
-                    ) as response:
-                        lines = [one[6:] for one in response.iter_lines() if one]
-                    parts = [json.loads(one)["choices"][0]["delta"] for one in lines[:-1]]
-                    assert "".join(one.get("content", "") for one in parts) == answer
+            yield client
     finally:
         process.terminate()
         process.wait(60)
+
+
+def asked(client, made, question, **fields):
+    """The answer to a question about a memory, whole."""
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "memory_ids": [made["id"]],
+        "max_tokens": NEW,
+        **fields,
+    }
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def test_through_the_gateway(server, expected):
+    with gateway(server) as client:
+        for (i, rate), answers in expected.items():
+            made = client.post("/v1/memories", json={"text": CONTEXTS[i], "rate": rate}).json()
+            for question, answer in zip(QUESTIONS, answers, strict=True):
+                assert asked(client, made, question) == answer
+                body = {
+                    "messages": [{"role": "user", "content": question}],
+                    "memory_ids": [made["id"]],
+                    "max_tokens": NEW,
+                    "stream": True,
+                }
+                with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    lines = [one[6:] for one in response.iter_lines() if one]
+                parts = [json.loads(one)["choices"][0]["delta"] for one in lines[:-1]]
+                assert "".join(one.get("content", "") for one in parts) == answer
+
+
+@pytest.mark.filterwarnings("ignore:from the slots the decoder")
+def test_verified_memories_through_the_gateway(model, server):
+    text, fields = "\n\n".join(CONTEXTS * 3), {"rate": 16, "exact": ["numbers"], "patches": True}
+    memory = model.compress(text, **fields)
+    assert sum(memory.n_literals) > 0
+    last = len(memory.segments) - 1
+    assert last > 0
+    with gateway(server, "--with-decoder") as client:
+        made = client.post("/v1/memories", json={"text": text, **fields}).json()
+        assert made["literals"] == sum(memory.n_literals)
+        for expand in (None, [0], [last], [0, last]):
+            told = {} if expand is None else {"expand": expand}
+            wanted = model.generate(
+                memory=memory, question=QUESTIONS, max_new_tokens=NEW, do_sample=False, **told
+            )
+            assert [asked(client, made, question, **told) for question in QUESTIONS] == wanted
