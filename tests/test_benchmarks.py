@@ -138,6 +138,36 @@ def test_the_published_way_gives_the_same_slots(model):
     assert row["slots_differ_by"] < 1e-5
 
 
+def compile_quickly(model):
+    model.encoder.compile(dynamic=True, backend="eager")
+
+
+def test_a_compiled_encoder_is_measured_beside_the_plain_one(model, monkeypatch):
+    monkeypatch.setattr(MemslotsModel, "compile_encoder", compile_quickly)
+    twin = against_published.compiled_twin(model)
+    assert twin.decoder is model.decoder
+    row = against_published.measure_segments(model, 2, rate=4, repeats=1, compiled=twin)
+    monkeypatch.setattr(against_published, "SEGMENTS", 2)
+    results = {"setup": {"device": "cpu"}, "rows": [{**row, "floor_share": 0.5}]}
+    found = [bar["found"] for bar in against_published.bars(results)]
+    assert found == pytest.approx(
+        [
+            row["ratio"],
+            0.5,
+            row["published"] / row["compiled"],
+            0.5 * row["memslots"] / row["compiled"],
+        ]
+    )
+
+    def fails(model):
+        raise ValueError("no compiler")
+
+    monkeypatch.setattr(MemslotsModel, "compile_encoder", fails)
+    assert against_published.compiled_twin(model) is None
+    row = against_published.measure_segments(model, 1, rate=4, repeats=1)
+    assert row["compiled"] is None
+
+
 def test_encoder_operations_are_those_that_torch_counts(model):
     text = shapes.context(64)
     # Of the faster kernels for a CPU, the counter knows nothing.
@@ -346,6 +376,7 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(against_published, "SEGMENTS", 2)
     monkeypatch.setattr(against_published, "BATCH_TOKENS", (64,))
+    monkeypatch.setattr(MemslotsModel, "compile_encoder", compile_quickly)
     monkeypatch.setattr(scaling, "QUESTIONS", (1, 3))
     shared = ["--preset", "tiny", "--repeats", "1", "--output", str(tmp_path)]
     own = {

@@ -127,3 +127,19 @@ def test_token_batches():
     for batch in batches:
         assert max(lengths[i] + slots[i] for i in batch) * len(batch) <= 30
     assert list(token_batches([], [], 30)) == []
+
+
+@pytest.mark.parametrize("encoder", ["gpt2", "llama"])
+def test_what_was_compressed_may_be_trained_on(zoo, encoder):
+    """Encoding runs in inference mode, of which neither slots nor the encoder keep a trace."""
+    model = zoo.compressor(encoder)
+    memory = model.compress(TEXTS[1], rate=4)
+    assert not memory.slots.is_inference()
+    assert not memory.slots.requires_grad
+    weight = torch.zeros(memory.slots.shape[1], requires_grad=True)
+    (memory.slots * weight).sum().backward()
+    assert weight.grad is not None
+    model.train()
+    model(**model.processor(TEXTS, ["Where?"] * len(TEXTS), ["Lagos"] * len(TEXTS))).loss.backward()
+    assert all(p.grad is not None for p in model.encoder.parameters() if p.requires_grad)
+    assert torch.equal(model.eval().compress(TEXTS[1], rate=4).slots, memory.slots)

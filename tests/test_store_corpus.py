@@ -266,6 +266,21 @@ def test_several_processes_do_what_one_does(tmp_path, model, spec, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_the_encoder_is_compiled_where_that_is_asked(tmp_path, monkeypatch, capsys):
+    compiled = []
+    monkeypatch.setattr(MemslotsModel, "compile_encoder", lambda self: compiled.append(self))
+    (tmp_path / "one.txt").write_text("Anna owns 7 maps.", "utf-8")
+    add = ["store", "add", str(tmp_path), "--model", CHECKPOINT, "--store"]
+    assert main([*add, str(tmp_path / "plain")]) == 0
+    assert not compiled
+    assert main([*add, str(tmp_path / "compiled"), "--compile"]) == 0
+    assert len(compiled) == 1
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main([*add, str(tmp_path / "none"), "--compile", "--workers", "2"]) == 2
+    assert "there is no 'no-such-compiler' here" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_worker_that_dies_is_one_error(tmp_path, spec):
     documents = [Document("a", "Anna owns maps.", "{}", 1)]
     broken = replace(spec, model=str(tmp_path / "no checkpoint"))

@@ -1,8 +1,11 @@
 """Writing slots: segments through the encoder, in batches, to a `Memory`."""
 
 import hashlib
+import os
+import shutil
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -23,6 +26,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Model
 else:
     _Model = object
+
+
+def check_compiler() -> None:
+    """Refuse to compile for a CPU without the C++ compiler that torch would call.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"compiling for a CPU needs a C++ compiler, and there is no {compiler!r} here; "
+            "install one (Debian: apt install g++), name another in CXX, or do not compile."
+        )
 
 
 class EncodingMixin(_Model):
@@ -250,16 +267,35 @@ class EncodingMixin(_Model):
         self.encoder.eval()
         try:
             show = len(batches) > 20 if progress is None else progress
-            for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
-                inputs = processor.collate_segments([flat[i] for i in batch])
-                rates = torch.full((len(batch),), rate, device=device)
-                inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-                encoded = self.encode(**inputs, segment_rates=rates)
-                rows = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
-                slots[rows.to(device)] = encoded.to(slots.dtype)
+            # `slots` was made outside, so that what is returned may be trained on.
+            with torch.inference_mode():
+                for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
+                    inputs = processor.collate_segments([flat[i] for i in batch])
+                    rates = torch.full((len(batch),), rate, device=device)
+                    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+                    encoded = self.encode(**inputs, segment_rates=rates)
+                    rows = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
+                    slots[rows.to(device)] = encoded.to(slots.dtype)
         finally:
             self.encoder.train(training)
         return slots
+
+    def compile_encoder(self, **options: Any) -> None:
+        """Compile the encoder in place with `torch.compile`: for a corpus, or a server's life.
+
+        Shapes are symbolic, so whatever lengths texts have there are no more graphs than two: for
+        passes of several segments, and of one. Each takes up to half a minute when it is first
+        needed. Slots are those of the encoder as it is, up to rounding; nothing of it is saved.
+
+        Args:
+            options: of `torch.compile`; `dynamic=True` by default.
+
+        Raises:
+            ValueError: on a CPU, no C++ compiler.
+        """
+        if self.encoder.device.type == "cpu" and "backend" not in options:
+            check_compiler()
+        self.encoder.compile(**{"dynamic": True, **options})
 
     def memory_of(
         self,

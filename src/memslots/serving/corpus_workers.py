@@ -38,6 +38,7 @@ class CompressorSpec:
         dtype: The weights': "float32", "bfloat16", ..., or "auto" for the checkpoint's.
         threads: Of a worker on a CPU; None leaves torch's choice.
         literals: Names of what rides beside the slots; None leaves it to the checkpoint.
+        compiled: Whether each worker compiles the encoder first.
         verification: `rates`, `fidelity`, `max_slots`, `exact` and `patches` of `compress`. Each
             worker then holds the decoder too.
     """
@@ -50,6 +51,7 @@ class CompressorSpec:
     dtype: str = "float32"
     threads: int | None = None
     literals: tuple[str, ...] | None = None
+    compiled: bool = False
     verification: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,6 +89,8 @@ class CorpusCompressor:
             )
             model.to(spec.device)
         self.model = model
+        if spec.compiled:
+            model.compile_encoder()
 
     def __call__(self, texts: pa.Table) -> pa.Table:
         """Compresses a batch.
