@@ -72,7 +72,7 @@ def add(
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Compile the encoder first: up to a minute, then about 8% faster."
+            "--compile", help="Compile the encoder first: up to a minute, then some percent faster."
         ),
     ] = False,
     ray: Annotated[
