@@ -10,8 +10,9 @@ import torch
 from loopback import served
 from tiny_models import QUESTIONS, TEXTS
 
+from memslots import MemslotsModel
 from memslots.modeling.patches_memslots import Patches, pack_patches
-from memslots.serving.engines import TransformersEngine
+from memslots.serving.engines import TransformersEngine, expanded_with
 from memslots.serving.gateway import Gateway
 from memslots.serving.gateway_settings import GatewaySettings
 from memslots.serving.memory_upload import write_memory_file
@@ -141,7 +142,7 @@ def test_expanded_segments_are_read_as_generate_reads_them(client, model):
     kept = made(client, text=TEXTS[1], rate=8, patches=True)
     plain = made(client, text=TEXTS[2], rate=8)
     memories = [
-        model.compress(TEXTS[0], rate=8),
+        model.compress(TEXTS[0], rate=8, patches=True),  # a document's text is at hand
         model.compress(TEXTS[1], rate=8, patches=True),
         model.compress(TEXTS[2], rate=8),
     ]
@@ -163,6 +164,20 @@ def test_expanded_segments_are_read_as_generate_reads_them(client, model):
         assert answered(response) == expected
         seen.add(response.json()["usage"]["prompt_tokens"])
     assert len(seen) > 2  # text takes other positions than slots
+
+
+def test_texts_that_come_with_a_request_are_read_as_they_are(model, zoo):
+    bare = MemslotsModel.from_pretrained(zoo.saved(), load_decoder=False)
+    texts = [TEXTS[1], TEXTS[2]]
+    context = bare.compress(texts, rate=8).join()
+    asked_for = [0, -1]
+    expanded = expanded_with(bare, context, texts, asked_for)
+    first, last = context.segments[0], context.segments[-1]
+    assert expanded.segment_texts[0] == TEXTS[1][first.start : first.end]
+    assert expanded.segment_texts[-1] == TEXTS[2][last.start : last.end]
+    assert sum(text is not None for text in expanded.segment_texts) == 2
+    with pytest.raises(ValueError, match="decoder"):  # not at hand, and nobody to read it back
+        expanded_with(bare, context, texts[:1], asked_for)
 
 
 def test_expanding_again_and_not_expanding_do_not_mix(client, model):

@@ -1,5 +1,6 @@
 """Segments that the decoder reads as text: the prompt around them is that of a full text."""
 
+import warnings
 from importlib.resources import files
 
 import pytest
@@ -82,3 +83,13 @@ def test_an_expanded_text_is_answered_as_the_full_text():
     question = "How old is the person?"
     answer = model.generate(memory=memory, question=question, expand=[0], max_new_tokens=8)
     assert [answer] == answer_from_text(model, [PERSON], [question], 8) == ["51"]
+
+
+def test_reading_back_what_was_not_kept_is_said(model):
+    unkept = model.compress(TEXTS[1], rate=8)
+    with pytest.warns(UserWarning, match="exact text of segments 0 was not kept"):
+        model.generate(memory=unkept, question="Why?", expand=[0], max_new_tokens=2)
+    kept = model.compress(TEXTS[1], rate=8, patches=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.expanded(kept, [0]).segment_texts[0] == TEXTS[1][: kept.segments[0].end]

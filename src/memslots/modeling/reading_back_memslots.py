@@ -1,5 +1,6 @@
 """Texts from memories: read back by the decoder, exactly where that was provided for."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,14 @@ class ReadingBackMixin(_Model):
         checks = memory.all_checks()
         exact = [i for i in chosen if checks[i].exact]
         rest = [i for i in chosen if not checks[i].exact]
+        if rest:
+            warnings.warn(
+                f"the exact text of segments {', '.join(map(str, rest[:5]))}"
+                f"{' and more' if len(rest) > 5 else ''} was not kept, so what is read in their "
+                "place is what the decoder reads back from their slots, mistakes included; "
+                "compress with patches=True, or give the text you have: memory.as_text({i: text})",
+                stacklevel=3,
+            )
         texts = dict(zip(exact, self._exact_texts(memory, exact), strict=True))
         texts.update(zip(rest, self._read_back(memory, rest, 32, {}), strict=True))
         return memory.as_text(texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Row
 from memslots.modeling.prefix_memslots import Prefix, check_keeps_states
+from memslots.modeling.reading_back_memslots import check_segments
 
 from .decoder_probe import check_decoder
 from .prefix_cache import PrefixCache, prefix_key
@@ -68,6 +69,28 @@ class Asked:
             model, memory, question, messages, None, max_tokens, template or {}
         )
         return cls(memory, row, question, messages, template or {}, ids)
+
+
+def expanded_with(
+    model: MemslotsModel, context: Memory, texts: Sequence[str], expand: Sequence[int]
+) -> Memory:
+    """A context some segments of which are read as text: the texts at hand, before any other.
+
+    Args:
+        model: Asked for what is not at hand, as `model.expanded`.
+        context: One document.
+        texts: Those that it begins with, as they came with the request.
+        expand: Indices of its segments.
+
+    Raises:
+        ValueError: No indices of segments, or what `model.expanded` raises.
+    """
+    chosen = check_segments(context, expand)
+    places = {i: context.segments[i] for i in chosen}
+    here = {i: s for i, s in places.items() if s.text < len(texts)}
+    context = context.as_text({i: texts[s.text][s.start : s.end] for i, s in here.items()})
+    rest = [i for i in chosen if i not in here]
+    return model.expanded(context, rest) if rest else context
 
 
 class Engine(Protocol):

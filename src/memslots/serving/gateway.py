@@ -32,7 +32,7 @@ from memslots.modeling.generation_memslots import DEFAULT_NEW_TOKENS
 from memslots.modeling.layout_memslots import row_length
 
 from .admission import Admission
-from .engines import Asked, Engine
+from .engines import Asked, Engine, expanded_with
 from .gateway_http import Endpoint, Reply
 from .gateway_metrics import Metrics
 from .gateway_requests import ApiError, ChatRequest, MemoryRequest, question_or_messages
@@ -292,7 +292,7 @@ class Gateway:
             context = Memory.cat(memories).join()
         with _users_mistake("expand"):
             if wanted.expand:
-                context = self._model.expanded(context, wanted.expand)
+                context = expanded_with(self._model, context, wanted.texts, wanted.expand)
         with _users_mistake("messages"):
             question, messages = question_or_messages(wanted.messages)
             most = wanted.max_completion_tokens or wanted.max_tokens or 1
