@@ -196,7 +196,7 @@ def asked(client, made, question, **fields):
     """The answer to a question about a memory, whole."""
     body = {
         "messages": [{"role": "user", "content": question}],
-        "memory_ids": [made["id"]],
+        "memory_ids": [] if made is None else [made["id"]],
         "max_tokens": NEW,
         **fields,
     }
@@ -205,7 +205,7 @@ def asked(client, made, question, **fields):
     return response.json()["choices"][0]["message"]["content"]
 
 
-def test_through_the_gateway(server, expected):
+def test_through_the_gateway(model, server, expected):
     with gateway(server) as client:
         for (i, rate), answers in expected.items():
             made = client.post("/v1/memories", json={"text": CONTEXTS[i], "rate": rate}).json()
@@ -221,6 +221,14 @@ def test_through_the_gateway(server, expected):
                     lines = [one[6:] for one in response.iter_lines() if one]
                 parts = [json.loads(one)["choices"][0]["delta"] for one in lines[:-1]]
                 assert "".join(one.get("content", "") for one in parts) == answer
+        # A text that came with the request is read as it is; no decoder is needed for that.
+        as_text = model.compress(CONTEXTS[0], rate=16).as_text({0: CONTEXTS[0]})
+        told = {"documents": CONTEXTS[:1], "rate": 16, "expand": [0]}
+        for question in QUESTIONS:
+            wanted = model.generate(
+                memory=as_text, question=question, max_new_tokens=NEW, do_sample=False
+            )
+            assert asked(client, None, question, **told) == wanted
 
 
 @pytest.mark.filterwarnings("ignore:from the slots the decoder")
