@@ -122,7 +122,7 @@ def test_a_store_knows_what_its_documents_were_made_with(checkpoint, tmp_path, c
     assert "0 documents added, 1 were there" in run(*again, "--replace")[1]
     wanted = {"fidelity": 0.02, "rates": [4, 8], "exact": ["numbers"]}
     store = MemoryStore(path)
-    assert store.find({"made_with": wanted}) == ["1.txt"]
+    assert store.find({"memslots_made_with": wanted}) == ["1.txt"]
     store.compact()
     assert store.places(["1.txt"])["1.txt"].made_with == wanted
     (tmp_path / "texts" / "2.txt").write_text(TEXT, "utf-8")  # the same text by another id

@@ -217,10 +217,10 @@ class _Keeper:
 
 
 def _noted(document: Document, made_with: Mapping[str, Any]) -> Document:
-    """The document, whose metadata say what it is made with; a column of that name gives way."""
-    metadata = {**json.loads(document.metadata), MADE_WITH: made_with}
+    """The document, whose metadata say what it is made with."""
     if not made_with:
-        del metadata[MADE_WITH]
+        return document
+    metadata = {**json.loads(document.metadata), MADE_WITH: made_with}
     return replace(document, metadata=encode_metadata(metadata))
 
 

@@ -29,7 +29,7 @@ except ImportError as error:
 FORMAT = "memslots.store"
 FORMAT_VERSION = 1
 MAX_ID_CHARACTERS = 1024
-MADE_WITH = "made_with"
+MADE_WITH = "memslots_made_with"
 """Key of a document's metadata under which `store add` notes its options beside the rate."""
 
 SEGMENT_COLUMNS = ("text", "start", "end", "tokens", "slots")
