@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -42,6 +42,44 @@ def check_compiler() -> None:
         )
 
 
+class StatesRead(NamedTuple):
+    """Which of the encoder's states become slots.
+
+    Args:
+        width: positions of the encoder's rows.
+        places: `(states,)`, in the states flattened to `(segments * width, d)`: those of
+            memory tokens or, where states are pooled, of tokens.
+        slots: how many slots they make.
+    """
+
+    width: int
+    places: torch.Tensor
+    slots: int
+
+
+def states_read(lengths: torch.Tensor, counts: torch.Tensor, pooled: bool) -> StatesRead:
+    """Of a batch of segments. For a GPU's tensors this waits.
+
+    Args:
+        lengths: `(segments,)`, tokens of each.
+        counts: `(segments,)`, slots of each.
+        pooled: slots are made of the tokens' states, not of memory tokens'.
+    """
+    first = torch.zeros_like(lengths) if pooled else lengths
+    ends = lengths if pooled else lengths + counts
+    width = int(ends.max())
+    positions = torch.arange(width, device=lengths.device)
+    read = (positions >= first.unsqueeze(1)) & (positions < ends.unsqueeze(1))
+    return StatesRead(width, read.flatten().nonzero().squeeze(1), int(counts.sum()))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`; a GPU fetches it from pinned memory while the host goes on."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class EncodingMixin(_Model):
     """`encode` and `compress` of `MemslotsModel`."""
 
@@ -62,6 +100,7 @@ class EncodingMixin(_Model):
         segment_input_ids: torch.Tensor,
         segment_attention_mask: torch.Tensor,
         segment_rates: torch.Tensor,
+        read: StatesRead | None = None,
     ) -> torch.Tensor:
         """Slots of a batch of segments, one encoder pass (PCC, eq. 1).
 
@@ -69,6 +108,8 @@ class EncodingMixin(_Model):
             segment_input_ids: `(segments, tokens)`, right-padded.
             segment_attention_mask: `(segments, tokens)`, 1 for tokens.
             segment_rates: `(segments,)`, encoder tokens per slot of each.
+            read: of `states_read` for these segments, its places on their device; without it, it is
+                found there, for which a GPU is waited for.
 
         Returns:
             `(total_slots, d_encoder)`, segment after segment.
@@ -76,10 +117,14 @@ class EncodingMixin(_Model):
         lengths = segment_attention_mask.sum(dim=1)
         if self.sentence_head is not None:
             return self._sentence_slots(segment_input_ids, lengths, self.sentence_head)
-        if self.memory_tokens is None:
-            return self._pooled_slots(segment_input_ids, lengths, segment_rates)
         counts = -(-lengths // segment_rates)
-        return self._memory_token_slots(segment_input_ids, lengths, counts, self.memory_tokens)
+        if read is None:
+            read = states_read(lengths, counts, self.memory_tokens is None)
+        if self.memory_tokens is None:
+            return self._pooled_slots(segment_input_ids, lengths, segment_rates, counts, read)
+        return self._memory_token_slots(
+            segment_input_ids, lengths, counts, self.memory_tokens, read
+        )
 
     def _memory_token_slots(
         self,
@@ -87,6 +132,7 @@ class EncodingMixin(_Model):
         lengths: torch.Tensor,
         counts: torch.Tensor,
         memory_tokens: torch.Tensor,
+        read: StatesRead,
     ) -> torch.Tensor:
         """Last states of memory tokens.
 
@@ -96,7 +142,7 @@ class EncodingMixin(_Model):
         embeds = self.encoder.get_input_embeddings()(segment_input_ids)
         lengths = lengths.unsqueeze(1)
         ends = lengths + counts.unsqueeze(1)
-        positions = torch.arange(int(ends.max()), device=embeds.device).unsqueeze(0)
+        positions = torch.arange(read.width, device=embeds.device).unsqueeze(0)
         is_slot = (positions >= lengths) & (positions < ends)
         slot_index = (positions - lengths).clamp(0, memory_tokens.shape[0] - 1)
         token_index = positions.clamp(max=embeds.shape[1] - 1).expand(embeds.shape[0], -1)
@@ -108,28 +154,37 @@ class EncodingMixin(_Model):
         mask = None if self.config.encoder_is_causal else (positions < ends).long()
         placed = {}
         if self.config.memory_positions == "spread":
-            places = torch.tensor(spread_places(self.config.max_slots), device=embeds.device)
+            places = to_device(torch.tensor(spread_places(self.config.max_slots)), embeds.device)
             spread = (places[slot_index] * lengths).ceil().long() - 1
             placed["position_ids"] = torch.where(is_slot, spread, positions)
             if mask is None:  # without one, transformers takes falling positions for packed texts
                 mask = torch.ones_like(placed["position_ids"])
         states = self.encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
-        return states[is_slot]
+        return states.flatten(0, 1)[read.places]
 
     def _pooled_slots(
-        self, segment_input_ids: torch.Tensor, lengths: torch.Tensor, rates: torch.Tensor
+        self,
+        segment_input_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        rates: torch.Tensor,
+        counts: torch.Tensor,
+        read: StatesRead,
     ) -> torch.Tensor:
         """One vector of the last states of `rate` tokens each; a last group may be short."""
-        positions = torch.arange(segment_input_ids.shape[1], device=segment_input_ids.device)
-        is_token = positions.unsqueeze(0) < lengths.unsqueeze(1)
+        positions = torch.arange(read.width, device=segment_input_ids.device).unsqueeze(0)
         # Under a causal encoder padding, which follows, cannot be seen.
-        mask = None if self.config.encoder_is_causal else is_token.long()
-        states = self.encoder(input_ids=segment_input_ids, attention_mask=mask).last_hidden_state
-        counts = -(-lengths // rates)
+        causal = self.config.encoder_is_causal
+        mask = None if causal else (positions < lengths.unsqueeze(1)).long()
+        input_ids = segment_input_ids[:, : read.width]
+        states = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         first = counts.cumsum(dim=0) - counts
-        groups = (first.unsqueeze(1) + positions.unsqueeze(0) // rates.unsqueeze(1))[is_token]
+        groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
         return pool_groups(
-            states[is_token], groups, int(counts.sum()), self.config.pooling, self.pooling_query
+            states.flatten(0, 1)[read.places],
+            groups.flatten()[read.places],
+            read.slots,
+            self.config.pooling,
+            self.pooling_query,
         )
 
     def _sentence_slots(
@@ -137,8 +192,10 @@ class EncodingMixin(_Model):
     ) -> torch.Tensor:
         """One vector a segment, as its sentence encoder makes it: with its special tokens."""
         around = self.config.sentence_encoder
-        prefix = segment_input_ids.new_tensor(around["prefix_ids"])
-        suffix = segment_input_ids.new_tensor(around["suffix_ids"])
+        prefix, suffix = (
+            to_device(torch.tensor(around[name], dtype=torch.long), segment_input_ids.device)
+            for name in ("prefix_ids", "suffix_ids")
+        )
         rows = segment_input_ids.shape[0]
         ends = (lengths + len(prefix)).unsqueeze(1)
         ids = torch.cat([prefix.expand(rows, -1), segment_input_ids], dim=1)
@@ -260,22 +317,29 @@ class EncodingMixin(_Model):
             offsets.append(offsets[-1] + count)
         device = self.encoder.device
         slots = torch.empty(offsets[-1], self.config.slot_size, device=device, dtype=self.dtype)
-        appended = counts if self.config.pooling == "memory_tokens" else [0] * len(flat)
+        pooled = self.config.pooling != "memory_tokens"
+        appended = [0] * len(flat) if pooled else counts
         most = batch_tokens or (4096 if device.type == "cpu" else 16384)
         batches = list(token_batches([len(span.ids) for span in flat], appended, most))
         training = self.encoder.training
         self.encoder.eval()
         try:
             show = len(batches) > 20 if progress is None else progress
-            # `slots` was made outside, so that what is returned may be trained on.
+            # `slots` was made outside, so that what is returned may be trained on. Nothing of ours
+            # waits for a GPU: the next pass is put together and sent while it works. (transformers
+            # waits once a pass, as it looks for packed texts, when that is done.)
             with torch.inference_mode():
                 for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
                     inputs = processor.collate_segments([flat[i] for i in batch])
-                    rates = torch.full((len(batch),), rate, device=device)
-                    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-                    encoded = self.encode(**inputs, segment_rates=rates)
+                    lengths = inputs["segment_attention_mask"].sum(dim=1)
+                    read = states_read(lengths, torch.tensor([counts[i] for i in batch]), pooled)
+                    encoded = self.encode(
+                        **{name: to_device(tensor, device) for name, tensor in inputs.items()},
+                        segment_rates=torch.full((len(batch),), rate, device=device),
+                        read=read._replace(places=to_device(read.places, device)),
+                    )
                     rows = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
-                    slots[rows.to(device)] = encoded.to(slots.dtype)
+                    slots[to_device(rows, device)] = encoded.to(slots.dtype)
         finally:
             self.encoder.train(training)
         return slots

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from memslots.modeling import MemslotsModel
+from memslots.modeling.encoding_memslots import StatesRead
 
 
 def is_cacheable(model: MemslotsModel) -> bool:
@@ -44,6 +45,7 @@ def cached_slots(model: MemslotsModel, most: int, file: Path | None = None) -> I
         segment_input_ids: torch.Tensor,
         segment_attention_mask: torch.Tensor,
         segment_rates: torch.Tensor,
+        read: StatesRead | None = None,  # a sentence encoder does without
     ) -> torch.Tensor:
         lengths = segment_attention_mask.sum(dim=1).tolist()
         rows = segment_input_ids.cpu()

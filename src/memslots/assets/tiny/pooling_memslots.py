@@ -32,8 +32,9 @@ def pool_groups(
     Returns:
         `(groups, d)`.
     """
+    # Not `bincount`, which waits for a GPU to tell its largest group.
+    sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
     if pooling == "last":
-        sizes = torch.bincount(groups, minlength=n_groups)
         return states[sizes.cumsum(dim=0) - 1]
     index = groups.unsqueeze(1).expand_as(states)
     if pooling == "min":
@@ -42,8 +43,7 @@ def pool_groups(
     wide = states.float()
     empty = wide.new_zeros(n_groups, states.shape[1])
     if query is None:
-        sizes = torch.bincount(groups, minlength=n_groups).unsqueeze(1)
-        return (empty.index_add(0, groups, wide) / sizes).to(states.dtype)
+        return (empty.index_add(0, groups, wide) / sizes.unsqueeze(1)).to(states.dtype)
     scores = (wide @ query.float()) / math.sqrt(states.shape[1])
     highest = scores.detach().new_zeros(n_groups)
     highest = highest.scatter_reduce(0, groups, scores.detach(), "amax", include_self=False)
