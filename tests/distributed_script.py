@@ -23,19 +23,20 @@ class Recording(CompressorTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def main(start: str, rows_file: str, streamed: str, batch: str, output: str) -> None:
-    """Trains `start` on the rows and writes losses, weights and what was seen."""
+def main(start: str, rows_file: str, batch: str, output: str) -> None:
+    """Trains `start` on the rows, stored and streamed; writes losses, weights and what was seen."""
     torch.set_num_threads(1)
     rows = json.loads(Path(rows_file).read_text())
-    dataset = (
-        IterableDataset.from_generator(lambda: iter(rows))
-        if streamed == "streamed"
-        else Dataset.from_list(rows)
-    )
+    train(start, Dataset.from_list(rows), batch, Path(output) / "stored")
+    streamed = IterableDataset.from_generator(lambda: iter(rows))
+    train(start, streamed, batch, Path(output) / "streamed")
+
+
+def train(start: str, dataset: Dataset | IterableDataset, batch: str, folder: Path) -> None:
     trainer = Recording(
         MemslotsModel.from_pretrained(start),
         CompressorConfig(
-            output,
+            str(folder),
             max_steps=3,
             per_device_train_batch_size=int(batch),
             learning_rate=1e-3,
@@ -53,7 +54,6 @@ def main(start: str, rows_file: str, streamed: str, batch: str, output: str) -> 
     )
     trainer.seen = []
     trainer.train()
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     rank = trainer.args.process_index
     (folder / f"seen-{rank}.json").write_text(json.dumps(trainer.seen))

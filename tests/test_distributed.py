@@ -25,8 +25,8 @@ def rows():
     return made
 
 
-def train(processes, start, rows_file, kind, output):
-    arguments = [str(start), str(rows_file), kind, str(BATCH // processes), str(output)]
+def train(processes, start, rows_file, output):
+    arguments = [str(start), str(rows_file), str(BATCH // processes), str(output)]
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -40,22 +40,33 @@ def train(processes, start, rows_file, kind, output):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def trained(processes, output):
+    """What every process saw, the losses, and the weights."""
     seen = [json.loads(file.read_text()) for file in sorted(output.glob("seen-*.json"))]
     assert len(seen) == processes
     losses = json.loads((output / "losses.json").read_text())
     return seen, losses, torch.load(output / "weights.pt")
 
 
-@pytest.mark.parametrize("kind", ["stored", "streamed"])
-def test_two_processes_train_as_one(zoo, tmp_path, kind):
-    start = tmp_path / "start"
+@pytest.fixture(scope="module")
+def runs(zoo, tmp_path_factory):
+    """Folders of one process and of two, each of which trained on stored and on streamed rows."""
+    folder = tmp_path_factory.mktemp("distributed")
     model = zoo.compressor("qwen3", "llama", compression_rates=[4, 8], segment_length=16)
-    model.save_pretrained(start)
-    rows_file = tmp_path / "rows.json"
+    model.save_pretrained(folder / "start")
+    rows_file = folder / "rows.json"
     rows_file.write_text(json.dumps(rows()))
+    train(1, folder / "start", rows_file, folder / "one")
+    train(2, folder / "start", rows_file, folder / "two")
+    return folder
 
-    (alone,), losses, weights = train(1, start, rows_file, kind, tmp_path / "one")
-    (first, second), two_losses, two_weights = train(2, start, rows_file, kind, tmp_path / "two")
+
+@pytest.mark.parametrize("kind", ["stored", "streamed"])
+def test_two_processes_train_as_one(runs, kind):
+    (alone,), losses, weights = trained(1, runs / "one" / kind)
+    (first, second), two_losses, two_weights = trained(2, runs / "two" / kind)
 
     assert first != second
     assert sorted([*first, *second]) == sorted(alone)

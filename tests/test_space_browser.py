@@ -4,7 +4,6 @@ import os
 import re
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -64,12 +63,8 @@ def server(tmp_path_factory):
         process.wait()
         pytest.fail(f"no page: {lines}\n{log.read_text()[-2000:]}")
     yield found[1], log
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    process.terminate()  # a shell that starts tests in the background has them ignore SIGINT
+    process.wait(60)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import math
 import sys
 
 import pytest
+import sacrebleu
 import torch
 from tiny_models import TEXTS, words
 
@@ -14,7 +15,7 @@ from memslots.evaluation.conditions import conditions
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.likelihood import target_losses
 from memslots.evaluation.llmlingua_baseline import shorten_to
-from memslots.evaluation.metrics import bleu, rouge_l, squad_scores
+from memslots.evaluation.metrics import bleu_counts, bleu_of_counts, rouge_l, squad_scores
 from memslots.evaluation.suite import evaluate_tasks
 from memslots.evaluation.tables import markdown, plot
 from memslots.modeling.layout_memslots import Prompt
@@ -47,14 +48,24 @@ def test_squad_scores_by_hand(answer, accepted, f1, exact):
 
 def test_bleu_and_rouge_by_hand():
     text = "the cat sat on the mat today"
-    assert bleu([text], [text]) == pytest.approx(100)
+    assert bleu_of_counts([bleu_counts(text, text)]) == pytest.approx(100)
     # 6 of 7, 4 of 6, 2 of 5 and 1 of 4 n-grams are right, no brevity penalty.
     produced = "the cat sat on a mat today"
     precisions = [6 / 7, 4 / 6, 2 / 5, 1 / 4]
     expected = 100 * math.exp(sum(map(math.log, precisions)) / 4)
-    assert bleu([produced], [text]) == pytest.approx(expected)
+    assert bleu_of_counts([bleu_counts(produced, text)]) == pytest.approx(expected)
     assert rouge_l(produced, text) == pytest.approx(100 * 6 / 7)
     assert rouge_l("the cat", text) == pytest.approx(100 * 2 * (2 / 7) / (1 + 2 / 7))
+
+
+def test_bleu_of_summed_counts_is_that_of_the_corpus():
+    produced = ["the cat sat on a mat", "It's 3,5 dogs.", "", "x", words(30, 1)]
+    reference = ["the cat sat on the mat", "It is 3,5 dogs!", "gone", words(3), words(30, 2)]
+    counts = [bleu_counts(*pair) for pair in zip(produced, reference, strict=True)]
+    for some in ([0, 1, 2, 3, 4], [1, 1, 0], [2], [3], [4, 2, 4]):
+        texts = [produced[i] for i in some], [[reference[i] for i in some]]
+        expected = sacrebleu.corpus_bleu(*texts).score
+        assert bleu_of_counts([counts[i] for i in some]) == expected
 
 
 def test_intervals():

@@ -298,8 +298,7 @@ def test_killed_and_resumed_equals_unbroken(zoo, tmp_path):
         )
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
 
-    assert start("unbroken").wait(240) == 0
-    killed = start("killed", slow=True)
+    unbroken, killed = start("unbroken"), start("killed", slow=True)
     deadline = time.monotonic() + 200
     first = tmp_path / "killed" / "checkpoint-2" / "trainer_state.json"
     while not first.exists() and time.monotonic() < deadline:
@@ -307,6 +306,7 @@ def test_killed_and_resumed_equals_unbroken(zoo, tmp_path):
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "final").exists()
+    assert unbroken.wait(240) == 0
     assert start("killed", resume=str(first.parent)).wait(240) == 0
     whole = MemslotsModel.from_pretrained(tmp_path / "unbroken" / "final").state_dict()
     resumed = MemslotsModel.from_pretrained(tmp_path / "killed" / "final").state_dict()

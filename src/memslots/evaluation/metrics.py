@@ -30,11 +30,24 @@ def squad_scores(answer: str, accepted: Sequence[str]) -> dict[str, float]:
     return {name: float(scores[name]) / 100 for name in ("f1", "exact_match")}
 
 
-def bleu(produced: Sequence[str], reference: Sequence[str]) -> float:
-    """Corpus BLEU, 0 to 100, by sacrebleu's defaults (13a tokens, orders 1 to 4)."""
-    import sacrebleu
+def bleu_counts(produced: str, reference: str) -> list[int]:
+    """What sacrebleu counts of one sample: lengths, then n-grams matched and n-grams, by order.
 
-    return sacrebleu.corpus_bleu(list(produced), [list(reference)]).score
+    A corpus' counts are the sums of its samples', so an interval's resamples count nothing again.
+    """
+    from sacrebleu.metrics import BLEU
+
+    score = BLEU().corpus_score([produced], [[reference]])
+    return [score.sys_len, score.ref_len, *score.counts, *score.totals]
+
+
+def bleu_of_counts(counts: Sequence[Sequence[int]]) -> float:
+    """Corpus BLEU, 0 to 100, of samples by their `bleu_counts`: sacrebleu's defaults (13a, exp)."""
+    from sacrebleu.metrics import BLEU
+
+    produced, reference, *ngrams = (sum(column) for column in zip(*counts, strict=True))
+    matched, total = ngrams[:4], ngrams[4:]
+    return BLEU.compute_bleu(matched, total, produced, reference, smooth_method="exp").score
 
 
 def rouge_l(produced: str, reference: str) -> float:

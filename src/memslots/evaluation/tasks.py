@@ -33,7 +33,13 @@ from memslots.evaluation.answering import (
 from memslots.evaluation.conditions import BASELINES, Condition, conditions
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.likelihood import TargetLoss, target_losses
-from memslots.evaluation.metrics import bleu, exact_match, rouge_l, squad_scores
+from memslots.evaluation.metrics import (
+    bleu_counts,
+    bleu_of_counts,
+    exact_match,
+    rouge_l,
+    squad_scores,
+)
 from memslots.modeling import MemslotsModel
 from memslots.modeling.layout_memslots import Prompt
 
@@ -67,7 +73,7 @@ def reconstruction(
         condition = Condition("memory", rate, [None] * len(texts), memory, positions)
         metrics: dict[str, dict] = {
             "bleu": with_interval(
-                pairs, lambda some: bleu(*zip(*some, strict=True)), resamples=200
+                [bleu_counts(*pair) for pair in pairs], bleu_of_counts, resamples=200
             ),
             "rouge_l": with_interval([rouge_l(*pair) for pair in pairs]),
             "tokens_right": with_interval(segments, partial(_share, "right")),
