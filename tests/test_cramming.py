@@ -59,8 +59,11 @@ def same(one, other) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_side_by_side_equals_one_by_one(decoder, texts, method):
-    # Not of one token: queries and keys do nothing there, and AdamW follows mere rounding.
+def test_side_by_side_equals_one_by_one(zoo, texts, method):
+    # In float64: where a gradient is almost nothing AdamW follows its rounding, which in float32
+    # differs by a whole step between one row and several, on some makes of CPU. Not of one token:
+    # queries and keys do nothing there.
+    decoder = load_frozen_decoder(zoo.folder("llama", "decoder"), dtype=torch.float64)
     ragged = [texts[0][:2], texts[1], texts[2][:4], texts[3][:2]]
     seeds = [0, 1, 0, 2]
     settings = quick(method, learning_rate=0.05, max_steps=16)
