@@ -34,7 +34,8 @@ def check_compiler() -> None:
     Raises:
         ValueError: it is not there.
     """
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
     if shutil.which(compiler) is None:
         raise ValueError(
             f"compiling for a CPU needs a C++ compiler, and there is no {compiler!r} here; "
