@@ -224,8 +224,11 @@ def test_demo_without_embedded_checkpoint(refused):
 
 def test_bad_texts(refused, tmp_path, monkeypatch):
     ask = ["ask", "--question", "Who?", "--context"]
-    assert "No such file" in refused(*ask, tmp_path / "none.txt")
+    missing = refused(*ask, tmp_path / "none.txt")
+    assert "No such file" in missing
+    assert "give a text file, or - for standard input" in missing
     assert "error: " in refused(*ask, tmp_path)
+    assert "is a folder; name the text files" in refused(*ask, tmp_path)
     bad = tmp_path / "bad.bin"
     bad.write_bytes(b"text \xff\xfe")
     assert "byte 0xff at position 5" in refused(*ask, bad)

@@ -92,7 +92,16 @@ def read_text(path: str) -> str:
         OSError: No such file, or one that cannot be read.
     """
     name = "standard input" if path == "-" else path
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"No such file: {path!r}; give a text file, or - for standard input."
+        ) from None
+    except IsADirectoryError:
+        raise IsADirectoryError(
+            f"{path!r} is a folder; name the text files in it one by one."
+        ) from None
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
