@@ -99,7 +99,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
 
 clean:
-	rm -rf build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis src/memslots/assets/*/*.py
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: .core is the package with what it needs at run time, .dev adds training, evaluation

@@ -16,14 +16,13 @@ import statistics
 import tempfile
 import zlib
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 import pyarrow
 import torch
 import transformers
 
-from memslots import Memory, MemslotsModel
+from memslots import Memory, MemslotsModel, embedded
 from memslots.data.personas import persona_rows
 from memslots.evaluation.answering import (
     answer_from_memory,
@@ -151,7 +150,7 @@ def markdown(results: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(files("memslots").joinpath("assets", "tiny")))
+    parser.add_argument("--model", default=embedded("tiny"))
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--reconstructions", type=int, default=100)
     parser.add_argument("--seed", type=int, default=61_000)

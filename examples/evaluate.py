@@ -9,16 +9,15 @@ text as long as the memory, and another text's memory. `memslots eval --tasks qa
 """
 
 import argparse
-from importlib.resources import files
 from pathlib import Path
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, embedded
 from memslots.evaluation.report import write_results
 from memslots.evaluation.suite import evaluate_tasks
 from memslots.evaluation.tables import markdown
 
 parser = argparse.ArgumentParser()
-parser.add_argument("checkpoint", nargs="?", default=str(files("memslots") / "assets" / "tiny"))
+parser.add_argument("checkpoint", nargs="?", default=embedded("tiny"))
 parser.add_argument("--data", default="personas/test", help="set/split with questions")
 parser.add_argument("--data-dir", help="folder with local copies of the sets; else the Hub")
 parser.add_argument("--samples", type=int, default=50)

@@ -12,14 +12,13 @@ TF-IDF vectors and nearest neighbours, in memory.
 import argparse
 import random
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, embedded
 from memslots.data.personas import FACTS, distinct_people, personas
 from memslots.evaluation.metrics import exact_match
 from memslots.serving.store import MemoryStore
@@ -27,7 +26,7 @@ from memslots.serving.store import MemoryStore
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", help="folder of .txt files")
 parser.add_argument("question", nargs="*")
-parser.add_argument("--model", default=str(files("memslots") / "assets" / "tiny"))
+parser.add_argument("--model", default=embedded("tiny"))
 parser.add_argument("--store", help="folder that keeps the memories; else they end with the run")
 options = parser.parse_args()
 

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from memslots import Memory
 from memslots.cli import main
 
 TEXT = "Carmen Moss is an engineer at Silver Bank. She lives in Lagos and owns 27 maps. Café."
-EMBEDDED = Path(memslots.__file__).parent / "assets" / "tiny" / "config.json"
 COMMANDS = (
     *("demo", "ask", "compress", "reconstruct", "train", "eval", "info", "init"),
     *("card", "push", "ablate", "tables", "cram", "plan", "capacity", "finetune-decoder", "serve"),
@@ -212,13 +210,12 @@ def test_demo_on_any_checkpoint(run, checkpoints):
     assert "Expected" in out
 
 
-@pytest.mark.skipif(not EMBEDDED.is_file(), reason="the embedded checkpoint is not trained yet")
 def test_demo_on_the_embedded_checkpoint(run):
     assert run("demo")[0] == 0
 
 
-@pytest.mark.skipif(EMBEDDED.is_file(), reason="the embedded checkpoint is there")
-def test_demo_without_embedded_checkpoint(refused):
+def test_demo_without_embedded_checkpoint(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("memslots.checkpoints.ASSETS", tmp_path)
     assert "no embedded checkpoint" in refused("demo")
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "memslots"
 # <- trainer, evaluation, serving <- hub_cards <- cli.
 LEVELS = {
     "modeling": 0,
+    "checkpoints": 0,
     "configuration": 1,
     "data": 1,
     "cramming": 1,
@@ -38,7 +39,7 @@ MODELING_LIBRARIES = {
 MODELING_GUARDED_LIBRARIES = {"peft", "sentence_transformers", "sentencex"}
 MAX_LINES = 450
 
-# assets/ is left out: its .py files are copies of modeling/, written by save_pretrained.
+# assets/ is left out: its .py files are copies of modeling/, which git does not keep.
 ALL_FILES = sorted(
     path for path in PACKAGE.rglob("*.py") if "assets" not in path.relative_to(PACKAGE).parts
 )

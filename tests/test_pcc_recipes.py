@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 import yaml
 from tiny_models import words
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, embedded
 from memslots.cli import main
 from memslots.configuration import load_recipe
 from memslots.trainer.plan import plan_recipe
@@ -240,11 +239,11 @@ def test_mistakes_in_a_recipe_are_named(change, message, zoo, data_dir, tmp_path
 @pytest.mark.parametrize("name", ["small_world", "tiny"])
 def test_the_plan_of_a_recipe_with_a_decoder_of_its_own_counts_the_embedded_checkpoint(name):
     recipe = load_recipe(name)
-    embedded = MemslotsModel.from_pretrained(files("memslots") / "assets" / "tiny")
+    model = MemslotsModel.from_pretrained(embedded("tiny"))
     plans = plan_recipe(recipe, rate=1e9)
     assert [plan.name for plan in plans] == [s["name"] for s in recipe["compressor"]["stages"]]
-    reader = sum(p.numel() for p in embedded.decoder.parameters())
-    encoder = sum(p.numel() for p in embedded.encoder.parameters())
+    reader = sum(p.numel() for p in model.decoder.parameters())
+    encoder = sum(p.numel() for p in model.encoder.parameters())
     for plan in plans:
         assert plan.frozen == reader
         assert plan.trained >= encoder

@@ -1,12 +1,11 @@
 """The baselines of `benchmarks/verified.py`: every way beside the text cut to its positions."""
 
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, checkpoints
 from memslots.data.exact_strings import BOILERPLATE
 
 pytest.importorskip("trl", reason="the table trains too; it needs memslots[train]")
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
 
 @pytest.fixture(scope="module")
 def embedded() -> MemslotsModel:
-    return MemslotsModel.from_pretrained(str(files("memslots") / "assets" / "tiny")).eval()
+    return MemslotsModel.from_pretrained(checkpoints.embedded("tiny")).eval()
 
 
 def test_every_way_has_a_cut_of_its_positions(embedded):

@@ -1,11 +1,11 @@
 """What a recipe takes from a trained checkpoint: its decoder and tokenizers, or its compressor."""
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from memslots.checkpoints import embedded
 from memslots.modeling import MemslotsConfig, MemslotsModel
 
 
@@ -88,5 +88,4 @@ def take_compressor(
 
 def _place(checkpoint: str) -> str:
     """Where the package's own checkpoint lies, or what was given."""
-    embedded = files("memslots").joinpath("assets", "tiny")
-    return str(embedded) if checkpoint == "embedded" else checkpoint
+    return embedded() if checkpoint == "embedded" else checkpoint
