@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from lab.data.conversations import conversation_rows, written
 from memslots import ChatMemory, MemslotsModel
 from memslots.cli.options import resolve_model
-from memslots.data.conversations import conversation_rows, written
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import exact_match, wilson_interval
 from memslots.evaluation.report import replace_block

@@ -22,8 +22,8 @@ import pyarrow
 import torch
 import transformers
 
+from lab.data.personas import persona_rows
 from memslots import Memory, MemslotsModel, embedded
-from memslots.data.personas import persona_rows
 from memslots.evaluation.answering import (
     answer_from_memory,
     compare_segments,

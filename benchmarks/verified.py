@@ -27,12 +27,12 @@ import torch
 from shapes import build, context
 from verified_page import Record, page
 
+from lab.data.conversations import conversation_rows, small_talk
+from lab.data.exact_strings import BOILERPLATE, VALUES, asked_for, places_of, stated
+from lab.data.personas import join_biographies, personas
 from memslots import Memory, MemslotsModel
 from memslots.cli.options import resolve_model
 from memslots.configuration import load_recipe
-from memslots.data.conversations import conversation_rows, small_talk
-from memslots.data.exact_strings import BOILERPLATE, VALUES, asked_for, places_of, stated
-from memslots.data.personas import join_biographies, personas
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import exact_match
 from memslots.modeling.fidelity_memslots import read, teacher_forced

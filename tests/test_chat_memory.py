@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_models import SENTENCES, words
 
+from lab.data.conversations import conversation_rows
 from memslots import ChatMemory, MemslotsModel, embedded
-from memslots.data.conversations import conversation_rows
 from memslots.modeling.layout_memslots import FIRST_SLOT
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}

@@ -8,12 +8,13 @@ import torch
 import yaml
 from sentence_encoders import sentence_encoder
 
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.__main__ import lab
+from lab.data.sentence_facts import sentence_rows
+from lab.sentence.measure import measure_answers
+from lab.sentence.page import write_sentence_page
 from memslots import MemslotsModel
-from memslots.cli import main
 from memslots.configuration import load_recipe
-from memslots.data.sentence_facts import sentence_rows
-from memslots.evaluation.sentence_measure import measure_answers
-from memslots.evaluation.sentence_page import write_sentence_page
 
 SOURCE = {"kind": "persona_sentences"}
 
@@ -51,7 +52,7 @@ def settings(zoo, tmp_path_factory) -> str:
 
 def run(settings, folder, *only) -> int:
     arguments = ["--settings", settings, "--output", str(folder), *only]
-    return main(["tables-sentence", *arguments, "--report", str(folder / "page.md")])
+    return lab(["tables-sentence", *arguments, "--report", str(folder / "page.md")])
 
 
 def test_runs_measures_and_page(settings, tmp_path, capsys):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.data.exact_strings import BOILERPLATE
 from memslots import MemslotsModel, checkpoints
-from memslots.data.exact_strings import BOILERPLATE
 
 pytest.importorskip("trl", reason="the table trains too; it needs memslots[train]")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
