@@ -91,7 +91,7 @@ tables: $(VENV)/.dev
 	$(BIN)/python -m lab tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
 
 tables-verified: $(VENV)/.dev
-	PYTHONPATH=. $(BIN)/python benchmarks/verified.py --results runs/verified --page docs/verified.md --samples 1 $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m lab.verified.measure --results runs/verified --page docs/verified.md --samples 1 $(if $(DATA),--data "$(DATA)")
 
 tables-capacity: $(VENV)/.dev
 	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \

@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lab import long_chat
 from memslots import MemslotsModel, embedded
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -17,7 +18,6 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import against_published  # noqa: E402
 import alternatives  # noqa: E402
-import long_chat  # noqa: E402
 import measuring  # noqa: E402
 import page  # noqa: E402
 import published_way  # noqa: E402

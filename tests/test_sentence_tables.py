@@ -1,4 +1,4 @@
-"""`memslots tables-sentence` on tiny models: runs, measures, page, and going on when stopped."""
+"""`python -m lab tables-sentence` on tiny models: runs, measures, page, and going on."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ SOURCE = {"kind": "persona_sentences"}
 def settings(zoo, tmp_path_factory) -> str:
     """The packaged settings, with tiny models, two steps a run and four questions a measure."""
     folder = tmp_path_factory.mktemp("settings")
-    recipe = load_recipe("src/memslots/evaluation/sentence_tables.yaml")
+    recipe = load_recipe("lab/sentence/tables.yaml")
     section = recipe["compressor"]
     section["encoder"] = sentence_encoder(folder)
     section["decoder"] = zoo.folder("llama", "decoder")
@@ -87,7 +87,7 @@ def test_dry_run_and_mistakes(settings, tmp_path, capsys):
 
 
 def test_every_measure_is_of_a_run_and_every_run_is_measured():
-    recipe = load_recipe("src/memslots/evaluation/sentence_tables.yaml")
+    recipe = load_recipe("lab/sentence/tables.yaml")
     runs = {stage["name"] for stage in recipe["compressor"]["stages"]}
     assert {measure["run"] for measure in recipe["measures"]} == runs
     names = [measure["name"] for measure in recipe["measures"]]

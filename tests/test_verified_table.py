@@ -1,7 +1,4 @@
-"""The baselines of `benchmarks/verified.py`: every way beside the text cut to its positions."""
-
-import sys
-from pathlib import Path
+"""The baselines of `lab/verified`: every way beside the text cut to its positions."""
 
 import pytest
 
@@ -9,10 +6,9 @@ from lab.data.exact_strings import BOILERPLATE
 from memslots import MemslotsModel, checkpoints
 
 pytest.importorskip("trl", reason="the table trains too; it needs memslots[train]")
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import verified
-import verified_page
+from lab.verified import measure as verified
+from lab.verified import page as verified_page
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
 

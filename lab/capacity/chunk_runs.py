@@ -1,4 +1,4 @@
-"""Table 2 of `memslots capacity`: trains each column at each size and measures it."""
+"""Table 2 of `python -m lab capacity`: trains each column at each size and measures it."""
 
 from __future__ import annotations
 

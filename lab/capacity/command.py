@@ -1,4 +1,4 @@
-"""`memslots capacity`: the AIRI report's tables and figures on decoders trained here."""
+"""`python -m lab capacity`: the AIRI report's tables and figures on decoders trained here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def capacity(
     ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells; run none.")] = False,
     settings: Annotated[
-        Path | None, typer.Option(help="YAML of the same sections as the packaged one.")
+        Path | None, typer.Option(help="YAML of the same sections as the lab's.")
     ] = None,
     sets: Sets = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`memslots tables-sentence`: the sentence-pools article's tables on a decoder trained here."""
+"""`python -m lab tables-sentence`: the sentence-pools article's tables, measured here."""
 
 from __future__ import annotations
 

@@ -32,8 +32,7 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
     """Writes the page from the measures that are there, and its picture beside it.
 
     Args:
-        recipe: the settings of `memslots tables-sentence`; its `notes`, by section, stand under the
-            tables.
+        recipe: the settings of `tables-sentence`; its `notes`, by section, stand under the tables.
         folder: its output.
         page: a `.md` file.
 
@@ -45,7 +44,7 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
         for file in sorted((folder / "measures").glob("*.json"))
     }
     if not found:
-        raise ValueError(f"{folder} holds no measures yet; run `memslots tables-sentence` first.")
+        raise ValueError(f"{folder} holds no measures yet; run `make tables-sentence` first.")
     stages = {stage["name"]: stage for stage in recipe["compressor"]["stages"]}
     parts = {
         "setups": _setups(found),

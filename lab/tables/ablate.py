@@ -1,4 +1,4 @@
-"""`memslots ablate`: a recipe and what each of its parts is worth."""
+"""`python -m lab ablate`: a recipe and what each of its parts is worth."""
 
 from __future__ import annotations
 

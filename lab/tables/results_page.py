@@ -40,7 +40,7 @@ def write_page(folder: Path, page: Path) -> None:
     """Writes the page from whatever steps are there, and its pictures beside it.
 
     Args:
-        folder: of `memslots tables`.
+        folder: of `python -m lab tables`.
         page: a `.md` file.
 
     Raises:
@@ -59,7 +59,7 @@ def write_page(folder: Path, page: Path) -> None:
         if part
     ]
     if not parts:
-        raise ValueError(f"{folder} holds no results yet; run a step of `memslots tables` first.")
+        raise ValueError(f"{folder} holds no results yet; run a step of `make tables` first.")
     page.parent.mkdir(parents=True, exist_ok=True)
     head = _HEAD.format(parameters=_decoder_parameters(folder))
     beside = [told for name, told in _BESIDE.items() if (page.parent / name).is_file()]

@@ -1,4 +1,4 @@
-"""`memslots tables`: the papers' tables on the project's own small world, step by step."""
+"""`python -m lab tables`: the papers' tables on the project's own small world, step by step."""
 
 from __future__ import annotations
 
@@ -200,4 +200,4 @@ STEPS: dict[str, Callable[[Recipe, Path, str | None], None]] = {
     "encoders": _encoders,
     "adaptation": _adaptation,
 }
-"""What `memslots tables` does, in this order; each goes on where it was stopped."""
+"""What `python -m lab tables` does, in this order; each goes on where it was stopped."""

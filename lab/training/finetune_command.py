@@ -1,4 +1,4 @@
-"""`memslots finetune-decoder`: the baseline of role play, a decoder tuned on the plain text."""
+"""`python -m lab finetune-decoder`: role play's baseline, a decoder tuned on plain text."""
 
 from __future__ import annotations
 

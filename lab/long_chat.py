@@ -1,6 +1,6 @@
 """Facts of a chat's first turn, asked after many turns of small talk, from a `ChatMemory`.
 
-    python benchmarks/long_chat.py --people 20 --page docs/how-to/chat.md
+    python -m lab.long_chat --people 20 --page docs/how-to/chat.md
 
 Beside it the same decoder reads all turns as text, and the last turns only, as many as take the
 positions of the memory at the coarsest rate. People and small talk are of the test split. The table

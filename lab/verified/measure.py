@@ -1,6 +1,6 @@
 """Measures verified memory on one checkpoint and writes docs/verified.md (`make tables-verified`).
 
-    python benchmarks/verified.py --results runs/verified --page docs/verified.md --data DATA
+    python -m lab.verified.measure --results runs/verified --page docs/verified.md --data DATA
 
 Each part is kept as JSON under `--results` and not run again. DATA is a folder with
 `books-train.jsonl.gz`, `books-validation.jsonl.gz` and `gsm8k-test.jsonl.gz`; without it the parts
@@ -24,19 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import build, context
-from verified_page import Record, page
 
+from benchmarks.shapes import build, context
 from lab.data.conversations import conversation_rows, small_talk
 from lab.data.exact_strings import BOILERPLATE, VALUES, asked_for, places_of, stated
 from lab.data.personas import join_biographies, personas
+from lab.recipes import lab_recipe
+from lab.training.run import run_recipe
+from lab.verified.page import Record, page
 from memslots import Memory, MemslotsModel
 from memslots.cli.options import resolve_model
-from memslots.configuration import load_recipe
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import exact_match
 from memslots.modeling.fidelity_memslots import read, teacher_forced
-from memslots.trainer.run import run_recipe
 
 DEPTHS = (0.0, 0.5, 1.0)
 NUMBERS = ("age", "count")
@@ -329,7 +329,7 @@ def main() -> None:
 
     def strings_after_training() -> list[Record]:
         folder = run_recipe(
-            load_recipe("exact_strings"),
+            lab_recipe("exact_strings"),
             given.results / "exact_strings",
             books=None if given.data is None else str(given.data),
         )

@@ -1,6 +1,6 @@
 """What a memory store costs: bytes per source token, and the fidelity lost by bfloat16 and int8.
 
-    python benchmarks/store_bytes.py --questions 500 --output runs/store_bytes
+    python -m lab.store_bytes --questions 500 --output runs/store_bytes
 
 Stores are made and measured on the disk, with all that they keep beside the slots, for short
 documents (one person each) and for long ones (many people joined). Beside them stand the same
