@@ -18,16 +18,18 @@ from lab.data.sentence_facts import pool_rows, sentence_rows
 from memslots.data import ADAPTERS
 from memslots.data.books import iterate_books
 from memslots.trainer.row_sources import ROW_SOURCES, SPLIT_SOURCES, Sources
+from memslots.trainer.stage_data import FEATURES
 
 Row = dict[str, Any]
 
 
 def _text(text: str) -> Row:
-    return {"text": text, "context": None, "question": None, "answer": None}
+    return {**dict.fromkeys(FEATURES), "text": text}
 
 
 def _question(context: str, questions: list[str], answers: list[str]) -> Row:
-    return {"text": None, "context": context, "question": questions, "answer": answers}
+    asked = {"context": context, "question": questions, "answer": answers}
+    return {**dict.fromkeys(FEATURES), **asked}
 
 
 def _personas(
@@ -83,19 +85,6 @@ def _persona_texts(drawn: int, origin: Sources, rows: int, sentences: int = 2) -
         yield _text(". ".join(parts[start : start + count]).rstrip(".") + ".")
 
 
-def _books(drawn: int, origin: Sources, rows: int, characters: int = 900) -> Iterator[Row]:
-    rng = random.Random(drawn)
-    library = list(iterate_books(origin.books, limit=40))
-    made = 0
-    while made < rows:
-        book = rng.choice(library)
-        start = rng.randrange(max(1, len(book) - characters))
-        text = book[start : start + characters].partition(" ")[2]  # from a word's beginning
-        if text.strip():
-            made += 1
-            yield _text(text)
-
-
 def _persona_splits(split: str, n: int, seed: int, **options: Any) -> Iterator[Row]:
     options.pop("sentences", None)
     for row in persona_rows(split, n, seed=seed, **options):
@@ -111,7 +100,6 @@ for _adapter in (CHARACTER_DIALOGUE, PRONOUN_PAIRS, PERSONAS):
 ROW_SOURCES.update(
     personas=_personas,
     persona_texts=_persona_texts,
-    books=_books,
     conversations=_conversations,
     exact_strings=_exact_strings,
 )

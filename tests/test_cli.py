@@ -279,13 +279,13 @@ def test_another_kind_of_checkpoint(refused, zoo, text):
 
 
 def test_bad_recipes(refused):
-    assert "did you mean 'tiny'" in refused("train", "tinny")
-    assert "did you mean 'seed'" in refused("train", "tiny", "--set", "decoder.sed=1")
-    assert "key=value" in refused("train", "tiny", "--set", "seed")
+    assert "did you mean 'pcc_lite'" in refused("train", "pcc_light")
+    assert "did you mean 'seed'" in refused("train", "pcc_lite", "--set", "compressor.sed=1")
+    assert "key=value" in refused("train", "pcc_lite", "--set", "seed")
 
 
 def test_debug_shows_the_traceback_of_one_call(capsys):
     with pytest.raises(ValueError, match="did you mean"):
-        main(["--debug", "train", "tinny"])
-    assert main(["train", "tinny"]) == 2
+        main(["--debug", "train", "pcc_light"])
+    assert main(["train", "pcc_light"]) == 2
     assert "did you mean" in capsys.readouterr().err

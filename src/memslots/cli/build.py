@@ -77,6 +77,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or a YAML file.")],
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
     sets: Sets = None,
+    books: Annotated[
+        str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default. Resumes.")
     ] = None,
@@ -114,7 +117,7 @@ def train(
         return
     from memslots.hub_cards.model_card import write_card
 
-    result = run_recipe(settings, folder, stage, card_writer=write_card, data_dir=data_dir)
+    result = run_recipe(settings, folder, stage, books, write_card, data_dir)
     if install is not None:
         install_checkpoint(result, install)
     out.print(f"{install or result}: trained by recipe {recipe}")

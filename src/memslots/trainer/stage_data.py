@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 from memslots.data import ADAPTERS, load_rows
+from memslots.data.books import iterate_books
 from memslots.data.demonstrations import demonstration_context
 from memslots.modeling import MemslotsProcessor
 from memslots.trainer.row_sources import ROW_SOURCES, SPLIT_SOURCES, Sources, source_rows
@@ -42,9 +43,9 @@ def stage_dataset(
             set of texts is cut into pieces of `tokens` encoder tokens, each with as many of the
             text that follows for completion (`completion: false` leaves them out). A set of
             questions gives at most `rows` rows; for in-context learning `demonstrations` are the
-            decoder tokens of the context that other rows make. Or a kind of `ROW_SOURCES` or
-            `SPLIT_SOURCES` with its options. A `seed` of its own gives other rows than the same
-            source of another stage.
+            decoder tokens of the context that other rows make. Or `books` (`rows` of `characters`),
+            or a kind of `ROW_SOURCES` or `SPLIT_SOURCES` with its options. A `seed` of its own
+            gives other rows than the same source of another stage.
         origin: where the data come from.
         processor: cuts and counts.
         endless: a streamed source begins again where it ends. Only so does a resumed run find its
@@ -170,5 +171,21 @@ def _question(context: str, questions: list[str], answers: list[str]) -> Row:
     return {"text": None, "context": context, "question": questions, "answer": answers}
 
 
+def _books(drawn: int, origin: Sources, rows: int, characters: int = 900) -> Iterator[Row]:
+    rng = random.Random(drawn)
+    library = list(iterate_books(origin.books, limit=40))
+    made = 0
+    while made < rows:
+        book = rng.choice(library)
+        start = rng.randrange(max(1, len(book) - characters))
+        text = book[start : start + characters].partition(" ")[2]  # from a word's beginning
+        if text.strip():
+            made += 1
+            yield _text(text)
+
+
 def _number(seed: str) -> int:
     return random.Random(seed).getrandbits(31)
+
+
+ROW_SOURCES["books"] = _books
