@@ -78,6 +78,8 @@ def test_the_tables_show_every_way_and_its_cut(embedded, monkeypatch):
     )
     assert "| text cut to rate 16, exact spans |" in page
     assert "| one | 100 | 50.0 | 40.0 | 0.80 (0.80 to 0.80) | 70.0 | 0.0 | 1 of 2 | 2.00 |" in page
+    assert "they lose\n  0.80 of it (missed)." in page
+    assert "this checkpoint 0.50 in the median (reached), 0.50 at worst;" in page
 
 
 def test_the_cost_is_a_ratio_to_a_prefill_of_the_same_text(embedded):
@@ -100,10 +102,12 @@ def test_a_missed_bar_of_either_measurement_is_said():
     exact = {"way": "rate 16, exact spans", "kept": True, "answered": True, "hidden_in": "a book"}
     strings = [fixed, exact | {"tokens": 16, "positions": 4}]
     said = verified_page.bars({"cost": cost, "losses": losses, "strings": strings})
-    assert "100.0% at 4.00 in a book (missed)" in said
-    assert "they lose 0.90 of it (missed)" in said
-    assert "this checkpoint 1.50 in the median (missed), 1.50 at worst" in said
-    assert "the larger decoder 0.50 in the median (reached), 0.50 at worst" in said
+    assert said["strings"] == [{"place": "a book", "kept": 1, "rate": 4, "reached": False}]
+    assert said["ratio"] == 0.9
+    assert [(bar["what"], bar["median"], bar["worst"]) for bar in said["costs"]] == [
+        ("this checkpoint", 1.5, 1.5),
+        ("the larger decoder", 0.5, 0.5),
+    ]
 
 
 def test_the_texts_to_lose_from():

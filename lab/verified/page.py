@@ -1,20 +1,53 @@
-"""The page of verified memory, docs/verified.md, from what `verified.py` measured."""
+"""The page of verified memory, docs/verified.md, from what `measure.py` measured."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from lab.pages import chosen, distinct, interval, percent, render
 from memslots.evaluation.intervals import with_interval
 
 Record = dict[str, Any]
 
 
+def page(results: dict[str, list[Record]]) -> str:
+    """docs/verified.md."""
+    strings, losses = results["strings"], results["losses"]
+    kinds, places = distinct(strings, "kind"), distinct(strings, "hidden_in")
+    kept, by_depth = [], []
+    for way in distinct(strings, "way"):
+        own = chosen(strings, way=way)
+        shares = [share(own, "kept"), share(own, "answered"), f"{effective_rate(own):.2f}"]
+        kept.append([way, *_by_kind(own, kinds, "kept"), *shares])
+        by_depth.append([way, *(_depths(chosen(own, hidden_in=place)) for place in places)])
+    questions = []
+    for way in distinct(results["questions"], "way"):
+        own = chosen(results["questions"], way=way)
+        shares = [share(chosen(own, number=number), "right") for number in (True, False)]
+        questions.append([way, *shares, f"{effective_rate(own):.2f}"])
+    return render(
+        Path(__file__).with_name("page.md.jinja"),
+        kinds=kinds,
+        places=places,
+        kept=kept,
+        by_depth=by_depth,
+        answered=answered(results["strings_after_training"], kinds),
+        questions=questions,
+        losses=[_lost(name, chosen(losses, set=name)) for name in distinct(losses, "set")],
+        costs=[
+            _costs(measured, chosen(results["cost"], measured=measured))
+            for measured in ("texts", "shapes")
+        ],
+        bars=bars(results),
+    )
+
+
 def share(records: Sequence[Record], key: str) -> str:
     """A mean with its interval, in percent."""
-    found = with_interval([float(record[key]) for record in records])
-    return f"{100 * found['value']:.1f} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+    return interval(with_interval([float(record[key]) for record in records]))
 
 
 def effective_rate(records: Sequence[Record]) -> float:
@@ -22,181 +55,81 @@ def effective_rate(records: Sequence[Record]) -> float:
     return sum(r["tokens"] for r in records) / sum(r["positions"] for r in records)
 
 
-def page(results: dict[str, list[Record]]) -> str:
-    """docs/verified.md."""
-    out = [HEAD]
-    strings = results["strings"]
-    names = list(dict.fromkeys(r["way"] for r in strings))
-    kinds = list(dict.fromkeys(r["kind"] for r in strings))
-    places = list(dict.fromkeys(r["hidden_in"] for r in strings))
-    out += [
-        "## Exact strings\n",
-        STRINGS,
-        "| way | " + " | ".join(kinds) + " | all kept, % | answered, % | effective rate |",
-        "|---" * (len(kinds) + 4) + "|",
-    ]
-    for name in names:
-        own = [r for r in strings if r["way"] == name]
-        cells = [
-            f"{100 * statistics.mean(r['kept'] for r in own if r['kind'] == kind):.0f}"
-            for kind in kinds
-        ]
-        out.append(
-            f"| {name} | {' | '.join(cells)} | {share(own, 'kept')} | "
-            f"{share(own, 'answered')} | {effective_rate(own):.2f} |"
-        )
-    out += [
-        "\nKept by depth (start / middle / end), %, and effective rate, by what the string is "
-        "hidden in:\n",
-        "| way | " + " | ".join(places) + " |",
-        "|---" * (len(places) + 1) + "|",
-    ]
-    for name in names:
-        cells = []
-        for place in places:
-            own = [r for r in strings if r["way"] == name and r["hidden_in"] == place]
-            depths = sorted({r["depth"] for r in own})
-            kept = [statistics.mean(r["kept"] for r in own if r["depth"] == d) for d in depths]
-            shares = " / ".join(f"{100 * value:.0f}" for value in kept)
-            cells.append(f"{shares}, at {effective_rate(own):.2f}")
-        out.append(f"| {name} | {' | '.join(cells)} |")
-    out += ["\n" + TRAINED, *_answered(results["strings_after_training"], kinds)]
-    out += [
-        "\n## Questions about a person\n",
-        "| way | numbers right, % | others right, % | effective rate |",
-        "|---|---|---|---|",
-    ]
-    answers = results["questions"]
-    for name in dict.fromkeys(r["way"] for r in answers):
-        own = [r for r in answers if r["way"] == name]
-        out.append(
-            f"| {name} | {share([r for r in own if r['number']], 'right')} | "
-            f"{share([r for r in own if not r['number']], 'right')} | {effective_rate(own):.2f} |"
-        )
-    out += [
-        "\n## Tokens lost at equal positions\n",
-        LOSSES,
-        "| texts | tokens | lost at rate 8, % | "
-        "lost by the budget, % | ratio | lost by a cut, % | lost at fidelity asked, % | "
-        "segments left as text | positions against rate 8 |",
-        "|---" * 9 + "|",
-    ]
-    for name in dict.fromkeys(r["set"] for r in results["losses"]):
-        own = [r for r in results["losses"] if r["set"] == name]
-        total = {k: sum(r[k] for r in own) for k in own[0] if k != "set"}
-        cut = sum(max(0, r["tokens"] - r["positions"]) for r in own)
-        ratio = with_interval(
-            own, lambda rs: sum(r["budget"] for r in rs) / max(1, sum(r["fixed"] for r in rs))
-        )
-        out.append(
-            f"| {name} | {total['tokens']} | {100 * total['fixed'] / total['tokens']:.1f} | "
-            f"{100 * total['budget'] / total['tokens']:.1f} | {ratio['value']:.2f} "
-            f"({ratio['low']:.2f} to {ratio['high']:.2f}) | {100 * cut / total['tokens']:.1f} | "
-            f"{100 * total['served'] / total['tokens']:.1f} | {total['as_text']} of "
-            f"{total['segments']} | {total['served_positions'] / total['positions']:.2f} |"
-        )
-    out += ["\n## What verification costs\n", COST]
-    for measured in ("texts", "shapes"):
-        found = [r for r in results["cost"] if r["measured"] == measured]
-        rates = sorted({r["rate"] for r in found})
-        out += [
-            f"| {measured} | " + " | ".join(f"rate {rate}" for rate in rates) + " |",
-            "|---" * (len(rates) + 1) + "|",
-        ]
-        for name in dict.fromkeys(r["set"] for r in found):
-            cells = []
-            for rate in rates:
-                own = [r["ratio"] for r in found if r["set"] == name and r["rate"] == rate]
-                cells.append(f"{statistics.median(own):.2f}")
-            out.append(f"| {name} | {' | '.join(cells)} |")
-        out.append("")
-    return "\n".join([*out, bars(results)])
+def answered(records: Sequence[Record], kinds: Sequence[str]) -> list[list[str]]:
+    """The strings answered by kind, a row a way."""
+    ways = ((way, chosen(records, way=way)) for way in distinct(records, "way"))
+    return [[way, *_by_kind(own, kinds, "answered"), share(own, "answered")] for way, own in ways]
 
 
-def _answered(records: Sequence[Record], kinds: Sequence[str]) -> list[str]:
-    """A table of the strings answered by kind, a row a way."""
-    out = ["| way | " + " | ".join(kinds) + " | all answered, % |", "|---" * (len(kinds) + 2) + "|"]
-    for name in dict.fromkeys(r["way"] for r in records):
-        own = [r for r in records if r["way"] == name]
-        cells = [
-            f"{100 * statistics.mean(r['answered'] for r in own if r['kind'] == kind):.0f}"
-            for kind in kinds
-        ]
-        out.append(f"| {name} | {' | '.join(cells)} | {share(own, 'answered')} |")
-    return out
+def _by_kind(records: Sequence[Record], kinds: Sequence[str], key: str) -> list[str]:
+    return [percent(_mean(chosen(records, kind=kind), key), 0) for kind in kinds]
 
 
-def bars(results: dict[str, list[Record]]) -> str:
-    """Whether what was aimed at was reached, said plainly."""
-    strings = [r for r in results["strings"] if r["way"] == "rate 16, exact spans"]
-    fixed = statistics.mean(r["kept"] for r in results["strings"] if r["way"] == "fixed rate 16")
-    answered = statistics.mean(r["answered"] for r in strings)
-    by_text = []
-    for place in dict.fromkeys(r["hidden_in"] for r in strings):
-        own = [r for r in strings if r["hidden_in"] == place]
-        kept, rate = statistics.mean(r["kept"] for r in own), effective_rate(own)
-        reached = "reached" if kept >= 0.99 and rate >= 8 else "missed"
-        by_text.append(f"{100 * kept:.1f}% at {rate:.2f} in {place} ({reached})")
-    losses = results["losses"]
-    ratio = sum(r["budget"] for r in losses) / sum(r["fixed"] for r in losses)
+def _mean(records: Sequence[Record], key: str) -> float:
+    return statistics.mean(record[key] for record in records)
+
+
+def _depths(records: Sequence[Record]) -> str:
+    depths = sorted(distinct(records, "depth"))
+    shares = " / ".join(percent(_mean(chosen(records, depth=d), "kept"), 0) for d in depths)
+    return f"{shares}, at {effective_rate(records):.2f}"
+
+
+def _lost(name: str, records: Sequence[Record]) -> list[str]:
+    total = {key: sum(r[key] for r in records) for key in records[0] if key != "set"}
+    cut = sum(max(0, r["tokens"] - r["positions"]) for r in records)
+    ratio = with_interval(
+        records, lambda rs: sum(r["budget"] for r in rs) / max(1, sum(r["fixed"] for r in rs))
+    )
+    fixed, budget, lost, served = (
+        percent(part / total["tokens"])
+        for part in (total["fixed"], total["budget"], cut, total["served"])
+    )
+    return [
+        name,
+        str(total["tokens"]),
+        fixed,
+        budget,
+        f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+        lost,
+        served,
+        f"{total['as_text']} of {total['segments']}",
+        f"{total['served_positions'] / total['positions']:.2f}",
+    ]
+
+
+def _costs(measured: str, records: Sequence[Record]) -> tuple[str, list[str], list[list[str]]]:
+    rates = sorted(distinct(records, "rate"))
+    rows = [
+        [name, *(f"{_median(chosen(records, set=name, rate=rate)):.2f}" for rate in rates)]
+        for name in distinct(records, "set")
+    ]
+    return measured, [f"rate {rate}" for rate in rates], rows
+
+
+def _median(records: Sequence[Record]) -> float:
+    return statistics.median(record["ratio"] for record in records)
+
+
+def bars(results: dict[str, list[Record]]) -> dict[str, Any]:
+    """What was aimed at, and what was reached of it."""
+    strings = chosen(results["strings"], way="rate 16, exact spans")
+    by_place = []
+    for place in distinct(strings, "hidden_in"):
+        own = chosen(strings, hidden_in=place)
+        kept, rate = _mean(own, "kept"), effective_rate(own)
+        reached = kept >= 0.99 and rate >= 8
+        by_place.append({"place": place, "kept": kept, "rate": rate, "reached": reached})
     costs = []
     for measured, what in (("texts", "this checkpoint"), ("shapes", "the larger decoder")):
-        own = [r["ratio"] for r in results["cost"] if r["measured"] == measured]
-        median = statistics.median(own)
-        reached = "reached" if median <= 1 else "missed"
-        costs.append(f"{what} {median:.2f} in the median ({reached}), {max(own):.2f} at worst")
-
-    def said(reached: bool) -> str:
-        return "reached" if reached else "missed"
-
-    return "\n".join(
-        [
-            "## The bars\n",
-            "- Exact strings at an effective rate of 8, at least 99%: at rate 16 with exact spans "
-            f"{'; '.join(by_text)}. Fixed rate 16 keeps {100 * fixed:.1f}%. What an exact span "
-            "costs is its own tokens, so it is the texts with few numbers where the rate stays "
-            f"high. Where it is kept so, the decoder answers with {100 * answered:.1f}% of them.",
-            "- At equal positions, per-segment rates lose at most half of what the fixed rate "
-            f"loses: they lose {ratio:.2f} of it ({said(ratio <= 0.5)}).",
-            "- Verification costs at most one prefill of the text for each rate tried: "
-            f"{'; '.join(costs)}. Short texts at fine rates cost more than one, since slots and "
-            "text are more positions than the text.",
-            "",
-        ]
-    )
-
-
-HEAD = """# Verified memory, measured
-
-Written by `make tables-verified`, with the checkpoint inside the package: a decoder of 2.2 million
-parameters that was trained on biographies, on a CPU in float32. Intervals are 95% bootstraps over
-texts. Effective rate: encoder tokens a decoder position, markers, literals and text included.
-
-So small a checkpoint reads back what it was trained on, one biography, and little else: other
-segments end as text, and no budget of slots saves them. It was trained with numbers
-beside its slots in some contexts, but not to answer with strings that it never saw: what is kept is
-there to be read, but this decoder does not answer with it.
-"""
-TRAINED = """*Answered* after the recipe `exact_strings`: the decoder goes on training with such
-strings, the compressor with literals beside its slots, each for some twenty-five minutes. The row
-"full text" is what that decoder does without compression. Its other answers suffer from having been
-moved, so the package does not carry this checkpoint. Values and places are none of the training's,
-the sentence that states them is.
-"""
-STRINGS = """A string is *kept* where it stands in what the decoder reads as tokens (literals,
-segments left as text) or in what it reads back from the slots. *Answered*: the string stands in its
-answer to the question for it. *Text cut to* a way: the first tokens of the text, as many as that
-way takes positions; ways that leave most as text take about as many as the full text. Names are
-found by a function of the user's, the others by the kinds "numbers" and "identifiers".
-"""
-LOSSES = """Decoder tokens that do not come back, teacher-forced. The budget has as many slots as
-rate 8 takes. A cut: the text's first tokens, as many as rate 8 takes positions; the rest is lost.
-The last columns ask for a fidelity of 0.85 instead and may leave text. Letters: three stock
-paragraphs, a biography and small talk.
-"""
-COST = """Seconds of checking all segments at one rate, by those of one prefill of the same text
-through the same decoder (medians of three, in turns): this checkpoint on the texts above, and a
-larger decoder of random weights (the preset `small` of benchmarks/shapes.py) by length. The prefill
-computes the logits of one token, checking those of all; a segment attends to itself alone, the
-prefill to all that was before.
-"""
+        own = chosen(results["cost"], measured=measured)
+        worst = max(record["ratio"] for record in own)
+        costs.append({"what": what, "median": _median(own), "worst": worst})
+    losses = results["losses"]
+    return {
+        "strings": by_place,
+        "fixed": _mean(chosen(results["strings"], way="fixed rate 16"), "kept"),
+        "answered": _mean(strings, "answered"),
+        "ratio": sum(r["budget"] for r in losses) / sum(r["fixed"] for r in losses),
+        "costs": costs,
+    }
