@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from .activations_memslots import fuse_activations
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig, check_positions, decoder_place
-from .converters_memslots import QueryConverter, VariationalConverter
+from .converters_memslots import QueryConverter, ResidualConverter, VariationalConverter
 from .decoder_lora_memslots import DecoderLora, LoraUp
 from .encoding_memslots import EncodingMixin
 from .generation_memslots import AnsweringMixin
@@ -39,10 +39,14 @@ from .parts_memslots import (
     fingerprint,
 )
 from .per_layer_memslots import per_layer_inputs
+from .pooling_memslots import GroupPool
 from .prefix_memslots import PrefillMixin
 from .processing_memslots import MemslotsProcessor
 from .reading_back_memslots import ReadingBackMixin
 from .sentences_memslots import SentenceHead
+
+MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
+"""What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
 
 
 @dataclass
@@ -133,6 +137,10 @@ class MemslotsModel(
         self.register_parameter("pooling_query", None)
         if config.pooling == "attention":
             self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
+        self.group_pool: GroupPool | None = None
+        if config.pooling == "groups":
+            hidden = config.pool_hidden_size or 2 * config.slot_size
+            self.group_pool = GroupPool(config.slot_size, hidden, max(config.compression_rates))
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
         self.converter = build_converter(config)
@@ -141,7 +149,7 @@ class MemslotsModel(
         if config.decoder_lora is not None:
             self.decoder_lora = DecoderLora(config.decoder_config, config.decoder_lora)
         self.decoder: PreTrainedModel | None = None
-        if config.bundle_decoder and load_decoder:
+        if config.bundle_decoder and (load_decoder or config.encoder_layers):
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
             self.decoder.requires_grad_(False)
         self.processor: MemslotsProcessor | None = None
@@ -161,6 +169,10 @@ class MemslotsModel(
             init.normal_(module.map.weight, std=self.config.initializer_range)
             init.zeros_(module.map.bias)
             init.ones_(module.norm.weight)
+        elif isinstance(module, GroupPool):
+            module.init_weights()
+        elif isinstance(module, ResidualConverter):
+            module.init_weights(1.0)
         elif isinstance(module, QueryConverter):
             init.normal_(module.queries)
         elif isinstance(module, LoraUp):
@@ -183,9 +195,20 @@ class MemslotsModel(
             nn.init.normal_(self.memory_tokens, std=embedding_scale(self.encoder))
         scale = embedding_scale(self._need_decoder())
         nn.init.normal_(self.markers, std=scale)
+        if isinstance(self.converter, ResidualConverter):
+            self._markers_from_words()
         if self.config.inject_layer:
             scale = state_scale(self._need_decoder(), self.config.inject_layer)
         self.converter.init_weights(scale)
+
+    def _markers_from_words(self) -> None:
+        """Markers start as the words that they stand for: blank lines, and a plea to repeat."""
+        encode = self._need_processor().decoder_text.encode
+        embed = self._need_decoder().get_input_embeddings()
+        for marker, words in zip(self.markers, MARKER_WORDS, strict=True):
+            ids = torch.tensor(encode(words), device=embed.weight.device)
+            if len(ids):
+                marker.copy_(embed(ids).float().mean(dim=0))
 
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
@@ -232,6 +255,8 @@ class MemslotsModel(
                 segmentation,
                 self.sentence_head,
                 self.pooling_query,
+                self.group_pool,
+                self.config.encoder_layers is not None,
             )
             self._fingerprint = (version, value)
         return self._fingerprint[1]
@@ -244,6 +269,7 @@ class MemslotsModel(
         weights += [] if self.sentence_head is None else [*self.sentence_head.parameters()]
         weights += [] if self.memory_tokens is None else [self.memory_tokens]
         weights += [] if self.pooling_query is None else [self.pooling_query]
+        weights += [] if self.group_pool is None else [*self.group_pool.parameters()]
         return tuple(weight._version for weight in weights)
 
     def _need_decoder(self) -> PreTrainedModel:
