@@ -23,10 +23,11 @@ from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig, check_positions, decoder_place
 from .converters_memslots import QueryConverter, ResidualConverter, VariationalConverter
 from .decoder_lora_memslots import DecoderLora, LoraUp
+from .distillation_memslots import Teacher, divergence
 from .encoding_memslots import EncodingMixin
 from .generation_memslots import AnsweringMixin
 from .inject_memslots import Injection, injected_at, state_scale
-from .layout_memslots import FIRST_SLOT, IGNORE, TASKS
+from .layout_memslots import FIRST_SLOT, IGNORE, RECONSTRUCTION, TASKS
 from .parts_memslots import (
     Converter,
     LinearConverter,
@@ -62,6 +63,8 @@ class MemslotsOutput(ModelOutput):
         logits: `(rows, length, vocabulary)`; only without labels, where nothing is saved by leaving
             positions out.
         slots: `(total_slots, d_encoder)`.
+        distillation_loss: scalar, mean divergence from the full text of the targets that have a
+            teacher, before its weight; None without one.
         kl_loss: scalar, a vae's divergence in nats a slot; 0 in evaluation, None without a vae.
     """
 
@@ -70,6 +73,7 @@ class MemslotsOutput(ModelOutput):
     task_counts: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     slots: torch.Tensor | None = None
+    distillation_loss: torch.Tensor | None = None
     kl_loss: torch.Tensor | None = None
 
 
@@ -342,6 +346,8 @@ class MemslotsModel(
         task_weights: Sequence[float] = (1.0, 1.0, 1.0),
         task_totals: torch.Tensor | None = None,
         slot_total: torch.Tensor | None = None,
+        teacher: Teacher | None = None,
+        distillation_weight: float = 1.0,
     ) -> MemslotsOutput:
         """One encoder pass over all segments, then the frozen decoder over all rows.
 
@@ -363,9 +369,12 @@ class MemslotsModel(
             task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
                 one of several that are accumulated or spread over processes.
             slot_total: scalar, slots of the whole step, likewise.
+            teacher: what the decoder predicts from the full text for the targets of completion and
+                then of answers, row after row; its mean divergence is added to the loss.
+            distillation_weight: of that divergence.
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
-        converted, divergence = self._convert(slots)
+        converted, spread_from_normal = self._convert(slots)
         embeds, injected = self._place(input_ids, memory_ids, converted)
         per_layer = per_layer_inputs(self._need_decoder(), input_ids)
         if labels is None:
@@ -377,35 +386,53 @@ class MemslotsModel(
             task_ids = torch.full_like(labels[:, 0], len(TASKS) - 1)
         sums = embeds.new_zeros(len(TASKS), dtype=torch.float32)
         counts = torch.zeros(len(TASKS), dtype=torch.long, device=embeds.device)
+        distilled, taught = embeds.new_zeros((), dtype=torch.float32), 0
         for task in range(len(TASKS)):
             rows = (task_ids == task).nonzero().squeeze(1)
             if rows.numel():
                 own = None if per_layer is None else per_layer[rows]
-                total, count = self._rows_loss(
+                logits, wanted = self._target_logits(
                     embeds[rows],
                     attention_mask[rows],
                     labels[rows],
                     own,
                     None if injected is None else injected[rows],
                 )
+                total = functional.cross_entropy(logits.float(), wanted, reduction="sum")
                 sums = sums + functional.one_hot(torch.tensor(task), len(TASKS)).to(sums) * total
-                counts[task] = count
+                counts[task] = len(wanted)
+                if teacher is not None and task != RECONSTRUCTION:
+                    part = teacher.part(taught, taught + len(wanted))
+                    distilled = distilled + divergence(logits, part)
+                    taught += len(wanted)
         totals = counts if task_totals is None else task_totals.to(counts.device)
         task_losses = sums / totals.clamp(min=1)
         loss = (task_losses * torch.tensor(task_weights, device=sums.device)).sum()
+        distillation_loss = None
+        if teacher is not None:
+            if taught != len(teacher.token_ids):
+                raise ValueError(
+                    f"teacher has {len(teacher.token_ids)} targets, and the rows of completion and "
+                    f"answers have {taught}; give it those of the same rows."
+                )
+            distillation_loss = distilled / totals[RECONSTRUCTION + 1 :].sum().clamp(min=1)
+            loss = loss + distillation_weight * distillation_loss
         kl_loss = None
-        if divergence is not None:
-            kl_loss = divergence / (max(len(slots), 1) if slot_total is None else slot_total)
+        if spread_from_normal is not None:
+            kl_loss = spread_from_normal / (
+                max(len(slots), 1) if slot_total is None else slot_total
+            )
             loss = loss + self.config.kl_weight * kl_loss
         return MemslotsOutput(
             loss=loss,
             task_losses=task_losses.detach(),
             task_counts=counts,
             slots=slots,
+            distillation_loss=None if distillation_loss is None else distillation_loss.detach(),
             kl_loss=None if kl_loss is None else kl_loss.detach(),
         )
 
-    def _rows_loss(
+    def _target_logits(
         self,
         embeds: torch.Tensor,
         attention_mask: torch.Tensor,
@@ -413,28 +440,20 @@ class MemslotsModel(
         per_layer: torch.Tensor | None = None,
         injected: Injection | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss and number of the targets of rows of one task."""
+        """Logits `(targets, vocabulary)` of rows of one task, and the targets `(targets,)`."""
         used = attention_mask.any(dim=0).nonzero()
         first, last = int(used[0]), int(used[-1]) + 1
         embeds, labels = embeds[:, first:last], labels[:, first:last]
         per_layer = None if per_layer is None else per_layer[:, first:last]
         injected = None if injected is None else injected[:, first:last]
         targets = (labels != IGNORE).any(dim=0).nonzero()
-        if not targets.numel():
-            return embeds.sum() * 0.0, targets.new_zeros(())
         # The state before a target predicts it.
-        start = max(int(targets[0]) - 1, 0)
+        start = max(int(targets[0]) - 1, 0) if targets.numel() else embeds.shape[1] - 1
         logits = self._run_decoder(
             embeds, attention_mask[:, first:last], start, per_layer, injected
         )[:, :-1]
         wanted = labels[:, start + 1 :]
-        total = functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(),
-            wanted.reshape(-1),
-            ignore_index=IGNORE,
-            reduction="sum",
-        )
-        return total, (wanted != IGNORE).sum()
+        return logits[wanted != IGNORE], wanted[wanted != IGNORE]
 
     @contextmanager
     def reading(self, injected: Injection | None = None) -> Iterator[None]:
