@@ -196,7 +196,6 @@ def test_mistakes_of_compress(checkpoint, text, tmp_path, capsys, options, messa
             "--max-slots, --literals go with --context",
         ),
         (["store", "add", ".", "--store", "s", "--fidelity", "3"], "must be above 0 and up to 1"),
-        (["eval", "--literals", "numbers", "--card"], "leave --literals out"),
         (["eval", "--literals", "names"], "names is no detector"),
         (["serve", "--literals", "names"], "names is no detector"),
     ],

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import LONG, QUESTIONS, TEXTS
 
-from memslots import Memory, MemslotsModel
-from memslots.modeling import segment_check_memslots
+from memslots import Memory, MemslotsModel, checkpoints
 from memslots.modeling.fidelity_memslots import aligned, read, teacher_forced
 from memslots.modeling.lossless_memslots import make_exact
 from memslots.modeling.patches_memslots import (
@@ -44,8 +43,7 @@ STRANGE = (
 
 @pytest.fixture(scope="module")
 def embedded() -> MemslotsModel:
-    folder = segment_check_memslots.__file__.replace("modeling/segment_check_memslots.py", "")
-    return MemslotsModel.from_pretrained(folder + "assets/tiny").eval()
+    return MemslotsModel.from_pretrained(checkpoints.embedded("tiny")).eval()
 
 
 @pytest.fixture(scope="module")

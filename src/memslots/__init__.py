@@ -10,6 +10,7 @@ _EXPORTS = {
     "MemslotsConfig": "modeling",
     "MemslotsModel": "modeling",
     "MemslotsProcessor": "modeling",
+    "embedded": "checkpoints",
 }
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MemslotsModel",
     "MemslotsProcessor",
     "__version__",
+    "embedded",
 ]
 
 
