@@ -16,7 +16,7 @@ from .exact_spans_memslots import Exact
 from .layout_memslots import spread_places, token_batches
 from .literals_memslots import Detectors, Literal
 from .memory_memslots import Memory, Segment, slots_for
-from .pooling_memslots import pool_groups
+from .pooling_memslots import GroupPool, pool_groups
 from .processing_memslots import MemslotsProcessor, as_list
 from .sentences_memslots import SentenceHead
 from .tokenization_memslots import Span, check_text
@@ -51,27 +51,32 @@ class StatesRead(NamedTuple):
         places: `(states,)`, in the states flattened to `(segments * width, d)`: those of
             memory tokens or, where states are pooled, of tokens.
         slots: how many slots they make.
+        rate: most tokens of a slot, where that is known.
     """
 
     width: int
     places: torch.Tensor
     slots: int
+    rate: int | None = None
 
 
-def states_read(lengths: torch.Tensor, counts: torch.Tensor, pooled: bool) -> StatesRead:
+def states_read(
+    lengths: torch.Tensor, counts: torch.Tensor, pooled: bool, rate: int | None = None
+) -> StatesRead:
     """Of a batch of segments. For a GPU's tensors this waits.
 
     Args:
         lengths: `(segments,)`, tokens of each.
         counts: `(segments,)`, slots of each.
         pooled: slots are made of the tokens' states, not of memory tokens'.
+        rate: most tokens of a slot, where that is known.
     """
     first = torch.zeros_like(lengths) if pooled else lengths
     ends = lengths if pooled else lengths + counts
     width = int(ends.max())
     positions = torch.arange(width, device=lengths.device)
     read = (positions >= first.unsqueeze(1)) & (positions < ends.unsqueeze(1))
-    return StatesRead(width, read.flatten().nonzero().squeeze(1), int(counts.sum()))
+    return StatesRead(width, read.flatten().nonzero().squeeze(1), int(counts.sum()), rate)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -87,6 +92,7 @@ class EncodingMixin(_Model):
     encoder: PreTrainedModel
     memory_tokens: torch.Tensor | None
     pooling_query: torch.Tensor | None
+    group_pool: GroupPool | None
     sentence_head: SentenceHead | None
 
     if TYPE_CHECKING:
@@ -180,6 +186,15 @@ class EncodingMixin(_Model):
         states = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         first = counts.cumsum(dim=0) - counts
         groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
+        if self.group_pool is not None:
+            embeds = self.encoder.get_input_embeddings()(input_ids)
+            return self.group_pool(
+                embeds.flatten(0, 1)[read.places],
+                states.flatten(0, 1)[read.places],
+                groups.flatten()[read.places],
+                read.slots,
+                read.rate,
+            )
         return pool_groups(
             states.flatten(0, 1)[read.places],
             groups.flatten()[read.places],
@@ -333,7 +348,8 @@ class EncodingMixin(_Model):
                 for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
                     inputs = processor.collate_segments([flat[i] for i in batch])
                     lengths = inputs["segment_attention_mask"].sum(dim=1)
-                    read = states_read(lengths, torch.tensor([counts[i] for i in batch]), pooled)
+                    numbers = torch.tensor([counts[i] for i in batch])
+                    read = states_read(lengths, numbers, pooled, rate)
                     encoded = self.encode(
                         **{name: to_device(tensor, device) for name, tensor in inputs.items()},
                         segment_rates=torch.full((len(batch),), rate, device=device),

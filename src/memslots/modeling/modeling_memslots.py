@@ -21,12 +21,13 @@ from transformers.utils import ModelOutput
 from .activations_memslots import fuse_activations
 from .checkpoint_memslots import CheckpointMixin
 from .configuration_memslots import MemslotsConfig, check_positions, decoder_place
-from .converters_memslots import QueryConverter, VariationalConverter
+from .converters_memslots import QueryConverter, ResidualConverter, VariationalConverter
 from .decoder_lora_memslots import DecoderLora, LoraUp
+from .distillation_memslots import Teacher, divergence
 from .encoding_memslots import EncodingMixin
 from .generation_memslots import AnsweringMixin
 from .inject_memslots import Injection, injected_at, state_scale
-from .layout_memslots import FIRST_SLOT, IGNORE, TASKS
+from .layout_memslots import FIRST_SLOT, IGNORE, RECONSTRUCTION, TASKS
 from .parts_memslots import (
     Converter,
     LinearConverter,
@@ -39,10 +40,14 @@ from .parts_memslots import (
     fingerprint,
 )
 from .per_layer_memslots import per_layer_inputs
+from .pooling_memslots import GroupPool
 from .prefix_memslots import PrefillMixin
 from .processing_memslots import MemslotsProcessor
 from .reading_back_memslots import ReadingBackMixin
 from .sentences_memslots import SentenceHead
+
+MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
+"""What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
 
 
 @dataclass
@@ -58,6 +63,8 @@ class MemslotsOutput(ModelOutput):
         logits: `(rows, length, vocabulary)`; only without labels, where nothing is saved by leaving
             positions out.
         slots: `(total_slots, d_encoder)`.
+        distillation_loss: scalar, mean divergence from the full text of the targets that have a
+            teacher, before its weight; None without one.
         kl_loss: scalar, a vae's divergence in nats a slot; 0 in evaluation, None without a vae.
     """
 
@@ -66,6 +73,7 @@ class MemslotsOutput(ModelOutput):
     task_counts: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     slots: torch.Tensor | None = None
+    distillation_loss: torch.Tensor | None = None
     kl_loss: torch.Tensor | None = None
 
 
@@ -133,6 +141,10 @@ class MemslotsModel(
         self.register_parameter("pooling_query", None)
         if config.pooling == "attention":
             self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
+        self.group_pool: GroupPool | None = None
+        if config.pooling == "groups":
+            hidden = config.pool_hidden_size or 2 * config.slot_size
+            self.group_pool = GroupPool(config.slot_size, hidden, max(config.compression_rates))
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
         self.converter = build_converter(config)
@@ -141,7 +153,7 @@ class MemslotsModel(
         if config.decoder_lora is not None:
             self.decoder_lora = DecoderLora(config.decoder_config, config.decoder_lora)
         self.decoder: PreTrainedModel | None = None
-        if config.bundle_decoder and load_decoder:
+        if config.bundle_decoder and (load_decoder or config.encoder_layers):
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
             self.decoder.requires_grad_(False)
         self.processor: MemslotsProcessor | None = None
@@ -161,6 +173,10 @@ class MemslotsModel(
             init.normal_(module.map.weight, std=self.config.initializer_range)
             init.zeros_(module.map.bias)
             init.ones_(module.norm.weight)
+        elif isinstance(module, GroupPool):
+            module.init_weights()
+        elif isinstance(module, ResidualConverter):
+            module.init_weights(1.0)
         elif isinstance(module, QueryConverter):
             init.normal_(module.queries)
         elif isinstance(module, LoraUp):
@@ -183,9 +199,20 @@ class MemslotsModel(
             nn.init.normal_(self.memory_tokens, std=embedding_scale(self.encoder))
         scale = embedding_scale(self._need_decoder())
         nn.init.normal_(self.markers, std=scale)
+        if isinstance(self.converter, ResidualConverter):
+            self._markers_from_words()
         if self.config.inject_layer:
             scale = state_scale(self._need_decoder(), self.config.inject_layer)
         self.converter.init_weights(scale)
+
+    def _markers_from_words(self) -> None:
+        """Markers start as the words that they stand for: blank lines, and a plea to repeat."""
+        encode = self._need_processor().decoder_text.encode
+        embed = self._need_decoder().get_input_embeddings()
+        for marker, words in zip(self.markers, MARKER_WORDS, strict=True):
+            ids = torch.tensor(encode(words), device=embed.weight.device)
+            if len(ids):
+                marker.copy_(embed(ids).float().mean(dim=0))
 
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
@@ -232,6 +259,8 @@ class MemslotsModel(
                 segmentation,
                 self.sentence_head,
                 self.pooling_query,
+                self.group_pool,
+                self.config.encoder_layers is not None,
             )
             self._fingerprint = (version, value)
         return self._fingerprint[1]
@@ -244,6 +273,7 @@ class MemslotsModel(
         weights += [] if self.sentence_head is None else [*self.sentence_head.parameters()]
         weights += [] if self.memory_tokens is None else [self.memory_tokens]
         weights += [] if self.pooling_query is None else [self.pooling_query]
+        weights += [] if self.group_pool is None else [*self.group_pool.parameters()]
         return tuple(weight._version for weight in weights)
 
     def _need_decoder(self) -> PreTrainedModel:
@@ -316,6 +346,8 @@ class MemslotsModel(
         task_weights: Sequence[float] = (1.0, 1.0, 1.0),
         task_totals: torch.Tensor | None = None,
         slot_total: torch.Tensor | None = None,
+        teacher: Teacher | None = None,
+        distillation_weight: float = 1.0,
     ) -> MemslotsOutput:
         """One encoder pass over all segments, then the frozen decoder over all rows.
 
@@ -337,9 +369,12 @@ class MemslotsModel(
             task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
                 one of several that are accumulated or spread over processes.
             slot_total: scalar, slots of the whole step, likewise.
+            teacher: what the decoder predicts from the full text for the targets of completion and
+                then of answers, row after row; its mean divergence is added to the loss.
+            distillation_weight: of that divergence.
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
-        converted, divergence = self._convert(slots)
+        converted, spread_from_normal = self._convert(slots)
         embeds, injected = self._place(input_ids, memory_ids, converted)
         per_layer = per_layer_inputs(self._need_decoder(), input_ids)
         if labels is None:
@@ -351,35 +386,53 @@ class MemslotsModel(
             task_ids = torch.full_like(labels[:, 0], len(TASKS) - 1)
         sums = embeds.new_zeros(len(TASKS), dtype=torch.float32)
         counts = torch.zeros(len(TASKS), dtype=torch.long, device=embeds.device)
+        distilled, taught = embeds.new_zeros((), dtype=torch.float32), 0
         for task in range(len(TASKS)):
             rows = (task_ids == task).nonzero().squeeze(1)
             if rows.numel():
                 own = None if per_layer is None else per_layer[rows]
-                total, count = self._rows_loss(
+                logits, wanted = self._target_logits(
                     embeds[rows],
                     attention_mask[rows],
                     labels[rows],
                     own,
                     None if injected is None else injected[rows],
                 )
+                total = functional.cross_entropy(logits.float(), wanted, reduction="sum")
                 sums = sums + functional.one_hot(torch.tensor(task), len(TASKS)).to(sums) * total
-                counts[task] = count
+                counts[task] = len(wanted)
+                if teacher is not None and task != RECONSTRUCTION:
+                    part = teacher.part(taught, taught + len(wanted))
+                    distilled = distilled + divergence(logits, part)
+                    taught += len(wanted)
         totals = counts if task_totals is None else task_totals.to(counts.device)
         task_losses = sums / totals.clamp(min=1)
         loss = (task_losses * torch.tensor(task_weights, device=sums.device)).sum()
+        distillation_loss = None
+        if teacher is not None:
+            if taught != len(teacher.token_ids):
+                raise ValueError(
+                    f"teacher has {len(teacher.token_ids)} targets, and the rows of completion and "
+                    f"answers have {taught}; give it those of the same rows."
+                )
+            distillation_loss = distilled / totals[RECONSTRUCTION + 1 :].sum().clamp(min=1)
+            loss = loss + distillation_weight * distillation_loss
         kl_loss = None
-        if divergence is not None:
-            kl_loss = divergence / (max(len(slots), 1) if slot_total is None else slot_total)
+        if spread_from_normal is not None:
+            kl_loss = spread_from_normal / (
+                max(len(slots), 1) if slot_total is None else slot_total
+            )
             loss = loss + self.config.kl_weight * kl_loss
         return MemslotsOutput(
             loss=loss,
             task_losses=task_losses.detach(),
             task_counts=counts,
             slots=slots,
+            distillation_loss=None if distillation_loss is None else distillation_loss.detach(),
             kl_loss=None if kl_loss is None else kl_loss.detach(),
         )
 
-    def _rows_loss(
+    def _target_logits(
         self,
         embeds: torch.Tensor,
         attention_mask: torch.Tensor,
@@ -387,28 +440,20 @@ class MemslotsModel(
         per_layer: torch.Tensor | None = None,
         injected: Injection | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss and number of the targets of rows of one task."""
+        """Logits `(targets, vocabulary)` of rows of one task, and the targets `(targets,)`."""
         used = attention_mask.any(dim=0).nonzero()
         first, last = int(used[0]), int(used[-1]) + 1
         embeds, labels = embeds[:, first:last], labels[:, first:last]
         per_layer = None if per_layer is None else per_layer[:, first:last]
         injected = None if injected is None else injected[:, first:last]
         targets = (labels != IGNORE).any(dim=0).nonzero()
-        if not targets.numel():
-            return embeds.sum() * 0.0, targets.new_zeros(())
         # The state before a target predicts it.
-        start = max(int(targets[0]) - 1, 0)
+        start = max(int(targets[0]) - 1, 0) if targets.numel() else embeds.shape[1] - 1
         logits = self._run_decoder(
             embeds, attention_mask[:, first:last], start, per_layer, injected
         )[:, :-1]
         wanted = labels[:, start + 1 :]
-        total = functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(),
-            wanted.reshape(-1),
-            ignore_index=IGNORE,
-            reduction="sum",
-        )
-        return total, (wanted != IGNORE).sum()
+        return logits[wanted != IGNORE], wanted[wanted != IGNORE]
 
     @contextmanager
     def reading(self, injected: Injection | None = None) -> Iterator[None]:

@@ -10,7 +10,12 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .configuration_memslots import MemslotsConfig
-from .converters_memslots import AutoencoderConverter, QueryConverter, VariationalConverter
+from .converters_memslots import (
+    AutoencoderConverter,
+    QueryConverter,
+    ResidualConverter,
+    VariationalConverter,
+)
 
 LORA_MARK = ".lora_"
 """What the names of peft's adapter weights contain."""
@@ -81,7 +86,7 @@ class LinearConverter(nn.Module):
 
 def build_converter(
     config: MemslotsConfig,
-) -> Converter | LinearConverter | AutoencoderConverter | QueryConverter:
+) -> Converter | LinearConverter | AutoencoderConverter | QueryConverter | ResidualConverter:
     """The converter of `config` with new weights."""
     d_decoder = config.get_text_config(decoder=True).hidden_size
     if config.converter_type == "linear":
@@ -99,7 +104,8 @@ def build_converter(
         )
     if config.converter_type == "queries":
         return QueryConverter(config.slot_size, hidden, d_decoder, config.converter_queries)
-    return Converter(config.slot_size, hidden, d_decoder)
+    kind = ResidualConverter if config.converter_type == "residual" else Converter
+    return kind(config.slot_size, hidden, d_decoder)
 
 
 def build_encoder(config: MemslotsConfig) -> PreTrainedModel:
@@ -221,6 +227,8 @@ def fingerprint(
     segmentation: str,
     sentence_head: nn.Module | None = None,
     pooling_query: torch.Tensor | None = None,
+    group_pool: nn.Module | None = None,
+    shared: bool = False,
 ) -> str:
     """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
 
@@ -231,10 +239,17 @@ def fingerprint(
         segmentation: what decides segments and the places of their memory tokens.
         sentence_head: what makes the slots of a sentence encoder's states.
         pooling_query: `(d_encoder,)`, where attention pools.
+        group_pool: what pools groups, where they are.
+        shared: whether the encoder's base is the decoder's own, which the checkpoint names and
+            which may be held in another precision: only the adapter counts then.
     """
     digest = hashlib.sha256(f"memslots 1 {segmentation}\n".encode())
     digest.update(tokenizer.encode())
     weights = dict(encoder.state_dict())
+    if shared:
+        weights = {name: tensor for name, tensor in weights.items() if LORA_MARK in name}
+    if group_pool is not None:
+        weights.update({f"pool {k}": v for k, v in group_pool.state_dict().items()})
     if memory_tokens is not None:
         weights["memory_tokens"] = memory_tokens
     if pooling_query is not None:
