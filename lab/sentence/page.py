@@ -231,7 +231,8 @@ def _numbers(found: dict[str, Measure]) -> Rows:
 
 
 def _reconstruction(found: dict[str, Measure]) -> dict[str, Rows] | None:
-    rows, examples = [], []
+    rows: Rows = []
+    examples: Rows = []
     for name, label in READ_BACK:
         if name not in found:
             continue
