@@ -17,7 +17,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
+.PHONY: smol help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -31,6 +31,7 @@ help:
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tiny-suite measure it on held-out people, write its card and the README's table"
 	@echo "make ablate     a recipe without each of its parts (RECIPE=small_world DATA=qa=personas/test)"
+	@echo "make smol       train slots for SmolLM2 for MINUTES=60, going on from runs/smol (DEVICE=cuda on a GPU)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
@@ -86,6 +87,14 @@ tiny-suite: $(VENV)/.dev
 ablate: $(VENV)/.dev
 	$(BIN)/python -m lab ablate $(RECIPE) $(if $(BOOKS),--books "$(BOOKS)") \
 		$(foreach set,$(DATA),--data "$(set)")
+
+SMOL ?= runs/smol
+MINUTES ?= 60
+
+smol: $(VENV)/.dev
+	$(BIN)/python -m lab.smol.train $(SMOL) $(if $(BOOKS),--books "$(BOOKS)") --minutes $(MINUTES) \
+		--device $(DEVICE) $(SMOL_OPTIONS)
+	$(BIN)/python -m lab.smol.checkpoint $(SMOL) $(SMOL)/checkpoint
 
 tables: $(VENV)/.dev
 	$(BIN)/python -m lab tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
