@@ -68,6 +68,8 @@ class CompressorBatch:
 class CompressorCollator:
     """Builds batches of `{"text"}` and `{"context", "question", "answer"}` rows.
 
+    A text row's first `training_segments` segments are compressed and what follows is completed;
+    where it says `compress_until`, its first so many characters are, however short.
     Both of a text row's tasks, and all of a context's questions, read one encoder pass.
 
     Args:
@@ -85,7 +87,7 @@ class CompressorCollator:
         rows: list[Row] = []
         for example in examples:
             if example.get("text") is not None:
-                self._add_text(example["text"], spans, rows)
+                self._add_text(example["text"], example.get("compress_until"), spans, rows)
             else:
                 self._add_questions(example, spans, rows)
         return {
@@ -93,8 +95,8 @@ class CompressorCollator:
             "batch": CompressorBatch([len(span.ids) for span in spans], rows),
         }
 
-    def _add_text(self, text: str, spans: list[Span], rows: list[Row]) -> None:
-        own = self.processor.segment(text)[: self.args.training_segments]
+    def _add_text(self, text: str, until: int | None, spans: list[Span], rows: list[Row]) -> None:
+        own = self.processor.segment(text[:until])[: self.args.training_segments]
         segments = list(range(len(spans), len(spans) + len(own)))
         spans += own
         literals = self._literals(text, own)

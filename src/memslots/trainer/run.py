@@ -20,6 +20,7 @@ from memslots.trainer.compressor_trainer import CompressorTrainer
 from memslots.trainer.saving import is_saved, last_checkpoint, save_whole, whole_or_removed
 from memslots.trainer.sentence_sources import contrast_of, source_rows
 from memslots.trainer.shortcut_check import ShortcutCheck
+from memslots.trainer.source_checks import check_sources
 from memslots.trainer.stage_changes import change_stage, first_section, start_adapter
 from memslots.trainer.stage_data import Sources, stage_dataset
 from memslots.trainer.start_checkpoint import take_compressor, take_decoder
@@ -66,6 +67,14 @@ def run_recipe(
     names = [*(["decoder"] if trains_decoder else []), *stages]
     if stage is not None and stage not in names:
         raise ValueError(f"stage {stage!r} is not in this recipe; its stages are {names}.")
+    sources = Sources(recipe["compressor"]["seed"], books, data_dir)
+    for name in stages if stage is None else [stage] if stage in stages else []:
+        if not is_saved(output / "compressor" / name):
+            training = {
+                **recipe["compressor"].get("training", {}),
+                **stages[name].get("training", {}),
+            }
+            check_sources(stages[name], training, sources)
     output.mkdir(parents=True, exist_ok=True)
     _write_recipe(recipe, output)
     decoder = output / "decoder"
@@ -81,7 +90,6 @@ def run_recipe(
     for name in stages if stage is None else [stage]:
         folder = output / "compressor" / name
         if not is_saved(folder):
-            sources = Sources(recipe["compressor"]["seed"], books, data_dir)
             _run_stage(recipe, name, output, sources, card_writer)
         result = folder
     return result
