@@ -164,6 +164,17 @@ def evaluate(
     finetuned_decoder: Annotated[
         str | None, typer.Option(help="Compare role play with this one; see finetune-decoder.")
     ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Worked examples before each question of qa and cloze; three where the decoder "
+            "reads better with them by default.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Words of these questions: plain or chat.")
+    ] = None,
     literals: Literals = None,
     revision: Revision = None,
     device: Device = None,
@@ -190,6 +201,8 @@ def evaluate(
             output or Path("results.json"),
             finetuned_decoder,
             beside,
+            examples,
+            prompt,
         )
         return
     if finetuned_decoder is not None:

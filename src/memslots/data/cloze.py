@@ -27,6 +27,9 @@ BLANK = "____"
 KINDS = ("date", "number", "quote", "name", "follows", "sentence")
 """What a question asks for: something left out (the first four), what follows, a sentence."""
 
+LEFT_OUT = KINDS[:4]
+"""Kinds whose answer is a few words that were left out."""
+
 CHARACTERS = (200, 1200)
 """Shortest and longest context, unless told otherwise."""
 

@@ -7,6 +7,7 @@ so that no evaluation set can hold them and none of their answers helps with ano
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -92,3 +93,14 @@ def worked_examples(count: int, seed: int = 0) -> tuple[WorkedExample, ...]:
     rng = random.Random(f"worked-examples-{seed}")
     chosen = rng.sample(_PASSAGES, count)
     return tuple(WorkedExample(passage, *rng.choice(questions)) for passage, questions in chosen)
+
+
+def other_examples(shown: Sequence[WorkedExample]) -> tuple[WorkedExample, ...]:
+    """All examples of the passages that are not shown, to try a prompt on."""
+    seen = {example.passage for example in shown}
+    return tuple(
+        WorkedExample(passage, *asked)
+        for passage, questions in _PASSAGES
+        if passage not in seen
+        for asked in questions
+    )
