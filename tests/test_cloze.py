@@ -175,6 +175,18 @@ def test_short_pieces_are_completed_by_what_follows_them(zoo, tmp_path):
         assert completed > 0.5 * reconstructed
 
 
+def test_texts_that_nothing_follows_are_said_once(zoo, tmp_path, caplog):
+    processor = zoo.shared().processor
+    args = CompressorConfig(output_dir=str(tmp_path), report_to="none")
+    CompressorCollator(processor, args)([{"text": words(5)}, {"text": words(60)}] * 80)
+    assert not caplog.records
+    collate = CompressorCollator(processor, args)
+    for _ in range(3):
+        collate([{"text": words(5)}] * 40)
+    assert len(caplog.records) == 1
+    assert "completion_weight=0.5 only takes from reconstruction" in caplog.text
+
+
 def bad(tmp_path, **files):
     for name, text in files.items():
         (tmp_path / name.replace("_", ".")).write_text(text)

@@ -69,6 +69,8 @@ def test_no_prompt_ends_in_a_lone_space(model):
     (prompt,) = asking.prompts(processor, [ASKED], [TEXT])
     assert processor.decode(prompt.before[-1:]) == ":"
     assert processor.decode(asking.answer_ids(processor, "Lagos")) == " Lagos"
+    (whole,) = tasks._whole_answers(model, ["Lagos"])
+    assert processor.decode([*prompt.before, *whole]).endswith("\n\nAnswer: Lagos")
     with pytest.raises(ValueError, match="end without white space"):
         Asking("Question: {question} ")
 

@@ -127,8 +127,10 @@ def conditions(
         made.append(Condition("none", None, [None] * n, None, 0.0))
     if others is None and len(set(contexts)) > 1:
         others = other_texts(contexts)
-    asked = [*contexts, *(others or []) * ("another" in baselines)]
-    memories = memories_at_rates(model, asked, rates) if rates else {}
+    read = list(contexts)
+    if others is not None and "another" in baselines:
+        read += others
+    memories = memories_at_rates(model, read, rates) if rates else {}
     for rate, both in memories.items():
         memory = Memory.cat([both[i] for i in range(n)])
         own = model.memory_positions(memory)

@@ -221,13 +221,27 @@ class _Options:
             set_name = source.partition("/")[0]
             train = "paper_train" if source.endswith("paper_test") else "train"
             shown = self._rows(f"{set_name}/{train}", notes, limit=2000)
+            beside = [name for name in self.baselines if name != "none"]  # always measured
             return tasks.in_context_learning(
-                model, rows, shown, self.rates, seed=self.seed, data=source, **lengths
+                model,
+                rows,
+                shown,
+                self.rates,
+                baselines=beside,
+                seed=self.seed,
+                data=source,
+                **lengths,
             )
         if name == "roleplay":
             dialogues = [row for row in rows if row["context"]]
             return tasks.role_play(
-                model, dialogues, self.rates, data=source, finetuned=self.finetuned, **lengths
+                model,
+                dialogues,
+                self.rates,
+                data=source,
+                finetuned=self.finetuned,
+                baselines=self.baselines,
+                **lengths,
             )
         asked = needle.needle_rows(
             model,

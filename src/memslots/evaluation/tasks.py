@@ -431,6 +431,7 @@ def role_play(
     lengths: Sequence[int] = (750, 1500),
     data: str = "",
     finetuned: PreTrainedModel | None = None,
+    baselines: Sequence[str] = BASELINES,
 ) -> list[Record]:
     """Perplexity of a character's reply, with and without the dialogue before it (PCC, table 4).
 
@@ -442,13 +443,14 @@ def role_play(
         data: name of the set, for the records.
         finetuned: a decoder of the same vocabulary, fine-tuned on such dialogues as plain text; it
             reads the full text beside the frozen one.
+        baselines: see `conditions`.
 
     Raises:
         ValueError: a fine-tuned decoder of another width or vocabulary.
     """
     processor = processor_of(model)
     questions = [row["question"] for row in rows]
-    targets = [processor.answer_ids(row["answer"]) for row in rows]
+    targets = _whole_answers(model, [row["answer"] for row in rows])
     records = []
     for length in lengths:
         contexts = [
@@ -457,7 +459,7 @@ def role_play(
             )
             for row in rows
         ]
-        for condition in conditions(model, contexts, rates, ("full", "none")):
+        for condition in conditions(model, contexts, rates, baselines):
             losses = target_losses(
                 model, condition.prompts(model, questions), targets, condition.memory
             )
@@ -487,8 +489,7 @@ def _by_likelihood(
     model: MemslotsModel, questions: list[str], options: list[str], condition: Condition
 ) -> list[str]:
     scores: list[list[float]] = []
-    ids = [processor_of(model).answer_ids(option) for option in options]
-    for target in ids:
+    for target in _whole_answers(model, options):
         score = partial(target_losses, model, targets=[target] * len(questions))
         asked = score(condition.prompts(model, questions), memory=condition.memory)
         empty = condition.prompts(model, ["N/A"] * len(questions))
@@ -508,6 +509,13 @@ def _by_number(
     asking = replace(Asking.of(processor_of(model)), one_line=False)  # a solution has many
     answers = condition.answers(model, questions, max_new_tokens, asking)
     return [_last_number(answer) for answer in answers]
+
+
+def _whole_answers(model: MemslotsModel, answers: Sequence[str]) -> list[list[int]]:
+    """Decoder tokens of answers as they follow the checkpoint's own words, with EOS."""
+    processor = processor_of(model)
+    asking = Asking.of(processor)
+    return [asking.answer_ids(processor, answer) + processor.eos_ids for answer in answers]
 
 
 def _last_number(text: str) -> str:

@@ -1,6 +1,7 @@
 """From dataset rows to segments and decoder rows; which rate is read is decided at the step."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,11 @@ from memslots.modeling.memory_memslots import slots_for
 from memslots.modeling.processing_memslots import MemslotsProcessor
 from memslots.modeling.tokenization_memslots import Span
 from memslots.trainer.compressor_config import CompressorConfig
+
+logger = logging.getLogger(__name__)
+
+_NOTHING_FOLLOWS = 64
+"""Text rows in a row without anything to complete, after which that is said."""
 
 TEXT_COLUMNS = ("text",)
 QA_COLUMNS = ("context", "question", "answer")
@@ -80,6 +86,7 @@ class CompressorCollator:
     def __init__(self, processor: MemslotsProcessor, args: CompressorConfig):
         self.processor = processor
         self.args = args
+        self._without_completion = 0
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`segment_input_ids` and `segment_attention_mask` `(segments, tokens)`, and `batch`."""
@@ -103,6 +110,7 @@ class CompressorCollator:
         if self.args.completion_weight < 1:
             self._add_reconstructions(text, own, segments, literals, rows)
         following = text[own[-1].end :]
+        self._say_if_nothing_follows(bool(following))
         if self.args.completion_weight > 0 and following:
             # Enough characters for the tokens wanted: no token of a BPE spans a whole sentence.
             limit = self.args.completion_length
@@ -134,6 +142,21 @@ class CompressorCollator:
             ]
         if _drawn(context) < self.args.reconstruction_share:
             self._add_reconstructions(context, own, segments, literals, rows)
+
+    def _say_if_nothing_follows(self, follows: bool) -> None:
+        """Says once that lambda takes from reconstruction what completion never gets."""
+        if self.args.completion_weight == 0 or self._without_completion >= _NOTHING_FOLLOWS:
+            return
+        self._without_completion = 0 if follows else self._without_completion + 1
+        if self._without_completion == _NOTHING_FOLLOWS:
+            logger.warning(
+                "the first %d texts end where their segment does, so nothing is completed, and "
+                "completion_weight=%g only takes from reconstruction: give texts longer than %d "
+                "tokens, or set completion_weight=0",
+                _NOTHING_FOLLOWS,
+                self.args.completion_weight,
+                self.args.training_segments * self.processor.segment_length,
+            )
 
     def _literals(self, text: str, own: list[Span]) -> list[list[int]]:
         if _drawn(text, "literals") >= self.args.literals_share:
