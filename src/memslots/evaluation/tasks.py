@@ -319,6 +319,7 @@ def cloze(
     asking: Asking | None = None,
     samples: int = 200,
     seed: int = 0,
+    characters: tuple[int, int] = (200, 800),
     log: SampleLog | None = None,
 ) -> list[Record]:
     """Names, numbers, dates and quotes that were left out of raw texts, as `question_answering`.
@@ -333,12 +334,14 @@ def cloze(
         asking: the words of questions; the checkpoint's own without it.
         samples: most questions, two a context, taken evenly out of the texts.
         seed: draws the questions.
+        characters: shortest and longest context.
         log: where scores are kept as they come.
 
     Raises:
         ValueError: texts that nothing can be left out of.
     """
-    made = list(cloze_rows([_text_of(row) for row in rows], seed, questions=2, kinds=LEFT_OUT))
+    texts = [_text_of(row) for row in rows]
+    made = list(cloze_rows(texts, seed, 2, characters=characters, kinds=LEFT_OUT))
     if not made:
         raise ValueError(
             f"cloze: none of {len(rows)} texts has a paragraph with a name, a number, a date or a "
