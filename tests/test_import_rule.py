@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "memslots"
 LEVELS = {
     "modeling": 0,
     "checkpoints": 0,
+    "smollm2": 0,
     "configuration": 1,
     "data": 1,
     "cramming": 1,
