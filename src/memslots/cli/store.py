@@ -190,13 +190,13 @@ def _list(what: str, places: list[str]) -> None:
 @app.command(epilog="Example: memslots store verify --store memories")
 def verify(store: Store) -> int:
     """Read every document and compare it with its checksum; exit code 1 where one is damaged."""
-    found = _open(store).verify()
-    for one, problem in found.problems.items():
-        out.print(Text(f"{one}: {problem}"), soft_wrap=True)
-    if found.left_over:
-        err.print(f"{len(found.left_over)} files of writers that died; `store compact` drops them")
-    bad = len(found.problems)
-    out.print(f"{found.documents} documents read, " + (f"{bad} damaged" if bad else "all sound"))
+    report = _open(store).verify()
+    for place, problem in report.problems.items():
+        out.print(Text(f"{place}: {problem}"), soft_wrap=True)
+    if report.left_over:
+        err.print(f"{len(report.left_over)} files of writers that died; `store compact` drops them")
+    bad = len(report.problems)
+    out.print(f"{report.documents} documents read, " + (f"{bad} damaged" if bad else "all sound"))
     return 1 if bad else 0
 
 
@@ -272,6 +272,21 @@ def compact(store: Store) -> None:
     kept.compact()
     after = kept.info()
     out.print(f"{before.files} files, {before.bytes:,} bytes -> {after.files}, {after.bytes:,}")
+
+
+@app.command(epilog="Example: memslots store rebuild --store memories")
+def rebuild(store: Store) -> int:
+    """Make a lost catalogue again from the documents; exit code 1 where one cannot be read.
+
+    Documents that were deleted, and not yet compacted away, are there again.
+    """
+    from memslots.serving.rebuilding import rebuild_catalogue
+
+    rebuilt = rebuild_catalogue(store)
+    for place, problem in rebuilt.problems.items():
+        out.print(Text(f"{place}: {problem}"), soft_wrap=True)
+    out.print(f"{rebuilt.documents} documents are there again")
+    return 1 if rebuilt.problems else 0
 
 
 def _open(path: Path) -> MemoryStore:

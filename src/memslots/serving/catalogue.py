@@ -200,31 +200,41 @@ class Catalogue:
             return [row[0] for row in db.execute(query, (last or "", most))]
 
     def find(self, metadata: Mapping[str, Any], text_key: str | None) -> list[str]:
-        """Ids of the documents with all of these metadata, in order."""
+        """Ids of the documents with all of these metadata, in order.
+
+        SQLite narrows them down, as far as it compares what JSON holds (no NUL in a text, no
+        integer beyond 64 bits); what is left is compared here.
+        """
         conditions = ["1"]
         values: list[str | int | float] = []
         if text_key is not None:
             conditions.append("text_key = ?")
             values.append(text_key)
-        for key, wanted in metadata.items():
-            one = "SELECT 1 FROM json_each(documents.metadata) e WHERE e.key = ? AND "
+        for key, value in metadata.items():
+            if not _plain(key):
+                continue
+            condition = "SELECT 1 FROM json_each(documents.metadata) e WHERE e.key = ?"
             values.append(key)
-            if wanted is None or isinstance(wanted, bool):
-                one += "e.type = ?"
-                values.append(json.dumps(wanted))
-            elif isinstance(wanted, int | float):
-                one += "e.type IN ('integer', 'real') AND e.value = ?"
-                values.append(wanted)
-            elif isinstance(wanted, str):
-                one += "e.type = 'text' AND e.value = ?"
-                values.append(wanted)
+            if value is None or isinstance(value, bool):
+                condition += " AND e.type = ?"
+                values.append(json.dumps(value))
+            elif isinstance(value, int | float):
+                condition += " AND e.type IN ('integer', 'real')"
+                if abs(value) < 2**63:
+                    condition += " AND e.value = ?"
+                    values.append(value)
+            elif isinstance(value, str):
+                condition += " AND e.type = 'text'"
+                if _plain(value):
+                    condition += " AND e.value = ?"
+                    values.append(value)
             else:
-                one += "e.type IN ('array', 'object') AND e.value = json(?)"
-                values.append(json.dumps(wanted, sort_keys=True, ensure_ascii=False))
-            conditions.append(f"EXISTS ({one})")
-        query = f"SELECT id FROM documents WHERE {' AND '.join(conditions)} ORDER BY id"
+                condition += " AND e.type IN ('array', 'object')"
+            conditions.append(f"EXISTS ({condition})")
+        query = f"SELECT id, metadata FROM documents WHERE {' AND '.join(conditions)} ORDER BY id"
         with self.read() as db:
-            return [row[0] for row in db.execute(query, values)]
+            rows = db.execute(query, values)
+            return [key for key, text in rows if _holds(json.loads(text), metadata)]
 
     def in_file(self, db: sqlite3.Connection, name: str) -> dict[str, Place]:
         """The documents of one file, in the order of its rows."""
@@ -273,6 +283,30 @@ class Catalogue:
     def delete(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
         """Takes documents out; their rows stay in their files until the store is compacted."""
         db.executemany("DELETE FROM documents WHERE id = ?", [(one,) for one in ids])
+
+
+def _plain(text: str) -> bool:
+    """Whether SQLite reads a text of JSON as it is: it ends one at NUL."""
+    return "\0" not in text
+
+
+def _holds(metadata: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    return all(name in metadata and _same(metadata[name], asked[name]) for name in asked)
+
+
+def _same(stored: Any, asked: Any) -> bool:
+    """Whether two values are one in JSON, where 1 is 1.0 and true is neither."""
+    if isinstance(stored, bool) or isinstance(asked, bool):
+        return stored is asked
+    if isinstance(stored, list):
+        return (
+            isinstance(asked, list | tuple)
+            and len(stored) == len(asked)
+            and all(map(_same, stored, asked))
+        )
+    if isinstance(stored, dict):
+        return isinstance(asked, Mapping) and len(stored) == len(asked) and _holds(stored, asked)
+    return stored == asked
 
 
 def _marks(values: Sequence[str]) -> str:

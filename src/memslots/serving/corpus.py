@@ -14,7 +14,7 @@ from typing import Any
 
 from memslots.modeling.tokenization_memslots import check_text
 
-from .store_format import check_ids, encode_metadata, pa
+from .store_format import check_new_ids, encode_metadata, pa
 
 WHOLE = (".txt", ".md")
 ROWS = (".jsonl", ".parquet")
@@ -138,7 +138,7 @@ def _row(
 
 def _document(one: str, text: str, metadata: dict[str, Any], size: int) -> Document | Unusable:
     try:
-        check_ids(one)
+        check_new_ids(one)
         return Document(one, check_text(text, "the text"), encode_metadata(metadata), size)
     except ValueError as error:
         return Unusable(one.encode("utf-8", "replace").decode(), str(error), size)

@@ -8,6 +8,8 @@ left the table of embeddings as it was passes: only its answers would tell.
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 import torch
 
 from memslots.modeling import MemslotsModel
@@ -67,9 +69,16 @@ async def check_decoder(model: MemslotsModel, client: VllmClient) -> None:
         raise _mismatch(model, client, why)
 
 
+def decoder_name(model: MemslotsModel) -> str | None:
+    """What clients may be told: a name on the Hub, of a folder of this machine the last part."""
+    name = model.config.decoder_name_or_path
+    path = PurePath(name) if name else None
+    return path.name if path is not None and (path.is_absolute() or len(path.parts) > 2) else name
+
+
 def _mismatch(model: MemslotsModel, client: VllmClient, why: str) -> DecoderMismatch:
-    wanted = model.config.decoder_name_or_path or "the one that the checkpoint holds"
+    decoder = decoder_name(model) or "the one that the checkpoint holds"
     return DecoderMismatch(
         f"the vLLM server at {client.url} does not run the decoder that this compressor writes for "
-        f"({wanted}), or runs it without --enable-prompt-embeds: {why}."
+        f"({decoder}), or runs it without --enable-prompt-embeds: {why}."
     )

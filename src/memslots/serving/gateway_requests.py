@@ -173,6 +173,13 @@ class MemoryRequest(BaseModel):
     patches: StrictBool | None = None
     metadata: dict[str, Any] = {}
 
+    @field_validator("metadata")
+    @classmethod
+    def _users_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(name for name in value if name.startswith("memslots_")):
+            raise ValueError(f"{', '.join(reserved)} cannot be set by a request")
+        return value
+
     @property
     def verification(self) -> dict[str, Any]:
         """What is asked for beside slots, by the names of `compress`."""

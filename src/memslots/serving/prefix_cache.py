@@ -18,7 +18,7 @@ import torch
 from memslots.modeling import Memory
 from memslots.modeling.prefix_memslots import Prefix
 
-from .shelf import memory_id
+from .shelf import derived_id
 
 Key = tuple[str, tuple[int, ...]]
 
@@ -32,7 +32,7 @@ def prefix_key(memory: Memory, before: Sequence[int]) -> Key:
     """
     # The slots too: a file that somebody sent may say of its slots what is true of others.
     slots = memory.slots.detach().to("cpu").contiguous()
-    digest = hashlib.sha256(f"{memory_id(memory)} {slots.dtype} {tuple(slots.shape)}".encode())
+    digest = hashlib.sha256(f"{derived_id(memory)} {slots.dtype} {tuple(slots.shape)}".encode())
     digest.update(slots.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest(), tuple(before)
 

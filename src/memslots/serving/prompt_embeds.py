@@ -66,7 +66,8 @@ def prompt_rows(
 ) -> tuple[list[Row], Memory]:
     """The checked rows behind `prompt_embeds`, and the memory at the rate that they read it at."""
     model._check_memory(memory)
-    check_slots(model, memory)
+    if not memory.slots.is_meta:  # else they are not written yet: see `uncompressed`
+        check_slots(model, memory)
     prompts, _ = model._prompts(question, messages, chat_template_kwargs or {})
     if rate is not None:
         memory = memory.at_rate(model._need_processor().check_rate(rate))

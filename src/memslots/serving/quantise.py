@@ -53,9 +53,16 @@ def to_bytes(slots: torch.Tensor, slot_dtype: str) -> tuple[bytes, bytes | None]
             f"{int((~torch.isfinite(slots)).sum())} numbers of the slots are NaN or infinite; "
             "compress the text again, in float32 if float16 overflows."
         )
+    kept = slots.to(torch.bfloat16 if slot_dtype == "bfloat16" else torch.float32)
+    if not torch.isfinite(kept).all():
+        raise ValueError(
+            f"the slots hold numbers up to {float(slots.abs().max()):.3g}, too large for "
+            f"{str(kept.dtype).removeprefix('torch.')}, in which they are kept: no compressor "
+            "writes such. Compress the text again."
+        )
     if slot_dtype == "bfloat16":
-        return _raw(slots.to(torch.bfloat16)), None
-    slots = slots.float()
+        return _raw(kept), None
+    slots = kept
     scales = slots.abs().amax(dim=1) / _LARGEST if slots.shape[1] else slots.new_zeros(len(slots))
     # A slot of zeros, or of numbers too small for a normal scale, is kept as zeros.
     scales = torch.where(scales < torch.finfo(torch.float32).tiny, 0.0, scales)

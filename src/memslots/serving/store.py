@@ -31,11 +31,13 @@ from .quantise import SLOT_DTYPES, check_slot_dtype
 from .store_format import (
     CorruptRow,
     check_ids,
+    check_new_ids,
     encode_memory,
     encode_metadata,
     pa,
     shorten,
 )
+from .uncompressed import joined
 from .verification import Verification, checked_memory, place_of, verify_store
 
 DATA = "data"
@@ -107,13 +109,7 @@ class MemoryStore:
                     f"there is no memory store at {str(self.path)!r}; `memslots store add` or "
                     "MemoryStore(path) makes one."
                 )
-            own = {NAME, f"{NAME}-journal", DATA}
-            if self.path.exists() and (
-                not self.path.is_dir() or {f.name for f in self.path.iterdir()} - own
-            ):
-                raise ValueError(
-                    f"{str(self.path)!r} is not a memory store and not empty; name a new folder."
-                )
+            self._check_empty()
             self._data.mkdir(parents=True, exist_ok=True)
             self._catalogue.create(slot_dtype or SLOT_DTYPES[0])
         with self._catalogue.read() as db:
@@ -127,6 +123,22 @@ class MemoryStore:
     def _exists(self) -> bool:
         # One without tables was begun by a process that died; making it again finishes it.
         return self._catalogue.path.is_file() and self._catalogue.has_tables()
+
+    def _check_empty(self) -> None:
+        parts = {NAME, f"{NAME}-journal", DATA}
+        if self.path.exists() and (
+            not self.path.is_dir() or {f.name for f in self.path.iterdir()} - parts
+        ):
+            raise ValueError(
+                f"{str(self.path)!r} is not a memory store and not empty; name a new folder."
+            )
+        # Looked at again, since another process may be making this store now.
+        if self._data.is_dir() and any(self._data.iterdir()) and not self._exists():
+            raise ValueError(
+                f"{str(self.path)!r} holds documents, and the {NAME} that says which is lost: put "
+                "back a copy, or make it again from the documents with `memslots store rebuild "
+                f"--store {self.path}`."
+            )
 
     def __repr__(self) -> str:
         return f"MemoryStore({str(self.path)!r}, {len(self)} documents, {self.slot_dtype})"
@@ -212,7 +224,8 @@ class MemoryStore:
 
         Args:
             ids: An id, or several.
-            rate: A coarser rate than they were stored at; needed where they have several rates.
+            rate: A coarser rate than they were stored at; needed where they have several rates,
+                and none of them has segments with rates of their own (a verified memory).
             device: Where the slots go.
 
         Returns:
@@ -227,15 +240,7 @@ class MemoryStore:
             raise ValueError("get needs at least one id, got none.")
         decoded = self.read(ids)
         memories = [decoded[one] for one in ids]
-        if rate is not None:
-            memories = [memory.at_rate(rate) for memory in memories]
-        rates = sorted({memory.rate for memory in memories})
-        if len(rates) > 1:
-            raise ValueError(
-                f"these documents are stored at the rates {rates}; give rate={rates[-1]}, or get "
-                "them one by one."
-            )
-        return Memory.cat(memories).to(device)
+        return joined(memories, rate).to(device)
 
     def read(self, ids: Sequence[str]) -> dict[str, Memory]:
         """The memories of some documents by id, each at the rate that it is stored at.
@@ -300,7 +305,7 @@ class MemoryStore:
             OSError: The disk is full or cannot be written.
             TimeoutError: Another writer has not finished in time.
         """
-        ids = check_ids(ids)
+        ids = check_new_ids(ids)
         if metadata is None or isinstance(metadata, Mapping):
             metadata = [metadata] * len(ids)
         rows = encode_memory(ids, memory, [encode_metadata(m) for m in metadata], self.slot_dtype)
@@ -320,7 +325,7 @@ class MemoryStore:
         """
         if not len(rows):
             return 0
-        ids = check_ids(rows["id"].to_pylist())
+        ids = check_new_ids(rows["id"].to_pylist())
         compressors = {
             (fingerprint, width)
             for fingerprint, width in zip(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -96,6 +97,29 @@ def check_ids(ids: str | Sequence[str]) -> list[str]:
         twice = [one for one, times in Counter(ids).items() if times > 1]
         raise ValueError(f"each id may come once in a call; {shorten(twice)} come twice or more.")
     return ids
+
+
+def check_new_ids(ids: str | Sequence[str]) -> list[str]:
+    """As `check_ids`, of ids that are to be stored.
+
+    Raises:
+        ValueError: Also one with a control character or a line break, which lists, logs and
+            addresses would not show or would drop.
+    """
+    ids = check_ids(ids)
+    for key in ids:
+        if has_control(key):
+            raise ValueError(
+                f"the id {key[:80]!r} holds a control character or a line break; leave it out."
+            )
+    return ids
+
+
+def has_control(text: str) -> bool:
+    """Whether a text holds a control character or a line break."""
+    return not text.isprintable() and any(
+        unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text
+    )
 
 
 def is_unicode(text: str) -> bool:
