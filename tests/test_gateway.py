@@ -419,7 +419,7 @@ def test_in_front_of_vllm_answers_are_the_same(model):
     expected = model.generate(context=TEXTS[1], question=QUESTIONS[0], max_new_tokens=NEW)
     body = asking(documents=TEXTS[1:2])
     with served(stand_in.app()) as engine_url:
-        engine = VllmEngine(model, VllmClient(engine_url, backoff=0.01))
+        engine = VllmEngine(model, VllmClient(engine_url))
         with (
             served(limited(model, engine).app()) as url,
             httpx.Client(base_url=url, timeout=60) as client,
@@ -448,7 +448,7 @@ def test_an_engine_with_another_decoder_is_refused_before_it_answers(zoo, model)
     for held in (other, wide):
         stand_in = StandIn(held)
         with served(stand_in.app()) as engine_url:
-            engine = VllmEngine(model, VllmClient(engine_url, backoff=0.01))
+            engine = VllmEngine(model, VllmClient(engine_url))
             with (
                 served(limited(model, engine).app()) as url,
                 httpx.Client(base_url=url, timeout=60) as client,

@@ -13,7 +13,7 @@ from memslots.modeling.lossless_memslots import make_exact
 from memslots.modeling.patches_memslots import pack_text
 from memslots.modeling.pipeline_memslots import MemoryQuestionAnsweringPipeline
 from memslots.serving.memory_upload import read_memory_file, write_memory_file
-from memslots.serving.shelf import described, derived_id
+from memslots.serving.shelf import derived_id, described
 from memslots.serving.store import MemoryStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")

@@ -240,11 +240,11 @@ class Gateway:
         if chat.model not in (None, name):
             message = f"there is no model {chat.model!r} here; this gateway serves {name!r}."
             raise ApiError(404, message, code="model_not_found", param="model")
-        contexts = len(chat.documents) + len(chat.memory_ids)
-        if not 1 <= contexts <= limits.max_memories:
+        asked = len(chat.documents) + len(chat.memory_ids)
+        if not 1 <= asked <= limits.max_memories:
             raise ApiError(
                 400,
-                f"give 1 to {limits.max_memories} documents and memory_ids together, got {contexts}.",
+                f"give 1 to {limits.max_memories} documents and memory_ids together, got {asked}.",
                 param="documents",
             )
         if len(chat.expand) > limits.max_expand:
