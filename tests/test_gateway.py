@@ -116,6 +116,15 @@ def test_a_seed_repeats_a_draw(client):
     assert others - {first}
 
 
+@pytest.mark.parametrize("least", [5e-324, 1e-45, 1e-38, 1e-6, 0.009, 0.01])
+def test_the_smallest_temperatures_draw_the_likeliest(client, least):
+    greedy = answered(client.post(CHAT, json=asking(documents=TEXTS[:1], temperature=0)))
+    for fields in ({}, {"top_p": 5e-324}, {"top_k": 1}):
+        body = asking(documents=TEXTS[:1], temperature=least, seed=1, **fields)
+        text = answered(client.post(CHAT, json=body))
+        assert text == greedy or least == 0.01
+
+
 def test_chats_go_through_the_chat_template(zoo):
     model = zoo.compressor(prompt_format="chat")
     messages = [

@@ -1,4 +1,4 @@
-"""What the gateway lets others cost it: time, memory, places in the line, and what it tells them."""
+"""What the gateway lets others cost it: time, memory and places; and what it tells them."""
 
 import contextlib
 import json

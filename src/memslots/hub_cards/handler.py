@@ -39,7 +39,7 @@ PARAMETERS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "num_beams": (int, 1, 16),
     "num_return_sequences": (int, 1, 16),
     "do_sample": (bool, 0, 1),
-    "temperature": ((int, float), 0.0, 100.0),
+    "temperature": ((int, float), 0.01, 100.0),
     "top_k": (int, 0, 1_000_000),
     "top_p": ((int, float), 0.0, 1.0),
     "repetition_penalty": ((int, float), 0.01, 100.0),
@@ -176,6 +176,8 @@ def read_parameters(given: Any) -> dict[str, Any]:
         kind, least, most = PARAMETERS[name]
         # In Python True is an int, in JSON it is none.
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if name == "temperature" and value == 0 and not given.get("do_sample"):
+            continue  # what many clients send for no sampling
         if not fits or not least <= value <= most:
             words = "true or false" if kind is bool else f"a number from {least:g} to {most:g}"
             raise BadRequest(f"parameter {name} must be {words}, got {value!r}.")

@@ -8,6 +8,10 @@ from typing import Any
 from memslots.modeling import MemslotsModel
 from memslots.modeling.generation_memslots import DEFAULT_NEW_TOKENS
 
+GREEDY_BELOW = 0.01
+"""A temperature under which nothing is drawn: scores divided by it are soon no numbers any more,
+and what they would draw is the likeliest token all the same."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -15,7 +19,7 @@ class Sampling:
 
     Args:
         max_tokens: Longest answer, in decoder tokens.
-        temperature: 0 is greedy.
+        temperature: Under `GREEDY_BELOW`, 0 among them, the likeliest token is taken.
         top_p: Probability mass that is drawn from.
         top_k: Tokens that are drawn from; 0 is all.
         seed: Of the draws; None leaves it to the engine.
@@ -32,7 +36,7 @@ class Sampling:
     def for_transformers(self) -> dict[str, Any]:
         """Arguments of `model.generate`; `stop` is left to `VisibleText`."""
         kwargs: dict[str, Any] = {"max_new_tokens": self.max_tokens, "num_beams": 1}
-        if self.temperature == 0:
+        if self.temperature < GREEDY_BELOW:
             return {**kwargs, "do_sample": False}
         return {
             **kwargs,
@@ -46,7 +50,7 @@ class Sampling:
         """Fields of `vllm.SamplingParams`, which its server takes by the same names."""
         found: dict[str, Any] = {
             "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
+            "temperature": 0.0 if self.temperature < GREEDY_BELOW else self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
             # The checkpoint's own: the engine's copy of the decoder may name others, or none.
