@@ -169,29 +169,31 @@ class Catalogue:
 
     def places(self, db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Place]:
         """Where those of `ids` are that are in the store."""
-        found = {}
-        for start in range(0, len(ids), _AT_ONCE):
-            part = list(ids[start : start + _AT_ONCE])
-            rows = db.execute(
-                "SELECT d.id, f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
-                f"FROM documents d JOIN files f USING (file) WHERE d.id IN ({_marks(part)})",
-                part,
-            )
-            found.update({row[0]: Place(*row[1:]) for row in rows})
-        return found
+        return dict(self._documents(db, "d.id", ids))
 
     def texts(self, db: sqlite3.Connection, text_keys: Sequence[str]) -> list[Place]:
         """Where those texts are that are in the store, by whatever ids."""
-        found = []
-        for start in range(0, len(text_keys), _AT_ONCE):
-            part = list(text_keys[start : start + _AT_ONCE])
+        return [place for _, place in self._documents(db, "d.text_key", text_keys)]
+
+    def in_file(self, db: sqlite3.Connection, name: str) -> dict[str, Place]:
+        """The documents of one file, in the order of its rows."""
+        return dict(self._documents(db, "f.name", [name]))
+
+    @staticmethod
+    def _documents(
+        db: sqlite3.Connection, column: str, values: Sequence[str]
+    ) -> Iterator[tuple[str, Place]]:
+        """Ids and places of the documents with one of these values, file by file."""
+        for start in range(0, len(values), _AT_ONCE):
+            part = list(values[start : start + _AT_ONCE])
             rows = db.execute(
-                "SELECT f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
-                f"FROM documents d JOIN files f USING (file) WHERE d.text_key IN ({_marks(part)})",
+                "SELECT d.id, f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
+                f"FROM documents d JOIN files f USING (file) WHERE {column} IN "
+                f"({', '.join('?' * len(part))}) ORDER BY d.file, d.row",
                 part,
             )
-            found += [Place(*row) for row in rows]
-        return found
+            for key, *place in rows:
+                yield key, Place(*place)
 
     def ids_after(self, last: str | None, most: int) -> list[str]:
         """The next ids in order, at most so many, after `last` (None: from the first)."""
@@ -235,15 +237,6 @@ class Catalogue:
         with self.read() as db:
             rows = db.execute(query, values)
             return [key for key, text in rows if _holds(json.loads(text), metadata)]
-
-    def in_file(self, db: sqlite3.Connection, name: str) -> dict[str, Place]:
-        """The documents of one file, in the order of its rows."""
-        rows = db.execute(
-            "SELECT d.id, f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
-            "FROM documents d JOIN files f USING (file) WHERE f.name = ? ORDER BY d.row",
-            (name,),
-        )
-        return {row[0]: Place(*row[1:]) for row in rows}
 
     def left_over(self, db: sqlite3.Connection, data: Path) -> list[str]:
         """Files in the folder `data` that the catalogue does not name."""
@@ -307,7 +300,3 @@ def _same(stored: Any, asked: Any) -> bool:
     if isinstance(stored, dict):
         return isinstance(asked, Mapping) and len(stored) == len(asked) and _holds(stored, asked)
     return stored == asked
-
-
-def _marks(values: Sequence[str]) -> str:
-    return ", ".join("?" * len(values))

@@ -14,6 +14,7 @@ from typing import Any
 
 from memslots.modeling.tokenization_memslots import check_text
 
+from .store_files import first_line
 from .store_format import check_new_ids, encode_metadata, pa
 
 WHOLE = (".txt", ".md")
@@ -103,7 +104,7 @@ def read_documents(
             for number, (row, size) in enumerate(rows, start=1):
                 yield _row(row, name, number, size, text_column, id_column)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            yield Unusable(name, f"reading stopped: {_first_line(error)}", 0)
+            yield Unusable(name, f"reading stopped: {first_line(error)}", 0)
 
 
 def _whole(path: Path, name: str) -> Document | Unusable:
@@ -152,7 +153,7 @@ def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                yield f"not JSON: {_first_line(error)}", len(line)
+                yield f"not JSON: {first_line(error)}", len(line)
                 continue
             yield (row if isinstance(row, dict) else "not an object with columns"), len(line)
 
@@ -165,8 +166,3 @@ def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
         for batch in file.iter_batches(_ROWS_AT_ONCE):
             for row in pa.Table.from_batches([batch]).to_pylist():
                 yield row, share
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

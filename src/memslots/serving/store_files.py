@@ -88,7 +88,7 @@ def take_rows(table: pa.Table, path: Path, rows: Sequence[int]) -> list[dict[str
     try:
         return table.take(pa.array(rows, pa.int64())).to_pylist()
     except (pa.ArrowException, ValueError, IndexError) as error:
-        raise CorruptRow(f"{path} is cut off or damaged ({_first_line(error)})") from error
+        raise CorruptRow(f"{path} is cut off or damaged ({first_line(error)})") from error
 
 
 def open_file(path: Path) -> pa.Table:
@@ -107,7 +107,7 @@ def open_file(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptRow(f"{path} is cut off or damaged ({_first_line(error)})") from error
+        raise CorruptRow(f"{path} is cut off or damaged ({first_line(error)})") from error
     version = found.get(b"version", b"").decode("utf-8", "replace")
     if found.get(b"format") == FORMAT.encode() and version.isdecimal():
         if int(version) > FORMAT_VERSION:
@@ -152,6 +152,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, at most a line of it."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
