@@ -112,10 +112,10 @@ def add(
     quiet()
     config = load_config(name, revision)
     if "fidelity" in asked or "max_slots" in asked:
-        for one in asked.get("rates", ()):
-            if one not in config.compression_rates:
+        for candidate in asked.get("rates", ()):
+            if candidate not in config.compression_rates:
                 raise ValueError(
-                    f"--rates {rates}: {one} is not one that the compressor was trained for: "
+                    f"--rates {rates}: {candidate} is not one that the compressor was trained for: "
                     f"{sorted(config.compression_rates)}."
                 )
     elif rate is None:
@@ -228,17 +228,17 @@ def list_ids(
     ] = None,
 ) -> None:
     """Print the ids of the documents, one a line."""
-    kept, wanted = _open(store), {}
-    for one in where or []:
-        key, equals, value = one.partition("=")
+    kept, metadata = _open(store), {}
+    for condition in where or []:
+        key, equals, value = condition.partition("=")
         if not key or not equals:
-            raise ValueError(f"--where {one} is not KEY=VALUE.")
+            raise ValueError(f"--where {condition} is not KEY=VALUE.")
         try:
-            wanted[key] = json.loads(value)
+            metadata[key] = json.loads(value)
         except json.JSONDecodeError:
-            wanted[key] = value
-    for found in kept.find(wanted) if wanted else kept.ids():
-        typer.echo(found)
+            metadata[key] = value
+    for document_id in kept.find(metadata) if metadata else kept.ids():
+        typer.echo(document_id)
 
 
 @app.command(epilog="Example: memslots store get a.txt b.txt --store memories -o ab.safetensors")

@@ -156,16 +156,16 @@ class Catalogue:
         Raises:
             ValueError: Another format, or a newer version of it.
         """
-        found = dict(db.execute("SELECT key, value FROM store"))
-        version = found.get("version", "")
-        if found.get("format") != FORMAT or not version.isdecimal():
+        header = dict(db.execute("SELECT key, value FROM store"))
+        version = header.get("version", "")
+        if header.get("format") != FORMAT or not version.isdecimal():
             raise ValueError(f"{self.path} is no catalogue of a memory store.")
         if int(version) > FORMAT_VERSION:
             raise ValueError(
                 f"{self.path.parent} has store format {version}; this memslots reads it up to "
                 f"version {FORMAT_VERSION}. Update memslots."
             )
-        return found
+        return header
 
     def places(self, db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Place]:
         """Where those of `ids` are that are in the store."""
@@ -257,7 +257,7 @@ class Catalogue:
         documents: Iterable[tuple[str, Place]],
     ) -> None:
         """Enters a file and its documents; those whose id is there now point to the new row."""
-        rows = [(one, *place[1:]) for one, place in documents]
+        rows = [(key, *place[1:]) for key, place in documents]
         cursor = db.execute(
             "INSERT INTO files (name, rows, bytes) VALUES (?, ?, ?)", (name, len(rows), size)
         )
@@ -275,7 +275,7 @@ class Catalogue:
 
     def delete(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
         """Takes documents out; their rows stay in their files until the store is compacted."""
-        db.executemany("DELETE FROM documents WHERE id = ?", [(one,) for one in ids])
+        db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in ids])
 
 
 def _plain(text: str) -> bool:

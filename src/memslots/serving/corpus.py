@@ -131,18 +131,18 @@ def _row(
         return Unusable(f"{name}#{number}", row, size)
     if not isinstance(row.get(text_column), str):
         return Unusable(f"{name}#{number}", f"no text in the column {text_column!r}", size)
-    own = row.get(id_column)
-    one = f"{name}#{own if isinstance(own, str | int) and own != '' else number}"
+    row_id = row.get(id_column)
+    key = f"{name}#{row_id if isinstance(row_id, str | int) and row_id != '' else number}"
     others = {key: value for key, value in row.items() if key != text_column}
-    return _document(one, row[text_column], {**others, "source": name}, size)
+    return _document(key, row[text_column], {**others, "source": name}, size)
 
 
-def _document(one: str, text: str, metadata: dict[str, Any], size: int) -> Document | Unusable:
+def _document(key: str, text: str, metadata: dict[str, Any], size: int) -> Document | Unusable:
     try:
-        check_new_ids(one)
-        return Document(one, check_text(text, "the text"), encode_metadata(metadata), size)
+        check_new_ids(key)
+        return Document(key, check_text(text, "the text"), encode_metadata(metadata), size)
     except ValueError as error:
-        return Unusable(one.encode("utf-8", "replace").decode(), str(error), size)
+        return Unusable(key.encode("utf-8", "replace").decode(), str(error), size)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any] | str, int]]:

@@ -47,7 +47,7 @@ async def check_decoder(model: MemslotsModel, client: VllmClient) -> None:
     decoder = model._need_decoder()
     table = decoder.get_input_embeddings()
     with torch.no_grad():
-        embeds = [table(torch.tensor(one, device=decoder.device)) for one in ids]
+        embeds = [table(torch.tensor(prompt, device=decoder.device)) for prompt in ids]
     fields = Sampling(_NEW_TOKENS).for_vllm(end_tokens(model))
     try:
         by_ids = await client.complete_ids(ids, fields)
@@ -63,7 +63,7 @@ async def check_decoder(model: MemslotsModel, client: VllmClient) -> None:
             raise
         why = f"it fails on embeddings of width {embeds[0].shape[1]} ({error})"
         raise _mismatch(model, client, why) from error
-    alike = sum(one.text == other.text for one, other in zip(by_ids, by_embeds, strict=True))
+    alike = sum(piece.text == other.text for piece, other in zip(by_ids, by_embeds, strict=True))
     if alike < _ALIKE:
         why = "it goes on otherwise from our embeddings of a text than from the text's token ids"
         raise _mismatch(model, client, why)

@@ -141,7 +141,9 @@ class ChatRequest(BaseModel):
     @property
     def texts(self) -> list[str]:
         """Of `documents`."""
-        return [one if isinstance(one, str) else one.text for one in self.documents]
+        return [
+            document if isinstance(document, str) else document.text for document in self.documents
+        ]
 
     @property
     def stops(self) -> tuple[str, ...]:

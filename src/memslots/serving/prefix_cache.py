@@ -90,11 +90,11 @@ class PrefixCache:
         Returns:
             The prefix; None where it would be too large.
         """
-        if (found := self._find(key)) is not None:
-            return found
+        if (kept := self._find(key)) is not None:
+            return kept
         with self._making:  # so that several first questions read a memory once
-            if (found := self._find(key)) is not None:
-                return found
+            if (kept := self._find(key)) is not None:
+                return kept
             with self._lock:
                 self._misses += 1
                 if positions * self._position_bytes > self.max_bytes:
@@ -126,11 +126,11 @@ class PrefixCache:
             self._kept[key] = made, ids
             self._bytes += made.nbytes
 
-    def forget(self, one: str) -> None:
+    def forget(self, memory_id: str) -> None:
         """Drop what was made of the memory with this id."""
         with self._lock:
             self._forgets += 1
-            for key in [key for key, (_, ids) in self._kept.items() if one in ids]:
+            for key in [key for key, (_, ids) in self._kept.items() if memory_id in ids]:
                 self._drop(key)
 
     def clear(self) -> None:

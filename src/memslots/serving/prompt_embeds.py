@@ -97,7 +97,7 @@ def row_embeds(model: MemslotsModel, rows: list[Row], memory: Memory) -> list[to
     inputs = model.generation_inputs(rows, memory)
     padded, mask = inputs["inputs_embeds"], inputs["attention_mask"].bool()
     return [
-        one[kept].detach().to("cpu").contiguous() for one, kept in zip(padded, mask, strict=True)
+        row[kept].detach().to("cpu").contiguous() for row, kept in zip(padded, mask, strict=True)
     ]
 
 

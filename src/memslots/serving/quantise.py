@@ -90,12 +90,12 @@ def from_bytes(
         ValueError: Bytes that are too many or too few for the shape.
     """
     check_slot_dtype(slot_dtype)
-    wanted = stored_bytes(n_slots, d_encoder, slot_dtype)
-    given = len(slots) + len(scales or b"")
-    if given != wanted or (scales is None) != (slot_dtype == "bfloat16"):
+    expected = stored_bytes(n_slots, d_encoder, slot_dtype)
+    size = len(slots) + len(scales or b"")
+    if size != expected or (scales is None) != (slot_dtype == "bfloat16"):
         raise ValueError(
-            f"{n_slots} slots of {d_encoder} in {slot_dtype} take {wanted} bytes, scales included; "
-            f"there are {given}."
+            f"{n_slots} slots of {d_encoder} in {slot_dtype} take {expected} bytes, scales "
+            f"included; there are {size}."
         )
     if slot_dtype == "bfloat16":
         return _tensor(slots, torch.bfloat16, (n_slots, d_encoder))

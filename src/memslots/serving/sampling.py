@@ -48,7 +48,7 @@ class Sampling:
 
     def for_vllm(self, stop_token_ids: list[int]) -> dict[str, Any]:
         """Fields of `vllm.SamplingParams`, which its server takes by the same names."""
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "temperature": 0.0 if self.temperature < GREEDY_BELOW else self.temperature,
             "top_p": self.top_p,
@@ -58,28 +58,28 @@ class Sampling:
             "skip_special_tokens": True,
         }
         if self.seed is not None:
-            found["seed"] = self.seed
+            fields["seed"] = self.seed
         if self.stop:
-            found["stop"] = list(self.stop)
-        return found
+            fields["stop"] = list(self.stop)
+        return fields
 
 
 def default_sampling(model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS) -> Sampling:
     """What `model.generate` does without being told: the decoder's own generation configuration."""
-    own = model._need_decoder().generation_config
-    if not own.do_sample:
+    defaults = model._need_decoder().generation_config
+    if not defaults.do_sample:
         return Sampling(max_tokens)
     return Sampling(
         max_tokens,
-        temperature=1.0 if own.temperature is None else own.temperature,
-        top_p=1.0 if own.top_p is None else own.top_p,
-        top_k=50 if own.top_k is None else own.top_k,  # transformers' default
+        temperature=1.0 if defaults.temperature is None else defaults.temperature,
+        top_p=1.0 if defaults.top_p is None else defaults.top_p,
+        top_k=50 if defaults.top_k is None else defaults.top_k,  # transformers' default
     )
 
 
 def end_tokens(model: MemslotsModel) -> list[int]:
     """Tokens that end an answer, as `model.generate` knows them."""
-    own = model._need_decoder().generation_config.eos_token_id
-    if own is None:
+    ends = model._need_decoder().generation_config.eos_token_id
+    if ends is None:
         return model._need_processor().eos_ids[:1]
-    return [own] if isinstance(own, int) else list(own)
+    return [ends] if isinstance(ends, int) else list(ends)

@@ -149,8 +149,8 @@ class MemoryStore:
         with self._catalogue.read() as db:
             return db.execute("SELECT count(*) FROM documents").fetchone()[0]
 
-    def __contains__(self, one: object) -> bool:
-        return isinstance(one, str) and bool(self.places([one]))
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and bool(self.places([key]))
 
     def ids(self) -> Iterator[str]:
         """All ids in order; those that are added or deleted meanwhile may be missed or named."""
@@ -239,7 +239,7 @@ class MemoryStore:
         if not ids:
             raise ValueError("get needs at least one id, got none.")
         decoded = self.read(ids)
-        memories = [decoded[one] for one in ids]
+        memories = [decoded[key] for key in ids]
         return joined(memories, rate).to(device)
 
     def read(self, ids: Sequence[str]) -> dict[str, Memory]:
@@ -250,22 +250,22 @@ class MemoryStore:
         """
         for again in range(_COMPACTED_MEANWHILE + 1):
             places = self.places(list(dict.fromkeys(ids)))
-            unknown = [one for one in dict.fromkeys(ids) if one not in places]
+            unknown = [key for key in dict.fromkeys(ids) if key not in places]
             if unknown:
                 raise ValueError(
                     f"{shorten(unknown)} not in the store {str(self.path)!r}; `memslots store "
                     "list` shows what is."
                 )
             by_file: dict[str, list[str]] = {}
-            for one, place in places.items():
-                by_file.setdefault(place.file, []).append(one)
-            found = {}
+            for key, place in places.items():
+                by_file.setdefault(place.file, []).append(key)
+            memories = {}
             try:
                 for file, members in by_file.items():
-                    wanted = [places[one].row for one in members]
-                    rows = store_files.read_rows(self._data / file, wanted)
-                    for one, row in zip(members, rows, strict=True):
-                        found[one] = checked_memory(one, row, places[one])
+                    numbers = [places[key].row for key in members]
+                    rows = store_files.read_rows(self._data / file, numbers)
+                    for key, row in zip(members, rows, strict=True):
+                        memories[key] = checked_memory(key, row, places[key])
             except FileNotFoundError as error:
                 # Compacted between the look-up and the reading: the row is elsewhere now.
                 if again == _COMPACTED_MEANWHILE:
@@ -273,7 +273,7 @@ class MemoryStore:
             except CorruptRow as error:
                 raise self._damaged(str(error)) from error
             else:
-                return found
+                return memories
         raise AssertionError("unreachable: the last round returns or raises")
 
     def _damaged(self, what: str) -> ValueError:
@@ -343,7 +343,7 @@ class MemoryStore:
                 )
             there = self._catalogue.places(db, ids)
             if there and existing == "skip":
-                rows = rows.filter(pa.array([one not in there for one in ids]))
+                rows = rows.filter(pa.array([key not in there for key in ids]))
             elif there and existing == "refuse":
                 raise ValueError(
                     f"{shorten(sorted(there))} in the store {str(self.path)!r} already; choose "
@@ -367,7 +367,7 @@ class MemoryStore:
         ids = check_ids(ids)
         with self._catalogue.write() as db:
             there = self._catalogue.places(db, ids)
-            unknown = [one for one in ids if one not in there]
+            unknown = [key for key in ids if key not in there]
             if unknown:
                 raise ValueError(
                     f"{shorten(unknown)} not in the store {str(self.path)!r}; nothing was deleted."
