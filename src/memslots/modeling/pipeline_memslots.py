@@ -116,6 +116,8 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
     def _forward(self, input_tensors: dict[str, Any], **parameters) -> dict[str, Any]:
         rate = parameters.pop("rate", None)
         texts, items = input_tensors["texts"], input_tensors["items"]
+        if texts:
+            self._check_room(texts, items, rate, parameters)
         made: Any = self.model.compress(texts, rate=rate) if texts else None
         place = {text: i for i, text in enumerate(texts)}
         memories: dict[tuple[int, int], Memory] = {}  # one a document, however many ask of it
@@ -147,6 +149,27 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
                 found = produced[n * each : (n + 1) * each]
                 answers[i] = found[0] if each == 1 else found
         return {"answers": answers, "memories": [memories[key] for key in asked]}
+
+    def _check_room(
+        self, texts: list[str], items: list[Item], rate: int | None, parameters: dict[str, Any]
+    ) -> None:
+        """Refuse a text that does not fit beside a question about it, before it is compressed."""
+        model, processor = self.model, self.model.processor
+        rate = processor.check_rate(rate)
+        segments = model.segment(texts)
+        literals = model._find_literals(texts, segments, None)
+        asked = [item for item in items if "context" in item]
+        prompts, _ = model._prompts(
+            [item["question"] for item in asked], None, parameters.get("chat_template_kwargs") or {}
+        )
+        model._check_room(
+            [[(len(segment.ids), rate) for segment in document] for document in segments],
+            [processor.literal_ids(beside) for beside in literals],
+            rate,
+            prompts,
+            [(texts.index(item["context"]), i) for i, item in enumerate(asked)],
+            parameters,
+        )
 
     def postprocess(self, model_outputs: dict[str, Any], **parameters) -> Any:
         """One result an answer."""
