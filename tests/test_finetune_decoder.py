@@ -8,7 +8,7 @@ from tiny_models import words
 from transformers import AutoModelForCausalLM
 
 from memslots.cli import main
-from memslots.evaluation.tasks import role_play
+from memslots.evaluation.example_tasks import role_play
 from memslots.trainer.finetune_decoder import _encode, finetune_decoder
 
 
