@@ -10,7 +10,7 @@ import torch
 from tiny_models import TEXTS, words
 
 from memslots.cli import main
-from memslots.evaluation import needle, tasks
+from memslots.evaluation import example_tasks, needle, tasks
 from memslots.evaluation.conditions import conditions
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.likelihood import target_losses
@@ -200,15 +200,15 @@ def test_in_context_learning_decides_by_likelihood_or_by_number(model):
     labelled = [{**question(i), "context": "", "answer": "yes no".split()[i % 2]} for i in range(8)]
     for row in labelled:
         row["label"] = row["answer"]
-    records = tasks.in_context_learning(model, labelled[:4], labelled, [4], lengths=[60])
+    records = example_tasks.in_context_learning(model, labelled[:4], labelled, [4], lengths=[60])
     assert [(r["condition"], r["length"]) for r in records] == [
         ("none", 0),
         ("full", 60),
         ("memory", 60),
     ]
     assert all(r["value"] * 4 == int(r["value"] * 4) for r in records)
-    assert tasks._last_number("It is 3 + 1,204 = 1,207. So: 1,207.") == "1207"
-    assert tasks._last_number("none") == ""
+    assert example_tasks._last_number("It is 3 + 1,204 = 1,207. So: 1,207.") == "1207"
+    assert example_tasks._last_number("none") == ""
 
 
 def test_needles_stand_where_they_should(model):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import SENTENCES, words
 
-from memslots.evaluation import tasks
+from memslots.evaluation import example_tasks, tasks
 from memslots.evaluation.answering import answer_in_these_words
 from memslots.evaluation.asking import BETWEEN, INSTRUCTION, Asking
 from memslots.evaluation.asking_choice import asking_of, choose_asking
@@ -69,7 +69,7 @@ def test_no_prompt_ends_in_a_lone_space(model):
     (prompt,) = asking.prompts(processor, [ASKED], [TEXT])
     assert processor.decode(prompt.before[-1:]) == ":"
     assert processor.decode(asking.answer_ids(processor, "Lagos")) == " Lagos"
-    (whole,) = tasks._whole_answers(model, ["Lagos"])
+    (whole,) = example_tasks._whole_answers(model, ["Lagos"])
     assert processor.decode([*prompt.before, *whole]).endswith("\n\nAnswer: Lagos")
     with pytest.raises(ValueError, match="end without white space"):
         Asking("Question: {question} ")

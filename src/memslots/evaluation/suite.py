@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memslots.data import load_rows
-from memslots.evaluation import needle, tasks
+from memslots.evaluation import example_tasks, needle, tasks
 from memslots.evaluation.asking import Asking
 from memslots.evaluation.asking_choice import asking_of
 from memslots.evaluation.conditions import BASELINES, check_baselines
@@ -213,7 +213,7 @@ class _Options:
             train = "paper_train" if source.endswith("paper_test") else "train"
             shown = self._rows(f"{set_name}/{train}", notes, limit=2000)
             beside = [name for name in self.baselines if name != "none"]  # always measured
-            return tasks.in_context_learning(
+            return example_tasks.in_context_learning(
                 model,
                 rows,
                 shown,
@@ -225,7 +225,7 @@ class _Options:
             )
         if name == "roleplay":
             dialogues = [row for row in rows if row["context"]]
-            return tasks.role_play(
+            return example_tasks.role_play(
                 model,
                 dialogues,
                 self.rates,
