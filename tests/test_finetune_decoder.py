@@ -45,7 +45,7 @@ def test_it_learns_and_is_one_more_row_of_role_play(zoo, tmp_path, lora):
     assert compressor.decoder is own
     assert all(torch.equal(own.state_dict()[name], tensor) for name, tensor in before.items())
     value = {record["condition"]: record["value"] for record in records}
-    assert value.keys() == {"full", "finetuned", "none", "memory"}
+    assert value.keys() == {"full", "finetuned", "none", "memory", "head", "tail", "another"}
     assert value["finetuned"] < 0.5 * value["full"]
 
 
