@@ -206,7 +206,7 @@ def bad(tmp_path, **files):
             "hold no paragraph that a question can be made of",
         ),
         ({"kind": "jsonl", "file": "rows.jsonl"}, r"rows.jsonl, row 2: no 'answer'"),
-        ({"kind": "jsonl", "fiel": "x"}, "option 'fiel' is unknown.*did you mean 'file'"),
+        ({"kind": "jsonl", "files": "x"}, "option 'files' is unknown.*did you mean 'file'"),
         ({"kind": "jsonnl"}, r"'jsonnl' is unknown \(did you mean 'jsonl'\?\)"),
         ("jsonl", "a source is a mapping with its `kind`"),
     ],
