@@ -16,7 +16,7 @@ text = (
     "He turned 47 this year. In Joseph's house there are 670 cups. Joseph speaks Latin and Thai."
 )
 model = MemslotsModel.from_pretrained(resolve_model(None)).eval()
-memory = model.compress(text, rate=16, patches=True)
+memory = model.compress(text, rate=16, keep_text=True)
 print(memory.report())
 
 system = "The context is compressed into these segments:\n" + segment_list(memory)

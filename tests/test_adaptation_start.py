@@ -8,7 +8,7 @@ from tiny_models import byte_bpe, unigram, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memslots import MemslotsModel
-from memslots.modeling.parts_memslots import embedding_scale
+from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.trainer.adapt import adapt_to_decoder
 from memslots.trainer.embedding_map import fit_embedding_map, shared_tokens
 
@@ -16,7 +16,6 @@ KINDS = [
     {},
     {"converter_type": "linear"},
     {"converter_type": "autoencoder", "converter_layers": 2},
-    {"converter_type": "queries", "converter_queries": 2},
 ]
 
 

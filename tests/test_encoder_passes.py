@@ -13,7 +13,7 @@ from sentence_encoders import sentence_encoder
 from tiny_models import LONG, TEXTS
 
 from memslots import MemslotsModel
-from memslots.modeling.encoding_memslots import states_read, to_device
+from memslots.modeling.encoders_memslots import states_read, to_device
 
 
 def assert_never_waits(model: MemslotsModel, rate: int) -> None:

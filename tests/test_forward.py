@@ -7,9 +7,10 @@ import torch
 from tiny_models import QUESTIONS, TEXTS
 from torch.nn import functional
 
+from memslots.modeling.converters_memslots import Converter
+from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.modeling.layout_memslots import ANSWER, COMPLETION, RECONSTRUCTION, Prompt, Row
 from memslots.modeling.memory_memslots import slots_for
-from memslots.modeling.parts_memslots import Converter, embedding_scale
 
 ANSWERS = ["Lagos", "Carmen Moss, and there are twenty seven", "because it rained"]
 

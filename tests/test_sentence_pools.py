@@ -12,7 +12,7 @@ from test_remote_code import run_isolated
 from tiny_models import LONG, QUESTIONS, SENTENCES, TEXTS
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.sentences_memslots import split_units
+from memslots.modeling.texts_memslots import split_units
 from memslots.trainer import CompressorConfig, CompressorTrainer
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -264,7 +264,7 @@ def test_a_memory_of_pools_has_one_rate(pools):
 
 def test_encoder_adapter_and_decoder_lora_are_trained_together(make, tmp_path):
     """On questions and on repeating the text, and with slots at a middle layer."""
-    model = make(train_encoder=True, converter_type="linear", decoder_lora={"r": 2}, inject_layer=1)
+    model = make(train_encoder=True, converter_type="linear", decoder_lora={"r": 2})
     read, before = model.fingerprint, {k: v.clone() for k, v in model.state_dict().items()}
     rows = [
         {"context": t, "question": q, "answer": "So."}

@@ -8,7 +8,7 @@ from tiny_models import SENTENCES, TEXTS
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaTokenizer, LlamaTokenizer
 
 from memslots import MemslotsModel
-from memslots.modeling.tokenization_memslots import PlainText
+from memslots.modeling.texts_memslots import PlainText
 
 sentencepiece = pytest.importorskip("sentencepiece")
 pytest.importorskip("google.protobuf")

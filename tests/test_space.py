@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tiny_models import LONG, QUESTIONS, TEXTS
 
+from memslots import verified
+from memslots.chat import ChatMemory
 from memslots.cli import main
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import tokens_aligned
@@ -18,7 +20,6 @@ from memslots.hub_cards.space.memslots_space import answers, documents, reading_
 from memslots.hub_cards.space.memslots_space.conversation import converse, is_about, reply
 from memslots.hub_cards.space.memslots_space.loading import Compressor
 from memslots.hub_cards.space.memslots_space.settings import Settings, read_settings
-from memslots.modeling import ChatMemory
 from memslots.modeling.layout_memslots import Prompt
 
 NEW = 5
@@ -269,7 +270,7 @@ def test_segments_tile_the_text(model, document):
 def test_what_the_slots_lose_is_marked_when_it_is_asked_for(model, document, encodings):
     coarse = answers.compress(model, document.text, 8, document)
     found = answers.verify(model, coarse)
-    checked = model.compress(document.text, rate=8, exact=[])
+    checked = verified.compress(model, document.text, rate=8, exact=[])
     assert found.report == checked.report(document.text)
     assert found.memory is coarse.memory
     shown = views.segments(found)

@@ -8,6 +8,7 @@ import pytest
 
 from memslots import MemslotsModel
 from memslots.data.exact_strings import BOILERPLATE
+from memslots.verified import compress
 
 pytest.importorskip("trl", reason="the table trains too; it needs memslots[train]")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -25,7 +26,10 @@ def embedded() -> MemslotsModel:
 
 def test_every_way_has_a_cut_of_its_positions(embedded):
     texts = ["Ann Lee has 670 cups. She is 47 years old and lives in Lagos.", "Bo is 9."]
-    memories = {"4": embedded.compress(texts, rate=4), "text": embedded.compress(texts, fidelity=1)}
+    memories = {
+        "4": embedded.compress(texts, rate=4),
+        "text": compress(embedded, texts, fidelity=1),
+    }
     cuts = verified.cut_texts(embedded, texts, memories)
     assert list(cuts) == ["text cut to 4", "text cut to text"]
     encode = embedded.processor.decoder_text.encode

@@ -5,7 +5,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ChatMemory": "modeling",
+    "ChatMemory": "chat",
     "Memory": "modeling",
     "MemslotsConfig": "modeling",
     "MemslotsModel": "modeling",

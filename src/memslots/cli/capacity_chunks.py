@@ -19,7 +19,7 @@ from memslots.evaluation.capacity_chunks import (
     write_split,
 )
 from memslots.modeling import MemslotsModel
-from memslots.modeling.tokenization_memslots import PlainText
+from memslots.modeling.texts_memslots import PlainText
 from memslots.trainer.run import run_recipe
 
 

@@ -46,7 +46,7 @@ def finetune(
     decoder, processor = model.decoder, model.processor
     if decoder is None or processor is None:
         raise ValueError(f"{checkpoint} has no decoder to fine-tune.")
-    model.decoder = None  # nothing else uses it
+    del model.decoder  # nothing else uses it
     given = {"use_cpu": decoder.device.type == "cpu"}
     if steps is not None:
         given["max_steps"] = steps

@@ -22,7 +22,7 @@ def processor_of(model: MemslotsModel) -> MemslotsProcessor:
     Raises:
         ValueError: It has none, so it cannot read text.
     """
-    if model.processor is None:
+    if not hasattr(model, "processor"):
         raise ValueError("this model has no processor; load it with from_pretrained.")
     return model.processor
 

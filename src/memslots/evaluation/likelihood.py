@@ -9,14 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.layout_memslots import (
-    ANSWER,
-    IGNORE,
-    Prompt,
-    Row,
-    row_length,
-    token_batches,
-)
+from memslots.modeling.encoders_memslots import token_batches
+from memslots.modeling.layout_memslots import ANSWER, IGNORE, Prompt, Row
 
 BATCH_POSITIONS = 16384
 
@@ -54,7 +48,7 @@ def target_losses(
     Raises:
         ValueError: no decoder, or numbers of rows that differ.
     """
-    if model.decoder is None:
+    if not model.has_decoder:
         raise ValueError("scoring needs the decoder; load the model with load_decoder=True.")
     n = len(targets)
     if len(prompts) != n or (memory is not None and len(memory) != n):
@@ -67,9 +61,7 @@ def target_losses(
         rows = model.memory_rows(memory, list(enumerate(prompts)))
     for row, target in zip(rows, targets, strict=True):
         row.target, row.given, row.task = list(target), given, ANSWER
-    lengths = [
-        row_length(row, slots, model.config.markers, model.config.vectors_per_slot) for row in rows
-    ]
+    lengths = [model.processor.row_length(row, slots) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):
         scored = _batch_losses(model, [rows[i] for i in batch], memory)
@@ -81,8 +73,7 @@ def target_losses(
 def _batch_losses(model: MemslotsModel, rows: list[Row], memory: Memory | None) -> list[TargetLoss]:
     inputs = model.row_inputs(rows, memory, padding_side="right")
     labels = inputs.pop("labels")[:, 1:]
-    injected = inputs.pop("injected", None)
-    with nullcontext() if memory is None else model.reading(injected):
+    with nullcontext() if memory is None else model.reading():
         logits = model.decoder(**inputs, use_cache=False).logits[:, :-1]  # type: ignore[misc]
     nll = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"

@@ -72,7 +72,7 @@ def evaluate_tasks(
     unknown = sorted(set(names) - set(TASKS))
     if unknown or not names:
         raise ValueError(f"tasks {unknown} are unknown; choose some of {', '.join(TASKS)}.")
-    if model.decoder is None:
+    if not model.has_decoder:
         raise ValueError("measuring needs the decoder; load the model with load_decoder=True.")
     if finetuned_decoder is not None and "roleplay" not in names:
         raise ValueError(
@@ -80,7 +80,7 @@ def evaluate_tasks(
         )
     check_baselines(baselines)
     for rate in rates or ():
-        model._need_processor().check_rate(rate)
+        model.processor.check_rate(rate)
     started = time.perf_counter()
     chosen = list(rates or model.config.compression_rates)
     options = _Options(chosen, tuple(baselines), data_dir, samples, lengths, seed)

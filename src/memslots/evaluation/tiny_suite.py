@@ -82,7 +82,7 @@ def evaluate_tiny(
     """
     started = time.perf_counter()
     say = progress or (lambda line: None)
-    if model.decoder is None:
+    if not model.has_decoder:
         raise ValueError("the suite needs the decoder; load the model with load_decoder=True.")
     known = [rate for rate in rates if rate in model.config.compression_rates]
     if not known:
@@ -284,7 +284,7 @@ def describe_checkpoint(model: MemslotsModel) -> dict[str, Any]:
         "name": config.decoder_name_or_path,
         "revision": config.decoder_revision,
     }
-    if config.bundle_decoder and model.decoder is not None:  # small: the whole of it is hashed
+    if config.bundle_decoder and model.has_decoder:  # small: the whole of it is hashed
         digest = hashlib.sha256()
         for name, tensor in sorted(model.decoder.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -21,29 +21,33 @@ from transformers import (
 )
 
 from .configuration_memslots import MemslotsConfig
-from .inject_memslots import decoder_layers
-from .parts_memslots import LORA_MARK, add_lora, is_causal, load_encoder, merge_lora
+from .encoders_memslots import (
+    LORA_MARK,
+    SentenceHead,
+    add_lora,
+    is_causal,
+    load_encoder,
+    merge_lora,
+    read_sentence_encoder,
+)
+from .memory_files_memslots import check_header, check_sent
+from .memory_memslots import Memory
 from .processing_memslots import MemslotsProcessor
-from .sentences_memslots import SentenceHead, read_sentence_encoder
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Model
-
-    # Named so that transformers copies the files wherever a model is loaded, and save_pretrained
-    # finds them there; they are run only where they are asked for.
-    from .chat_memslots import ChatMemory as _Chat  # noqa: F401
+if TYPE_CHECKING:  # named so that transformers copies the file with the others; run when asked for
     from .pipeline_memslots import MemoryQuestionAnsweringPipeline as _Pipeline  # noqa: F401
-else:
-    _Model = object
 
 _HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
 _DECODER_FOLDER = "decoder"
 
 
-class CheckpointMixin(_Model):
-    """`from_pretrained`, `save_pretrained` and their relatives of `MemslotsModel`."""
+class SavedModel(PreTrainedModel):
+    """What a compressor is on disk and by name: saving, loading, its parts and its fingerprint."""
 
+    config: MemslotsConfig
     encoder: PreTrainedModel
+    decoder: PreTrainedModel
+    processor: MemslotsProcessor
     sentence_head: SentenceHead | None
 
     @classmethod
@@ -57,7 +61,7 @@ class CheckpointMixin(_Model):
         encoder_kwargs: dict[str, Any] | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
         **config_kwargs,
-    ) -> "_Model":
+    ) -> "SavedModel":
         """A new compressor from two pretrained models; converter and memory tokens are untrained.
 
         Args:
@@ -189,7 +193,7 @@ class CheckpointMixin(_Model):
         )
         if config.fingerprint is not None:
             model._trust_fingerprint(config.fingerprint)
-        if model.decoder is not None:
+        if model.has_decoder:
             model.attach_decoder(model.decoder)
             model.decoder.generation_config = _bundled_generation_config(
                 pretrained_model_name_or_path, config, {**hub, **origin}
@@ -203,40 +207,41 @@ class CheckpointMixin(_Model):
         model.eval()
         return (model, info) if wants_info else model
 
-    def attach_decoder(self, decoder: PreTrainedModel) -> "_Model":
+    def attach_decoder(self, decoder: PreTrainedModel) -> "SavedModel":
         """Take a decoder that is already in memory; it is frozen, and its weights are shared.
 
         Raises:
             TypeError: not a model of transformers.
-            ValueError: a decoder of another width or vocabulary than the compressor was made for,
-                or one whose layers are not found, with `inject_layer`.
+            ValueError: a decoder of another width or vocabulary than the compressor was made for.
+
+        Example:
+            >>> bare = MemslotsModel.from_pretrained(checkpoint, load_decoder=False)
+            >>> bare.attach_decoder(model.decoder).has_decoder
+            True
         """
         if not isinstance(decoder, PreTrainedModel):
             raise TypeError(
                 f"attach_decoder takes a transformers causal LM, got {type(decoder).__name__}."
             )
-        wanted, given = self.config.decoder_config, decoder.config
         for field in ("hidden_size", "vocab_size"):
-            expected = getattr(wanted.get_text_config(), field)
-            actual = getattr(given.get_text_config(), field)
+            expected = getattr(self.config.decoder_config.get_text_config(), field)
+            actual = getattr(decoder.config.get_text_config(), field)
             if expected != actual:
                 raise ValueError(
                     f"this compressor writes for a decoder with {field} {expected} "
                     f"({self.config.decoder_name_or_path or 'bundled'}), the given one has "
                     f"{actual}; attach that decoder, or train the compressor for yours."
                 )
-        if self.config.inject_layer:
-            decoder_layers(decoder)
         decoder.requires_grad_(False)
         self.decoder = decoder.eval()
         return self
 
-    def merge_encoder(self) -> "_Model":
+    def merge_encoder(self) -> "SavedModel":
         """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft."""
         if self.config.encoder_lora is not None:
             merge_lora(self.encoder)
             self.config.encoder_lora = None
-            self._fingerprint: tuple[tuple[int, ...], str] | None = None
+            self._fingerprint = None
         return self
 
     def save_pretrained(
@@ -260,7 +265,7 @@ class CheckpointMixin(_Model):
             ValueError: the decoder is to be bundled and is not there.
         """
         folder = Path(save_directory)
-        if self.config.bundle_decoder and self.decoder is None and state_dict is None:
+        if self.config.bundle_decoder and not self.has_decoder and state_dict is None:
             raise ValueError(
                 "config.bundle_decoder is set, but this model was loaded without its decoder, so "
                 "the checkpoint could not be loaded again; attach_decoder(llm) first, or set "
@@ -270,10 +275,10 @@ class CheckpointMixin(_Model):
         weights = {key: value for key, value in weights.items() if self._holds(key)}
         if is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            if self.processor is not None:
+            if "processor" in self.__dict__:
                 self.config.fingerprint = self.fingerprint
                 self.processor.save_pretrained(folder)
-            if self.config.bundle_decoder and self.decoder is not None:
+            if self.config.bundle_decoder and self.has_decoder:
                 self.decoder.generation_config.save_pretrained(folder / _DECODER_FOLDER)
             for source in sorted(Path(__file__).parent.glob("*_memslots.py")):
                 if source.parent.resolve() != folder.resolve():
@@ -306,6 +311,44 @@ class CheckpointMixin(_Model):
         for publisher in entry_points(group="memslots.push_to_hub"):
             return publisher.load()(self, repo_id, **kwargs)
         return super().push_to_hub(repo_id, **kwargs)
+
+    def freeze_sentence_encoder(self) -> None:
+        """Leave a sentence encoder out of training, unless the configuration has it trained."""
+        if self.sentence_head is not None:
+            self.encoder.requires_grad_(self.config.train_encoder)
+            self.sentence_head.requires_grad_(self.config.train_encoder)
+
+    def load_memory(self, path, most_characters: int | None = None) -> Memory:
+        """Read a memory from disk onto this model's device; it must be this compressor's.
+
+        Args:
+            path: the file.
+            most_characters: give this for a file that a stranger sent: the most characters that
+                its texts may have. What no compressor writes is then refused, before it costs.
+
+        Raises:
+            ValueError: another compressor's memory, or what `Memory.load` raises; of a file that
+                was sent, whatever is wrong with it.
+
+        Example:
+            >>> model.compress("Ann is here.").save(folder / "ann.safetensors")
+            >>> len(model.load_memory(folder / "ann.safetensors"))
+            1
+        """
+        if most_characters is None:
+            memory = Memory.load(path, device=self.encoder.device)
+            self.check_memory(memory)
+            return memory
+        try:
+            check_header(path)
+            memory = Memory.load(path, most_characters=most_characters)
+            self.check_memory(memory)
+            check_sent(self, memory, most_characters)
+        except (ValueError, FileNotFoundError):
+            raise
+        except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise ValueError("memory is a file whose header is no memory's.") from error
+        return memory.to(self.encoder.device)
 
     def _holds(self, key: str) -> bool:
         """Whether a checkpoint of this model holds the weight `key`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memslots.modeling import MemslotsModel
-from memslots.modeling.generation_memslots import DEFAULT_NEW_TOKENS
+from memslots.modeling.decoders_memslots import DEFAULT_NEW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Sampling:
 
 def default_sampling(model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS) -> Sampling:
     """What `model.generate` does without being told: the decoder's own generation configuration."""
-    own = model._need_decoder().generation_config
+    own = model.decoder.generation_config
     if not own.do_sample:
         return Sampling(max_tokens)
     return Sampling(
@@ -75,7 +75,7 @@ def default_sampling(model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS)
 
 def end_tokens(model: MemslotsModel) -> list[int]:
     """Tokens that end an answer, as `model.generate` knows them."""
-    own = model._need_decoder().generation_config.eos_token_id
+    own = model.decoder.generation_config.eos_token_id
     if own is None:
-        return model._need_processor().eos_ids[:1]
+        return model.processor.eos_ids[:1]
     return [own] if isinstance(own, int) else list(own)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 
 from memslots.modeling import Memory
-from memslots.modeling.segment_check_memslots import checks_to_json
 
 from .store import MemoryStore
 from .store_format import check_ids
@@ -46,7 +45,9 @@ def memory_id(memory: Memory) -> str:
     named = [memory.fingerprint, memory.rate, memory.text_sha256, memory.documents]
     literals = [[tuple(one) for one in own] for own in memory.literals]
     if memory.checks:
-        literals.append(checks_to_json(memory.checks))
+        literals.append([check.to_json() for check in memory.checks])
+    if memory.texts:
+        literals.append([text is not None for text in memory.texts])
     text = json.dumps([*named, literals], default=vars)
     return f"mem-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 

@@ -17,7 +17,7 @@ from memslots.modeling.layout_memslots import (
 )
 from memslots.modeling.memory_memslots import slots_for
 from memslots.modeling.processing_memslots import MemslotsProcessor
-from memslots.modeling.tokenization_memslots import Span
+from memslots.modeling.texts_memslots import Span
 from memslots.trainer.compressor_config import CompressorConfig
 
 TEXT_COLUMNS = ("text",)

@@ -60,8 +60,9 @@ class CompressorTrainer(SFTTrainer):
     ):
         if not isinstance(args, CompressorConfig):
             raise TypeError(f"args must be a CompressorConfig, got {type(args).__name__}.")
-        model._need_decoder()
-        processor = model._need_processor()
+        if not model.has_decoder:
+            raise ValueError(model.needs_decoder)
+        processor = model.processor
         for name, dataset in (("training", train_dataset), ("evaluation", eval_dataset)):
             if dataset is None:
                 continue

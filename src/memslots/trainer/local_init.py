@@ -16,7 +16,7 @@ from torch import nn
 from transformers import LlamaModel
 
 from memslots.modeling import MemslotsModel
-from memslots.modeling.parts_memslots import Converter
+from memslots.modeling.converters_memslots import Converter
 from memslots.trainer.induction_init import orthogonal
 
 _CONSTANT = 0.25

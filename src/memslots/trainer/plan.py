@@ -163,7 +163,7 @@ def _plan_stage(
     rates = arguments.get("training_rates") or config.compression_rates
     slots = slots_for(length, min(rates))
     # Decoder positions of a row: what its slots become, and a text of its length.
-    read = slots * config.vectors_per_slot + length
+    read = slots + length
     bytes_each = 2 if torch.cuda.is_available() else 4
     kept = _CHECKPOINT_BYTES if arguments.get("gradient_checkpointing") else _ACTIVATION_BYTES
     activations = kept * each * (bytes_each / 2)

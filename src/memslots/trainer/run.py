@@ -193,7 +193,7 @@ def _run_stage(
             **training_arguments(section, settings, world_size),
         }
     )
-    rows = stage_dataset(settings["data"], sources, model._need_processor(), endless=True)
+    rows = stage_dataset(settings["data"], sources, model.processor, endless=True)
     if "start" in settings and last_checkpoint(checkpoints) is None:
         start_adapter(model, settings["start"], rows, args)
     trainer = CompressorTrainer(model, args, rows, card_writer=card_writer)

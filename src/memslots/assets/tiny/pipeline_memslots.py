@@ -15,7 +15,7 @@ from transformers import Pipeline
 
 from .layout_memslots import pair
 from .memory_memslots import Memory
-from .processing_memslots import as_list
+from .texts_memslots import as_list
 
 Item = dict[str, Any]
 

@@ -14,16 +14,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .configuration_memslots import max_positions as positions_of
-from .layout_memslots import Prompt, Row, row_length
-from .literals_memslots import Detectors, check_detectors
-from .memory_memslots import Memory
-from .tokenization_memslots import check_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Model
+from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
+from memslots.modeling.decoders_memslots import check_generate_kwargs
+from memslots.modeling.layout_memslots import Prompt, Row
+from memslots.modeling.layout_memslots import max_positions as positions_of
+from memslots.modeling.literals_memslots import Detectors, check_detectors
+from memslots.modeling.texts_memslots import check_text
 
 FORMAT = "memslots.chat"
 FORMAT_VERSION = 1
@@ -65,7 +63,7 @@ class ChatMemory:
 
     def __init__(
         self,
-        model: "_Model",
+        model: MemslotsModel,
         keep_last: int = 4,
         rate: int | None = None,
         block_tokens: int | None = None,
@@ -86,7 +84,7 @@ class ChatMemory:
         check_detectors(literals)
         self.model = model
         self.keep_last = keep_last
-        self.rate = model._need_processor().check_rate(rate)
+        self.rate = model.processor.check_rate(rate)
         if block_tokens is None:
             block_tokens = 0 if model.config.pooling == "sentence" else model.config.segment_length
         self.block_tokens = block_tokens
@@ -142,9 +140,9 @@ class ChatMemory:
         if generate_kwargs.get("return_dict_in_generate"):
             raise ValueError("ask returns text; return_dict_in_generate is for generate.")
         model = self.model
-        model._check_generate_kwargs(generate_kwargs)
+        check_generate_kwargs(generate_kwargs)
         row = self._row(question)
-        limit = positions_of(model._need_decoder().config)
+        limit = positions_of(model.decoder.config)
         needed = self._length(row) + (generate_kwargs.get("max_new_tokens") or 1)
         if limit is not None and needed > limit:
             raise ValueError(
@@ -166,8 +164,8 @@ class ChatMemory:
         return self._length(row) - len(self._processor.prompt(question="?").after)
 
     @property
-    def _processor(self):
-        return self.model._need_processor()
+    def _processor(self) -> MemslotsProcessor:
+        return self.model.processor
 
     def _text(self, turn: Turn) -> str:
         # Not str.format: braces in a turn are text.
@@ -199,7 +197,7 @@ class ChatMemory:
 
     def _length(self, row: Row) -> int:
         slots = [] if self.memory is None else [s.slots for s in self.memory.segments]
-        return row_length(row, slots, self.model.config.markers, self.model.config.vectors_per_slot)
+        return self._processor.row_length(row, slots)
 
     # -- old turns -------------------------------------------------------------------------------
 
@@ -271,7 +269,7 @@ class ChatMemory:
                 other.unlink()
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, model: "_Model") -> "ChatMemory":
+    def load(cls, folder: str | os.PathLike, model: MemslotsModel) -> "ChatMemory":
         """Read a chat that `save` wrote; `model` must be the compressor that it was held with.
 
         Raises:

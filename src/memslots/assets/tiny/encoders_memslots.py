@@ -1,0 +1,568 @@
+"""Encoders: how text segments become slots, and what an encoder is.
+
+`memory_tokens` are appended to a segment and read off behind it (PCC); with the other ways of
+`MemslotsConfig.pooling` the states of its own tokens are pooled, or a sentence encoder gives one
+vector.
+"""
+
+import hashlib
+import inspect
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModel, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from .layout_memslots import spread_places
+from .pooling_memslots import pool_groups
+from .texts_memslots import PlainText
+
+LORA_MARK = ".lora_"
+"""What the names of peft's adapter weights contain."""
+
+NEEDS_PEFT = (
+    "this compressor's encoder is a LoRA adapter, which needs peft: pip install peft. "
+    "(A checkpoint saved after model.merge_encoder() does not.)"
+)
+NEEDS_SENTENCE_TRANSFORMERS = (
+    "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers "
+    "(or memslots[sentence])."
+)
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "GELU": nn.GELU, "ReLU": nn.ReLU}
+
+# -- the model ------------------------------------------------------------------------------------
+
+
+def build_encoder(config) -> PreTrainedModel:
+    """The encoder of `config` with new weights: the base model without any head."""
+    return AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
+
+
+def load_encoder(name: str, encoder_config, **kwargs) -> PreTrainedModel:
+    """The pretrained base model `name`, without any head."""
+    return AutoModel.from_pretrained(name, **_without_pooler(encoder_config), **kwargs)
+
+
+def _without_pooler(encoder_config) -> dict[str, bool]:
+    """Arguments that leave BERT's pooler out: slots are token states, so it would never train."""
+    model_class = MODEL_MAPPING.get(type(encoder_config), None)
+    if model_class is None or isinstance(model_class, (list, tuple)):
+        return {}
+    takes = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}
+
+
+def fuse_activations(module: nn.Module) -> int:
+    """Put torch's tanh-GELU in the place of spelled-out ones, in place; how many there were.
+
+    transformers spells GPT-2's out: eight passes over a tensor that is four times as wide as the
+    model, and as many kept for the backward pass. It has no weights, so the checkpoint and its
+    configuration stay as they are.
+
+    Args:
+        module: an encoder of the compressor's own. A decoder is its user's and is left alone.
+    """
+    found = [
+        (parent, name)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child).__name__ in {"NewGELUActivation", "FastGELUActivation"}
+    ]
+    for parent, name in found:
+        setattr(parent, name, ACT2FN["gelu_pytorch_tanh"])
+    return len(found)
+
+
+def add_lora(encoder: PreTrainedModel, lora: dict) -> None:
+    """Inject LoRA into `encoder` in place and freeze its base (PCC-Large).
+
+    Args:
+        encoder: the base model.
+        lora: `MemslotsConfig.encoder_lora`.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: the encoder has no layer of the asked names.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+    adapter = LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=list(lora["target_modules"]),
+    )
+    encoder.requires_grad_(False)
+    inject_adapter_in_model(adapter, encoder)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(LORA_MARK in name)
+
+
+def merge_lora(encoder: PreTrainedModel) -> None:
+    """Fold the LoRA weights into the base layers in place."""
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent = encoder.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    encoder.requires_grad_(True)
+
+
+def check_compiler() -> None:
+    """Refuse to compile for a CPU without the C++ compiler that torch would call.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"compiling for a CPU needs a C++ compiler, and there is no {compiler!r} here; "
+            "install one (Debian: apt install g++), name another in CXX, or do not compile."
+        )
+
+
+def check_takes_positions(encoder: PreTrainedModel) -> None:
+    """Refuse an encoder whose memory tokens cannot be given positions.
+
+    Raises:
+        ValueError: its forward takes no `position_ids`, or its attention kernel would misread them.
+    """
+    if "position_ids" not in inspect.signature(encoder.forward).parameters:
+        raise ValueError(
+            f"memory_positions='spread' needs an encoder that takes position_ids, and "
+            f"{type(encoder).__name__} does not; use 'after'."
+        )
+    attention = encoder.config._attn_implementation or ""
+    if "flash" in attention:  # it takes positions that do not rise for several packed texts
+        raise ValueError(
+            f"memory_positions='spread' does not work with attn_implementation={attention!r}; "
+            "use 'sdpa' or 'eager', or memory_positions='after'."
+        )
+
+
+def encoder_embedding_dim(encoder: PreTrainedModel) -> int:
+    """Width of the encoder's input embeddings (ALBERT's and ELECTRA's differ from its states)."""
+    return encoder.get_input_embeddings().weight.shape[1]
+
+
+@torch.no_grad()
+def embedding_scale(model: PreTrainedModel) -> float:
+    """Standard deviation of what the model's input embedding layer gives (some scale inside)."""
+    layer = model.get_input_embeddings()
+    rows = layer.weight.shape[0]
+    ids = torch.arange(0, rows, max(1, rows // 4096), device=layer.weight.device)
+    return layer(ids).float().std().item()
+
+
+@torch.no_grad()
+def is_causal(encoder: PreTrainedModel) -> bool:
+    """Whether a change of the last input leaves the states before it as they were.
+
+    No configuration field says it reliably, so it is tried.
+    """
+    layer = encoder.get_input_embeddings()
+    ids = torch.arange(8, device=layer.weight.device).unsqueeze(0) % layer.weight.shape[0]
+    embeds = layer(ids)
+    changed = embeds.clone()
+    changed[:, -1] = -changed[:, -1] + embeds.std()
+    before = encoder(inputs_embeds=embeds).last_hidden_state[:, :-1]
+    after = encoder(inputs_embeds=changed).last_hidden_state[:, :-1]
+    # Masked positions get a weight of exactly 0, so a causal encoder differs by rounding at most;
+    # one that sees the change may differ by little where its weights are small.
+    return (before - after).abs().max().item() <= 1e-5 * before.abs().max().item()
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor], beside: str) -> str:
+    """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
+
+    Args:
+        weights: a compressor's, of which those of the encoder, memory tokens, pooling query and
+            sentence head are read.
+        beside: what else decides: segmentation, and the encoder's tokenizer.
+    """
+    digest = hashlib.sha256(beside.encode())
+    parts: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        part, _, rest = name.partition(".")
+        if part == "encoder":
+            parts[rest] = tensor
+        elif part == "sentence_head":
+            parts[f"head {rest}"] = tensor
+        elif name in ("memory_tokens", "pooling_query"):
+            parts[name] = tensor
+    for name in sorted(parts):
+        tensor = parts[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# -- slots ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While open, `module` draws, drops and counts nothing, whatever mode it is in."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+class StatesRead(NamedTuple):
+    """Which of the encoder's states become slots.
+
+    Args:
+        width: positions of the encoder's rows.
+        places: `(states,)`, in the states flattened to `(segments * width, d)`: those of
+            memory tokens or, where states are pooled, of tokens.
+        slots: how many slots they make.
+    """
+
+    width: int
+    places: torch.Tensor
+    slots: int
+
+
+def states_read(lengths: torch.Tensor, counts: torch.Tensor, pooled: bool) -> StatesRead:
+    """Of a batch of segments. For a GPU's tensors this waits.
+
+    Args:
+        lengths: `(segments,)`, tokens of each.
+        counts: `(segments,)`, slots of each.
+        pooled: slots are made of the tokens' states, not of memory tokens'.
+    """
+    first = torch.zeros_like(lengths) if pooled else lengths
+    ends = lengths if pooled else lengths + counts
+    width = int(ends.max())
+    positions = torch.arange(width, device=lengths.device)
+    read = (positions >= first.unsqueeze(1)) & (positions < ends.unsqueeze(1))
+    return StatesRead(width, read.flatten().nonzero().squeeze(1), int(counts.sum()))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`; a GPU fetches it from pinned memory while the host goes on."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def token_batches(
+    lengths: Sequence[int], slots: Sequence[int], batch_tokens: int
+) -> Iterator[list[int]]:
+    """Indices of segments, longest first, in batches of at most `batch_tokens` padded tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: -(lengths[i] + slots[i]))
+    batch: list[int] = []
+    for i in order:
+        longest = lengths[batch[0]] + slots[batch[0]] if batch else 0
+        if batch and longest * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def memory_token_slots(
+    encoder: PreTrainedModel,
+    memory_tokens: torch.Tensor,
+    segment_input_ids: torch.Tensor,
+    lengths: torch.Tensor,
+    counts: torch.Tensor,
+    read: StatesRead,
+    causal: bool,
+    spread: bool,
+) -> torch.Tensor:
+    """Last states of memory tokens, `(slots, d_encoder)`.
+
+    They follow each segment's last token, and padding follows them, so that a short segment sees
+    neither padding nor a gap in its positions.
+
+    Args:
+        encoder: the encoder.
+        memory_tokens: `(max_slots, d_embedding)`.
+        segment_input_ids: `(segments, tokens)`, right-padded.
+        lengths: `(segments,)`, tokens of each.
+        counts: `(segments,)`, slots of each.
+        read: of `states_read`.
+        causal: whether the encoder is.
+        spread: whether positions of memory tokens are spread over the segment.
+    """
+    embeds = encoder.get_input_embeddings()(segment_input_ids)
+    lengths = lengths.unsqueeze(1)
+    ends = lengths + counts.unsqueeze(1)
+    positions = torch.arange(read.width, device=embeds.device).unsqueeze(0)
+    is_slot = (positions >= lengths) & (positions < ends)
+    slot_index = (positions - lengths).clamp(0, memory_tokens.shape[0] - 1)
+    token_index = positions.clamp(max=embeds.shape[1] - 1).expand(embeds.shape[0], -1)
+    tokens = embeds.gather(1, token_index.unsqueeze(-1).expand(-1, -1, embeds.shape[2]))
+    # Some encoders scale inside their embedding layer; memory tokens are made at that scale.
+    memory = memory_tokens.to(embeds.dtype)[slot_index]
+    inputs = torch.where(is_slot.unsqueeze(-1), memory, tokens)
+    # Under a causal encoder what follows cannot be seen, so no mask (and no slower kernel).
+    mask = None if causal else (positions < ends).long()
+    placed = {}
+    if spread:
+        places = to_device(torch.tensor(spread_places(len(memory_tokens))), embeds.device)
+        spread_positions = (places[slot_index] * lengths).ceil().long() - 1
+        placed["position_ids"] = torch.where(is_slot, spread_positions, positions)
+        if mask is None:  # without one, transformers takes falling positions for packed texts
+            mask = torch.ones_like(placed["position_ids"])
+    states = encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
+    return states.flatten(0, 1)[read.places]
+
+
+def pooled_slots(
+    encoder: PreTrainedModel,
+    segment_input_ids: torch.Tensor,
+    lengths: torch.Tensor,
+    rates: torch.Tensor,
+    counts: torch.Tensor,
+    read: StatesRead,
+    causal: bool,
+    pooling: str,
+    query: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One vector of the last states of `rate` tokens each; a last group may be short.
+
+    Arguments are those of `memory_token_slots`, and `rates` `(segments,)`, `pooling` and `query`
+    as for `pool_groups`.
+    """
+    positions = torch.arange(read.width, device=segment_input_ids.device).unsqueeze(0)
+    # Under a causal encoder padding, which follows, cannot be seen.
+    mask = None if causal else (positions < lengths.unsqueeze(1)).long()
+    input_ids = segment_input_ids[:, : read.width]
+    states = encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    first = counts.cumsum(dim=0) - counts
+    groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
+    return pool_groups(
+        states.flatten(0, 1)[read.places],
+        groups.flatten()[read.places],
+        read.slots,
+        pooling,
+        query,
+    )
+
+
+def sentence_slots(
+    encoder: PreTrainedModel,
+    head: "SentenceHead",
+    described: dict[str, Any],
+    segment_input_ids: torch.Tensor,
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    """One vector a segment, as its sentence encoder makes it: with its special tokens.
+
+    Args:
+        encoder: the backbone.
+        head: what makes a vector of its states.
+        described: `MemslotsConfig.sentence_encoder`.
+        segment_input_ids: `(segments, tokens)`, right-padded.
+        lengths: `(segments,)`, tokens of each.
+    """
+    prefix, suffix = (
+        to_device(torch.tensor(described[name], dtype=torch.long), segment_input_ids.device)
+        for name in ("prefix_ids", "suffix_ids")
+    )
+    rows = segment_input_ids.shape[0]
+    ends = (lengths + len(prefix)).unsqueeze(1)
+    ids = torch.cat([prefix.expand(rows, -1), segment_input_ids], dim=1)
+    ids = functional.pad(ids, (0, len(suffix)))
+    for i, token in enumerate(suffix):
+        ids = ids.scatter(1, ends + i, token.expand(rows, 1))
+    positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+    mask = (positions < ends + len(suffix)).long()
+    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return head(states, mask)
+
+
+# -- sentence encoders ----------------------------------------------------------------------------
+
+
+class SentenceHead(nn.Module):
+    """What stands between the token states of a sentence encoder and its one vector.
+
+    Args:
+        layers: a dict each, of the kind "pooling", "dense", "layer_norm" or "normalize", as
+            `read_sentence_encoder` makes them.
+    """
+
+    def __init__(self, layers: Sequence[dict[str, Any]]):
+        super().__init__()
+        self.kinds = [layer["kind"] for layer in layers]
+        self.poolings = [layer.get("modes", []) for layer in layers]
+        made: list[nn.Module] = []
+        for layer in layers:
+            if layer["kind"] == "dense":
+                dense = nn.Linear(layer["inputs"], layer["outputs"], bias=layer["bias"])
+                made.append(nn.Sequential(dense, ACTIVATIONS[layer["activation"]]()))
+            elif layer["kind"] == "layer_norm":
+                made.append(nn.LayerNorm(layer["outputs"]))
+            else:
+                made.append(nn.Identity())
+        self.layers = nn.ModuleList(made)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`(sentences, tokens, d)` and `(sentences, tokens)` to `(sentences, slot_size)`."""
+        vectors = states
+        for kind, modes, layer in zip(self.kinds, self.poolings, self.layers, strict=True):
+            if kind == "pooling":
+                vectors = torch.cat([_pool(vectors, mask, mode) for mode in modes], dim=1)
+            elif kind == "normalize":
+                vectors = functional.normalize(vectors, dim=1)
+            else:
+                vectors = layer(vectors)
+        return vectors
+
+
+def _pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    if mode == "cls":
+        return states[:, 0]
+    if mode == "max":
+        return states.masked_fill(weights == 0, float("-inf")).amax(dim=1)
+    if mode == "lasttoken":
+        last = mask.sum(dim=1) - 1
+        return states[torch.arange(len(states), device=states.device), last]
+    if mode == "weightedmean":
+        positions = torch.arange(1, states.shape[1] + 1, device=states.device)
+        weights = weights * positions.to(states.dtype)[None, :, None]
+    total = weights.sum(dim=1).clamp(min=1e-9)
+    return (states * weights).sum(dim=1) / (
+        total.sqrt() if mode == "mean_sqrt_len_tokens" else total
+    )
+
+
+def read_sentence_encoder(
+    name: str, tokenizer, **kwargs
+) -> tuple[PreTrainedModel, SentenceHead, dict[str, Any]]:
+    """The parts of a sentence-transformers model.
+
+    Args:
+        name: repository or folder.
+        tokenizer: its tokenizer.
+        kwargs: for its loading: `revision`, `token`, `cache_folder`, `local_files_only`, ...
+
+    Returns:
+        The backbone, the head, and the description that `MemslotsConfig.sentence_encoder` keeps:
+        `head` (the layers), `slot_size`, `window` (most tokens of a text, special ones left out),
+        `prefix_ids` and `suffix_ids` (special tokens and prompt around it), `lead` (white space
+        that a prompt puts before it) and `lower_case`.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        ValueError: a model with parts other than a transformer, pooling, dense and norm layers.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(NEEDS_SENTENCE_TRANSFORMERS) from error
+    whole = SentenceTransformer(name, **kwargs)
+    first, *others = whole
+    backbone = first.model if hasattr(first, "model") else first.auto_model
+    if getattr(backbone, "pooler", None) is not None:  # token states are all that is read
+        backbone.pooler = None
+    layers, states = [], []
+    for module in others:
+        kind, given = type(module).__name__, module.get_config_dict()
+        if kind == "Pooling":
+            layers.append({"kind": "pooling", "modes": _pooling_modes(name, given)})
+        elif kind == "Dense":
+            layers.append(_dense(name, given))
+            states.append({"0." + k.partition(".")[2]: v for k, v in module.state_dict().items()})
+        elif kind == "LayerNorm":
+            layers.append({"kind": "layer_norm", "outputs": given["dimension"]})
+            states.append({k.partition(".")[2]: v for k, v in module.state_dict().items()})
+        elif kind == "Normalize":
+            layers.append({"kind": "normalize"})
+        else:
+            raise ValueError(
+                f"{name!r} has a {kind} module, which memslots cannot keep; use a sentence encoder "
+                "of a transformer with Pooling, Dense, LayerNorm and Normalize."
+            )
+    if [layer["kind"] for layer in layers].count("pooling") != 1:
+        raise ValueError(f"{name!r} pools no token states, so it gives no vector of a sentence.")
+    head = SentenceHead(layers).to(backbone.dtype)
+    loaded = [layer for layer in head.layers if any(True for _ in layer.parameters())]
+    for module, state in zip(loaded, states, strict=True):
+        module.load_state_dict(state)
+    prompts = whole.prompts or {}
+    prompt = prompts.get("document") or prompts.get(whole.default_prompt_name) or ""
+    plain = PlainText(tokenizer)
+    prefix, suffix = _around(tokenizer, plain)
+    prefix += plain.encode(prompt.rstrip()) if prompt.strip() else []
+    window = min(whole.max_seq_length or 512, tokenizer.model_max_length)
+    width = backbone.config.get_text_config().hidden_size
+    for layer in layers:
+        width = layer.get("outputs", width * len(layer.get("modes", [0])))
+    description = {
+        "head": layers,
+        "slot_size": width,
+        "window": window - len(prefix) - len(suffix),
+        "prefix_ids": prefix,
+        "suffix_ids": suffix,
+        "lead": prompt[len(prompt.rstrip()) :],
+        "lower_case": bool(getattr(first, "do_lower_case", False)),
+    }
+    return backbone, head, description
+
+
+def _pooling_modes(name: str, given: dict[str, Any]) -> list[str]:
+    modes = given["pooling_mode"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    unknown = sorted(set(modes) - set(POOLINGS))
+    if unknown or not given.get("include_prompt", True):
+        raise ValueError(
+            f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot; "
+            f"it knows {list(POOLINGS)} over all tokens."
+        )
+    return modes
+
+
+def _dense(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    activation = str(given["activation_function"]).rpartition(".")[2]
+    if activation not in ACTIVATIONS or given.get("use_residual"):
+        raise ValueError(
+            f"{name!r} has a dense layer that memslots cannot keep: {given}; it knows the "
+            f"activations {sorted(ACTIVATIONS)}, and no residual."
+        )
+    return {
+        "kind": "dense",
+        "inputs": given["in_features"],
+        "outputs": given["out_features"],
+        "bias": given["bias"],
+        "activation": activation,
+    }
+
+
+def _around(tokenizer, plain: PlainText) -> tuple[list[int], list[int]]:
+    """Special tokens before and after a text."""
+    probe = "a"
+    whole, own = tokenizer(probe)["input_ids"], plain.encode(probe)
+    for start in range(len(whole) - len(own) + 1):
+        if whole[start : start + len(own)] == own:
+            return list(whole[:start]), list(whole[start + len(own) :])
+    raise ValueError(
+        f"the sentence encoder's {type(tokenizer).__name__} reads {probe!r} as {whole}, in which "
+        f"its plain tokens {own} do not stand together; memslots cannot tell text from specials."
+    )
