@@ -5,6 +5,8 @@ both tokenizers, and the code of this folder. The decoder is named, not held, un
 `config.bundle_decoder` is set.
 """
 
+import copy
+import json
 import os
 import shutil
 from importlib.metadata import entry_points
@@ -23,8 +25,11 @@ from transformers import (
 from .configuration_memslots import MemslotsConfig
 from .encoders_memslots import (
     LORA_MARK,
+    SHARED_ENCODER,
     SentenceHead,
     add_lora,
+    first_layers,
+    first_layers_config,
     is_causal,
     load_encoder,
     merge_lora,
@@ -39,6 +44,9 @@ if TYPE_CHECKING:  # named so that transformers copies the file with the others;
 
 _HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
 _DECODER_FOLDER = "decoder"
+
+_PLACE_KWARGS = ("revision", "subfolder", "gguf_file", "trust_remote_code")
+"""Loading arguments that say which model a name means; configuration and tokenizer take them."""
 
 
 class SavedModel(PreTrainedModel):
@@ -65,77 +73,91 @@ class SavedModel(PreTrainedModel):
         """A new compressor from two pretrained models; converter and memory tokens are untrained.
 
         Args:
-            encoder: repository or folder of the encoder, a causal LM or a bidirectional encoder.
+            encoder: repository or folder of the encoder, a causal LM or a bidirectional encoder; or
+                "decoder": the decoder's own first `encoder_layers` layers (all by default), weights
+                shared, with a LoRA (`encoder_lora`).
             decoder: repository or folder of the decoder, a causal LM that stays as it is.
             dtype: of both; float32 where there is no accelerator and nothing is said.
             device_map: of both.
             encoder_kwargs: for the encoder's `from_pretrained` alone.
             decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
+                What says which model it is (`revision`, `subfolder`, `gguf_file`) is kept in the
+                configuration, and used again by `from_pretrained`.
             config_kwargs: fields of `MemslotsConfig`, such as `compression_rates=[4, 16]`,
                 `segment_length=256`, `encoder_lora={}` (PCC-Large's) or `encoder_revision=...`.
 
         Raises:
             ValueError: fields that do not go together; see `MemslotsConfig`.
+
+        Example:
+            >>> model = MemslotsModel.from_encoder_decoder_pretrained(
+            ...     "decoder", "HuggingFaceTB/SmolLM2-135M-Instruct", encoder_layers=8,
+            ...     pooling="groups", converter_type="residual", compression_rates=[2, 4, 8],
+            ... )  # doctest: +SKIP
         """
+        encoder, decoder = _place(encoder), _place(decoder)
         shared = {"dtype": _pick_dtype(dtype), "device_map": device_map}
-        encoder_kwargs = {
-            **(encoder_kwargs or {}),
-            "revision": config_kwargs.get("encoder_revision"),
-        }
-        decoder_kwargs = {
-            **(decoder_kwargs or {}),
-            "revision": config_kwargs.get("decoder_revision"),
-        }
-        trust = {
-            kind: {
-                key: kwargs[key]
-                for key in (*_HUB_KWARGS, "trust_remote_code", "revision")
-                if key in kwargs
-            }
-            for kind, kwargs in (("encoder", encoder_kwargs), ("decoder", decoder_kwargs))
-        }
-        encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **trust["encoder"])
+        encoder_kwargs = _with_revision(encoder_kwargs, config_kwargs, "encoder_revision")
+        decoder_kwargs = _with_revision(decoder_kwargs, config_kwargs, "decoder_revision")
+        decoder_config = _decoder_config(decoder, decoder_kwargs)
+        decoder_tokenizer = _decoder_tokenizer(decoder, decoder_kwargs)
+        shares = encoder == SHARED_ENCODER
         head = None
-        if config_kwargs.get("pooling") != "sentence":
-            encoder_config = AutoConfig.from_pretrained(encoder, **trust["encoder"])
+        if shares:
+            layers = decoder_config.get_text_config(decoder=True).num_hidden_layers
+            count = config_kwargs.setdefault("encoder_layers", layers)
+            _check_layers(count, layers, decoder)
+            encoder_config = first_layers_config(decoder_config, count)
+            encoder_tokenizer = copy.deepcopy(decoder_tokenizer)
         else:
-            hub = {key: value for key, value in trust["encoder"].items() if value is not None}
-            base, head, described = read_sentence_encoder(encoder, encoder_tokenizer, **hub)
-            base.to(dtype=shared["dtype"] if isinstance(shared["dtype"], torch.dtype) else None)
-            # A copy, since what is made of a configuration writes its attention kernel into it.
-            encoder_config = type(base.config).from_dict(base.config.to_dict())
-            config_kwargs = {
-                "segment_length": described["window"],
-                "sentence_encoder": described,
-                **config_kwargs,
-            }
+            if config_kwargs.get("encoder_layers") is not None:
+                raise ValueError(
+                    f"encoder_layers={config_kwargs['encoder_layers']} cuts the decoder's own "
+                    f"layers, and the encoder is {encoder!r}; give encoder='decoder', or for that "
+                    "encoder encoder_kwargs={'num_hidden_layers': ...}."
+                )
+            place = _only_place(encoder_kwargs)
+            encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
+            if config_kwargs.get("pooling") != "sentence":
+                encoder_config = AutoConfig.from_pretrained(encoder, **place)
+            else:
+                base, head, described = read_sentence_encoder(encoder, encoder_tokenizer, **place)
+                base.to(dtype=shared["dtype"] if isinstance(shared["dtype"], torch.dtype) else None)
+                # A copy: what is made of a configuration writes its attention kernel into it.
+                encoder_config = type(base.config).from_dict(base.config.to_dict())
+                config_kwargs = {
+                    "segment_length": described["window"],
+                    "sentence_encoder": described,
+                    **config_kwargs,
+                }
         config = MemslotsConfig(
             encoder_config=encoder_config,
-            decoder_config=AutoConfig.from_pretrained(decoder, **trust["decoder"]),
-            encoder_name_or_path=encoder,
+            decoder_config=_without_quantization(decoder_config),
+            encoder_name_or_path=decoder if shares else encoder,
             decoder_name_or_path=decoder,
+            decoder_loading=_kept_place(decoder_kwargs),
             **config_kwargs,
         )
-        processor = MemslotsProcessor.for_config(
-            config,
-            AutoTokenizer.from_pretrained(decoder, **trust["decoder"]),
-            encoder_tokenizer,
-        )
-        if head is None:
+        processor = MemslotsProcessor.for_config(config, decoder_tokenizer, encoder_tokenizer)
+        llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
+        if shares:
+            base = first_layers(llm, config.encoder_layers)
+        elif head is None:
             base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
+            # Arguments such as num_hidden_layers have changed what the repository says.
+            config.encoder_config = type(base.config).from_dict(base.config.to_dict())
         else:
             _mark_initialized(head)
         base.eval()
         config.encoder_is_causal = head is None and is_causal(base)
         if config.encoder_lora is not None:
+            llm.requires_grad_(False)
             add_lora(base, config.encoder_lora)
         _mark_initialized(base)
         model = cls(config, encoder=base, load_decoder=False, sentence_head=head)
-        model.to(device=base.device, dtype=base.dtype)
+        model.to(device=base.device, dtype=None if shares else base.dtype)
         model.processor = processor
-        model.attach_decoder(
-            AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
-        )
+        model.attach_decoder(llm)
         model.match_scales()
         return model.eval()
 
@@ -183,7 +205,7 @@ class SavedModel(PreTrainedModel):
             key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs
         }
         config = model.config
-        if config.encoder_lora is not None:
+        if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
         if not config.bundle_encoder:
             model._load_named_encoder(pretrained_model_name_or_path, {**hub, **origin})
@@ -198,12 +220,19 @@ class SavedModel(PreTrainedModel):
             model.decoder.generation_config = _bundled_generation_config(
                 pretrained_model_name_or_path, config, {**hub, **origin}
             )
-        elif load_decoder and not config.bundle_decoder and config.decoder_name_or_path:
+        elif (load_decoder or config.encoder_layers) and config.decoder_name_or_path:
             decoder = AutoModelForCausalLM.from_pretrained(
                 config.decoder_name_or_path,
-                **{"revision": config.decoder_revision, **shared, **(decoder_kwargs or {})},
+                **{
+                    "revision": config.decoder_revision,
+                    **(config.decoder_loading or {}),
+                    **shared,
+                    **(decoder_kwargs or {}),
+                },
             )
             model.attach_decoder(decoder)
+        if not load_decoder and model.has_decoder:  # shared first layers stay in the encoder
+            del model.decoder
         model.eval()
         return (model, info) if wants_info else model
 
@@ -220,8 +249,10 @@ class SavedModel(PreTrainedModel):
             True
         """
         if not isinstance(decoder, PreTrainedModel):
+            adapter = hasattr(decoder, "merge_and_unload")
             raise TypeError(
-                f"attach_decoder takes a transformers causal LM, got {type(decoder).__name__}."
+                f"attach_decoder takes a transformers causal LM, got {type(decoder).__name__}"
+                + ("; give it llm.merge_and_unload()." if adapter else ".")
             )
         for field in ("hidden_size", "vocab_size"):
             expected = getattr(self.config.decoder_config.get_text_config(), field)
@@ -234,11 +265,34 @@ class SavedModel(PreTrainedModel):
                 )
         decoder.requires_grad_(False)
         self.decoder = decoder.eval()
+        if self.config.encoder_layers is not None:
+            self._share_layers(decoder)
         return self
+
+    def _share_layers(self, decoder: PreTrainedModel) -> None:
+        """Put the decoder's own first layers under the encoder's adapter, without a copy."""
+        adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
+        base = first_layers(decoder, self.config.encoder_layers)
+        add_lora(base, self.config.encoder_lora)
+        outcome = base.load_state_dict(adapter, strict=False)
+        if outcome.unexpected_keys:
+            raise ValueError(
+                f"the adapter does not fit {type(decoder).__name__}: it has weights for "
+                f"{outcome.unexpected_keys[:3]}, which that model lacks."
+            )
+        for name, parameter in base.named_parameters():
+            if LORA_MARK in name:  # trained in the compressor's precision, not the decoder's
+                parameter.data = parameter.data.to(self.markers.dtype)
+        base.config.use_cache = False
+        _mark_initialized(base)
+        self.encoder = base.train(self.training)
 
     def merge_encoder(self) -> "SavedModel":
         """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft."""
         if self.config.encoder_lora is not None:
+            if self.config.encoder_layers is not None:  # the decoder's weights must stay
+                self.encoder = copy.deepcopy(self.encoder)
+                self.config.encoder_layers = None
             merge_lora(self.encoder)
             self.config.encoder_lora = None
             self._fingerprint = None
@@ -393,6 +447,7 @@ class SavedModel(PreTrainedModel):
             config.encoder_name_or_path,
             config.encoder_config,
             **{"revision": config.encoder_revision, **shared},
+            config=copy.deepcopy(config.encoder_config),  # it may have fewer layers
         )
         add_lora(base, config.encoder_lora)
         outcome = base.load_state_dict(adapter, strict=False)
@@ -403,6 +458,73 @@ class SavedModel(PreTrainedModel):
             )
         base.config.use_cache = False
         self.encoder = base
+
+
+def _place(name: str | os.PathLike) -> str:
+    """A repository's name, or the absolute path of a folder that is here."""
+    name = os.fspath(name)
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def _with_revision(kwargs, config_kwargs: dict[str, Any], field: str) -> dict[str, Any]:
+    """Loading arguments with their revision, which `config_kwargs` then names too."""
+    kwargs = dict(kwargs or {})
+    revision = kwargs.get("revision") or config_kwargs.get(field)
+    if revision is not None:
+        kwargs["revision"] = config_kwargs[field] = revision
+    return kwargs
+
+
+def _only_place(kwargs: dict[str, Any]) -> dict[str, Any]:
+    keys = (*_HUB_KWARGS, *_PLACE_KWARGS)
+    return {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
+
+
+def _kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint remembers of how its decoder is loaded; its revision has a field."""
+    return {key: kwargs[key] for key in ("subfolder", "gguf_file") if kwargs.get(key)} or None
+
+
+def _decoder_config(name: str, kwargs: dict[str, Any]):
+    """A decoder's configuration; of a LoRA adapter's folder, that of its base model."""
+    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
+        os.path.join(name, "config.json")
+    ):
+        return AutoConfig.from_pretrained(_adapter_base(name))
+    return AutoConfig.from_pretrained(name, **_only_place(kwargs))
+
+
+def _decoder_tokenizer(name: str, kwargs: dict[str, Any]):
+    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not any(
+        os.path.isfile(os.path.join(name, file))
+        for file in ("tokenizer.json", "tokenizer_config.json")
+    ):
+        return AutoTokenizer.from_pretrained(_adapter_base(name))
+    return AutoTokenizer.from_pretrained(name, **_only_place(kwargs))
+
+
+def _adapter_base(name: str) -> str:
+    with open(os.path.join(name, "adapter_config.json"), encoding="utf-8") as file:
+        return json.load(file)["base_model_name_or_path"]
+
+
+def _without_quantization(config):
+    """A decoder's configuration without its quantisation, which is the decoder's matter alone.
+
+    transformers would take it for that of the whole compressor, encoder included.
+    """
+    plain = copy.deepcopy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    return plain
+
+
+def _check_layers(count: int, layers: int, decoder: str) -> None:
+    if not 1 <= count <= layers:
+        raise ValueError(
+            f"encoder_layers={count}, but the decoder {decoder!r} has {layers} layers; use 1 to "
+            f"{layers} (about a third of them makes a light encoder)."
+        )
 
 
 def _pick_dtype(dtype):

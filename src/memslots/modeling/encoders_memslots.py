@@ -5,6 +5,7 @@
 vector.
 """
 
+import copy
 import hashlib
 import inspect
 import os
@@ -17,13 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .layout_memslots import spread_places
-from .pooling_memslots import pool_groups
+from .pooling_memslots import GroupPool, pool_groups
 from .texts_memslots import PlainText
+
+SHARED_ENCODER = "decoder"
+"""In place of an encoder's name: the decoder's own first layers."""
 
 LORA_MARK = ".lora_"
 """What the names of peft's adapter weights contain."""
@@ -59,6 +64,91 @@ def _without_pooler(encoder_config) -> dict[str, bool]:
         return {}
     takes = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     return {"add_pooling_layer": False} if takes else {}
+
+
+def first_layers(decoder: PreTrainedModel, count: int | None = None) -> PreTrainedModel:
+    """The decoder's base model, cut after its first layers, over the decoder's own parameters.
+
+    PCC-Large starts its encoder from the decoder's weights and trains a LoRA (PCC, section 3.1.2).
+    Here those weights are not copied: adapters in the other tree of modules leave the decoder as it
+    is, and a compressor costs its adapter and no more.
+
+    Args:
+        decoder: a causal LM.
+        count: layers; all of them by default.
+
+    Returns:
+        A base model whose parameters are the decoder's, and whose modules are not.
+
+    Raises:
+        ValueError: more layers than the decoder has, or a decoder whose layers are not in one list.
+    """
+    body, name, layers = _body_and_layers(decoder)
+    count = len(layers) if count is None else count
+    if not 1 <= count <= len(layers):
+        raise ValueError(
+            f"encoder_layers={count}, but the decoder {type(decoder).__name__} has {len(layers)} "
+            f"layers; use 1 to {len(layers)} (about a third of them makes a light encoder)."
+        )
+    if count < len(layers) and getattr(body.config, "hidden_size_per_layer_input", 0):
+        raise ValueError(
+            f"{type(decoder).__name__} has embeddings of its own for each layer, so its first "
+            f"{count} layers cannot be run by themselves; leave encoder_layers out (all layers)."
+        )
+    encoder = _over_same_parameters(body)
+    setattr(encoder, name, getattr(encoder, name)[:count])
+    encoder.config = first_layers_config(body.config, count)
+    return encoder
+
+
+def first_layers_config(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
+    """A copy of a text model's configuration with its first `count` layers."""
+    shorter = copy.deepcopy(config.get_text_config())
+    total = shorter.num_hidden_layers
+    shorter.num_hidden_layers = count
+    for key, value in list(vars(shorter).items()):  # layer_types and its like: an entry a layer
+        if isinstance(value, (list, tuple)) and len(value) == total:
+            setattr(shorter, key, type(value)(value[:count]))
+    sharing = getattr(shorter, "num_kv_shared_layers", None)
+    if sharing:  # Gemma's last layers take keys and values of earlier ones: which ones stays fixed
+        shorter.num_kv_shared_layers = max(0, count - (total - sharing))
+    return shorter
+
+
+def _body_and_layers(decoder: PreTrainedModel) -> tuple[PreTrainedModel, str, nn.ModuleList]:
+    """The model that runs the decoder's layers, and the name and list of them."""
+    total = decoder.config.get_text_config(decoder=True).num_hidden_layers
+    places = [
+        (module, name, child)
+        for module in decoder.modules()
+        if isinstance(module, PreTrainedModel)
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList)
+        and len(child) == total
+        and all(isinstance(layer, GradientCheckpointingLayer) for layer in child)
+    ]
+    if len(places) != 1:
+        raise ValueError(
+            f"encoder {SHARED_ENCODER!r} needs a decoder whose {total} layers stand in one list, "
+            f"and {type(decoder).__name__} has {len(places)} such lists; name an encoder of its "
+            "own instead."
+        )
+    return places[0]
+
+
+def _over_same_parameters(module: nn.Module) -> nn.Module:
+    """Another tree of modules that holds the very parameters and buffers of this one."""
+    twin = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        twin.__dict__[name] = copy.copy(module.__dict__[name])
+    for name in list(twin.__dict__):
+        if name.endswith("_hooks"):
+            twin.__dict__[name] = type(module.__dict__[name])()
+    twin.__dict__["_modules"] = {
+        name: None if child is None else _over_same_parameters(child)
+        for name, child in module._modules.items()
+    }
+    return twin
 
 
 def fuse_activations(module: nn.Module) -> int:
@@ -190,22 +280,25 @@ def is_causal(encoder: PreTrainedModel) -> bool:
     return (before - after).abs().max().item() <= 1e-5 * before.abs().max().item()
 
 
-def weights_digest(weights: Mapping[str, torch.Tensor], beside: str) -> str:
+def weights_digest(
+    weights: Mapping[str, torch.Tensor], beside: str, adapter_only: bool = False
+) -> str:
     """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
 
     Args:
-        weights: a compressor's, of which those of the encoder, memory tokens, pooling query and
-            sentence head are read.
+        weights: a compressor's, of which those that write slots are read.
         beside: what else decides: segmentation, and the encoder's tokenizer.
+        adapter_only: the encoder's base is the decoder's own, which the checkpoint names and which
+            may be held in another precision: only the adapter counts.
     """
     digest = hashlib.sha256(beside.encode())
     parts: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
         part, _, rest = name.partition(".")
-        if part == "encoder":
+        if part == "encoder" and (LORA_MARK in name or not adapter_only):
             parts[rest] = tensor
-        elif part == "sentence_head":
-            parts[f"head {rest}"] = tensor
+        elif part in ("sentence_head", "group_pool"):
+            parts[f"{'head' if part == 'sentence_head' else 'pool'} {rest}"] = tensor
         elif name in ("memory_tokens", "pooling_query"):
             parts[name] = tensor
     for name in sorted(parts):
@@ -237,27 +330,32 @@ class StatesRead(NamedTuple):
         places: `(states,)`, in the states flattened to `(segments * width, d)`: those of
             memory tokens or, where states are pooled, of tokens.
         slots: how many slots they make.
+        rate: most tokens of a slot, where that is known.
     """
 
     width: int
     places: torch.Tensor
     slots: int
+    rate: int | None = None
 
 
-def states_read(lengths: torch.Tensor, counts: torch.Tensor, pooled: bool) -> StatesRead:
+def states_read(
+    lengths: torch.Tensor, counts: torch.Tensor, pooled: bool, rate: int | None = None
+) -> StatesRead:
     """Of a batch of segments. For a GPU's tensors this waits.
 
     Args:
         lengths: `(segments,)`, tokens of each.
         counts: `(segments,)`, slots of each.
         pooled: slots are made of the tokens' states, not of memory tokens'.
+        rate: most tokens of a slot, where that is known.
     """
     first = torch.zeros_like(lengths) if pooled else lengths
     ends = lengths if pooled else lengths + counts
     width = int(ends.max())
     positions = torch.arange(width, device=lengths.device)
     read = (positions >= first.unsqueeze(1)) & (positions < ends.unsqueeze(1))
-    return StatesRead(width, read.flatten().nonzero().squeeze(1), int(counts.sum()))
+    return StatesRead(width, read.flatten().nonzero().squeeze(1), int(counts.sum()), rate)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -342,11 +440,12 @@ def pooled_slots(
     causal: bool,
     pooling: str,
     query: torch.Tensor | None = None,
+    group_pool: GroupPool | None = None,
 ) -> torch.Tensor:
     """One vector of the last states of `rate` tokens each; a last group may be short.
 
     Arguments are those of `memory_token_slots`, and `rates` `(segments,)`, `pooling` and `query`
-    as for `pool_groups`.
+    as for `pool_groups`, and what pools groups where they are pooled.
     """
     positions = torch.arange(read.width, device=segment_input_ids.device).unsqueeze(0)
     # Under a causal encoder padding, which follows, cannot be seen.
@@ -355,13 +454,11 @@ def pooled_slots(
     states = encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
     first = counts.cumsum(dim=0) - counts
     groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
-    return pool_groups(
-        states.flatten(0, 1)[read.places],
-        groups.flatten()[read.places],
-        read.slots,
-        pooling,
-        query,
-    )
+    groups, states = groups.flatten()[read.places], states.flatten(0, 1)[read.places]
+    if group_pool is not None:
+        embeds = encoder.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
+        return group_pool(embeds, states, groups, read.slots, read.rate)
+    return pool_groups(states, groups, read.slots, pooling, query)
 
 
 def sentence_slots(

@@ -26,6 +26,7 @@ from .configuration_memslots import MemslotsConfig, decoder_place
 from .converters_memslots import (
     Converter,
     LinearConverter,
+    ResidualConverter,
     build_converter,
     convert,
 )
@@ -39,6 +40,7 @@ from .decoders_memslots import (
     reading,
     run_decoder,
 )
+from .distillation_memslots import Teacher, divergence
 from .encoders_memslots import (
     SentenceHead,
     StatesRead,
@@ -58,16 +60,29 @@ from .encoders_memslots import (
     token_batches,
     weights_digest,
 )
-from .layout_memslots import IGNORE, TASKS, Prompt, Row, check_positions, max_positions, pair
+from .layout_memslots import (
+    IGNORE,
+    RECONSTRUCTION,
+    TASKS,
+    Prompt,
+    Row,
+    check_positions,
+    max_positions,
+    pair,
+)
 from .literals_memslots import Detectors, Literal
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
+from .pooling_memslots import GroupPool
 from .prefix_memslots import Prefix
 from .prefix_memslots import prefill as _prefill
 from .reading_back_memslots import expand as _expand
 from .reading_back_memslots import expanded as _expanded
 from .reading_back_memslots import reconstruct as _reconstruct
 from .texts_memslots import Span, as_list, check_text
+
+MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
+"""What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
 
 
 @dataclass
@@ -83,6 +98,8 @@ class MemslotsOutput(ModelOutput):
         logits: `(rows, length, vocabulary)`; only without labels, where nothing is saved by leaving
             positions out.
         slots: `(total_slots, d_encoder)`.
+        distillation_loss: scalar, mean divergence from the full text of the targets that have a
+            teacher, before its weight; None without one.
         kl_loss: scalar, a vae's divergence in nats a slot; 0 in evaluation, None without a vae.
     """
 
@@ -91,6 +108,7 @@ class MemslotsOutput(ModelOutput):
     task_counts: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     slots: torch.Tensor | None = None
+    distillation_loss: torch.Tensor | None = None
     kl_loss: torch.Tensor | None = None
 
 
@@ -161,6 +179,10 @@ class MemslotsModel(SavedModel):
         self.register_parameter("pooling_query", None)
         if config.pooling == "attention":
             self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
+        self.group_pool: GroupPool | None = None
+        if config.pooling == "groups":
+            hidden = config.pool_hidden_size or 2 * config.slot_size
+            self.group_pool = GroupPool(config.slot_size, hidden, max(config.compression_rates))
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
         self.slot_size = config.slot_size
@@ -169,7 +191,7 @@ class MemslotsModel(SavedModel):
         self.decoder_lora: DecoderLora | None = None
         if config.decoder_lora is not None:
             self.decoder_lora = DecoderLora(config.decoder_config, config.decoder_lora)
-        if config.bundle_decoder and load_decoder:
+        if config.bundle_decoder and (load_decoder or config.encoder_layers):
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
             self.decoder.requires_grad_(False)
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
@@ -212,6 +234,10 @@ class MemslotsModel(SavedModel):
             init.normal_(module.map.weight, std=self.config.initializer_range)
             init.zeros_(module.map.bias)
             init.ones_(module.norm.weight)
+        elif isinstance(module, GroupPool):
+            module.init_weights()
+        elif isinstance(module, ResidualConverter):
+            module.init_weights(1.0)
         elif isinstance(module, LoraUp):
             init.zeros_(module.weight)
         elif isinstance(module, MemslotsModel):
@@ -232,6 +258,13 @@ class MemslotsModel(SavedModel):
             nn.init.normal_(self.memory_tokens, std=embedding_scale(self.encoder))
         scale = embedding_scale(self.decoder)
         nn.init.normal_(self.markers, std=scale)
+        if isinstance(self.converter, ResidualConverter):  # blank lines, and a plea to repeat
+            embed = self.decoder.get_input_embeddings()
+            for marker, words in zip(self.markers, MARKER_WORDS, strict=True):
+                ids = self.processor.decoder_text.encode(words)
+                if ids:
+                    tokens = embed(torch.tensor(ids, device=embed.weight.device))
+                    marker.copy_(tokens.float().mean(dim=0))
         self.converter.init_weights(scale)
 
     def train(self, mode: bool = True) -> "MemslotsModel":
@@ -281,14 +314,16 @@ class MemslotsModel(SavedModel):
             kind = json.dumps(config.sentence_encoder, sort_keys=True)
             segmentation += f" {config.pool_unit} {config.pool_language} {kind}"
         tokenizer = self.processor.encoder_text.backend.to_str()
-        return weights_digest(weights, f"memslots 1 {segmentation}\n{tokenizer}")
+        beside = f"memslots 1 {segmentation}\n{tokenizer}"
+        return weights_digest(weights, beside, adapter_only=config.encoder_layers is not None)
 
     def _trust_fingerprint(self, value: str) -> None:
         self._fingerprint = (self._weight_versions(), value)
 
     def _weight_versions(self) -> tuple[int, ...]:
         weights = [*self.encoder.parameters()]
-        weights += [] if self.sentence_head is None else [*self.sentence_head.parameters()]
+        for part in (self.sentence_head, self.group_pool):
+            weights += [] if part is None else [*part.parameters()]
         weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
         return tuple(weight._version for weight in weights)
 
@@ -336,8 +371,8 @@ class MemslotsModel(SavedModel):
                 self.encoder, self.memory_tokens, *segments, read, causal, spread
             )
         segments = segment_input_ids, lengths, segment_rates, counts
-        query = self.pooling_query
-        return pooled_slots(self.encoder, *segments, read, causal, config.pooling, query)
+        pooling = config.pooling, self.pooling_query, self.group_pool
+        return pooled_slots(self.encoder, *segments, read, causal, *pooling)
 
     @torch.no_grad()
     def compress(
@@ -449,7 +484,8 @@ class MemslotsModel(SavedModel):
             for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
                 inputs = self.processor.collate_segments([flat[i] for i in batch])
                 lengths = inputs["segment_attention_mask"].sum(dim=1)
-                read = states_read(lengths, torch.tensor([counts[i] for i in batch]), pooled)
+                numbers = torch.tensor([counts[i] for i in batch])
+                read = states_read(lengths, numbers, pooled, rate)
                 encoded = self.encode(
                     **{name: to_device(tensor, device) for name, tensor in inputs.items()},
                     segment_rates=torch.full((len(batch),), rate, device=device),
@@ -536,6 +572,8 @@ class MemslotsModel(SavedModel):
         task_weights: Sequence[float] = (1.0, 1.0, 1.0),
         task_totals: torch.Tensor | None = None,
         slot_total: torch.Tensor | None = None,
+        teacher: Teacher | None = None,
+        distillation_weight: float = 1.0,
     ) -> MemslotsOutput:
         """One encoder pass over all segments, then the frozen decoder over all rows.
 
@@ -557,6 +595,9 @@ class MemslotsModel(SavedModel):
             task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
                 one of several that are accumulated or spread over processes.
             slot_total: scalar, slots of the whole step, likewise.
+            teacher: what the decoder predicts from the full text for the targets of completion and
+                then of answers, row after row; its mean divergence is added to the loss.
+            distillation_weight: of that divergence.
 
         Example:
             >>> inputs = processor(context="Ann is here.", question="Who?", answer="Ann")
@@ -564,7 +605,7 @@ class MemslotsModel(SavedModel):
             torch.Size([])
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
-        converted, divergence = convert(self.converter, slots)
+        converted, kl_sum = convert(self.converter, slots)
         embeds = self._embed(input_ids, memory_ids, converted)
         per_layer = per_layer_inputs(self.decoder, input_ids)
         if labels is None:
@@ -574,58 +615,66 @@ class MemslotsModel(SavedModel):
             task_ids = torch.full_like(labels[:, 0], len(TASKS) - 1)
         sums = embeds.new_zeros(len(TASKS), dtype=torch.float32)
         counts = torch.zeros(len(TASKS), dtype=torch.long, device=embeds.device)
+        distilled, taught = embeds.new_zeros((), dtype=torch.float32), 0
         for task in range(len(TASKS)):
             rows = (task_ids == task).nonzero().squeeze(1)
             if rows.numel():
-                total, count = self._rows_loss(
+                logits, targets = self._target_logits(
                     embeds[rows],
                     attention_mask[rows],
                     labels[rows],
                     None if per_layer is None else per_layer[rows],
                 )
+                total = functional.cross_entropy(logits.float(), targets, reduction="sum")
                 sums = sums + functional.one_hot(torch.tensor(task), len(TASKS)).to(sums) * total
-                counts[task] = count
+                counts[task] = len(targets)
+                if teacher is not None and task != RECONSTRUCTION:
+                    part = teacher.part(taught, taught + len(targets))
+                    distilled = distilled + divergence(logits, part)
+                    taught += len(targets)
         totals = counts if task_totals is None else task_totals.to(counts.device)
         task_losses = sums / totals.clamp(min=1)
         loss = (task_losses * torch.tensor(task_weights, device=sums.device)).sum()
+        distillation_loss = None
+        if teacher is not None:
+            if taught != len(teacher.token_ids):
+                raise ValueError(
+                    f"teacher has {len(teacher.token_ids)} targets, and the rows of completion and "
+                    f"answers have {taught}; give it those of the same rows."
+                )
+            distillation_loss = distilled / totals[RECONSTRUCTION + 1 :].sum().clamp(min=1)
+            loss = loss + distillation_weight * distillation_loss
         kl_loss = None
-        if divergence is not None:
-            kl_loss = divergence / (max(len(slots), 1) if slot_total is None else slot_total)
+        if kl_sum is not None:
+            kl_loss = kl_sum / (max(len(slots), 1) if slot_total is None else slot_total)
             loss = loss + self.config.kl_weight * kl_loss
         return MemslotsOutput(
             loss=loss,
             task_losses=task_losses.detach(),
             task_counts=counts,
             slots=slots,
+            distillation_loss=None if distillation_loss is None else distillation_loss.detach(),
             kl_loss=None if kl_loss is None else kl_loss.detach(),
         )
 
-    def _rows_loss(
+    def _target_logits(
         self,
         embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         per_layer: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss and number of the targets of rows of one task."""
+        """Logits `(targets, vocabulary)` of rows of one task, and the targets `(targets,)`."""
         used = attention_mask.any(dim=0).nonzero()
         place = slice(int(used[0]), int(used[-1]) + 1)
         embeds, labels = embeds[:, place], labels[:, place]
         per_layer = None if per_layer is None else per_layer[:, place]
         targets = (labels != IGNORE).any(dim=0).nonzero()
-        if not targets.numel():
-            return embeds.sum() * 0.0, targets.new_zeros(())
         # The state before a target predicts it.
-        start = max(int(targets[0]) - 1, 0)
+        start = max(int(targets[0]) - 1, 0) if targets.numel() else embeds.shape[1] - 1
         logits = self.decoder_logits(embeds, attention_mask[:, place], start, per_layer)[:, :-1]
         labels = labels[:, start + 1 :]
-        total = functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(),
-            labels.reshape(-1),
-            ignore_index=IGNORE,
-            reduction="sum",
-        )
-        return total, (labels != IGNORE).sum()
+        return logits[labels != IGNORE], labels[labels != IGNORE]
 
     # -- reading slots -----------------------------------------------------------------------------
 

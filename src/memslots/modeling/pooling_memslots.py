@@ -5,11 +5,13 @@ import warnings
 from dataclasses import replace
 
 import torch
+from torch import nn
+from torch.nn import functional
 
-POOLED = ("mean", "last", "min", "attention")
+POOLED = ("mean", "last", "min", "attention", "groups")
 """Values of `MemslotsConfig.pooling` that pool token states: their mean (LCLM, 2026), the last one,
-the smallest value of each dimension, or their mean weighted by a learned query (the last three:
-AIRI report, section 4.1)."""
+the smallest value of each dimension, their mean weighted by a learned query (the last three: AIRI
+report, section 4.1), or `GroupPool`, which starts from the tokens' own embeddings (ours)."""
 
 MERGED = ("mean", "last", "min")
 """Those of `POOLED` whose coarse slots can be made of finer ones: attention's weights are lost."""
@@ -52,6 +54,77 @@ def pool_groups(
     weights = (scores - highest[groups]).exp().unsqueeze(1)
     totals = weights.new_zeros(n_groups, 1).index_add(0, groups, weights)
     return (empty.index_add(0, groups, wide * weights) / totals).to(states.dtype)
+
+
+class GroupPool(nn.Module):
+    """A slot from the embeddings and states of its group of tokens, told apart by their places.
+
+    `slot = sum_j skip_j e_j + down(GELU(sum_j up_j norm(h_j) + bias))`, where token j counts back
+    from the group's last one, e is its input embedding and h its state. `down` starts at zero and
+    `skip` as a falling multiple of the identity, so that untrained slots are sums of embeddings: in
+    the geometry that the decoder reads. Rates share their weights: a coarser one has more places.
+
+    Args:
+        width: of embeddings, states and slots.
+        hidden: width inside.
+        places: tokens of the largest group.
+    """
+
+    def __init__(self, width: int, hidden: int, places: int):
+        super().__init__()
+        self.skip = nn.Parameter(torch.empty(places, width, width))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.up = nn.Parameter(torch.empty(places, hidden, width))
+        self.bias = nn.Parameter(torch.empty(hidden))
+        self.down = nn.Linear(hidden, width)
+
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        states: torch.Tensor,
+        groups: torch.Tensor,
+        n_groups: int,
+        places: int | None = None,
+    ) -> torch.Tensor:
+        """Slots `(groups, width)`.
+
+        Args:
+            embeds: `(tokens, width)`, group after group.
+            states: `(tokens, width)`.
+            groups: `(tokens,)`, the group of each, rising from 0.
+            n_groups: groups, none empty.
+            places: tokens of the largest group here, where that is known to be fewer than `places`
+                of the module.
+        """
+        places = places or len(self.skip)
+        sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
+        ends = sizes.cumsum(dim=0)
+        back = ends[groups] - 1 - torch.arange(len(groups), device=groups.device)
+        index = groups * places + back
+        width = embeds.shape[1]
+
+        def grouped(tokens: torch.Tensor) -> torch.Tensor:  # a short group ends in zeros
+            rows = tokens.new_zeros(n_groups * places, width).index_copy(0, index, tokens)
+            return rows.view(n_groups, places * width)
+
+        embeds = embeds.to(self.down.weight.dtype)
+        skip = self.skip[:places].transpose(0, 1).flatten(1)
+        up = self.up[:places].transpose(0, 1).flatten(1)
+        normed = self.norm(states.to(embeds.dtype))
+        inner = functional.linear(grouped(normed), up, self.bias)
+        return functional.linear(grouped(embeds), skip) + self.down(functional.gelu(inner))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Untrained weights: slots are sums of embeddings, the last token's the largest."""
+        places, _, width = self.skip.shape
+        for place in range(places):
+            nn.init.eye_(self.skip[place])
+            self.skip[place] *= 1 / (1 + 0.9 * place)
+        nn.init.ones_(self.norm.weight)
+        nn.init.normal_(self.up, std=1 / math.sqrt(4 * width))
+        for tensor in (self.bias, self.down.weight, self.down.bias):
+            nn.init.zeros_(tensor)
 
 
 def merge_slots(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from memslots.modeling.layout_memslots import (
     ANSWER,
     COMPLETION,
+    CONTEXT_END,
     RECONSTRUCTION,
     TASKS,
     Prompt,
@@ -44,10 +45,13 @@ class CompressorBatch:
     Args:
         tokens: encoder tokens of every segment.
         rows: decoder rows.
+        teacher_rows: for each row of completion and answers the same row with the text in the
+            memory's place, where the decoder is distilled from it; otherwise none.
     """
 
     tokens: list[int]
     rows: list[Row]
+    teacher_rows: list[Row] = field(default_factory=list)
 
     def target_counts(self) -> torch.Tensor:
         """`(3,)` target tokens of reconstruction, completion and answers."""
@@ -58,7 +62,10 @@ class CompressorBatch:
 
     def without(self, task: int) -> "CompressorBatch":
         """The same segments, without the rows of one task."""
-        return CompressorBatch(self.tokens, [row for row in self.rows if row.task != task])
+        kept = [
+            [row for row in rows if row.task != task] for rows in (self.rows, self.teacher_rows)
+        ]
+        return CompressorBatch(self.tokens, *kept)
 
     def slots(self, rate: int) -> list[int]:
         """Slots of every segment at `rate`."""
@@ -83,14 +90,19 @@ class CompressorCollator:
         """`segment_input_ids` and `segment_attention_mask` `(segments, tokens)`, and `batch`."""
         spans: list[Span] = []
         rows: list[Row] = []
+        teachers: list[Row] = []
         for example in examples:
+            first = len(rows)
             if example.get("text") is not None:
                 self._add_text(example["text"], spans, rows)
             else:
                 self._add_questions(example, spans, rows)
+            if self.args.distillation_weight:
+                text = example["context"] if example.get("text") is None else example["text"]
+                teachers += self._teachers(text, spans, rows[first:])
         return {
             **self.processor.collate_segments(spans),
-            "batch": CompressorBatch([len(span.ids) for span in spans], rows),
+            "batch": CompressorBatch([len(span.ids) for span in spans], rows, teachers),
         }
 
     def _add_text(self, text: str, spans: list[Span], rows: list[Row]) -> None:
@@ -132,6 +144,19 @@ class CompressorCollator:
             ]
         if _drawn(context) < self.args.reconstruction_share:
             self._add_reconstructions(context, own, segments, literals, rows)
+
+    def _teachers(self, text: str, spans: list[Span], rows: list[Row]) -> list[Row]:
+        """Rows of completion and answers, with the text in place of its memory."""
+        encode, teachers = self.processor.decoder_text.encode, []
+        for row in rows:
+            if row.task != RECONSTRUCTION:
+                context = text[: spans[row.segments[-1]].end]
+                if row.task == ANSWER:
+                    context += CONTEXT_END
+                before = [*row.prompt.before, *encode(context)]
+                prompt = Prompt(before, row.prompt.after)
+                teachers.append(replace(row, segments=[], prompt=prompt, literals=[]))
+        return teachers
 
     def _literals(self, text: str, own: list[Span]) -> list[list[int]]:
         if _drawn(text, "literals") >= self.args.literals_share:

@@ -26,6 +26,13 @@ class CompressorConfig(SFTConfig):
         completion_weight: lambda of PCC, eq. 5. 0 trains reconstruction only (the paper's warm-up
             stage and its ablation "w/o text completion"), 1 completion only.
         answer_weight: weight of the mean loss over answer tokens.
+        distillation_weight: weight of distillation from the full text: the mean divergence, over
+            target tokens of completion and answers, of what the decoder predicts from the memory
+            from what it predicts from the text itself (arXiv 2503.10337, 2506.06266). 0 leaves
+            that second reading out.
+        distillation_temperature: softens both distributions.
+        distillation_top_k: likeliest tokens of the text's distribution that are kept apart; all
+            others count as one.
         reconstruction_share: share of question-answering contexts that are reconstructed too, so
             that `<AE>` is not forgotten.
         reconstruction_rates: rates at which reconstruction is trained, by default all that are
@@ -56,6 +63,15 @@ class CompressorConfig(SFTConfig):
         default=0.5, metadata={"help": "Lambda of PCC, eq. 5: weight of completion."}
     )
     answer_weight: float = field(default=1.0, metadata={"help": "Weight of the answers' loss."})
+    distillation_weight: float = field(
+        default=0.0, metadata={"help": "Weight of distillation from the full text."}
+    )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Softens the distributions that are distilled."}
+    )
+    distillation_top_k: int = field(
+        default=64, metadata={"help": "Tokens of the teacher's distribution that are kept."}
+    )
     reconstruction_share: float = field(
         default=0.1, metadata={"help": "Share of QA contexts that are reconstructed too."}
     )
@@ -113,6 +129,7 @@ class CompressorConfig(SFTConfig):
             ("reconstruction_share", 0, 1),
             ("literals_share", 0, 1),
             ("answer_weight", 0, float("inf")),
+            ("distillation_weight", 0, float("inf")),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(
@@ -125,10 +142,16 @@ class CompressorConfig(SFTConfig):
             "contrast_rows",
             "shortcut_check_steps",
             "shortcut_check_rows",
+            "distillation_top_k",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not 0 < self.distillation_temperature < float("inf"):
+            raise ValueError(
+                "distillation_temperature must be above 0 and finite, got "
+                f"{self.distillation_temperature}."
+            )
         check_detectors(self.training_literals, names_only=True)
         if self.cached_slots < 0:
             raise ValueError(f"cached_slots must be 0 or more, got {self.cached_slots}.")

@@ -1,5 +1,7 @@
 """CompressorTrainer: TRL's SFTTrainer for a compressor before a frozen decoder."""
 
+import inspect
+import os
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +13,8 @@ from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
-from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS, Row
+from memslots.modeling.distillation_memslots import Teacher, teach
+from memslots.modeling.layout_memslots import IGNORE, RECONSTRUCTION, TASKS, Row
 from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns
 from memslots.trainer.compressor_config import CompressorConfig
@@ -70,6 +73,11 @@ class CompressorTrainer(SFTTrainer):
             if first is None:
                 raise ValueError(f"the {name} dataset is empty.")
             check_columns(list(first), name)
+        if args.distillation_weight and os.environ.get("ACCELERATE_USE_FSDP", "") == "true":
+            raise ValueError(
+                "distillation_weight reads each text a second time, which is not made for FSDP; "
+                "train with DDP, or set it to 0."
+            )
         if args.pack_questions and processor.prompt_format != "plain":
             raise ValueError(
                 "pack_questions=True needs prompt_format='plain': "
@@ -256,6 +264,8 @@ class CompressorTrainer(SFTTrainer):
             task_weights=weights,
             task_totals=None if num_items_in_batch is None else num_items_in_batch[:-1],
             slot_total=None if num_items_in_batch is None else num_items_in_batch[-1],
+            teacher=self._teacher(batch, device),
+            distillation_weight=self.args.distillation_weight,
         )
         loss = outputs.loss
         if loss is None:
@@ -273,6 +283,32 @@ class CompressorTrainer(SFTTrainer):
             # Data parallelism averages gradients over processes, and each divided by all targets.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _teacher(self, batch: CompressorBatch, device: torch.device) -> Teacher | None:
+        """What the decoder predicts for the batch's targets from the texts themselves."""
+        if not batch.teacher_rows:
+            return None
+        rows = sorted(batch.teacher_rows, key=lambda row: row.task)  # as forward goes through them
+        inputs = self.data_collator.processor.lay_out(rows, [])
+        mask, labels = inputs["attention_mask"].to(device), inputs["labels"].to(device)
+        start = int((labels != IGNORE).any(dim=0).nonzero()[0]) - 1
+        decoder = self.model.decoder
+        accepted = inspect.signature(decoder.forward).parameters
+        options: dict[str, Any] = {}
+        if "position_ids" in accepted:
+            options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        if "logits_to_keep" in accepted:
+            options["logits_to_keep"] = labels.shape[1] - start
+        logits = decoder(
+            input_ids=inputs["input_ids"].to(device),
+            attention_mask=mask,
+            use_cache=False,
+            **options,
+        ).logits
+        wanted = labels[:, start + 1 :]
+        taught = logits[:, -(labels.shape[1] - start) : -1][wanted != IGNORE]
+        return teach(taught, self.args.distillation_top_k, self.args.distillation_temperature)
 
     def _same_tasks(self, batch: CompressorBatch) -> tuple[list[Row], tuple[float, ...]]:
         """The batch's rows and the tasks' weights; under FSDP also rows of others' tasks."""
@@ -302,6 +338,12 @@ class CompressorTrainer(SFTTrainer):
         counts, means = outputs.task_counts, outputs.task_losses
         if counts is None or means is None:
             raise RuntimeError("the model returned no task losses for a batch with labels.")
+        if self.model.training and outputs.distillation_loss is not None:
+            taught = counts if totals is None else totals[:-1].cpu()
+            targets = int(taught[RECONSTRUCTION + 1 :].sum())
+            self.step_metrics.add_distillation(
+                float(outputs.distillation_loss) * targets, int(counts[RECONSTRUCTION + 1 :].sum())
+            )
         if self.model.training and outputs.kl_loss is not None and outputs.slots is not None:
             slots = len(outputs.slots)
             self.step_metrics.add_divergence(

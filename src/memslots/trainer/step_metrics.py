@@ -17,6 +17,8 @@ class StepMetrics:
     Logged are:
         - `{task}_loss`: mean loss a target token, over all accumulated batches and processes; with
           several rates also `{task}_loss_rate_{rate}`.
+        - `distillation_loss`: mean divergence from the full text a target token, before its weight;
+          in training alone.
         - `kl_loss`: a vae's mean divergence in nats a slot, before its weight; in training alone.
         - `slots_read`: memory slots that decoder rows read, a step's mean since the last log, over
           all processes. A memory that four questions read counts four times. A mean and no running
@@ -39,6 +41,7 @@ class StepMetrics:
         """Forget everything, as when training begins."""
         self._losses = {mode: self._no_losses() for mode in ("train", "eval")}
         self._divergence = torch.zeros(2, dtype=torch.float64)  # nats; slots
+        self._distillation = torch.zeros(2, dtype=torch.float64)  # nats; target tokens
         self._work = torch.zeros(2, dtype=torch.float64)  # slots read; tokens and positions
         self._since: tuple[float, int] | None = None
         self._paused = 0.0
@@ -60,6 +63,10 @@ class StepMetrics:
     def add_divergence(self, nats: float, slots: int) -> None:
         """Adds the summed divergence of a training batch's slots."""
         self._divergence += torch.tensor([nats, slots])
+
+    def add_distillation(self, nats: float, targets: int) -> None:
+        """Adds the summed divergence of a training batch's targets from the full text."""
+        self._distillation += torch.tensor([nats, targets])
 
     def add_work(self, slots_read: int, encoder_tokens: int, decoder_positions: int) -> None:
         """Adds what a training batch read."""
@@ -88,6 +95,9 @@ class StepMetrics:
             nats, drawn = total(self._divergence).tolist()
             values |= {"kl_loss": nats / drawn} if drawn else {}
             self._divergence.zero_()
+            nats, taught = total(self._distillation).tolist()
+            values |= {"distillation_loss": nats / taught} if taught else {}
+            self._distillation.zero_()
         if mode == "train" and self._since is not None and step > self._since[1]:
             now = self.clock()
             started, first = self._since

@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "pooling": ("memory_tokens", *POOLED, "sentence"),
     "memory_positions": ("after", "spread"),
     "pool_unit": ("sentence", "paragraph", "text"),
-    "converter_type": ("mlp", "linear", "autoencoder", "vae"),
+    "converter_type": ("mlp", "linear", "residual", "autoencoder", "vae"),
 }
 """Allowed values of fields that name one of a few ways."""
 
@@ -71,11 +71,14 @@ class MemslotsConfig(PreTrainedConfig):
         decoder_name_or_path: the decoder that the compressor was trained for, as a PEFT adapter
             names its base model.
         decoder_revision: commit, branch or tag of `decoder_name_or_path`.
+        decoder_loading: `subfolder` and `gguf_file` of the decoder inside `decoder_name_or_path`.
         bundle_decoder: whether `save_pretrained` puts the decoder's weights into the checkpoint.
         compression_rates: the rates (encoder tokens per slot) that may be asked of `compress`.
         segment_length: longest segment, in encoder tokens (PCC, section 2.2: 256).
         encoder_lora: `{"r", "alpha", "dropout", "target_modules"}` for a LoRA encoder (PCC-Large),
             None for an encoder whose every weight is trained (PCC-Lite).
+        encoder_layers: the encoder is the decoder's own first so many layers, weights shared, with
+            `encoder_lora` on top; None for an encoder of its own.
         encoder_is_causal: probed when the compressor is made. Under a causal encoder the slots of a
             coarse rate are the first slots of a finer one.
         converter_hidden_size: width between the converter's linear layers, by default d_decoder.
@@ -88,9 +91,12 @@ class MemslotsConfig(PreTrainedConfig):
         pooling: how slots are made: the last states of "memory_tokens" appended to the segment
             (PCC); one vector of the last states of every `rate` tokens, which is their "mean"
             (LCLM, 2026), the "last" one, their "min" in each dimension, or their mean weighted by a
-            learned query ("attention"); with `segment_length` as the only rate that is one vector a
+            learned query ("attention"), or a learned map of the group's token embeddings and
+            states ("groups", ours: the start that learns soonest); with `segment_length` as the
+            only rate that is one vector a
             segment, as in the AIRI report; or one vector of a "sentence" encoder for each
             `pool_unit` (the sentence-pools article).
+        pool_hidden_size: width inside `pooling_memslots.GroupPool`, by default twice a slot's.
         pool_unit: what gets one vector with pooling "sentence": a "sentence", a "paragraph" or a
             "text". `segment_length` is then the longest unit, in encoder tokens (by default the
             encoder's window), and the only compression rate.
@@ -100,7 +106,8 @@ class MemslotsConfig(PreTrainedConfig):
         train_encoder: whether a sentence encoder is trained too; otherwise it is frozen.
         bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
             encoder may be named by `encoder_name_or_path` instead, and is then read from there.
-        converter_type: "mlp" (PCC), "linear" (the sentence-pools article's adapter), or the AIRI
+        converter_type: "mlp" (PCC), "linear" (the sentence-pools article's adapter), "residual"
+            (PCC's beside a linear map that starts as the identity), or the AIRI
             report's "autoencoder" and "vae", with a latent between the slot and the decoder. The
             latent of a "vae" is drawn from a normal distribution while training, and is its mean
             otherwise.
@@ -133,10 +140,12 @@ class MemslotsConfig(PreTrainedConfig):
     encoder_revision: str | None = None
     decoder_name_or_path: str | None = None
     decoder_revision: str | None = None
+    decoder_loading: dict | None = None
     bundle_decoder: bool = False
     compression_rates: list[int] | tuple[int, ...] = (4,)
     segment_length: int = 256
     encoder_lora: dict | None = None
+    encoder_layers: int | None = None
     encoder_is_causal: bool = True
     converter_hidden_size: int | None = None
     markers: str = "segment"
@@ -144,6 +153,7 @@ class MemslotsConfig(PreTrainedConfig):
     plain_prompt: str = PLAIN_PROMPT
     fingerprint: str | None = None
     pooling: str = "memory_tokens"
+    pool_hidden_size: int | None = None
     pool_unit: str = "sentence"
     pool_language: str = "en"
     sentence_encoder: dict | None = None
@@ -170,6 +180,8 @@ class MemslotsConfig(PreTrainedConfig):
         self.encoder_config = _as_config(self.encoder_config, "gpt2")
         self.decoder_config = _as_config(self.decoder_config, "llama")
         self.compression_rates = sorted(self.compression_rates)
+        if self.encoder_layers is not None and self.encoder_lora is None:
+            self.encoder_lora = {}
         self.encoder_lora = _with_defaults("encoder_lora", self.encoder_lora, LORA_DEFAULTS)
         self.decoder_lora = _with_defaults("decoder_lora", self.decoder_lora, DECODER_LORA_DEFAULTS)
         if self.pooling == "sentence" and self.compression_rates == [4]:
@@ -207,6 +219,7 @@ class MemslotsConfig(PreTrainedConfig):
                 "none; use memory_positions='after'."
             )
         self._validate_converter()
+        self._validate_groups()
         if self.pooling == "sentence":
             self._validate_sentence_pooling()
         elif not self.bundle_encoder:
@@ -228,6 +241,20 @@ class MemslotsConfig(PreTrainedConfig):
                 "use a smaller segment_length or coarser compression_rates."
             )
 
+    def _validate_groups(self):
+        if self.pool_hidden_size is not None and self.pooling != "groups":
+            raise ValueError(
+                f"pool_hidden_size={self.pool_hidden_size} is for pooling='groups', and this one "
+                f"is {self.pooling!r}; leave it out."
+            )
+        if self.pooling == "groups":
+            embedding = getattr(self.encoder_config.get_text_config(), "embedding_size", None)
+            if embedding not in (None, self.slot_size):
+                raise ValueError(
+                    f"pooling='groups' adds token embeddings to states, and this encoder's have "
+                    f"widths {embedding} and {self.slot_size}; use another pooling."
+                )
+
     def _validate_converter(self):
         if self.converter_type not in ("autoencoder", "vae"):
             for name, default in (
@@ -240,7 +267,13 @@ class MemslotsConfig(PreTrainedConfig):
                         f"{name}={getattr(self, name)!r} is for converter_type 'autoencoder' and "
                         f"'vae', and this one is {self.converter_type!r}; leave it out."
                     )
-        counts = ("converter_layers", "latent_size", "converter_hidden_size")
+        counts = (
+            "converter_layers",
+            "latent_size",
+            "converter_hidden_size",
+            "pool_hidden_size",
+            "encoder_layers",
+        )
         for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -182,7 +182,41 @@ class VariationalConverter(AutoencoderConverter):
         _draw(self.to_log_variance, 0.1)
 
 
-AnyConverter = Converter | LinearConverter | AutoencoderConverter
+class ResidualConverter(nn.Module):
+    """`skip(slot) + down(GELU(up(RMSNorm(slot))))`: PCC's converter beside a linear map.
+
+    `down` starts at zero and `skip` as the identity (or, between two models, as the map of their
+    embeddings, see `from_encoder_decoder_pretrained`), so that slots which lie among the decoder's
+    embeddings are read as they are from the first step.
+
+    Args:
+        d_encoder: width of a slot before.
+        hidden: width between the two linear layers.
+        d_decoder: width of a slot after.
+    """
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
+        super().__init__()
+        self.skip = nn.Linear(d_encoder, d_decoder, bias=False)
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.up = nn.Linear(d_encoder, hidden)
+        self.down = nn.Linear(hidden, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.skip(slots) + self.down(functional.gelu(self.up(self.norm(slots))))
+
+    @torch.no_grad()
+    def init_weights(self, scale: float) -> None:
+        """New weights; `scale` is that of the slots themselves, which pass unchanged."""
+        nn.init.eye_(self.skip.weight)
+        nn.init.ones_(self.norm.weight)
+        _draw(self.up, 1.0)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+
+AnyConverter = Converter | LinearConverter | ResidualConverter | AutoencoderConverter
 
 
 def build_converter(config) -> AnyConverter:
@@ -191,8 +225,9 @@ def build_converter(config) -> AnyConverter:
     if config.converter_type == "linear":
         return LinearConverter(config.slot_size, d_decoder)
     hidden = config.converter_hidden_size or d_decoder
-    if config.converter_type == "mlp":
-        return Converter(config.slot_size, hidden, d_decoder)
+    if config.converter_type in ("mlp", "residual"):
+        direct = Converter if config.converter_type == "mlp" else ResidualConverter
+        return direct(config.slot_size, hidden, d_decoder)
     kind = VariationalConverter if config.converter_type == "vae" else AutoencoderConverter
     return kind(
         config.slot_size,
