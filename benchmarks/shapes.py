@@ -151,7 +151,7 @@ def build(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Memslots
     own = tokenizer()
     model.processor = MemslotsProcessor.for_config(config, own, own)
     model.attach_decoder(decoder)
-    model.match_scales()
+    match_scales(model)
     return model.eval()
 
 

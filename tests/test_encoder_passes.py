@@ -13,6 +13,7 @@ from sentence_encoders import sentence_encoder
 from tiny_models import LONG, TEXTS
 
 from memslots import MemslotsModel
+from memslots.making import new_compressor
 from memslots.modeling.encoders_memslots import states_read, to_device
 
 
@@ -43,9 +44,7 @@ def test_memory_tokens_spread_over_the_segment_do_not_wait(zoo):
 
 def test_a_sentence_encoder_does_not_wait(zoo, tmp_path):
     encoder = sentence_encoder(tmp_path)
-    model = MemslotsModel.from_encoder_decoder_pretrained(
-        encoder, zoo.folder("llama", "decoder"), pooling="sentence"
-    )
+    model = new_compressor(encoder, zoo.folder("llama", "decoder"), pooling="sentence")
     assert_never_waits(model, model.config.compression_rates[0])
 
 

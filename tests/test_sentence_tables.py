@@ -8,12 +8,12 @@ import torch
 import yaml
 from sentence_encoders import sentence_encoder
 
-from memslots import MemslotsModel
 from memslots.cli import main
 from memslots.configuration import load_recipe
 from memslots.data.sentence_facts import sentence_rows
 from memslots.evaluation.sentence_measure import measure_answers
 from memslots.evaluation.sentence_page import write_sentence_page
+from memslots.making import new_compressor
 
 SOURCE = {"kind": "persona_sentences"}
 
@@ -95,7 +95,7 @@ def test_every_measure_is_of_a_run_and_every_run_is_measured():
 
 def test_answers_are_those_of_generate(zoo, tmp_path):
     torch.manual_seed(0)
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         sentence_encoder(tmp_path), zoo.folder("llama", "decoder"), pooling="sentence"
     )
     rows = list(sentence_rows("test", 3, questions=1))

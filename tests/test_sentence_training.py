@@ -13,6 +13,7 @@ from memslots import MemslotsModel
 from memslots.data.code_facts import CODE_FACTS, code_rows
 from memslots.data.personas import make_persona, persona_split
 from memslots.data.sentence_facts import PARAGRAPH, POOL_FACTS, pool_rows, sentence_rows
+from memslots.making import new_compressor
 from memslots.trainer import CompressorConfig, CompressorTrainer
 from memslots.trainer.contrast_groups import ContrastGroups
 from memslots.trainer.run import previous_stage, run_recipe, training_arguments
@@ -33,9 +34,7 @@ def make(zoo, folder):
     def compressor(**config) -> MemslotsModel:
         torch.manual_seed(0)
         config = {"pooling": "sentence", "markers": "memory", "converter_type": "linear", **config}
-        return MemslotsModel.from_encoder_decoder_pretrained(
-            folder, zoo.folder("llama", "decoder"), **config
-        )
+        return new_compressor(folder, zoo.folder("llama", "decoder"), **config)
 
     return compressor
 

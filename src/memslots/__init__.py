@@ -10,6 +10,7 @@ _EXPORTS = {
     "MemslotsConfig": "modeling",
     "MemslotsModel": "modeling",
     "MemslotsProcessor": "modeling",
+    "new_compressor": "making",
 }
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MemslotsModel",
     "MemslotsProcessor",
     "__version__",
+    "new_compressor",
 ]
 
 

@@ -25,7 +25,6 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .layout_memslots import spread_places
 from .pooling_memslots import GroupPool, pool_groups
-from .texts_memslots import PlainText
 
 SHARED_ENCODER = "decoder"
 """In place of an encoder's name: the decoder's own first layers."""
@@ -36,10 +35,6 @@ LORA_MARK = ".lora_"
 NEEDS_PEFT = (
     "this compressor's encoder is a LoRA adapter, which needs peft: pip install peft. "
     "(A checkpoint saved after model.merge_encoder() does not.)"
-)
-NEEDS_SENTENCE_TRANSFORMERS = (
-    "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers "
-    "(or memslots[sentence])."
 )
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "GELU": nn.GELU, "ReLU": nn.ReLU}
@@ -260,24 +255,6 @@ def embedding_scale(model: PreTrainedModel) -> float:
     rows = layer.weight.shape[0]
     ids = torch.arange(0, rows, max(1, rows // 4096), device=layer.weight.device)
     return layer(ids).float().std().item()
-
-
-@torch.no_grad()
-def is_causal(encoder: PreTrainedModel) -> bool:
-    """Whether a change of the last input leaves the states before it as they were.
-
-    No configuration field says it reliably, so it is tried.
-    """
-    layer = encoder.get_input_embeddings()
-    ids = torch.arange(8, device=layer.weight.device).unsqueeze(0) % layer.weight.shape[0]
-    embeds = layer(ids)
-    changed = embeds.clone()
-    changed[:, -1] = -changed[:, -1] + embeds.std()
-    before = encoder(inputs_embeds=embeds).last_hidden_state[:, :-1]
-    after = encoder(inputs_embeds=changed).last_hidden_state[:, :-1]
-    # Masked positions get a weight of exactly 0, so a causal encoder differs by rounding at most;
-    # one that sees the change may differ by little where its weights are small.
-    return (before - after).abs().max().item() <= 1e-5 * before.abs().max().item()
 
 
 def weights_digest(
@@ -501,7 +478,7 @@ class SentenceHead(nn.Module):
 
     Args:
         layers: a dict each, of the kind "pooling", "dense", "layer_norm" or "normalize", as
-            `read_sentence_encoder` makes them.
+            `memslots.making.read_sentence_encoder` makes them.
     """
 
     def __init__(self, layers: Sequence[dict[str, Any]]):
@@ -547,119 +524,4 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
     total = weights.sum(dim=1).clamp(min=1e-9)
     return (states * weights).sum(dim=1) / (
         total.sqrt() if mode == "mean_sqrt_len_tokens" else total
-    )
-
-
-def read_sentence_encoder(
-    name: str, tokenizer, **kwargs
-) -> tuple[PreTrainedModel, SentenceHead, dict[str, Any]]:
-    """The parts of a sentence-transformers model.
-
-    Args:
-        name: repository or folder.
-        tokenizer: its tokenizer.
-        kwargs: for its loading: `revision`, `token`, `cache_folder`, `local_files_only`, ...
-
-    Returns:
-        The backbone, the head, and the description that `MemslotsConfig.sentence_encoder` keeps:
-        `head` (the layers), `slot_size`, `window` (most tokens of a text, special ones left out),
-        `prefix_ids` and `suffix_ids` (special tokens and prompt around it), `lead` (white space
-        that a prompt puts before it) and `lower_case`.
-
-    Raises:
-        ImportError: sentence-transformers is not installed.
-        ValueError: a model with parts other than a transformer, pooling, dense and norm layers.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(NEEDS_SENTENCE_TRANSFORMERS) from error
-    whole = SentenceTransformer(name, **kwargs)
-    first, *others = whole
-    backbone = first.model if hasattr(first, "model") else first.auto_model
-    if getattr(backbone, "pooler", None) is not None:  # token states are all that is read
-        backbone.pooler = None
-    layers, states = [], []
-    for module in others:
-        kind, given = type(module).__name__, module.get_config_dict()
-        if kind == "Pooling":
-            layers.append({"kind": "pooling", "modes": _pooling_modes(name, given)})
-        elif kind == "Dense":
-            layers.append(_dense(name, given))
-            states.append({"0." + k.partition(".")[2]: v for k, v in module.state_dict().items()})
-        elif kind == "LayerNorm":
-            layers.append({"kind": "layer_norm", "outputs": given["dimension"]})
-            states.append({k.partition(".")[2]: v for k, v in module.state_dict().items()})
-        elif kind == "Normalize":
-            layers.append({"kind": "normalize"})
-        else:
-            raise ValueError(
-                f"{name!r} has a {kind} module, which memslots cannot keep; use a sentence encoder "
-                "of a transformer with Pooling, Dense, LayerNorm and Normalize."
-            )
-    if [layer["kind"] for layer in layers].count("pooling") != 1:
-        raise ValueError(f"{name!r} pools no token states, so it gives no vector of a sentence.")
-    head = SentenceHead(layers).to(backbone.dtype)
-    loaded = [layer for layer in head.layers if any(True for _ in layer.parameters())]
-    for module, state in zip(loaded, states, strict=True):
-        module.load_state_dict(state)
-    prompts = whole.prompts or {}
-    prompt = prompts.get("document") or prompts.get(whole.default_prompt_name) or ""
-    plain = PlainText(tokenizer)
-    prefix, suffix = _around(tokenizer, plain)
-    prefix += plain.encode(prompt.rstrip()) if prompt.strip() else []
-    window = min(whole.max_seq_length or 512, tokenizer.model_max_length)
-    width = backbone.config.get_text_config().hidden_size
-    for layer in layers:
-        width = layer.get("outputs", width * len(layer.get("modes", [0])))
-    description = {
-        "head": layers,
-        "slot_size": width,
-        "window": window - len(prefix) - len(suffix),
-        "prefix_ids": prefix,
-        "suffix_ids": suffix,
-        "lead": prompt[len(prompt.rstrip()) :],
-        "lower_case": bool(getattr(first, "do_lower_case", False)),
-    }
-    return backbone, head, description
-
-
-def _pooling_modes(name: str, given: dict[str, Any]) -> list[str]:
-    modes = given["pooling_mode"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    unknown = sorted(set(modes) - set(POOLINGS))
-    if unknown or not given.get("include_prompt", True):
-        raise ValueError(
-            f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot; "
-            f"it knows {list(POOLINGS)} over all tokens."
-        )
-    return modes
-
-
-def _dense(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    activation = str(given["activation_function"]).rpartition(".")[2]
-    if activation not in ACTIVATIONS or given.get("use_residual"):
-        raise ValueError(
-            f"{name!r} has a dense layer that memslots cannot keep: {given}; it knows the "
-            f"activations {sorted(ACTIVATIONS)}, and no residual."
-        )
-    return {
-        "kind": "dense",
-        "inputs": given["in_features"],
-        "outputs": given["out_features"],
-        "bias": given["bias"],
-        "activation": activation,
-    }
-
-
-def _around(tokenizer, plain: PlainText) -> tuple[list[int], list[int]]:
-    """Special tokens before and after a text."""
-    probe = "a"
-    whole, own = tokenizer(probe)["input_ids"], plain.encode(probe)
-    for start in range(len(whole) - len(own) + 1):
-        if whole[start : start + len(own)] == own:
-            return list(whole[:start]), list(whole[start + len(own) :])
-    raise ValueError(
-        f"the sentence encoder's {type(tokenizer).__name__} reads {probe!r} as {whole}, in which "
-        f"its plain tokens {own} do not stand together; memslots cannot tell text from specials."
     )

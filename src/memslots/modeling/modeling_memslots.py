@@ -48,7 +48,6 @@ from .encoders_memslots import (
     build_encoder,
     check_compiler,
     check_takes_positions,
-    embedding_scale,
     encoder_embedding_dim,
     evaluating,
     fuse_activations,
@@ -80,9 +79,6 @@ from .reading_back_memslots import expand as _expand
 from .reading_back_memslots import expanded as _expanded
 from .reading_back_memslots import reconstruct as _reconstruct
 from .texts_memslots import Span, as_list, check_text
-
-MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
-"""What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
 
 
 @dataclass
@@ -124,8 +120,8 @@ class MemslotsModel(SavedModel):
     compressors one decoder: while it reads for one of them, the others wait.
 
     Args:
-        config: what to build; weights are new. See `from_pretrained` and
-            `from_encoder_decoder_pretrained` for trained ones.
+        config: what to build; weights are new. See `from_pretrained` for
+            trained ones, and `memslots.new_compressor`.
         encoder: an encoder to take in place of a new one.
         load_decoder: False leaves the decoder out even where the checkpoint holds it.
         sentence_head: a head that goes with `encoder`, with pooling "sentence".
@@ -165,12 +161,12 @@ class MemslotsModel(SavedModel):
             if config.sentence_encoder is None:
                 raise ValueError(
                     "pooling='sentence' needs a sentence encoder; make the compressor with "
-                    "from_encoder_decoder_pretrained(encoder, decoder, pooling='sentence')."
+                    "memslots.new_compressor(encoder, decoder, pooling='sentence')."
                 )
             self.sentence_head = sentence_head or SentenceHead(config.sentence_encoder["head"])
             self.freeze_sentence_encoder()
             if not config.bundle_encoder:  # read from where it is named, after the rest
-                self._keys_to_ignore_on_load_missing = [r"^encoder\.", r"^sentence_head\."]
+                self._keys_to_ignore_on_load_missing = [r"^encoder\."]
         self.register_parameter("memory_tokens", None)
         if config.pooling == "memory_tokens":
             self.memory_tokens = nn.Parameter(
@@ -246,26 +242,6 @@ class MemslotsModel(SavedModel):
             if module.pooling_query is not None:  # all tokens weigh the same at first
                 init.zeros_(module.pooling_query)
             init.normal_(module.markers, std=self.config.initializer_range)
-
-    @torch.no_grad()
-    def match_scales(self) -> None:
-        """Draw memory tokens, markers and converter anew, at the scale of what they join.
-
-        A slot that is ten times as large as a token embedding, or a tenth of it, is where training
-        starts slowest.
-        """
-        if self.memory_tokens is not None:
-            nn.init.normal_(self.memory_tokens, std=embedding_scale(self.encoder))
-        scale = embedding_scale(self.decoder)
-        nn.init.normal_(self.markers, std=scale)
-        if isinstance(self.converter, ResidualConverter):  # blank lines, and a plea to repeat
-            embed = self.decoder.get_input_embeddings()
-            for marker, words in zip(self.markers, MARKER_WORDS, strict=True):
-                ids = self.processor.decoder_text.encode(words)
-                if ids:
-                    tokens = embed(torch.tensor(ids, device=embed.weight.device))
-                    marker.copy_(tokens.float().mean(dim=0))
-        self.converter.init_weights(scale)
 
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""

@@ -14,12 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from memslots.modeling.memory_files_memslots import (
-    Segment,
-    SegmentCheck,
-    pack_text,
-    unpack_text,
-)
+from memslots.modeling.memory_files_memslots import Segment, SegmentCheck, pack_text, unpack_text
 from memslots.modeling.memory_memslots import Memory
 
 from .quantise import from_bytes, to_bytes

@@ -13,6 +13,7 @@ import yaml
 from datasets import IterableDataset
 from transformers import TrainerCallback
 
+from memslots.making import new_compressor
 from memslots.modeling import MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder, choose_trained
 from memslots.trainer.compressor_config import CompressorConfig
@@ -328,7 +329,7 @@ def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsMod
     if decoder is not None:
         return new_tiny_compressor(section, output)
     torch.manual_seed(section["seed"])
-    return MemslotsModel.from_encoder_decoder_pretrained(
+    return new_compressor(
         section["encoder"],
         section["decoder"],
         encoder_kwargs=section.get("encoder_kwargs"),

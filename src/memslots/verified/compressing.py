@@ -14,8 +14,9 @@ import torch
 
 from memslots.modeling import Memory, MemslotsModel, Segment
 from memslots.modeling.literals_memslots import Detector, Detectors
-from memslots.modeling.memory_memslots import SegmentCheck, slots_for
-from memslots.modeling.processing_memslots import as_list
+from memslots.modeling.memory_files_memslots import SegmentCheck
+from memslots.modeling.memory_memslots import slots_for
+from memslots.modeling.texts_memslots import as_list
 
 from .drafts import Draft, ask, beside_ids, drafts_of
 from .exact_literals import keep_exact_spans

@@ -186,7 +186,7 @@ class ResidualConverter(nn.Module):
     """`skip(slot) + down(GELU(up(RMSNorm(slot))))`: PCC's converter beside a linear map.
 
     `down` starts at zero and `skip` as the identity (or, between two models, as the map of their
-    embeddings, see `from_encoder_decoder_pretrained`), so that slots which lie among the decoder's
+    embeddings, see `memslots.new_compressor`), so that slots which lie among the decoder's
     embeddings are read as they are from the first step.
 
     Args:
