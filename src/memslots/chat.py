@@ -114,6 +114,12 @@ class ChatMemory:
 
         Raises:
             ValueError: an unknown role, or an empty text.
+
+        Example:
+            >>> chat = ChatMemory(model, keep_last=1, rate=4)
+            >>> chat.add("user", "Ann owns 27 maps.")
+            >>> len(chat)
+            1
         """
         if role not in ROLES:
             raise ValueError(f"role must be one of {list(ROLES)}, got {role!r}.")
@@ -136,6 +142,10 @@ class ChatMemory:
         Raises:
             ValueError: an empty question, refused arguments, or more positions than the decoder
                 has.
+
+        Example:
+            >>> isinstance(ChatMemory(model).ask("Who are you?", max_new_tokens=2), str)
+            True
         """
         if generate_kwargs.get("return_dict_in_generate"):
             raise ValueError("ask returns text; return_dict_in_generate is for generate.")
@@ -234,6 +244,9 @@ class ChatMemory:
 
         Raises:
             ValueError: literals that are found by a function, which cannot be written.
+
+        Example:
+            >>> ChatMemory(model, keep_last=1).save(folder / "chat")
         """
         check_detectors(self.literals, names_only=True)
         folder = Path(folder)
@@ -275,6 +288,11 @@ class ChatMemory:
         Raises:
             FileNotFoundError: no chat there.
             ValueError: no chat of this format, or another compressor's.
+
+        Example:
+            >>> ChatMemory(model, keep_last=1).save(folder / "chat")
+            >>> ChatMemory.load(folder / "chat", model).keep_last
+            1
         """
         path = Path(folder) / CHAT_FILE
         if not path.is_file():

@@ -69,6 +69,10 @@ class SavedModel(PreTrainedModel):
         Raises:
             ValueError: weights missing from the checkpoint.
             OSError: no such checkpoint, or no such decoder.
+
+        Example:
+            >>> MemslotsModel.from_pretrained(checkpoint).fingerprint == model.fingerprint
+            True
         """
         wants_info = kwargs.pop("output_loading_info", False)
         dtype = pick_dtype(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)))
@@ -175,7 +179,12 @@ class SavedModel(PreTrainedModel):
         self.encoder = base.train(self.training)
 
     def merge_encoder(self) -> "SavedModel":
-        """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft."""
+        """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft.
+
+        Example:
+            >>> model.merge_encoder().config.encoder_lora is None
+            True
+        """
         if self.config.encoder_lora is not None:
             if self.config.encoder_layers is not None:  # the decoder's weights must stay
                 self.encoder = copy.deepcopy(self.encoder)
@@ -204,6 +213,9 @@ class SavedModel(PreTrainedModel):
 
         Raises:
             ValueError: the decoder is to be bundled and is not there.
+
+        Example:
+            >>> model.save_pretrained(folder / "compressor")
         """
         folder = Path(save_directory)
         if self.config.bundle_decoder and not self.has_decoder and state_dict is None:
@@ -248,13 +260,20 @@ class SavedModel(PreTrainedModel):
 
         Raises:
             ValueError: a model that others could not load.
+
+        Example:
+            >>> model.push_to_hub("me/my-compressor")  # doctest: +SKIP
         """
         for publisher in entry_points(group="memslots.push_to_hub"):
             return publisher.load()(self, repo_id, **kwargs)
         return super().push_to_hub(repo_id, **kwargs)
 
     def freeze_sentence_encoder(self) -> None:
-        """Leave a sentence encoder out of training, unless the configuration has it trained."""
+        """Leave a sentence encoder out of training, unless the configuration has it trained.
+
+        Example:
+            >>> model.freeze_sentence_encoder()  # changes nothing: this encoder has memory tokens
+        """
         if self.sentence_head is not None:
             self.encoder.requires_grad_(self.config.train_encoder)
             self.sentence_head.requires_grad_(self.config.train_encoder)

@@ -70,9 +70,7 @@ def drafts_of(
     processor = model.processor
     for t, text in enumerate(texts):
         name = "context" if len(texts) == 1 else f"context[{t}]"
-        # White space alone is nothing to compress, and yet a text that can be kept.
-        check_text(f"{text}." if isinstance(text, str) and text else text, name)
-        spans = processor.spans(text) if text.strip() else [Span(0, len(text), [])]
+        spans = processor.spans(check_text(text, name))
         found = (
             processor.segment_literals(text, spans, literals)
             if spans[0].ids

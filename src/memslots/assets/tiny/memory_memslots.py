@@ -366,7 +366,12 @@ class Memory:
         )
 
     def all_checks(self) -> tuple[SegmentCheck, ...]:
-        """A check of each segment, with nothing but its rate where none was made."""
+        """A check of each segment, with nothing but its rate where none was made.
+
+        Example:
+            >>> model.compress("Ann is here.", rate=4).all_checks()[0].rate
+            4
+        """
         return self.checks or tuple(SegmentCheck(rate) for rate in self.segment_rates)
 
     def _by_document(self, values: Sequence[Part], default: Any) -> list[tuple[Part, ...]]:

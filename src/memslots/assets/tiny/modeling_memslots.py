@@ -281,6 +281,10 @@ class MemslotsModel(SavedModel):
 
         Args:
             weights: by name, as `state_dict` has them.
+
+        Example:
+            >>> model.fingerprint_of(model.state_dict()) == model.fingerprint
+            True
         """
         config = self.config
         segmentation = f"{config.segment_length} {config.memory_positions}"
@@ -701,7 +705,12 @@ class MemslotsModel(SavedModel):
         start: int = 0,
         per_layer: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on."""
+        """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on.
+
+        Example:
+            >>> model.decoder_logits(torch.zeros(1, 5, 32), torch.ones(1, 5).long(), 3).shape[1]
+            2
+        """
         with self.reading():
             output = run_decoder(
                 self.decoder, embeds, attention_mask, start, per_layer, use_cache=False
@@ -709,7 +718,13 @@ class MemslotsModel(SavedModel):
         return output.logits[:, -(embeds.shape[1] - start) :]
 
     def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
-        """A decoder row for each prompt about a document: `MemslotsProcessor.memory_rows`."""
+        """A decoder row for each prompt about a document: `MemslotsProcessor.memory_rows`.
+
+        Example:
+            >>> prompt = processor.prompt(question="Who?")
+            >>> len(model.memory_rows(model.compress("Ann is here."), [(0, prompt)]))
+            1
+        """
         return self.processor.memory_rows(memory, asked)
 
     def memory_positions(self, memory: Memory) -> list[int]:
@@ -725,7 +740,14 @@ class MemslotsModel(SavedModel):
         return [self.processor.row_length(row, slots) for row in rows]
 
     def generation_inputs(self, rows: Sequence[Row], memory: Memory | None) -> dict[str, Any]:
-        """As `row_inputs`, left-padded and without targets."""
+        """As `row_inputs`, left-padded and without targets.
+
+        Example:
+            >>> memory = model.compress("Ann is here.", rate=4)
+            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
+            >>> model.generation_inputs(rows, memory)["inputs_embeds"].shape[2]
+            32
+        """
         asked = [replace(row, target=[], given=0, predicted=None) for row in rows]
         inputs = self.row_inputs(asked, memory)
         return {name: tensor for name, tensor in inputs.items() if name != "labels"}
@@ -878,6 +900,9 @@ class MemslotsModel(SavedModel):
         Raises:
             TypeError: no memory.
             ValueError: no document, or another compressor's.
+
+        Example:
+            >>> model.check_memory(model.compress("Ann is here."))
         """
         # A memory made by a copy of this code (remote code beside an installed package) is another
         # class, so it is recognised by what it holds.
@@ -912,6 +937,11 @@ class MemslotsModel(SavedModel):
 
         Raises:
             ValueError: a row is too long.
+
+        Example:
+            >>> memory = model.compress("Ann is here.")
+            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
+            >>> model.check_room(memory, rows, [0], {"max_new_tokens": 8})
         """
         limit = max_positions(self.decoder.config)
         if limit is None:
@@ -961,6 +991,12 @@ class MemslotsModel(SavedModel):
 
         Returns:
             A list of strings, or with `return_dict_in_generate=True` what the decoder returns.
+
+        Example:
+            >>> memory = model.compress("Ann is here.")
+            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
+            >>> len(model.answer_rows(rows, memory, 1, {"max_new_tokens": 2}))
+            1
         """
         whole = generate_kwargs.get("return_dict_in_generate")
         if whole and len(rows) > batch_size:
@@ -980,7 +1016,13 @@ class MemslotsModel(SavedModel):
     def generation_kwargs(
         self, rows: Sequence[Row], memory: Memory | None, generate_kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """`generate_kwargs`, with what the decoder's own generation configuration leaves open."""
+        """`generate_kwargs`, with what the decoder's own generation configuration leaves open.
+
+        Example:
+            >>> rows = [Row([], processor.prompt(question="Who?"))]
+            >>> model.generation_kwargs(rows, None, {})["max_new_tokens"]
+            256
+        """
         room = max_positions(self.decoder.config)
         if room is not None:
             slots = [] if memory is None else [segment.slots for segment in memory.segments]
@@ -995,7 +1037,13 @@ class MemslotsModel(SavedModel):
         kwargs: dict[str, Any],
         prefix: Prefix | None = None,
     ):
-        """New token ids of laid-out rows, `(rows, new tokens)`, by arguments that are complete."""
+        """New token ids of laid-out rows, `(rows, new tokens)`, by arguments that are complete.
+
+        Example:
+            >>> rows = [Row([], processor.prompt(question="Who?"))]
+            >>> model.generate_rows(rows, None, {"max_new_tokens": 2}).shape[0]
+            1
+        """
         inputs = self.generation_inputs(rows, memory)
         per_layer = inputs.pop("per_layer_inputs", None)
         if prefix is not None:

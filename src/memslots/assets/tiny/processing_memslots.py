@@ -83,7 +83,13 @@ class MemslotsProcessor(ProcessorMixin):
     def for_config(
         cls, config: MemslotsConfig, tokenizer, encoder_tokenizer
     ) -> "MemslotsProcessor":
-        """A processor that segments and prompts as `config` says."""
+        """A processor that segments and prompts as `config` says.
+
+        Example:
+            >>> tokenizers = processor.tokenizer, processor.encoder_tokenizer
+            >>> MemslotsProcessor.for_config(model.config, *tokenizers).compression_rates
+            [2, 4, 8]
+        """
         units, described = None, config.sentence_encoder
         if described is not None:
             units = {"unit": config.pool_unit, "language": config.pool_language}
@@ -173,7 +179,12 @@ class MemslotsProcessor(ProcessorMixin):
         return spans
 
     def spans(self, text: str) -> list[Span]:
-        """As `segment`, of a text that is checked; one span without tokens where it has none."""
+        """As `segment`, of a text that is checked; one span without tokens where it has none.
+
+        Example:
+            >>> len(processor.spans("Ann is here."))
+            1
+        """
         if self.units is None:
             return self.encoder_text.segment(text, self.segment_length)
         splitter = UnitSplitter(self.encoder_text, window=self.segment_length, **self.units)
@@ -182,7 +193,13 @@ class MemslotsProcessor(ProcessorMixin):
     def segment_literals(
         self, text: str, spans: Sequence[Span], literals: Detectors | None = None
     ) -> list[tuple[Literal, ...]]:
-        """The literals of each span of `text`; `literals` as for `MemslotsModel.compress`."""
+        """The literals of each span of `text`; `literals` as for `MemslotsModel.compress`.
+
+        Example:
+            >>> text = "Ann owns 27 maps."
+            >>> processor.segment_literals(text, processor.segment(text), "numbers")[0][0].text
+            '27'
+        """
         detectors = self.literals if literals is None else literals
         if not detectors:
             return [() for _ in spans]
@@ -193,11 +210,20 @@ class MemslotsProcessor(ProcessorMixin):
 
         Returns:
             One list a segment; an empty list where no segment has any.
+
+        Example:
+            >>> processor.literal_ids([()])
+            []
         """
         return literal_ids(literals, self.decoder_text.encode) if any(literals) else []
 
     def check_rate(self, rate: int | None) -> int:
-        """`rate`, or the finest one; `ValueError` where the checkpoint was not trained for it."""
+        """`rate`, or the finest one; `ValueError` where the checkpoint was not trained for it.
+
+        Example:
+            >>> processor.check_rate(None)
+            2
+        """
         if rate is None:
             return min(self.compression_rates)
         if type(rate) is not int or rate not in self.compression_rates:
@@ -227,6 +253,10 @@ class MemslotsProcessor(ProcessorMixin):
 
         Raises:
             ValueError: neither or both of `question` and `messages`, or no chat template.
+
+        Example:
+            >>> processor.decode(processor.prompt(question="Who?").after).split()
+            ['Question:', 'Who?', 'Answer:']
         """
         if (question is None) == (messages is None):
             raise ValueError(
@@ -254,6 +284,11 @@ class MemslotsProcessor(ProcessorMixin):
         Raises:
             ValueError: neither or both, or an empty list.
             TypeError: arguments of another type.
+
+        Example:
+            >>> prompts, single = processor.prompts(["Who?", "Why?"], None, {})
+            >>> len(prompts), single
+            (2, False)
         """
         if messages is None:
             if question is None:
@@ -277,6 +312,10 @@ class MemslotsProcessor(ProcessorMixin):
         """Decoder tokens of an answer as they follow the prompt, with EOS.
 
         A plain prompt that does not end in white space is followed by one space.
+
+        Example:
+            >>> processor.decode(processor.answer_ids("Ann"))
+            'Ann'
         """
         spaced = self.prompt_format == "plain" and not self.plain_prompt[-1:].isspace()
         return self.decoder_text.encode(" " + answer if spaced else answer) + self.eos_ids
@@ -360,6 +399,11 @@ class MemslotsProcessor(ProcessorMixin):
     def collate_segments(self, spans: Sequence[Span]) -> dict[str, torch.Tensor]:
         """Right-padded encoder inputs of segments: `segment_input_ids` and
         `segment_attention_mask`, each `(segments, tokens)`.
+
+        Example:
+            >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
+            >>> inputs["segment_input_ids"].shape == inputs["segment_attention_mask"].shape
+            True
         """
         length = max(len(span.ids) for span in spans)
         pad = self.encoder_tokenizer.pad_token_id or 0
@@ -373,11 +417,23 @@ class MemslotsProcessor(ProcessorMixin):
         }
 
     def lay_out(self, rows: Sequence[Row], segment_slots: Sequence[int], padding_side="left"):
-        """The tensors of decoder rows, see `layout_memslots.lay_out`."""
+        """The tensors of decoder rows, see `layout_memslots.lay_out`.
+
+        Example:
+            >>> row = Row([0], processor.prompt(question="Who?"))
+            >>> (processor.lay_out([row], [3])["memory_ids"] > 0).sum().item()  # with two markers
+            5
+        """
         return lay_out(rows, segment_slots, self.pad_id, self.markers, padding_side, self.spread)
 
     def row_length(self, row: Row, segment_slots: Sequence[int]) -> int:
-        """Decoder positions that a row takes; arguments as in `lay_out`."""
+        """Decoder positions that a row takes; arguments as in `lay_out`.
+
+        Example:
+            >>> row = Row([0], processor.prompt(question="Who?"))
+            >>> processor.row_length(row, [3]) == processor.lay_out([row], [3])["labels"].shape[1]
+            True
+        """
         return len(lay_out_row(row, slot_ranges(segment_slots), markers=self.markers).input_ids)
 
     def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
@@ -386,6 +442,11 @@ class MemslotsProcessor(ProcessorMixin):
         Args:
             memory: what the rows' segments are indices in.
             asked: index of the document and prompt of each row.
+
+        Example:
+            >>> prompt = processor.prompt(question="Who?")
+            >>> processor.memory_rows(model.compress("Ann is here."), [(0, prompt)])[0].segments
+            [0]
         """
         return memory_rows(memory, asked, self.decoder_text.encode)
 
@@ -408,6 +469,10 @@ class MemslotsProcessor(ProcessorMixin):
             rate: encoder tokens per slot, by default the finest.
             padding_side: of the decoder's rows.
             literals: as for `MemslotsModel.compress`.
+
+        Example:
+            >>> sorted(processor(context="Ann is here.", question="Who?", answer="Ann"))[:3]
+            ['attention_mask', 'input_ids', 'labels']
         """
         contexts, questions = as_list(context, "context"), as_list(question, "question")
         answers = as_list(answer, "answer") if answer is not None else [None] * len(contexts)
@@ -436,10 +501,20 @@ class MemslotsProcessor(ProcessorMixin):
         )
 
     def decode(self, ids, **kwargs) -> str:
-        """Text of decoder tokens."""
+        """Text of decoder tokens.
+
+        Example:
+            >>> processor.decode(processor.decoder_text.encode("Ann is here."))
+            'Ann is here.'
+        """
         kwargs = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False, **kwargs}
         return self.tokenizer.decode(ids, **kwargs)
 
     def batch_decode(self, ids, **kwargs) -> list[str]:
-        """Texts of rows of decoder tokens."""
+        """Texts of rows of decoder tokens.
+
+        Example:
+            >>> processor.batch_decode([processor.decoder_text.encode("Ann")])
+            ['Ann']
+        """
         return [self.decode(row, **kwargs) for row in ids]
