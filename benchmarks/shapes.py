@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from memslots import MemslotsConfig, MemslotsModel
+from memslots.making import match_scales
 from memslots.modeling.processing_memslots import MemslotsProcessor
 
 WORDS = 800

@@ -49,7 +49,7 @@ def test_files_that_travel_in_requests(model, mixed):
     shown = described("one", mixed[0], {})
     assert shown["segments_as_text"] == len(mixed[0].segments)
     assert shown["fidelity"] == [1.0] * len(mixed[0].segments)
-    with pytest.raises(ValueError, match="more than the 100 characters"):
+    with pytest.raises(ValueError, match="for 100 characters"):
         read_memory_file(model, sent(mixed), 100)
 
 
