@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Books for `make tiny`: a path, or empty for PG-19 from the Hugging Face Hub.
 BOOKS ?= $(wildcard ../shared/data)
+# What `make ablate` trains, and the sets that it measures on.
+RECIPE ?= small_world
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +17,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint docs figure release tiny tables tables-capacity tables-verified tables-sentence bench clean
+.PHONY: smol help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -27,6 +29,9 @@ help:
 	@echo "make figure     draw the README's figure from the committed results"
 	@echo "make release    build and check wheel and sdist in dist/, with notes; uploads nothing"
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
+	@echo "make tiny-suite measure it on held-out people, write its card and the README's table"
+	@echo "make ablate     a recipe without each of its parts (RECIPE=small_world DATA=qa=personas/test)"
+	@echo "make smol       train slots for SmolLM2 for MINUTES=60, going on from runs/smol (DEVICE=cuda on a GPU)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
@@ -51,7 +56,7 @@ test-vllm: $(VLLM_VENV)/.vllm
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src
+	$(BIN)/mypy src lab
 	$(BIN)/typos
 
 docs: $(VENV)/.dev
@@ -72,22 +77,37 @@ release: $(VENV)/.dev
 	@echo "dist/ is ready; by hand: twine upload dist/*.whl dist/*.tar.gz"
 
 tiny: $(VENV)/.dev
-	$(BIN)/memslots train tiny $(if $(BOOKS),--books "$(BOOKS)") --output runs/tiny \
+	$(BIN)/python -m lab train tiny $(if $(BOOKS),--books "$(BOOKS)") --output runs/tiny \
 		--install src/memslots/assets/tiny
-	$(BIN)/memslots eval src/memslots/assets/tiny --suite tiny --card --readme README.md
+	$(MAKE) tiny-suite
+
+tiny-suite: $(VENV)/.dev
+	$(BIN)/python -m lab suite --card --readme README.md
+
+ablate: $(VENV)/.dev
+	$(BIN)/python -m lab ablate $(RECIPE) $(if $(BOOKS),--books "$(BOOKS)") \
+		$(foreach set,$(DATA),--data "$(set)")
+
+SMOL ?= runs/smol
+MINUTES ?= 60
+
+smol: $(VENV)/.dev
+	$(BIN)/python -m lab.smol.train $(SMOL) $(if $(BOOKS),--books "$(BOOKS)") --minutes $(MINUTES) \
+		--device $(DEVICE) $(SMOL_OPTIONS)
+	$(BIN)/python -m lab.smol.checkpoint $(SMOL) $(SMOL)/checkpoint
 
 tables: $(VENV)/.dev
-	$(BIN)/memslots tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
+	$(BIN)/python -m lab tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
 
 tables-verified: $(VENV)/.dev
-	$(BIN)/python benchmarks/verified.py --results runs/verified --page docs/verified.md --samples 1 $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m lab.verified.measure --results runs/verified --page docs/verified.md --samples 1 $(if $(DATA),--data "$(DATA)")
 
 tables-capacity: $(VENV)/.dev
-	$(BIN)/memslots capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
+	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
 		--report docs/capacity.md
 
 tables-sentence: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/memslots tables-sentence --output runs/sentence \
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --output runs/sentence \
 		--report docs/sentence_pools.md
 
 DEVICE ?= cpu
@@ -99,8 +119,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
 
 clean:
-	rm -rf build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis src/memslots/assets/*/*.py
+	find src lab tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: .core is the package with what it needs at run time, .dev adds training, evaluation
 # and the development tools.

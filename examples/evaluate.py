@@ -1,25 +1,24 @@
 """Measure a checkpoint: the memory at each rate, beside what one would read in its place.
 
     pip install "memslots[eval]"
-    python examples/evaluate.py                              # the embedded checkpoint, 50 questions
-    python examples/evaluate.py my_compressor --data squad/validation --data-dir my_copies
+    python examples/evaluate.py                              # the embedded checkpoint, SQuAD
+    python examples/evaluate.py my_compressor --data hotpotqa/validation --data-dir my_copies
 
 A memory's figure says little without the full text above it, and below it no context, a cut of the
 text as long as the memory, and another text's memory. `memslots eval --tasks qa` does the same.
 """
 
 import argparse
-from importlib.resources import files
 from pathlib import Path
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, embedded
 from memslots.evaluation.report import write_results
 from memslots.evaluation.suite import evaluate_tasks
 from memslots.evaluation.tables import markdown
 
 parser = argparse.ArgumentParser()
-parser.add_argument("checkpoint", nargs="?", default=str(files("memslots") / "assets" / "tiny"))
-parser.add_argument("--data", default="personas/test", help="set/split with questions")
+parser.add_argument("checkpoint", nargs="?", default=embedded("tiny"))
+parser.add_argument("--data", default="squad/validation", help="set/split with questions")
 parser.add_argument("--data-dir", help="folder with local copies of the sets; else the Hub")
 parser.add_argument("--samples", type=int, default=50)
 parser.add_argument("--output", default="results.json")

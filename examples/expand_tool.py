@@ -7,7 +7,7 @@ The tool call is written out here where an LLM with tools would have made it.
 
 import json
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, verified
 from memslots.cli.options import resolve_model
 from memslots.tools import expand, run_expand, segment_list
 
@@ -17,7 +17,7 @@ text = (
 )
 model = MemslotsModel.from_pretrained(resolve_model(None)).eval()
 memory = model.compress(text, rate=16, keep_text=True)
-print(memory.report())
+print(verified.report(memory))
 
 system = "The context is compressed into these segments:\n" + segment_list(memory)
 messages = [

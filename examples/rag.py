@@ -10,24 +10,22 @@ TF-IDF vectors and nearest neighbours, in memory.
 """
 
 import argparse
-import random
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
-from memslots import MemslotsModel
-from memslots.data.personas import FACTS, distinct_people, personas
+from memslots import MemslotsModel, embedded
+from memslots.evaluation.demo import QUESTIONS, demo_paragraphs
 from memslots.evaluation.metrics import exact_match
 from memslots.serving.store import MemoryStore
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", help="folder of .txt files")
 parser.add_argument("question", nargs="*")
-parser.add_argument("--model", default=str(files("memslots") / "assets" / "tiny"))
+parser.add_argument("--model", default=embedded("tiny"))
 parser.add_argument("--store", help="folder that keeps the memories; else they end with the run")
 options = parser.parse_args()
 
@@ -37,12 +35,10 @@ if options.folder:
     documents = {str(path): path.read_text("utf-8") for path in paths}
     asked = [(question, question, None) for question in options.question]
 else:
-    rng = random.Random(0)
-    people = distinct_people(personas("test", seed=62_000), 40)
-    documents = {person.name: person.text(rng) for person in people}
-    facts = [FACTS[1 + i % (len(FACTS) - 1)] for i in range(20)]
+    names = [person.name for person in QUESTIONS]
+    documents = dict(zip(names, demo_paragraphs(), strict=True))
     # These questions name nobody, so the search gets the name as well.
-    asked = [(p.name, p.question(f), p.answer(f)) for p, f in zip(people, facts, strict=False)]
+    asked = list(QUESTIONS)
 ids, texts = list(documents), list(documents.values())
 
 # 2. Compress what the store does not have yet. A later run with the same --store skips this.

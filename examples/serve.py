@@ -17,14 +17,14 @@ from importlib.resources import files
 import httpx
 import uvicorn
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, embedded
 from memslots.serving.engines import TransformersEngine
 from memslots.serving.gateway import Gateway
 from memslots.serving.gateway_settings import GatewaySettings
 from memslots.serving.shelf import ProcessShelf
 
 parser = argparse.ArgumentParser()
-parser.add_argument("checkpoint", nargs="?", default=str(files("memslots") / "assets" / "tiny"))
+parser.add_argument("checkpoint", nargs="?", default=embedded("tiny"))
 options = parser.parse_args()
 
 # 1. The server, on a free port of this machine. The key is made for this run.

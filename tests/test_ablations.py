@@ -6,13 +6,15 @@ import json
 import pytest
 import yaml
 
-from memslots.cli import main
-from memslots.configuration import load_recipe, packaged_recipes
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.__main__ import lab
+from lab.recipes import lab_recipe, recipe_file
+from lab.tables.ablation_report import ablation_table, plot_losses
+from lab.tables.ablations import ABLATIONS, ablated, fine_tuning_stage, stage_chain
+from lab.tables.quoted import quoted, quoted_markdown
+from lab.tables.results_page import marked, write_page
+from memslots.configuration import load_recipe
 from memslots.data import load_rows
-from memslots.evaluation.ablation_report import ablation_table, plot_losses
-from memslots.evaluation.quoted import quoted, quoted_markdown
-from memslots.evaluation.results_page import marked, write_page
-from memslots.trainer.ablations import ABLATIONS, ablated, fine_tuning_stage, stage_chain
 
 
 @pytest.fixture
@@ -63,12 +65,12 @@ def test_what_cannot_be_ablated_is_said(recipe):
     with pytest.raises(ValueError, match=r"ablation 'no_encoder' is unknown; there are whole"):
         ablated(recipe, "no_encoder", "finetune_qa")
     with pytest.raises(ValueError, match="no pre-training to take out"):
-        fine_tuning_stage(load_recipe("tiny"))
+        fine_tuning_stage(lab_recipe("tiny"))
 
 
 def test_ablate_trains_measures_and_compares(zoo, tmp_path, capsys):
     """The command end to end, and once more without training again."""
-    recipe = load_recipe("small_world")
+    recipe = lab_recipe("small_world")
     section = recipe["compressor"]
     del recipe["decoder"], section["encoder"]
     section["config"] = {"compression_rates": [4], "segment_length": 32}
@@ -88,7 +90,7 @@ def test_ablate_trains_measures_and_compares(zoo, tmp_path, capsys):
         "ablate", str(file), "--only", "whole,no_pretraining,no_completion", "--samples", "3",
         "--data", "qa=personas/test", "--output", str(tmp_path / "out"),
     ]  # fmt: skip
-    assert main(command) == 0
+    assert lab(command) == 0
     table = (tmp_path / "out" / "ablations.md").read_text()
     assert "| the whole recipe |" in table
     assert "| 23.51 | 15.96 |" in table  # PCC, table 6
@@ -96,11 +98,11 @@ def test_ablate_trains_measures_and_compares(zoo, tmp_path, capsys):
     results = tmp_path / "out" / "whole" / "results.json"
     written = results.stat().st_mtime_ns
     (tmp_path / "out" / "ablations.md").unlink()
-    assert main(command) == 0
+    assert lab(command) == 0
     assert (tmp_path / "out" / "ablations.md").read_text() == table
     assert results.stat().st_mtime_ns == written
     capsys.readouterr()
-    assert main([*command[:-1], str(tmp_path / "other"), "--data", "qa"]) == 2
+    assert lab([*command[:-1], str(tmp_path / "other"), "--data", "qa"]) == 2
     assert "must be TASK=SET/SPLIT" in capsys.readouterr().err
 
 
@@ -173,4 +175,4 @@ def test_personas_are_a_data_set():
     assert rows == list(load_rows("personas", "test", limit=5, seed=3))
     assert all(row["answer"] in row["context"] for row in rows if not row["answer"].isdigit())
     assert all(row["answers"] == [row["answer"]] for row in rows)
-    assert "small_world" in packaged_recipes()
+    assert recipe_file("small_world").is_file()

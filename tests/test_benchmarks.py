@@ -3,7 +3,6 @@
 import json
 import sys
 import types
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from memslots import MemslotsModel
+from lab import long_chat
+from memslots import MemslotsModel, embedded
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import against_published  # noqa: E402
 import alternatives  # noqa: E402
-import long_chat  # noqa: E402
 import measuring  # noqa: E402
 import page  # noqa: E402
 import published_way  # noqa: E402
@@ -415,8 +414,8 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
 
 
 def test_long_chats_are_read_in_every_way():
-    embedded = MemslotsModel.from_pretrained(files("memslots") / "assets" / "tiny")
-    found = list(long_chat.measure(embedded, people=1, turns=30, seed=5))
+    model = MemslotsModel.from_pretrained(embedded("tiny"))
+    found = list(long_chat.measure(model, people=1, turns=30, seed=5))
     assert len(found) == 8  # three rates, with and without recent turns, and two ways of text
     positions = {name: most for name, _, most in found}
     assert max(positions.values()) == positions["all turns as text"]

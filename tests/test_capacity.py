@@ -1,31 +1,34 @@
 """The capacity tables: texts, cells that run once, error patterns, structure, and the page."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from tiny_models import words
 
-from memslots.cli import main
-from memslots.cli.capacity_chunks import run_chunks
-from memslots.configuration import load_recipe
-from memslots.cramming import CrammingSettings, Reading, cram, load_frozen_decoder
-from memslots.cramming.error_patterns import error_patterns, frequency_band, place, token_kind
-from memslots.cramming.vector_structure import interpolate, nearest_embeddings, reach_of_ends
-from memslots.data import load_rows
-from memslots.evaluation import capacity_runs
-from memslots.evaluation.capacity_chunks import (
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.__main__ import lab
+from lab.capacity import runs
+from lab.capacity.chunk_runs import run_chunks
+from lab.capacity.chunks import (
     draw_chunks,
     read_chunks,
     reconstruction_accuracy,
     write_split,
 )
-from memslots.evaluation.capacity_plots import mean_gain
-from memslots.evaluation.capacity_report import load_records, write_capacity_page
-from memslots.evaluation.capacity_texts import CapacityTexts
+from lab.capacity.error_patterns import error_patterns, frequency_band, place, token_kind
+from lab.capacity.plots import mean_gain
+from lab.capacity.report import load_records, write_capacity_page
+from lab.capacity.texts import CapacityTexts
+from lab.capacity.vector_structure import interpolate, nearest_embeddings, reach_of_ends
+from memslots.configuration import load_recipe
+from memslots.cramming import CrammingSettings, Reading, cram, load_frozen_decoder
+from memslots.data import load_rows
 from memslots.modeling.layout_memslots import RECONSTRUCTION, Prompt, Row
 
+CAPACITY = Path(runs.__file__).with_name("capacity.yaml")
 SETTINGS = {
     "decoders": ["tiny"],
     "optimiser": {"max_steps": 6, "patience": 6},
@@ -96,46 +99,46 @@ def test_books_begin_with_a_sentence_and_sources_are_named(books, decoder):
 
 @pytest.fixture(scope="module")
 def cells(folder, books):
-    return capacity_runs.plan_cells(SETTINGS, {"tiny": folder}, books)
+    return runs.plan_cells(SETTINGS, {"tiny": folder}, books)
 
 
 @pytest.fixture(scope="module")
 def results(cells, books, tmp_path_factory):
     output = tmp_path_factory.mktemp("cells")
-    capacity_runs.run_cells(cells, output, books, workers=1)
+    runs.run_cells(cells, output, books, workers=1)
     return output
 
 
 def test_every_cell_has_a_file_and_none_runs_twice(cells, results, books, monkeypatch):
-    files = [capacity_runs.cell_file(cell, results) for cell in cells]
+    files = [runs.cell_file(cell, results) for cell in cells]
     assert len(set(files)) == len(cells) == 4 + 1 + 4 + 2 + 1
     assert sorted(results.iterdir()) == sorted(files)
-    monkeypatch.setattr(capacity_runs, "run_cell", lambda *_: pytest.fail("ran again"))
-    capacity_runs.run_cells(cells, results, books, workers=1)
+    monkeypatch.setattr(runs, "run_cell", lambda *_: pytest.fail("ran again"))
+    runs.run_cells(cells, results, books, workers=1)
 
 
 def test_what_a_result_depends_on_names_its_file(cells, folder, books, results, zoo):
-    names = {capacity_runs.cell_file(cell, results).name for cell in cells}
+    names = {runs.cell_file(cell, results).name for cell in cells}
     for change in ({"optimiser": {"max_steps": 7}}, {"lengths": [1, 2, 4]}):
-        other = capacity_runs.plan_cells({**SETTINGS, **change}, {"tiny": folder}, books)
-        changed = {capacity_runs.cell_file(cell, results).name for cell in other}
+        other = runs.plan_cells({**SETTINGS, **change}, {"tiny": folder}, books)
+        changed = {runs.cell_file(cell, results).name for cell in other}
         assert names - changed
-    weights = capacity_runs.plan_cells(SETTINGS, {"tiny": zoo.folder("gpt2", "decoder")}, books)
-    assert not names & {capacity_runs.cell_file(cell, results).name for cell in weights}
+    weights = runs.plan_cells(SETTINGS, {"tiny": zoo.folder("gpt2", "decoder")}, books)
+    assert not names & {runs.cell_file(cell, results).name for cell in weights}
 
 
 def test_a_cell_that_was_broken_off_leaves_nothing(cells, books, tmp_path, monkeypatch):
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(capacity_runs, "_search", broken)
+    monkeypatch.setattr(runs, "_search", broken)
     with pytest.raises(KeyboardInterrupt):
-        capacity_runs.run_cells(cells[:1], tmp_path, books, workers=1)
+        runs.run_cells(cells[:1], tmp_path, books, workers=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_search_says_what_it_measured(cells, results):
-    record = json.loads(capacity_runs.cell_file(cells[0], results).read_text())
+    record = json.loads(runs.cell_file(cells[0], results).read_text())
     result = record["result"]
     assert record["decoder"]["width"] == 32
     assert result["token_gain"] == max(v["token_gain"] for v in result["lengths"].values())
@@ -151,7 +154,7 @@ def test_a_search_says_what_it_measured(cells, results):
 
 
 def test_the_page_has_every_table_and_picture(cells, results, tmp_path):
-    records = load_records(capacity_runs.cell_file(cell, results) for cell in cells)
+    records = load_records(runs.cell_file(cell, results) for cell in cells)
     page = tmp_path / "capacity.md"
     write_capacity_page(records, page)
     text = page.read_text()
@@ -173,30 +176,27 @@ def test_the_command_goes_on_where_it_was(books, folder, tmp_path, capsys, monke
     section["searches"] = [{**SETTINGS["searches"][0], "decoders": ["embedded"], "seeds": 1}]
     file = tmp_path / "capacity.yaml"
     file.write_text(yaml.safe_dump({"capacity": section}))
-    monkeypatch.setattr("memslots.cli.capacity.resolve_model", lambda name: folder)
+    monkeypatch.setattr("lab.capacity.command.resolve_model", lambda name: folder)
     command = ["capacity", "--books", books, "--output", str(tmp_path / "run")]
     command += ["--settings", str(file), "--workers", "1"]
-    assert main([*command, "--only", "search", "--at-most", "1"]) == 0
+    assert lab([*command, "--only", "search", "--at-most", "1"]) == 0
     assert "1 of 5 cells" in capsys.readouterr().out
-    assert main([*command, "--dry-run"]) == 0
+    assert lab([*command, "--dry-run"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed].count("done") == 1
-    assert main([*command, "--only", "search"]) == 0
+    assert lab([*command, "--only", "search"]) == 0
     assert "2 of 5 cells" in capsys.readouterr().out
-    assert main([*command, "--only", "nonsense"]) == 2
+    assert lab([*command, "--only", "nonsense"]) == 2
     assert "no cell's name holds that" in capsys.readouterr().err
 
 
 def test_the_packaged_settings_plan_every_table(books, folder):
-    from importlib.resources import files
 
-    recipe = load_recipe(str(files("memslots.evaluation").joinpath("capacity.yaml")))
-    cells = capacity_runs.plan_cells(
-        recipe["capacity"], {"embedded": folder, "books": folder}, books
-    )
+    recipe = load_recipe(CAPACITY)
+    cells = runs.plan_cells(recipe["capacity"], {"embedded": folder, "books": folder}, books)
     for cell in cells:
         if cell["kind"] != "scatter":
-            capacity_runs.settings_of(cell)
+            runs.settings_of(cell)
     searches = [cell for cell in cells if cell["kind"] == "search"]
     for decoder in ("embedded", "books"):
         for method in ("mem", "dense"):
@@ -336,10 +336,9 @@ def test_reconstruction_accuracy_is_the_training_loss_hits(model):
 
 
 def test_table_2_trains_once_and_stands_on_the_page(chunk_books, tmp_path):
-    from importlib.resources import files
 
     recipe = load_recipe(
-        str(files("memslots.evaluation").joinpath("capacity.yaml")),
+        CAPACITY,
         ["chunks.recipe.compressor.training.per_device_train_batch_size=2"],
     )
     section = recipe["chunks"]
@@ -358,10 +357,9 @@ def test_table_2_trains_once_and_stands_on_the_page(chunk_books, tmp_path):
 
 
 def test_table_2_has_the_reports_columns_at_its_sizes(chunk_books, tmp_path):
-    from importlib.resources import files
 
     recipe = load_recipe(
-        str(files("memslots.evaluation").joinpath("capacity.yaml")),
+        CAPACITY,
         ["chunks.recipe.compressor.training.per_device_train_batch_size=2"],
     )
     section = recipe["chunks"]

@@ -1,19 +1,16 @@
 """ChatMemory: old turns as slots, recent ones as text."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import SENTENCES, words
 
-import memslots
-from memslots import ChatMemory, MemslotsModel
-from memslots.data.conversations import conversation_rows
+from lab.data.conversations import conversation_rows
+from memslots import ChatMemory, MemslotsModel, embedded
 from memslots.modeling.layout_memslots import FIRST_SLOT
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
-TINY = Path(memslots.__file__).parent / "assets" / "tiny"
 
 
 def fill(chat: ChatMemory, turns: int) -> list[str]:
@@ -203,7 +200,7 @@ def test_bad_turns_and_questions(compressor):
 
 def test_facts_of_the_first_turns_by_the_embedded_checkpoint():
     """Seven facts, no turn kept as text. Its decoder reads one person's facts in one segment."""
-    model = MemslotsModel.from_pretrained(TINY)
+    model = MemslotsModel.from_pretrained(embedded("tiny"))
     chat = ChatMemory(model, keep_last=0, rate=4, turn_format="{content} ")
     facts = (
         "Carmen Moss is an engineer at Silver Bank.|She lives in Lagos, Nigeria.|"
@@ -227,7 +224,7 @@ def test_facts_of_the_first_turns_by_the_embedded_checkpoint():
 @pytest.mark.parametrize("keep_last", [0, 4])
 def test_facts_of_the_first_turn_are_answered_after_200_turns(keep_last):
     """The embedded checkpoint, people and small talk that it was not trained on."""
-    model = MemslotsModel.from_pretrained(TINY)
+    model = MemslotsModel.from_pretrained(embedded("tiny"))
     right = asked = 0
     for row in conversation_rows("test", 4, turns=200, seed=5, questions=5):
         chat = ChatMemory(model, keep_last=keep_last, rate=16)

@@ -5,20 +5,19 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 import memslots
+from lab.__main__ import lab
 from memslots import Memory
 from memslots.cli import main
+from memslots.cli.demo_view import judged
 
 TEXT = "Carmen Moss is an engineer at Silver Bank. She lives in Lagos and owns 27 maps. Café."
-EMBEDDED = Path(memslots.__file__).parent / "assets" / "tiny" / "config.json"
 COMMANDS = (
     *("demo", "ask", "compress", "reconstruct", "train", "eval", "info", "init"),
-    *("card", "push", "ablate", "tables", "cram", "plan", "capacity", "finetune-decoder", "serve"),
-    *("tables-sentence", "push-space", "report"),
+    *("card", "push", "push-space", "cram", "plan", "serve", "report"),
 )
 
 
@@ -190,13 +189,11 @@ def test_init_makes_a_checkpoint(run, refused, zoo, tmp_path):
     assert "not an empty folder" in refused(*make, "segment_length=64")
 
 
-def test_eval_writes_results_and_card(run, checkpoints, tmp_path):
-    code, out, _ = run(
-        "eval", checkpoints / "other", "--questions", 1, "--output", tmp_path / "r.json",
-        "--card", "--check",
-    )  # fmt: skip
+def test_suite_writes_results_and_card(run, checkpoints, tmp_path, capsys):
+    asked = ["suite", str(checkpoints / "other"), "--questions", "1", "--card", "--check"]
+    code = lab([*asked, "--output", str(tmp_path / "r.json")])
     assert code == 1  # an untrained checkpoint misses bars
-    assert "Bars" in out
+    assert "Bars" in capsys.readouterr().out
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["rates_missing"] == [8]
     assert (checkpoints / "other" / "README.md").is_file()
@@ -210,15 +207,25 @@ def test_demo_on_any_checkpoint(run, checkpoints):
     assert code == 0
     assert "rate  16" in out
     assert "Expected" in out
+    assert "✗" not in out
 
 
-@pytest.mark.skipif(not EMBEDDED.is_file(), reason="the embedded checkpoint is not trained yet")
+def test_demo_marks_wrong_only_what_the_embedded_checkpoint_says():
+    marked = [judged(answer, "93", exact) for answer in ("She is 93.", "931") for exact in (1, 0)]
+    assert [(str(text), str(text.style)) for text in marked] == [
+        ("She is 93. ✗", "red"),
+        ("She is 93.", "green"),
+        ("931 ✗", "red"),
+        ("931", ""),
+    ]
+
+
 def test_demo_on_the_embedded_checkpoint(run):
     assert run("demo")[0] == 0
 
 
-@pytest.mark.skipif(EMBEDDED.is_file(), reason="the embedded checkpoint is there")
-def test_demo_without_embedded_checkpoint(refused):
+def test_demo_without_embedded_checkpoint(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("memslots.checkpoints.ASSETS", tmp_path)
     assert "no embedded checkpoint" in refused("demo")
 
 
@@ -251,7 +258,7 @@ def test_bad_arguments(refused, checkpoints, text):
     assert "choose one of auto" in refused(*ask, *one, "--dtype", "float33")
     assert "cannot be used" in refused(*ask, *one, "--device", "abacus")
     assert "no such folder" in refused(*ask, "--model", "./nowhere")
-    assert "--suite" in refused("eval", "--suite", "large")
+    assert "--suite" in refused("eval", "--suite", "tiny")  # the lab's
 
 
 def test_bad_memories(refused, run, checkpoints, text, tmp_path):
@@ -272,13 +279,13 @@ def test_another_kind_of_checkpoint(refused, zoo, text):
 
 
 def test_bad_recipes(refused):
-    assert "did you mean 'tiny'" in refused("train", "tinny")
-    assert "did you mean 'seed'" in refused("train", "tiny", "--set", "decoder.sed=1")
-    assert "key=value" in refused("train", "tiny", "--set", "seed")
+    assert "did you mean 'pcc_lite'" in refused("train", "pcc_light")
+    assert "did you mean 'seed'" in refused("train", "pcc_lite", "--set", "compressor.sed=1")
+    assert "key=value" in refused("train", "pcc_lite", "--set", "seed")
 
 
 def test_debug_shows_the_traceback_of_one_call(capsys):
     with pytest.raises(ValueError, match="did you mean"):
-        main(["--debug", "train", "tinny"])
-    assert main(["train", "tinny"]) == 2
+        main(["--debug", "train", "pcc_light"])
+    assert main(["train", "pcc_light"]) == 2
     assert "did you mean" in capsys.readouterr().err

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.data.conversations import conversation_rows, small_talk, written
+from lab.data.personas import persona_rows
 from memslots import ChatMemory
-from memslots.data.conversations import conversation_rows, small_talk, written
-from memslots.data.personas import persona_rows
 from memslots.trainer import CompressorConfig
 from memslots.trainer.collator import CompressorCollator
 from memslots.trainer.stage_data import Sources, stage_dataset
@@ -16,7 +17,7 @@ from memslots.trainer.stage_data import Sources, stage_dataset
 
 def test_same_arguments_give_same_rows_in_another_process():
     code = (
-        "from memslots.data.conversations import conversation_rows as rows;"
+        "from lab.data.conversations import conversation_rows as rows;"
         "print(list(rows('test', 3, questions=4)))"
     )
     printed = subprocess.run(

@@ -7,9 +7,10 @@ import pytest
 from dataset_rows import ROWS, FakeHub, assert_counted
 from datasets import Dataset
 
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.data.character_dialogue import book_sessions
+from lab.data.personas import make_persona, persona_split
 from memslots.data import DataNotFound, load_rows, raw_rows
-from memslots.data.character_dialogue import book_sessions
-from memslots.data.personas import make_persona, persona_split
 
 
 def write_gsm8k(folder, count, shuffled=False):

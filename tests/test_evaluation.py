@@ -4,7 +4,10 @@ from importlib.resources import files
 
 import pytest
 
-from memslots.data.personas import persona_rows, persona_split
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.data.personas import FACTS, persona_rows, persona_split
+from lab.suite.people import demo_people, demo_text
+from lab.suite.tiny_suite import evaluate_tiny
 from memslots.evaluation import report
 from memslots.evaluation.answering import (
     answer_from_text,
@@ -12,7 +15,7 @@ from memslots.evaluation.answering import (
     memories_at_rates,
     reconstruct_segments,
 )
-from memslots.evaluation.demo import demo_people, demo_text
+from memslots.evaluation.demo import QUESTIONS, demo_paragraphs
 from memslots.evaluation.metrics import (
     exact_match,
     score,
@@ -20,7 +23,6 @@ from memslots.evaluation.metrics import (
     tokens_right,
     wilson_interval,
 )
-from memslots.evaluation.tiny_suite import evaluate_tiny
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_suite_is_of_held_out_people_and_repeatable(model, results):
     again = evaluate_tiny(model, n_questions=6, n_reconstructions=1, n_many=0)
     for name in ("plain", "another", "none"):
         assert again["one_person"][name]["all"] == results["one_person"][name]["all"]
-    assert {persona_split(person) for person, _ in demo_people()} == {"test"}
+    assert {persona_split(person) for person in demo_people()} == {"test"}
 
 
 def test_suite_leaves_out_untrained_rates_and_says_so(model):
@@ -167,5 +169,10 @@ def test_reports(results, tmp_path):
         report.fill_block(path, results)
 
 
-def test_demo_text_is_what_the_generator_writes():
+def test_demo_text_and_questions_are_what_the_generator_writes():
     assert files("memslots").joinpath("assets", "demo.txt").read_text("utf-8") == demo_text()
+    for person, asked in zip(demo_people(), QUESTIONS, strict=True):
+        facts = {person.question(fact): person.answer(fact) for fact in FACTS}
+        assert (person.name, facts[asked.question]) == (asked.name, asked.answer)
+    people = [asked.name.split()[0] for asked in QUESTIONS]
+    assert all(n in text for n, text in zip(people, demo_paragraphs(), strict=True))

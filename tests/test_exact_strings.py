@@ -10,13 +10,14 @@ import torch
 from tiny_models import words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lab.data.exact_strings import VALUES, exact_string_rows, places_of
+from lab.recipes import lab_recipe
+from lab.training.decoder_rows import DecoderRows
+from lab.training.run import run_recipe
 from memslots import MemslotsModel
 from memslots.configuration import load_recipe
-from memslots.data.exact_strings import VALUES, exact_string_rows, places_of
 from memslots.trainer.compressor_config import recipe_fields
-from memslots.trainer.decoder_rows import DecoderRows
 from memslots.trainer.plan import plan_recipe
-from memslots.trainer.run import run_recipe
 
 BOOK = "It was late. " + words(900, seed=4)
 
@@ -37,7 +38,7 @@ def start(zoo, tmp_path_factory):
 
 
 def small(start):
-    recipe = load_recipe("exact_strings", ["compressor.threads=1"])
+    recipe = lab_recipe("exact_strings", ["compressor.threads=1"])
     recipe["decoder"].update(
         checkpoint=str(start), threads=1, compile=False, tokens_per_step=512, evaluate_every=1000
     )

@@ -7,9 +7,9 @@ import torch
 from tiny_models import words
 from transformers import AutoModelForCausalLM
 
-from memslots.cli import main
+from lab.__main__ import lab
+from lab.training.finetune_decoder import _encode, finetune_decoder
 from memslots.evaluation.tasks import role_play
-from memslots.trainer.finetune_decoder import _encode, finetune_decoder
 
 
 def dialogue(i):
@@ -57,10 +57,10 @@ def test_from_the_command_line(zoo, tmp_path, capsys):
     data = ["--data-dir", str(tmp_path)]
     tuned, results = tmp_path / "tuned", tmp_path / "results.json"
     arguments = ["finetune-decoder", checkpoint, str(tuned), "--data", "squad/train"]
-    assert main([*arguments, *data, "--steps", "1", "--whole"]) == 0
+    assert lab([*arguments, *data, "--steps", "1", "--whole"]) == 0
     arguments = ["eval", checkpoint, "--tasks", "roleplay", "--data", "roleplay=squad/validation"]
     arguments += ["--rates", "4", "--lengths", "20", "--output", str(results)]
-    assert main([*arguments, *data, "--finetuned-decoder", str(tuned)]) == 0
+    assert lab([*arguments, *data, "--finetuned-decoder", str(tuned)]) == 0
     written = json.loads(results.read_text())
     assert written["finetuned_decoder"] == str(tuned)
     assert "finetuned" in {record["condition"] for record in written["records"]}
@@ -68,7 +68,7 @@ def test_from_the_command_line(zoo, tmp_path, capsys):
 
     other = zoo.folder("llama", "encoder")  # of another width
     capsys.readouterr()
-    assert main([*arguments, *data, "--finetuned-decoder", other]) == 2
+    assert lab([*arguments, *data, "--finetuned-decoder", other]) == 2
     assert "hidden_size" in capsys.readouterr().err
-    assert main(["eval", checkpoint, "--tasks", "qa", "--finetuned-decoder", other]) == 2
+    assert lab(["eval", checkpoint, "--tasks", "qa", "--finetuned-decoder", other]) == 2
     assert "roleplay" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from memslots.trainer.local_init import initialize_local
+from lab.training.local_init import initialize_local
 
 
 def _fresh(zoo, hidden=64, heads=8, converter=96):

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from memslots.data.personas import (
+from lab.data.personas import (
     FACTS,
     SPLITS,
     make_persona,
@@ -20,7 +20,7 @@ from memslots.data.personas import (
 
 def test_same_arguments_give_same_rows_in_another_process():
     code = (
-        "from memslots.data.personas import persona_rows as rows;"
+        "from lab.data.personas import persona_rows as rows;"
         "print(list(rows('test', 3, people=2, questions=4)))"
     )
     printed = [

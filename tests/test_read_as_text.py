@@ -1,13 +1,12 @@
 """Segments that the decoder reads as text: the prompt around them is that of a full text."""
 
 import warnings
-from importlib.resources import files
 
 import pytest
 import torch
 from tiny_models import QUESTIONS, TEXTS
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, embedded
 from memslots.evaluation.answering import answer_from_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
@@ -77,7 +76,7 @@ def test_a_prefix_is_continued_alike(model):
 
 
 def test_an_expanded_text_is_answered_as_the_full_text():
-    model = MemslotsModel.from_pretrained(str(files("memslots") / "assets" / "tiny"))
+    model = MemslotsModel.from_pretrained(embedded("tiny"))
     model.to(torch.float32)
     memory = model.compress(PERSON, rate=4, keep_text=True)
     question = "How old is the person?"

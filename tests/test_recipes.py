@@ -1,15 +1,16 @@
 import pytest
 import yaml
 
+from lab.recipes import lab_recipe
 from memslots.configuration import apply_overrides, load_recipe, packaged_recipes
 
 RECIPE = {"seed": 0, "training": {"learning_rate": 0.1}, "stages": [{"steps": 5}, {"steps": 7}]}
 
 
 def test_packaged_recipe_by_name_and_overrides():
-    assert "tiny" in packaged_recipes()
-    plain = load_recipe("tiny")
-    changed = load_recipe("tiny", ["decoder.seed=7", "decoder.training.learning_rate=0.5"])
+    assert packaged_recipes() == ["mean_pool", "pcc_large", "pcc_lite", "sentence_pools"]
+    plain = lab_recipe("tiny")
+    changed = lab_recipe("tiny", ["decoder.seed=7", "decoder.training.learning_rate=0.5"])
     assert changed["decoder"]["seed"] == 7
     assert changed["decoder"]["training"]["learning_rate"] == 0.5
     changed["decoder"]["seed"] = plain["decoder"]["seed"]
@@ -77,8 +78,8 @@ def test_every_setting_of_the_trainer_and_the_model_can_be_set():
 
 
 def test_bad_recipes(tmp_path):
-    with pytest.raises(ValueError, match="did you mean 'tiny'"):
-        load_recipe("tinny")
+    with pytest.raises(ValueError, match="did you mean 'pcc_lite'"):
+        load_recipe("pcc_light")
     for text, message in (("", "mapping"), ("- 1", "mapping"), ("a: [", "not valid YAML")):
         path = tmp_path / "bad.yaml"
         path.write_text(text)
@@ -94,7 +95,7 @@ def test_config_is_re_exported():
 
 @pytest.mark.parametrize("stage", ["one_person", "rates"])
 def test_a_stage_without_its_predecessor_says_so(tmp_path, stage):
-    from memslots.trainer.run import run_recipe
+    from lab.training.run import run_recipe
 
     with pytest.raises(ValueError, match="starts from the one before it"):
-        run_recipe(load_recipe("tiny"), tmp_path, stage=stage)
+        run_recipe(lab_recipe("tiny"), tmp_path, stage=stage)

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 from tiny_models import TEXTS
 
+from lab import sources  # noqa: F401, whose kinds are named below
 from memslots.modeling.layout_memslots import ANSWER, RECONSTRUCTION
 from memslots.trainer import CompressorConfig, CompressorTrainer
 from memslots.trainer.stage_data import Sources, stage_dataset

@@ -63,6 +63,10 @@ def test_wheel_and_archive_have_everything(built):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert there - names == set()
+    # Built from the archive, which as git has no copy of the code beside the weights.
+    code = {path.name for path in (ROOT / "src/memslots/modeling").glob("*_memslots.py")}
+    beside = {name.rpartition("/")[2] for name in names if name.startswith("memslots/assets/tiny/")}
+    assert {name for name in beside if name.endswith(".py")} == code != set()
     kinds = {Path(name).suffix for name in names}
     assert {".py", ".yaml", ".jinja", ".safetensors", ".json", ".txt", ".typed"} <= kinds
     assert {name for name in names if not name.startswith("memslots")} == set()
@@ -72,6 +76,7 @@ def test_wheel_and_archive_have_everything(built):
         packed = {name.partition("/")[2] for name in tar.getnames()}
     assert {"README.md", "LICENSE", "CHANGELOG.md", "tests/conftest.py", "zensical.toml"} <= packed
     assert {"tools/release_notes.py", "examples/rag.py", "docs/index.md"} <= packed
+    assert not {name for name in packed if re.search(r"assets/tiny/.*\.py$", name)}
 
 
 def test_the_checker_of_the_package_index_is_content(built):
@@ -141,6 +146,9 @@ def test_installed_in_a_fresh_environment_it_runs_the_demo_offline(built, kind, 
     assert Path(where.strip()).is_relative_to(environment)
     printed = run(environment / "bin" / "memslots", "demo")
     assert "rate 4" in printed
+    readme = (ROOT / "README.md").read_text("utf-8")
+    block = re.search(r"^```python\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    assert run(python, "-c", block[1]).startswith("Memory(1 document, ")
     assert run(environment / "bin" / "memslots", "--version").strip() == (
         f"memslots {memslots.__version__}"
     )

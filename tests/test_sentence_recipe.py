@@ -3,11 +3,12 @@
 import pytest
 from sentence_encoders import sentence_encoder
 
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.training.run import run_recipe
 from memslots import MemslotsModel
 from memslots.configuration import load_recipe
 from memslots.trainer.plan import plan_recipe
 from memslots.trainer.pool_units import change_pool_unit
-from memslots.trainer.run import run_recipe
 from memslots.trainer.stage_data import Sources, stage_dataset
 
 

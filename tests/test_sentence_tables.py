@@ -1,4 +1,4 @@
-"""`memslots tables-sentence` on tiny models: runs, measures, page, and going on when stopped."""
+"""`python -m lab tables-sentence` on tiny models: runs, measures, page, and going on."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,12 @@ import torch
 import yaml
 from sentence_encoders import sentence_encoder
 
-from memslots.cli import main
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.__main__ import lab
+from lab.data.sentence_facts import sentence_rows
+from lab.sentence.measure import measure_answers
+from lab.sentence.page import write_sentence_page
 from memslots.configuration import load_recipe
-from memslots.data.sentence_facts import sentence_rows
-from memslots.evaluation.sentence_measure import measure_answers
-from memslots.evaluation.sentence_page import write_sentence_page
 from memslots.making import new_compressor
 
 SOURCE = {"kind": "persona_sentences"}
@@ -22,7 +23,7 @@ SOURCE = {"kind": "persona_sentences"}
 def settings(zoo, tmp_path_factory) -> str:
     """The packaged settings, with tiny models, two steps a run and four questions a measure."""
     folder = tmp_path_factory.mktemp("settings")
-    recipe = load_recipe("src/memslots/evaluation/sentence_tables.yaml")
+    recipe = load_recipe("lab/sentence/tables.yaml")
     section = recipe["compressor"]
     section["encoder"] = sentence_encoder(folder)
     section["decoder"] = zoo.folder("llama", "decoder")
@@ -51,7 +52,7 @@ def settings(zoo, tmp_path_factory) -> str:
 
 def run(settings, folder, *only) -> int:
     arguments = ["--settings", settings, "--output", str(folder), *only]
-    return main(["tables-sentence", *arguments, "--report", str(folder / "page.md")])
+    return lab(["tables-sentence", *arguments, "--report", str(folder / "page.md")])
 
 
 def test_runs_measures_and_page(settings, tmp_path, capsys):
@@ -86,7 +87,7 @@ def test_dry_run_and_mistakes(settings, tmp_path, capsys):
 
 
 def test_every_measure_is_of_a_run_and_every_run_is_measured():
-    recipe = load_recipe("src/memslots/evaluation/sentence_tables.yaml")
+    recipe = load_recipe("lab/sentence/tables.yaml")
     runs = {stage["name"] for stage in recipe["compressor"]["stages"]}
     assert {measure["run"] for measure in recipe["measures"]} == runs
     names = [measure["name"] for measure in recipe["measures"]]

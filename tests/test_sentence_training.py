@@ -9,15 +9,17 @@ import torch
 from datasets import Dataset
 from sentence_encoders import sentence_encoder
 
+from lab import sources  # noqa: F401, whose kinds are named below
+from lab.data.code_facts import CODE_FACTS, code_rows
+from lab.data.personas import make_persona, persona_split
+from lab.data.sentence_facts import PARAGRAPH, POOL_FACTS, pool_rows, sentence_rows
+from lab.training.run import run_recipe
 from memslots import MemslotsModel
-from memslots.data.code_facts import CODE_FACTS, code_rows
-from memslots.data.personas import make_persona, persona_split
-from memslots.data.sentence_facts import PARAGRAPH, POOL_FACTS, pool_rows, sentence_rows
 from memslots.making import new_compressor
 from memslots.trainer import CompressorConfig, CompressorTrainer
 from memslots.trainer.contrast_groups import ContrastGroups
-from memslots.trainer.run import previous_stage, run_recipe, training_arguments
-from memslots.trainer.sentence_sources import contrast_of, source_rows
+from memslots.trainer.row_sources import contrast_of, source_rows
+from memslots.trainer.run import previous_stage, training_arguments
 from memslots.trainer.shortcut_check import ShortcutCheck
 from memslots.trainer.slot_cache import cached_slots
 from memslots.trainer.stage_changes import change_stage

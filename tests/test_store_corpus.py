@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ import pytest
 import torch
 from store_memories import make_memory
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, embedded
 from memslots.cli import main
 from memslots.serving import compress_corpus
 from memslots.serving.compress_corpus import add_corpus
@@ -24,7 +23,7 @@ from memslots.serving.corpus import Document, Unusable, read_documents
 from memslots.serving.corpus_workers import CompressorSpec, CorpusCompressor
 from memslots.serving.store import MemoryStore
 
-CHECKPOINT = str(files("memslots").joinpath("assets", "tiny"))
+CHECKPOINT = embedded("tiny")
 
 
 @pytest.fixture(scope="module")

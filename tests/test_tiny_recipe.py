@@ -6,9 +6,10 @@ import random
 import pytest
 from tiny_models import words
 
+from lab.recipes import lab_recipe
+from lab.training.run import run_recipe
 from memslots import MemslotsModel
-from memslots.configuration import load_recipe
-from memslots.trainer.run import install_checkpoint, run_recipe
+from memslots.trainer.run import install_checkpoint
 
 SMALL = [
     "tokenizer.vocab_size=700",
@@ -35,7 +36,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def recipe():
-    recipe = load_recipe("tiny", SMALL)
+    recipe = lab_recipe("tiny", SMALL)
     for stage in recipe["decoder"]["curriculum"]:
         stage["steps"] = 1
         stage["lengths"] = {256: 1.0}

@@ -6,7 +6,6 @@ import random
 import re
 import warnings
 from dataclasses import replace
-from importlib.resources import files
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from tiny_models import LONG, QUESTIONS, TEXTS
 
-from memslots import Memory, MemslotsModel, verified
+from memslots import Memory, MemslotsModel, checkpoints, verified
 from memslots.modeling.memory_files_memslots import write_file
 from memslots.modeling.reading_back_memslots import marked
 from memslots.verified.fidelity import aligned, read, teacher_forced
@@ -36,7 +35,7 @@ STRANGE = (
 
 @pytest.fixture(scope="module")
 def embedded() -> MemslotsModel:
-    return MemslotsModel.from_pretrained(str(files("memslots") / "assets" / "tiny")).eval()
+    return MemslotsModel.from_pretrained(checkpoints.embedded("tiny")).eval()
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +191,7 @@ def test_no_exact_span_is_left_lost(model):
 def test_a_kept_text_is_exact_on_any_machine(embedded, kept, tmp_path):
     assert kept.texts == (PERSON,)
     kept.save(tmp_path / "kept")
-    bare = MemslotsModel.from_pretrained(
-        str(files("memslots") / "assets" / "tiny"), load_decoder=False
-    )
+    bare = MemslotsModel.from_pretrained(checkpoints.embedded("tiny"), load_decoder=False)
     for read_ in (bare.load_memory(tmp_path / "kept"), kept.to(torch.bfloat16)):
         assert bare.reconstruct(read_, exact=True) == PERSON
         assert read_.expand(0) == bare.expand(read_, 0) == PERSON[: kept.segments[0].end]

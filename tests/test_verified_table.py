@@ -1,27 +1,22 @@
-"""The baselines of `benchmarks/verified.py`: every way beside the text cut to its positions."""
-
-import sys
-from importlib.resources import files
-from pathlib import Path
+"""The baselines of `lab/verified`: every way beside the text cut to its positions."""
 
 import pytest
 
-from memslots import MemslotsModel
-from memslots.data.exact_strings import BOILERPLATE
+from lab.data.exact_strings import BOILERPLATE
+from memslots import MemslotsModel, checkpoints
 from memslots.verified import compress
 
 pytest.importorskip("trl", reason="the table trains too; it needs memslots[train]")
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import verified
-import verified_page
+from lab.verified import measure as verified
+from lab.verified import page as verified_page
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
 
 
 @pytest.fixture(scope="module")
 def embedded() -> MemslotsModel:
-    return MemslotsModel.from_pretrained(str(files("memslots") / "assets" / "tiny")).eval()
+    return MemslotsModel.from_pretrained(checkpoints.embedded("tiny")).eval()
 
 
 def test_every_way_has_a_cut_of_its_positions(embedded):
@@ -87,6 +82,8 @@ def test_the_tables_show_every_way_and_its_cut(embedded, monkeypatch):
     )
     assert "| text cut to rate 16, exact spans |" in page
     assert "| one | 100 | 50.0 | 40.0 | 0.80 (0.80 to 0.80) | 70.0 | 0.0 | 1 of 2 | 2.00 |" in page
+    assert "they lose\n  0.80 of it (missed)." in page
+    assert "this checkpoint 0.50 in the median (reached), 0.50 at worst;" in page
 
 
 def test_the_cost_is_a_ratio_to_a_prefill_of_the_same_text(embedded):
@@ -109,10 +106,12 @@ def test_a_missed_bar_of_either_measurement_is_said():
     exact = {"way": "rate 16, exact spans", "kept": True, "answered": True, "hidden_in": "a book"}
     strings = [fixed, exact | {"tokens": 16, "positions": 4}]
     said = verified_page.bars({"cost": cost, "losses": losses, "strings": strings})
-    assert "100.0% at 4.00 in a book (missed)" in said
-    assert "they lose 0.90 of it (missed)" in said
-    assert "this checkpoint 1.50 in the median (missed), 1.50 at worst" in said
-    assert "the larger decoder 0.50 in the median (reached), 0.50 at worst" in said
+    assert said["strings"] == [{"place": "a book", "kept": 1, "rate": 4, "reached": False}]
+    assert said["ratio"] == 0.9
+    assert [(bar["what"], bar["median"], bar["worst"]) for bar in said["costs"]] == [
+        ("this checkpoint", 1.5, 1.5),
+        ("the larger decoder", 0.5, 0.5),
+    ]
 
 
 def test_the_texts_to_lose_from():

@@ -2,7 +2,7 @@
 
     python tools/rates_figure.py          # or make figure
 
-Fidelity is what `memslots eval --suite tiny` wrote beside the embedded checkpoint. Speed is what
+Fidelity is what `make tiny-suite` wrote beside the embedded checkpoint. Speed is what
 `benchmarks/table_a7.py` wrote: keep its JSON as docs/images/speed.json to draw another machine's.
 The numbers are in the figure's metadata, and a test compares them with the files.
 """

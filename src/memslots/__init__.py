@@ -11,6 +11,7 @@ _EXPORTS = {
     "MemslotsModel": "modeling",
     "MemslotsProcessor": "modeling",
     "new_compressor": "making",
+    "embedded": "checkpoints",
 }
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MemslotsModel",
     "MemslotsProcessor",
     "__version__",
+    "embedded",
     "new_compressor",
 ]
 

@@ -8,14 +8,12 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 import torch
 
-import memslots
-from memslots import MemslotsModel, verified
+from memslots import MemslotsModel, embedded, verified
 from memslots.serving.prompt_embeds import prompt_embeds
 from memslots.serving.sampling import Sampling, default_sampling, end_tokens
 from memslots.serving.vllm_client import PromptRefused, VllmClient
@@ -23,7 +21,7 @@ from memslots.serving.vllm_offline import export_decoder, generate_with_vllm
 
 pytestmark = pytest.mark.timeout(900)
 
-CHECKPOINT = Path(memslots.__file__).parent / "assets" / "tiny"
+CHECKPOINT = embedded("tiny")
 CONTEXTS = [
     "Carmen Moss is an engineer at Silver Bank. She lives in Lagos, Nigeria. She is 34 years old. "
     "Carmen owns 27 maps. She speaks English and Yoruba.",

@@ -12,18 +12,13 @@ from rich.text import Text
 from memslots import __version__
 
 from . import (
-    ablate,
     build,
-    capacity,
     cram,
-    finetune,
     plan,
     publish,
     report,
-    sentence_tables,
     serve,
     store,
-    tables,
     use,
 )
 from .options import err
@@ -68,32 +63,14 @@ app.command(epilog="Example: memslots reconstruct doc.safetensors")(use.reconstr
 app.command(epilog="Example: memslots report doc.safetensors --context notes.txt --html map.html")(
     report.report
 )
-app.command(epilog="Example: memslots train tiny --books ../shared/data --output runs/tiny")(
-    build.train
-)
-app.command("eval", epilog="Example: memslots eval path/to/checkpoint --questions 1000 --check")(
+app.command(epilog="Example: memslots train pcc_lite --output runs/lite --dry-run")(build.train)
+app.command("eval", epilog="Example: memslots eval path/to/checkpoint --tasks qa --rates 4,16")(
     build.evaluate
 )
-app.command(
-    "finetune-decoder",
-    epilog="Example: memslots finetune-decoder path/to/checkpoint tuned --data hpd/paper_train",
-)(finetune.finetune)
 app.command(epilog="Example: memslots info path/to/checkpoint")(build.info)
 app.command(
     epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B new --set markers=memory"
 )(build.init)
-app.command(
-    epilog="Example: memslots ablate small_world --books books.jsonl --data qa=personas/test"
-)(ablate.ablate)
-app.command(epilog="Example: memslots tables --books books.jsonl --report results.md")(
-    tables.tables
-)
-app.command("tables-sentence", epilog="Example: memslots tables-sentence --output runs/sentence")(
-    sentence_tables.tables_sentence
-)
-app.command(epilog="Example: memslots capacity --books ../shared/data --output runs/capacity")(
-    capacity.capacity
-)
 app.command(epilog="Example: memslots cram --text notes.txt --method dense --length 24")(cram.cram)
 app.command(epilog="Example: memslots plan --decoder Qwen/Qwen3-8B --tokens 10000 --rate 16")(
     plan.plan
@@ -111,18 +88,22 @@ app.command(
 app.add_typer(store.app, name="store")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(
+    arguments: list[str] | None = None, commands: typer.Typer = app, name: str = "memslots"
+) -> int:
     """Runs the command line; a user's mistake is one line on stderr and exit code 2.
 
     Args:
         arguments: Without the program's name; `sys.argv` by default.
+        commands: Those of another program that handles mistakes alike.
+        name: Of that program.
     """
     # ClickException: recent typer brings its own copy of click, so it is found by way of typer.
     usage_error: Any = typer.BadParameter.mro()[2]
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = os.environ.get("MEMSLOTS_DEBUG")
     try:
-        code = app(arguments or ["--help"], prog_name="memslots", standalone_mode=False)
+        code = commands(arguments or ["--help"], prog_name=name, standalone_mode=False)
     except usage_error as error:
         message = " ".join(error.format_message().split()).rstrip(".")
         err.print(Text(f"error: {message}. See --help for an example."), soft_wrap=True)

@@ -16,7 +16,6 @@ from .options import (
     Literals,
     Revision,
     Sets,
-    err,
     literal_names,
     load_config,
     load_model,
@@ -128,20 +127,13 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Argument(help="Folder or repository; the embedded one by default.")
     ] = None,
-    suite: Annotated[str, typer.Option(help="The suite; there is one, tiny.")] = "tiny",
-    questions: Annotated[int, typer.Option(min=1, help="Questions about one person.")] = 1000,
-    output: Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a bar is missed.")] = False,
-    card: Annotated[
-        bool, typer.Option("--card", help="Write results.json and the card into CHECKPOINT.")
-    ] = False,
-    readme: Annotated[
-        Path | None, typer.Option(help="Fill the results block of this Markdown file.")
-    ] = None,
-    books: Annotated[str | None, typer.Option(help="Reconstruct passages of these too.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="The papers' tasks instead, such as qa,reconstruction.")
-    ] = None,
+        str,
+        typer.Option(help="With commas between: reconstruction,completion,qa,icl,roleplay,needle."),
+    ] = "qa",
+    output: Annotated[
+        Path, typer.Option(help="JSON to write; table and plots go beside it.")
+    ] = Path("results.json"),
     rates: Annotated[str | None, typer.Option(help="Rates to measure, such as 4,16.")] = None,
     baselines: Annotated[
         str | None,
@@ -162,69 +154,27 @@ def evaluate(
         str | None, typer.Option(help="Input lengths in decoder tokens, such as 512,1024.")
     ] = None,
     finetuned_decoder: Annotated[
-        str | None, typer.Option(help="Compare role play with this one; see finetune-decoder.")
+        str | None, typer.Option(help="Compare role play with this one, tuned on the plain text.")
     ] = None,
     literals: Literals = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Measure a checkpoint on held-out people, beside the full text and beside no memory."""
-    from .measure import measure, read_beside
+    """Measure a checkpoint, beside the full text, cuts of it, another's memory and none."""
+    from .measure import measure
 
     beside = literal_names(literals)
-    if beside is not None and (card or readme is not None):
-        raise ValueError(
-            "--card and --readme show what the checkpoint does by itself; leave --literals out."
-        )
-    if tasks is not None:
-        measure(
-            load_model(checkpoint, revision, device, dtype),
-            tasks,
-            rates,
-            baselines,
-            data or [],
-            data_dir,
-            samples,
-            lengths,
-            output or Path("results.json"),
-            finetuned_decoder,
-            beside,
-        )
-        return
-    if finetuned_decoder is not None:
-        raise ValueError("--finetuned-decoder is read by --tasks roleplay; name the tasks.")
-    if suite != "tiny":
-        raise ValueError(f"--suite {suite} is not known; there is tiny.")
-    folder = Path(resolve_model(checkpoint))
-    if card and not folder.is_dir():
-        raise ValueError(f"--card writes into a folder, and {folder} is none.")
-    if output is not None and not output.resolve().parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
-    from memslots.evaluation import report
-    from memslots.evaluation.tiny_suite import evaluate_tiny
-
-    model = load_model(checkpoint, revision, device, dtype)
-    read_beside(model, beside)
-    results = evaluate_tiny(
-        model,
-        n_questions=questions,
-        n_reconstructions=min(200, questions),
-        n_many=min(200, questions),
-        books=books,
-        progress=lambda line: err.print(f"{line} ...", style="dim"),
+    measure(
+        load_model(checkpoint, revision, device, dtype),
+        tasks,
+        rates,
+        baselines,
+        data or [],
+        data_dir,
+        samples,
+        lengths,
+        output,
+        finetuned_decoder,
+        beside,
     )
-    if beside is not None:
-        results["literals"] = beside
-    out.print(report.rich_report(results))
-    if output is not None:
-        report.write_results(output, results)
-    if card:
-        from memslots.hub_cards.model_card import write_card
-
-        report.write_results(folder / "results.json", results)
-        write_card(model, folder)
-    if readme is not None:
-        report.fill_block(readme, results)
-    if check and not all(bar.ok for bar in report.bars(results)):
-        raise typer.Exit(1)

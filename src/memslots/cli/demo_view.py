@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,28 +18,39 @@ MIN_WIDTH = 118
 """Columns of the table of answers; output that goes to a file or pipe has no width of its own."""
 
 
-def show_demo(out: Console, model: MemslotsModel, text: str, found: dict[str, Any]) -> None:
+def show_demo(
+    out: Console,
+    model: MemslotsModel,
+    paragraphs: Sequence[str],
+    found: dict[str, Any],
+    is_embedded: bool,
+) -> None:
     """Prints the text, the slots that it became, the answers, and a reconstruction.
 
     Args:
         out: Where to print.
         model: What made `found`; it turns tokens into text.
-        text: The notes.
+        paragraphs: The notes.
         found: What `run_demo` returned.
+        is_embedded: Whether the model is the embedded checkpoint, which answers in the notes' words
+            or not at all. Another one may be right in words of its own, so nothing is marked wrong.
     """
     if not out.is_terminal:
         out.width = max(out.width, MIN_WIDTH)
-    people = len(found["rows"])
-    out.print(f"\n[bold]The text[/bold]: notes on {people} people whom training never showed\n")
-    for paragraph in text.strip().split("\n\n"):
+    unseen = " whom training never showed" if is_embedded else ""
+    out.print(f"\n[bold]The text[/bold]: notes on {len(paragraphs)} people{unseen}\n")
+    for paragraph in paragraphs:
         out.print(Text(paragraph, style="cyan"))
     out.print("\n[bold]Compressed once[/bold], each paragraph a document of its own")
     for rate, memory in found["memories"].items():
         tokens, slots = sum(memory.n_tokens), sum(memory.n_slots)
         out.print(f"  rate {rate:>3}: {tokens} tokens -> {slots} slots ({memory.nbytes} bytes)")
     out.print()
-    out.print(_answers(found))
-    out.print("Red and ✗: not the expected answer. Another's memory shows what is guessed.\n")
+    out.print(_answers(found, is_embedded))
+    marks = (
+        "Red and ✗: not the expected answer." if is_embedded else "Green: says what is expected."
+    )
+    out.print(f"{marks} Another's memory shows what is guessed.\n")
     for rate, segments in found["reconstruction"].items():
         right = sum(sum(segment["right"]) for segment in segments)
         total = sum(len(segment["tokens"]) for segment in segments)
@@ -52,7 +65,7 @@ def show_demo(out: Console, model: MemslotsModel, text: str, found: dict[str, An
     out.print(f"{times}.", style="dim")
 
 
-def _answers(found: dict[str, Any]) -> Table:
+def _answers(found: dict[str, Any], is_embedded: bool) -> Table:
     rates = list(found["memories"])
     table = Table(title="Answers", title_justify="left", title_style="bold")
     columns = ["Question", "Expected", "Full text", *(f"Memory, rate {rate}" for rate in rates)]
@@ -63,15 +76,17 @@ def _answers(found: dict[str, Any]) -> Table:
         table.add_row(
             Text.assemble((row["name"], "bold"), "\n", row["question"]),
             Text(row["expected"]),
-            *(_judged(answer, row["expected"]) for answer in given),
+            *(judged(answer, row["expected"], is_embedded) for answer in given),
         )
     return table
 
 
-def _judged(answer: str, expected: str) -> Text:
-    if exact_match(answer, expected):
-        return Text(answer, style="green")
-    return Text(f"{answer} ✗", style="red")
+def judged(answer: str, expected: str, exact: bool) -> Text:
+    """An answer, green where it is right; red only where all other words than these are wrong."""
+    if exact and not exact_match(answer, expected):
+        return Text(f"{answer} ✗", style="red")
+    says_it = re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", answer, re.IGNORECASE)
+    return Text(answer, style="green" if says_it else "")
 
 
 def _marked(model: MemslotsModel, segment: dict[str, Any]) -> Text:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from memslots.checkpoints import embedded
+
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
 
@@ -121,15 +123,7 @@ def resolve_model(model: str | None) -> str:
         ValueError: No embedded checkpoint in this installation, or a path that is no folder.
     """
     if model is None:
-        from importlib.resources import files
-
-        embedded = Path(str(files("memslots").joinpath("assets", "tiny")))
-        if not (embedded / "config.json").is_file():
-            raise ValueError(
-                f"there is no embedded checkpoint at {embedded}; name one with --model, or train "
-                "it with `make tiny`."
-            )
-        return str(embedded)
+        return embedded()
     if not Path(model).is_dir() and (model.count("/") != 1 or model[0] in "./~" or "\\" in model):
         raise ValueError(f"--model {model}: there is no such folder (a repository is owner/name).")
     return model

@@ -254,20 +254,18 @@ def demo(
         return serve_page(model, revision, device, host or "127.0.0.1", port)
     if host is not None or port is not None:
         raise ValueError("--host and --port go with --web: memslots demo --web --port 8000.")
-    from importlib.resources import files
-
     name = resolve_model(model)
-    text = files("memslots").joinpath("assets", "demo.txt").read_text("utf-8")
     started = time.perf_counter()
     out.print(f"memslots {__version__}: loading {name}", style="dim", soft_wrap=True)
     compressor = load_model(name, revision, device)
     loaded = time.perf_counter() - started
-    from memslots.evaluation.demo import run_demo
+    from memslots.evaluation.demo import demo_paragraphs, run_demo
 
     from .demo_view import show_demo
 
     rates = list(compressor.config.compression_rates)
-    show_demo(out, compressor, text, run_demo(compressor, text, rates))
+    found = run_demo(compressor, rates)
+    show_demo(out, compressor, demo_paragraphs(), found, is_embedded=model is None)
     total = time.perf_counter() - started
     out.print(f"Loading took {loaded:.1f} s, all of it {total:.1f} s. Now with a text of yours:")
     out.print('  memslots ask --context FILE --question "How old is the person?"')

@@ -1,4 +1,4 @@
-"""Dataset adapters to one schema, and the generator of short biographies."""
+"""Dataset adapters to one schema."""
 
 from memslots.data.adapters import ADAPTERS, LoadedRows, load_rows
 from memslots.data.schema import DataNotFound, LoadReport, QuestionRow, Row, TextRow

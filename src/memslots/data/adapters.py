@@ -13,10 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from memslots.data.character_dialogue import CHARACTER_DIALOGUE
 from memslots.data.example_sets import GSM8K, HPD, SST2, WSC
-from memslots.data.persona_set import PERSONAS
-from memslots.data.pronoun_pairs import PRONOUN_PAIRS
 from memslots.data.question_sets import ADVERSARIAL_QA, HOTPOT_QA, NATURAL_QUESTIONS, SQUAD
 from memslots.data.raw_rows import RawRow, find_files, hub_rows, local_rows
 from memslots.data.schema import Adapter, BadRow, DataNotFound, LeftOut, LoadReport, Row
@@ -24,7 +21,7 @@ from memslots.data.text_sets import FINEWEB, JSONL, PARQUET, PG19, TEXT
 
 logger = logging.getLogger(__name__)
 
-ADAPTERS: Mapping[str, Adapter] = {
+ADAPTERS: dict[str, Adapter] = {
     adapter.name: adapter
     for adapter in (
         FINEWEB,
@@ -40,12 +37,9 @@ ADAPTERS: Mapping[str, Adapter] = {
         TEXT,
         JSONL,
         PARQUET,
-        CHARACTER_DIALOGUE,
-        PRONOUN_PAIRS,
-        PERSONAS,
     )
 }
-"""All adapters by name."""
+"""All adapters by name; a program may add its own."""
 
 _PEEKED_ROWS = 100
 _SHUFFLE_BUFFER = 10_000
@@ -200,12 +194,11 @@ def load_rows(
             nothing is taken from the Hub.
         limit: Rows to hand out at most.
         seed: Shuffles the rows: through a buffer of 10,000, so larger sets stay roughly in their
-            order. Without it they come as they are stored. `pronoun_pairs` and `personas` draw
-            their people by it.
+            order. Without it they come as they are stored. A generated set draws by it.
         streaming: Read the Hub's copy over the network (True) or download it first (False).
             Without it FineWeb, PG-19 and Natural Questions are streamed. Local files always are.
-        allow_stand_in: Where HPD or WSC cannot be had, take its stand-in, whose rows and report
-            say so.
+        allow_stand_in: Where a set cannot be had and its stand-in is among `ADAPTERS`, take that;
+            its rows and report say so.
 
     Returns:
         The rows; iterate them, then read their `report`.
@@ -229,7 +222,7 @@ def load_rows(
         own_split = paper.source if paper else split
         source, open_rows = _open(adapter, own_split, data_dir, seed, streaming)
     except DataNotFound:
-        if not allow_stand_in or adapter.stand_in is None:
+        if not allow_stand_in or adapter.stand_in not in ADAPTERS:
             raise
         stand_in = ADAPTERS[adapter.stand_in]
         return load_rows(stand_in.name, split.removeprefix("paper_"), data_dir, limit, seed)

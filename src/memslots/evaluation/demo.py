@@ -1,13 +1,12 @@
-"""The demonstration on the embedded checkpoint: notes on people that training never showed."""
+"""The demonstration: notes on six people, one question about each, answered in several ways."""
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from importlib.resources import files
+from typing import Any, NamedTuple
 
-from memslots.data.personas import Persona, distinct_people, personas
 from memslots.evaluation.answering import (
     answer_from_memory,
     answer_from_text,
@@ -17,49 +16,54 @@ from memslots.evaluation.answering import (
 )
 from memslots.modeling import Memory, MemslotsModel
 
-DEMO_SEED = 70_000
-ASKED = ("profession", "city", "age", "languages", "university", "count")
-"""The fact asked about each person of the notes, in order."""
-
 MAX_NEW_TOKENS = 16
 
 
-def demo_people() -> list[tuple[Persona, str]]:
-    """The people of `assets/demo.txt`, all of the test split, and their paragraphs."""
-    people = distinct_people(personas("test", seed=DEMO_SEED), len(ASKED))
-    return [
-        (person, person.text(random.Random(f"memslots-demo-{index}")))
-        for index, person in enumerate(people)
-    ]
+class Asked(NamedTuple):
+    """A question about one of the notes' people.
+
+    Args:
+        name: of the person.
+        question: which names nobody.
+        answer: in the words of the notes.
+    """
+
+    name: str
+    question: str
+    answer: str
 
 
-def demo_text() -> str:
-    """What `assets/demo.txt` holds: one person a paragraph."""
-    return "\n\n".join(text for _, text in demo_people()) + "\n"
+QUESTIONS = (
+    Asked("Joseph Evans", "What is the person's profession?", "professor"),
+    Asked("Wendy Webb", "In which city does the person live?", "Danang"),
+    Asked("Julia Hill", "How old is the person?", "93"),
+    Asked("Alice Davis", "Which languages does the person speak?", "Hebrew and Spanish"),
+    Asked("Rosa Rivera", "Which university did the person attend?", "University of Avalon"),
+    Asked("William Hardy", "How many drums does the person own?", "960"),
+)
+"""One for each paragraph of the notes, in order."""
 
 
-def run_demo(model: MemslotsModel, text: str, rates: Sequence[int]) -> dict[str, Any]:
+def demo_paragraphs() -> list[str]:
+    """The notes, one person a paragraph; no training of the embedded checkpoint showed them."""
+    text = files("memslots").joinpath("assets", "demo.txt").read_text("utf-8")
+    return text.strip().split("\n\n")
+
+
+def run_demo(model: MemslotsModel, rates: Sequence[int]) -> dict[str, Any]:
     """Compresses each paragraph at each rate, asks, and reconstructs the first at the finest.
 
     Args:
         model: A model with its decoder.
-        text: The notes as read from the file; paragraphs are parted by blank lines.
         rates: Encoder tokens per slot.
 
     Returns:
         `rows` (a dict a question: `question`, `expected`, `plain`, `memory` by rate, `another`),
         `memories` by rate, `reconstruction` at the finest rate (see `compare_segments`), and
         `seconds`.
-
-    Raises:
-        ValueError: The text is not that of `demo_people`, so no expected answer is known.
     """
-    people = demo_people()
-    paragraphs = [part for part in text.strip().split("\n\n") if part.strip()]
-    if paragraphs != [paragraph for _, paragraph in people]:
-        raise ValueError("the demo's text was changed; use `memslots ask` for a text of your own.")
-    asked = [(person, fact) for (person, _), fact in zip(people, ASKED, strict=True)]
-    questions = [person.question(fact) for person, fact in asked]
+    paragraphs = demo_paragraphs()
+    questions = [asked.question for asked in QUESTIONS]
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     memories = memories_at_rates(model, paragraphs, rates)
@@ -85,14 +89,14 @@ def run_demo(model: MemslotsModel, text: str, rates: Sequence[int]) -> dict[str,
     return {
         "rows": [
             {
-                "name": person.name,
-                "question": questions[i],
-                "expected": person.answer(fact),
+                "name": asked.name,
+                "question": asked.question,
+                "expected": asked.answer,
                 "plain": plain[i],
                 "memory": {rate: answers[i] for rate, answers in from_memory.items()},
                 "another": another[i],
             }
-            for i, (person, fact) in enumerate(asked)
+            for i, asked in enumerate(QUESTIONS)
         ],
         "memories": memories,
         "reconstruction": reconstruction,

@@ -30,14 +30,22 @@ def with_interval(
     n = len(values)
     if n == 0:
         return {"value": None, "low": None, "high": None, "n": 0}
-    rng = np.random.default_rng(seed)
-    drawn = [
-        statistic([values[i] for i in rng.integers(0, n, n)])
-        for _ in range(resamples if n > 1 else 1)
-    ]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    whole = float(statistic(list(values)))
+    low = high = whole
+    if n > 1:
+        from scipy.stats import bootstrap
+
+        drawn = bootstrap(
+            (np.arange(n),),
+            lambda places: statistic([values[place] for place in places]),
+            method="percentile",
+            n_resamples=resamples,
+            vectorized=False,
+            rng=np.random.default_rng(seed),
+        )
+        low, high = drawn.confidence_interval
     return {
-        "value": round(statistic(list(values)), 4),
+        "value": round(whole, 4),
         "low": round(float(low), 4),
         "high": round(float(high), 4),
         "n": n,

@@ -6,7 +6,6 @@ with the settings that the tables state.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
@@ -72,21 +71,19 @@ def tokens_aligned(reference: Sequence[int], produced: Sequence[int]) -> int:
     return sum(block.size for block in matcher.get_matching_blocks())
 
 
-def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share, by default at 95% (Wilson 1927).
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a share (Wilson 1927).
 
     Args:
         right: Successes.
         n: Trials; none of them says nothing: (0, 1).
-        z: Standard normal quantile.
     """
     if n == 0:
         return 0.0, 1.0
-    share = right / n
-    scale = 1 + z * z / n
-    middle = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def score(outcomes: Sequence[bool]) -> dict[str, float | int | None]:

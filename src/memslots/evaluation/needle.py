@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from memslots.data.personas import FIRST_NAMES, LAST_NAMES
 from memslots.evaluation.answering import processor_of
 from memslots.evaluation.conditions import conditions
 from memslots.evaluation.intervals import with_interval
@@ -23,12 +22,19 @@ SENTENCE = "The secret {kind} of the {place} is {value}."
 QUESTION = "What is the secret {kind} of the {place}?"
 PLACES = "castle harbor library mill bridge garden tower market station museum".split()
 
+FIRST_NAMES = (
+    "Amir Bela Carla Dora Elias Fatima Goran Hana Ines Jonas Kofi Lena Mira Noor Oskar Petra "
+    "Quentin Rosa Samir Tomas Uma Vera Wanda Yusuf Zoe"
+).split()
+LAST_NAMES = (
+    "Adler Bianchi Costa Diallo Eriksen Fischer Garcia Haddad Ivanov Jensen Kowalski Lindgren "
+    "Moreau Novak Okafor Petrov Quist Romano Santos Tanaka Ueda Varga Weber Yilmaz Zhang"
+).split()
+
 VALUES: dict[str, Callable[[random.Random], str]] = {
     "number": lambda rng: str(rng.randint(10**6, 10**7 - 1)),
     "uuid": lambda rng: str(uuid.UUID(int=rng.getrandbits(128), version=4)),
-    "name": lambda rng: (
-        f"{rng.choice([*FIRST_NAMES['he'], *FIRST_NAMES['she']])} {rng.choice(LAST_NAMES)}"
-    ),
+    "name": lambda rng: f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}",
 }
 
 

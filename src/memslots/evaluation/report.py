@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 from rich.console import Group
 from rich.table import Table
 
-from memslots.data.personas import FACTS
-
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -104,11 +102,12 @@ def _exact_match(results: dict[str, Any], part: dict[str, Any], title: str) -> _
 
 def _facts(results: dict[str, Any]) -> _Table:
     columns = list(_conditions(results["one_person"]))
+    facts = list(columns[0][1]["facts"])
     rows = [
         [fact, *(_percent(c["facts"].get(fact, {}).get("share")) for _, c in columns)]
-        for fact in FACTS
+        for fact in facts
     ]
-    counts = [columns[0][1]["facts"].get(fact, {}).get("n", 0) for fact in FACTS]
+    counts = [columns[0][1]["facts"][fact]["n"] for fact in facts]
     rows = [[f"{row[0]} ({n})", *row[1:]] for row, n in zip(rows, counts, strict=True)]
     return _Table("Each fact (questions)", ["Fact", *(label for label, _ in columns)], rows)
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memslots.data import load_rows
 from memslots.evaluation import needle, tasks
 from memslots.evaluation.conditions import BASELINES, check_baselines
-from memslots.evaluation.tiny_suite import describe_checkpoint, hardware
+from memslots.evaluation.machine import describe_checkpoint, describe_machine
 from memslots.modeling import MemslotsModel
 
 TASKS: Mapping[str, tuple[str, ...]] = {
@@ -61,7 +58,7 @@ def evaluate_tasks(
         seed: of every draw.
         progress: called with a line before each set.
         finetuned_decoder: folder or repository of the decoder fine-tuned on plain text, which role
-            play is compared with (PCC, table 4); see `memslots finetune-decoder`.
+            play is compared with (PCC, table 4); see `python -m lab finetune-decoder`.
 
     Returns:
         `records` (see `tasks`), what was measured, on what, and `notes` on the data read.
@@ -104,13 +101,7 @@ def evaluate_tasks(
         "seed": seed,
         "finetuned_decoder": finetuned_decoder,
         "checkpoint": describe_checkpoint(model),
-        "machine": {
-            "hardware": hardware(model),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "dtype": str(model.dtype).removeprefix("torch."),
-        },
+        "machine": describe_machine(model),
         "seconds": round(time.perf_counter() - started, 1),
     }
 

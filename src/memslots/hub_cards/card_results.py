@@ -1,4 +1,4 @@
-"""Results of `memslots eval`, both kinds, as a card shows them: metadata, tables and limits."""
+"""Results of `memslots eval` or the lab's suite, as a card shows them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _METRIC_TYPES = {"rouge_l": "rouge"}  # by the Hub's name; all others have one n
 
 
 def is_tiny(results: Results) -> bool:
-    """Whether they are those of `memslots eval --suite tiny` rather than of `--tasks`."""
+    """Whether they are those of the lab's suite rather than of `memslots eval`."""
     return results.get("suite") == "tiny"
 
 
@@ -195,7 +195,7 @@ def _task_limits(results: Results) -> Iterator[str]:
 def measured_command(results: Results, name: str) -> str:
     """The command that measures the same again."""
     if is_tiny(results):
-        return f"memslots eval {name} --questions {results['questions']}"
+        return f"python -m lab suite {name} --questions {results['questions']}"
     tasks = ",".join(dict.fromkeys(record["task"] for record in results["records"]))
     rates = ",".join(map(str, results["rates"]))
     return f"memslots eval {name} --tasks {tasks} --rates {rates} --samples {results['samples']}"

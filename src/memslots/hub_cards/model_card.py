@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from memslots import __version__
-from memslots.evaluation.demo import demo_people
+from memslots.evaluation.demo import demo_paragraphs
 from memslots.hub_cards import card_results
 from memslots.hub_cards.checkpoint_facts import CARD, CheckpointFacts, gather_facts
 from memslots.modeling import MemslotsConfig, MemslotsModel
@@ -123,8 +123,8 @@ def _example(facts: CheckpointFacts) -> tuple[str, list[str]]:
     """A text like those it was trained on, where they are known, and questions about it."""
     if not facts.is_of_personas:
         return _EXAMPLE_CONTEXT, _EXAMPLE_QUESTIONS
-    person, text = demo_people()[0]
-    return text, [person.question("employer"), person.question("city")]
+    questions = ["Where does the person work?", "In which city does the person live?"]
+    return demo_paragraphs()[0], questions
 
 
 # -- body ------------------------------------------------------------------------------------------

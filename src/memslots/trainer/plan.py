@@ -19,7 +19,7 @@ from memslots.modeling.memory_memslots import slots_for
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.pool_units import pooled_plan
 from memslots.trainer.run import adaptation, previous_stage, trained_part, training_arguments
-from memslots.trainer.start_checkpoint import checkpoint_config, donor_config
+from memslots.trainer.start_checkpoint import checkpoint_config
 
 _UTILISATION = 0.4
 _ACTIVATION_BYTES = 34  # a position, width and layer in 16 bit
@@ -72,6 +72,8 @@ def plan_recipe(
         OSError: an encoder or decoder whose configuration cannot be had.
     """
     section = recipe["compressor"]
+    if "decoder" in recipe:
+        raise ValueError("this recipe makes its own decoder; `python -m lab train` runs it.")
     if "checkpoint" in section:
         section = {**section, "config": _config_of(section["checkpoint"])}
     rate = rate or matrix_rate()
@@ -104,21 +106,10 @@ def _configs(recipe: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedConfig
     if "checkpoint" in section:
         config = checkpoint_config(section["checkpoint"])
         return config.encoder_config, config.decoder_config
-    if "decoder" not in recipe:
-        return (
-            AutoConfig.from_pretrained(section["encoder"]),
-            AutoConfig.from_pretrained(section["decoder"]),
-        )
-    if "checkpoint" in recipe["decoder"]:
-        donor = donor_config(recipe["decoder"]["checkpoint"])
-        encoder: Any = donor.encoder_config
-        vocab_size, decoder = encoder.vocab_size, donor.decoder_config
-    else:
-        vocab_size = recipe["encoder_tokenizer"]["vocab_size"]
-        decoder = AutoConfig.for_model(
-            "llama", vocab_size=recipe["tokenizer"]["vocab_size"], **recipe["decoder"]["model"]
-        )
-    return AutoConfig.for_model("llama", vocab_size=vocab_size, **section["encoder"]), decoder
+    return (
+        AutoConfig.from_pretrained(section["encoder"]),
+        AutoConfig.from_pretrained(section["decoder"]),
+    )
 
 
 def _config_of(checkpoint: str) -> dict[str, Any]:

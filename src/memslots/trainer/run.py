@@ -18,14 +18,12 @@ from memslots.modeling import MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder, choose_trained
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
+from memslots.trainer.row_sources import Sources, contrast_of, source_rows
 from memslots.trainer.saving import is_saved, last_checkpoint, save_whole, whole_or_removed
-from memslots.trainer.sentence_sources import contrast_of, source_rows
 from memslots.trainer.shortcut_check import ShortcutCheck
 from memslots.trainer.stage_changes import change_stage, first_section, start_adapter
-from memslots.trainer.stage_data import Sources, stage_dataset
-from memslots.trainer.start_checkpoint import take_compressor, take_decoder
-from memslots.trainer.tiny_compressor import new_tiny_compressor
-from memslots.trainer.tiny_decoder import train_tiny_decoder
+from memslots.trainer.stage_data import stage_dataset
+from memslots.trainer.start_checkpoint import take_compressor
 
 LOSSES = "losses.json"
 """Beside a stage's checkpoint: what the trainer logged."""
@@ -34,6 +32,7 @@ SLOT_CACHE = "slot_cache.safetensors"
 """In a run's folder: slots of a frozen sentence encoder, which all its stages share."""
 
 CardWriter = Callable[[MemslotsModel, Path], None]
+FirstModel = Callable[[dict[str, Any], str], MemslotsModel]
 
 
 def run_recipe(
@@ -43,6 +42,7 @@ def run_recipe(
     books: str | None = None,
     card_writer: CardWriter | None = None,
     data_dir: str | None = None,
+    first_model: FirstModel | None = None,
 ) -> Path:
     """Run all stages of a recipe, or one; a stage that is complete is not run again.
 
@@ -50,11 +50,13 @@ def run_recipe(
         recipe: what `load_recipe` gave.
         output: folder of everything that is made; a killed run goes on from it. The recipe is
             written there, and beside every stage's checkpoint, as it was run.
-        stage: "decoder" (where the recipe trains one) or the name of one of the compressor's
-            stages.
-        books: where the books are; PG-19 from the Hub without it.
+        stage: the name of one of the compressor's stages.
+        books: where the books of sources that read them are; PG-19 from the Hub without it.
         card_writer: handed to the trainer; writes the card of every stage's checkpoint too.
         data_dir: folder with local copies of the data sets; the Hub without it.
+        first_model: makes what a stage without a predecessor starts from, of the recipe and the
+            stage's name; without it the recipe's `checkpoint`, or a compressor of its `encoder`
+            and `decoder`.
 
     Returns:
         The folder of the last stage's checkpoint.
@@ -63,27 +65,21 @@ def run_recipe(
         ValueError: an unknown stage, or one whose predecessor has not been run.
     """
     stages = {settings["name"]: settings for settings in recipe["compressor"]["stages"]}
-    trains_decoder = "decoder" in recipe
-    names = [*(["decoder"] if trains_decoder else []), *stages]
-    if stage is not None and stage not in names:
-        raise ValueError(f"stage {stage!r} is not in this recipe; its stages are {names}.")
+    if stage is not None and stage not in stages:
+        raise ValueError(f"stage {stage!r} is not in this recipe; its stages are {list(stages)}.")
+    if "decoder" in recipe and first_model is None:
+        raise ValueError(
+            "this recipe makes its own decoder, which is not the package's work: run it in a "
+            "checkout of memslots with `python -m lab train`."
+        )
     output.mkdir(parents=True, exist_ok=True)
     _write_recipe(recipe, output)
-    decoder = output / "decoder"
-    result = decoder
-    if trains_decoder and stage in (None, "decoder"):
-        if not (decoder / "model.safetensors").exists():
-            if recipe["decoder"].keys() == {"checkpoint"}:
-                take_decoder(recipe["decoder"]["checkpoint"], output)
-            else:
-                train_tiny_decoder(recipe, output, books)
-        if stage == "decoder":
-            return decoder
+    result = output
     for name in stages if stage is None else [stage]:
         folder = output / "compressor" / name
         if not is_saved(folder):
             sources = Sources(recipe["compressor"]["seed"], books, data_dir)
-            _run_stage(recipe, name, output, sources, card_writer)
+            _run_stage(recipe, name, output, sources, card_writer, first_model or _first_model)
         result = folder
     return result
 
@@ -174,6 +170,7 @@ def _run_stage(
     output: Path,
     sources: Sources,
     card_writer: CardWriter | None,
+    first_model: FirstModel,
 ) -> None:
     section = recipe["compressor"]
     settings = next(stage for stage in section["stages"] if stage["name"] == name)
@@ -181,7 +178,7 @@ def _run_stage(
         torch.set_num_threads(section["threads"])
     folder = output / "compressor" / name
     checkpoints = folder / "checkpoints"
-    model = _stage_model(recipe, settings, output)
+    model = _stage_model(recipe, settings, output, first_model)
     is_first = previous_stage(section["stages"], name) is None
     change_stage(model, settings, is_new=is_first and "checkpoint" not in section)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -260,14 +257,16 @@ class _RestoreRandomState(TrainerCallback):
             self.restore = None
 
 
-def _stage_model(recipe: dict[str, Any], settings: dict[str, Any], output: Path) -> MemslotsModel:
+def _stage_model(
+    recipe: dict[str, Any], settings: dict[str, Any], output: Path, first_model: FirstModel
+) -> MemslotsModel:
     section = recipe["compressor"]
     before = previous_stage(section["stages"], settings["name"])
     if before is None:
-        return _first_model(recipe, settings["name"], output)
+        return first_model(recipe, settings["name"])
     folder = output / "compressor" / before
     if not is_saved(folder):
-        raise ValueError(_missing(settings["name"], output))
+        raise ValueError(missing_stage(settings["name"], output))
     if "adapt" in settings:
         reads_old = settings["adapt"].get("start") == "embeddings"
         old = decoder_kwargs(section, before) if reads_old else None
@@ -317,17 +316,12 @@ def trained_part(section: dict[str, Any], name: str) -> str:
     return (adaptation(section, name) or {}).get("train", "all")
 
 
-def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsModel:
-    """A trained compressor, or a new one: for the recipe's own decoder, or of two models."""
-    decoder = output / "decoder" if "decoder" in recipe else None
-    if decoder is not None and not (decoder / "model.safetensors").exists():
-        raise ValueError(_missing(name, output))
+def _first_model(recipe: dict[str, Any], name: str) -> MemslotsModel:
+    """A trained compressor, or a new one of two models."""
     if "checkpoint" in recipe["compressor"]:
         options = decoder_kwargs(recipe["compressor"], name)
-        return take_compressor(recipe["compressor"]["checkpoint"], decoder, options)
+        return take_compressor(recipe["compressor"]["checkpoint"], None, options)
     section = first_section(recipe["compressor"], name)
-    if decoder is not None:
-        return new_tiny_compressor(section, output)
     torch.manual_seed(section["seed"])
     return new_compressor(
         section["encoder"],
@@ -338,7 +332,8 @@ def _first_model(recipe: dict[str, Any], name: str, output: Path) -> MemslotsMod
     )
 
 
-def _missing(name: str, output: Path) -> str:
+def missing_stage(name: str, output: Path) -> str:
+    """What to say where a stage's predecessor has not been run."""
     return (
         f"stage {name!r} starts from the one before it, which is not in {str(output)!r}; run that "
         "first, or the whole recipe without --stage."

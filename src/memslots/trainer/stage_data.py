@@ -2,21 +2,16 @@
 
 import logging
 import random
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 from memslots.data import ADAPTERS, load_rows
 from memslots.data.books import iterate_books
-from memslots.data.conversations import conversation_rows
 from memslots.data.demonstrations import demonstration_context
-from memslots.data.exact_strings import exact_string_rows
-from memslots.data.personas import persona_rows
 from memslots.modeling import MemslotsProcessor
-from memslots.trainer.sentence_sources import SENTENCE_SOURCES, source_rows
+from memslots.trainer.row_sources import ROW_SOURCES, SPLIT_SOURCES, Sources, source_rows
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +30,6 @@ _FULL = 0.9
 """Share of a piece's tokens that it must reach: the last piece of a text is often a few words."""
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where a run's data come from, and its seed.
-
-    Args:
-        seed: of the drawing.
-        books: where the books are; see `iterate_books`.
-        data_dir: folder with local copies of the data sets; the Hub without it.
-    """
-
-    seed: int = 0
-    books: str | None = None
-    data_dir: str | None = None
-
-
 def stage_dataset(
     sources: list[dict[str, Any]],
     origin: Sources,
@@ -59,19 +39,13 @@ def stage_dataset(
     """A dataset of text and question-answering rows, the same for the same arguments.
 
     Args:
-        sources: each `{"kind", ...}`: `personas` (`rows`, `people`, `questions` a context, and
-            `sentences` where not the whole biography is given, but some with an answer),
-            `conversations` (`rows`, `turns` where all have as many, `questions` a conversation),
-            `exact_strings` (`rows`, `questions` a document, `with_books` for passages of books),
-            `persona_sentences`, `persona_pools` and `code_snippets` (`rows` and the options of
-            `sentence_rows`, `pool_rows` and `code_rows` in `memslots.data`),
-            `persona_texts` (`rows` of at most `sentences` sentences), `books` (`rows` of
-            `characters`), or a data set of `memslots.data.ADAPTERS` with its `split`: a set of
-            texts cut into pieces of `tokens` encoder tokens, each with as many of the text that
-            follows for completion (`completion: false` leaves them out); a set of questions with
-            at most `rows` rows, and for in-context learning `demonstrations`, the decoder tokens
-            of the context that other rows make. With a `seed` of its own, a source gives other rows
-            than the same source of another stage.
+        sources: each `{"kind", ...}`: a data set of `memslots.data.ADAPTERS` with its `split`. A
+            set of texts is cut into pieces of `tokens` encoder tokens, each with as many of the
+            text that follows for completion (`completion: false` leaves them out). A set of
+            questions gives at most `rows` rows; for in-context learning `demonstrations` are the
+            decoder tokens of the context that other rows make. Or `books` (`rows` of `characters`),
+            or a kind of `ROW_SOURCES` or `SPLIT_SOURCES` with its options. A `seed` of its own
+            gives other rows than the same source of another stage.
         origin: where the data come from.
         processor: cuts and counts.
         endless: a streamed source begins again where it ends. Only so does a resumed run find its
@@ -87,9 +61,9 @@ def stage_dataset(
         options = {key: value for key, value in source.items() if key != "kind"}
         # Seeds of training differ from those of every evaluation, and the split does anyway.
         drawn = _number(f"stage-{options.pop('seed', origin.seed)}-{number}")
-        if source["kind"] in _GENERATED:
-            parts.append(list(_GENERATED[source["kind"]](drawn, origin, **options)))
-        elif source["kind"] in SENTENCE_SOURCES:
+        if source["kind"] in ROW_SOURCES:
+            parts.append(list(ROW_SOURCES[source["kind"]](drawn, origin, **options)))
+        elif source["kind"] in SPLIT_SOURCES:
             found = source_rows(source, "train", source["rows"], drawn)
             parts.append([_question(r["context"], r["question"], r["answer"]) for r in found])
         elif source["kind"] in ADAPTERS:
@@ -100,7 +74,8 @@ def stage_dataset(
         else:
             raise ValueError(
                 f"source kind {source['kind']!r} is unknown; there are "
-                f"{sorted([*_GENERATED, *SENTENCE_SOURCES, *ADAPTERS])}."
+                f"{sorted({*ROW_SOURCES, *SPLIT_SOURCES, *ADAPTERS})}; a program adds its own "
+                "to memslots.trainer.row_sources.ROW_SOURCES."
             )
     rows = [row for part in parts for row in part]
     if not rows:
@@ -196,59 +171,6 @@ def _question(context: str, questions: list[str], answers: list[str]) -> Row:
     return {"text": None, "context": context, "question": questions, "answer": answers}
 
 
-def _personas(
-    drawn: int,
-    origin: Sources,
-    rows: int,
-    people: int = 1,
-    questions: int = 4,
-    sentences: int | None = None,
-) -> Iterator[Row]:
-    rng = random.Random(drawn)
-    for row in persona_rows("train", rows, people=people, seed=drawn, questions=questions):
-        context, asked, answers = row["context"], row["question"], row["answer"]
-        if questions == 1:
-            asked, answers = [asked], [answers]
-        if sentences is not None:
-            context = _some_sentences(context, answers[0], sentences, rng)
-            kept = [i for i, answer in enumerate(answers) if answer in context]
-            asked, answers = [asked[i] for i in kept], [answers[i] for i in kept]
-        if asked:
-            yield _question(context, asked, answers)
-
-
-def _conversations(
-    drawn: int, origin: Sources, rows: int, turns: int | None = None, questions: int = 4
-) -> Iterator[Row]:
-    for row in conversation_rows("train", rows, turns, seed=drawn, questions=questions):
-        yield _question(row["context"], row["question"], row["answer"])
-
-
-def _exact_strings(
-    drawn: int, origin: Sources, rows: int, questions: int = 4, with_books: bool = True
-) -> Iterator[Row]:
-    books = list(iterate_books(origin.books, limit=40)) if with_books else []
-    for row in exact_string_rows("train", rows, drawn, questions=questions, books=books):
-        yield _question(row["context"], row["question"], row["answer"])
-
-
-def _some_sentences(text: str, answer: str, count: int, rng: random.Random) -> str:
-    """`count` sentences of a text in a row, the first one with the answer among them."""
-    parts = re.split(r"(?<=[.!?]) ", text)
-    at = next((i for i, part in enumerate(parts) if answer in part), 0)
-    start = rng.randint(max(0, at - count + 1), min(at, max(0, len(parts) - count)))
-    return " ".join(parts[start : start + count])
-
-
-def _persona_texts(drawn: int, origin: Sources, rows: int, sentences: int = 2) -> Iterator[Row]:
-    rng = random.Random(drawn)
-    for row in persona_rows("train", rows, seed=drawn):
-        parts = row["context"].split(". ")
-        count = min(len(parts), rng.randint(1, sentences))
-        start = rng.randint(0, len(parts) - count)
-        yield _text(". ".join(parts[start : start + count]).rstrip(".") + ".")
-
-
 def _books(drawn: int, origin: Sources, rows: int, characters: int = 900) -> Iterator[Row]:
     rng = random.Random(drawn)
     library = list(iterate_books(origin.books, limit=40))
@@ -266,10 +188,4 @@ def _number(seed: str) -> int:
     return random.Random(seed).getrandbits(31)
 
 
-_GENERATED: dict[str, Callable[..., Iterator[Row]]] = {
-    "personas": _personas,
-    "persona_texts": _persona_texts,
-    "books": _books,
-    "conversations": _conversations,
-    "exact_strings": _exact_strings,
-}
+ROW_SOURCES["books"] = _books

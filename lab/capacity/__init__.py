@@ -1,0 +1,1 @@
+"""How much a vector holds: the AIRI report's tables on decoders trained here."""

@@ -1,0 +1,1 @@
+"""Generators of people, small talk, strings and code, in the schema of memslots.data."""

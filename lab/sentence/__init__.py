@@ -1,0 +1,1 @@
+"""The sentence-pools article's tables on the embedded checkpoint's decoder."""

@@ -1,0 +1,98 @@
+"""Puts trained slots into a compressor that users load.
+
+python -m lab.smol.checkpoint RUN OUTPUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+
+from memslots import MemslotsModel
+from memslots.making import new_compressor
+from memslots.smollm2 import smollm2
+
+_NAMES = (
+    (r"layers\.(.*)\.([AB])", r"encoder.layers.\1.lora_\2.default.weight"),
+    (r"pool\.norm", "group_pool.norm.weight"),
+    (r"conv\.norm", "converter.norm.weight"),
+    (r"pool\.", "group_pool."),
+    (r"conv\.", "converter."),
+)
+
+
+def package_name(name: str) -> str:
+    """What a weight of `lab.smol.slots.Slots` is called in `MemslotsModel`."""
+    for pattern, replacement in _NAMES:
+        renamed, count = re.subn(f"^{pattern}", replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def compressor(
+    weights: dict[str, torch.Tensor],
+    decoder: str | None = None,
+    segment_length: int = 64,
+    **config,
+) -> MemslotsModel:
+    """A compressor with these weights.
+
+    Args:
+        weights: of `Slots.trained`, or a checkpoint's "slots".
+        decoder: folder of the decoder that they were trained for; SmolLM2 without.
+        segment_length: longest segment, in tokens.
+        config: further fields of `MemslotsConfig`.
+
+    Raises:
+        ValueError: weights that a compressor lacks, or the other way round.
+    """
+    layers = {int(name.split(".")[1]) for name in weights if name.startswith("layers.")}
+    rank = next(len(value) for name, value in weights.items() if name.endswith(".A"))
+    places, hidden, _ = weights["pool.up"].shape
+    model = new_compressor(
+        "decoder",
+        decoder or smollm2(),
+        encoder_layers=len(layers),
+        encoder_lora={"r": rank, "alpha": rank, "dropout": 0.0},
+        pooling="groups",
+        pool_hidden_size=hidden,
+        converter_type="residual",
+        converter_hidden_size=len(weights["conv.up.weight"]),
+        **{
+            "compression_rates": [rate for rate in (2, 4, 8) if rate <= places],
+            "segment_length": segment_length,
+            **config,
+        },
+    )
+    renamed = {package_name(name): value for name, value in weights.items()}
+    outcome = model.load_state_dict(renamed, strict=False)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if outcome.unexpected_keys or trained - set(renamed):
+        raise ValueError(
+            f"weights without a place: {outcome.unexpected_keys[:3]}; places without weights: "
+            f"{sorted(trained - set(renamed))[:3]}."
+        )
+    return model
+
+
+def main(given: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="Folder that lab.smol.train wrote.")
+    parser.add_argument("output", type=Path, help="Folder of the checkpoint to write.")
+    parser.add_argument("--segment-length", type=int, default=64)
+    options = parser.parse_args(given)
+    saved = torch.load(options.run / "last.pt", map_location="cpu")
+    model = compressor(saved["slots"], segment_length=options.segment_length)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.save_pretrained(options.output)
+    print(f"{options.output}: step {saved['step']}, {saved['seen'] / 1e6:.2f} M tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""What `lab.smol.train` trains, in the shape that trains fastest: no padding, rows of one length.
+
+The modules are those of the package (`first_layers` with LoRA, `GroupPool`, `ResidualConverter`),
+written for equal rows and for weights in float32 beside a decoder in bfloat16;
+`lab.smol.checkpoint` puts the weights into a `MemslotsModel`, and tests/test_smol_training.py holds
+both to equal outputs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from memslots.modeling.shared_encoder_memslots import first_layers
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LORA_LAYERS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
+
+class Lora(nn.Module):
+    """A frozen linear layer and its low-rank change, of scale 1."""
+
+    def __init__(self, base: nn.Linear, rank: int):
+        super().__init__()
+        self.base = base
+        self.A = nn.Parameter(torch.randn(rank, base.in_features) / math.sqrt(base.in_features))
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """As the base layer's."""
+        low = functional.linear(states, self.A.to(states))
+        return self.base(states) + functional.linear(low, self.B.to(states))
+
+
+class Pool(nn.Module):
+    """`GroupPool` for groups of equal size."""
+
+    def __init__(self, width: int, hidden: int, places: int):
+        super().__init__()
+        scales = [1 / (1 + 0.9 * place) for place in range(places)]
+        self.skip = nn.Parameter(torch.stack([torch.eye(width) * scale for scale in scales]))
+        self.norm = nn.Parameter(torch.ones(width))
+        self.up = nn.Parameter(torch.randn(places, hidden, width) / math.sqrt(4 * width))
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.down = nn.Linear(hidden, width)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, embeds: torch.Tensor, states: torch.Tensor, rate: int) -> torch.Tensor:
+        """`(rows, tokens, width)` twice to `(rows, tokens / rate, width)`."""
+        width = embeds.shape[-1]
+        normed = functional.rms_norm(states.float(), (width,), self.norm, 1e-6).to(embeds)
+
+        def grouped(tokens: torch.Tensor) -> torch.Tensor:
+            return tokens.unflatten(1, (-1, rate)).flip(2).flatten(2)
+
+        def joined(maps: torch.Tensor) -> torch.Tensor:
+            return maps[:rate].transpose(0, 1).flatten(1).to(embeds)
+
+        inner = functional.linear(grouped(normed), joined(self.up), self.bias.to(embeds))
+        return functional.linear(grouped(embeds), joined(self.skip)) + _cast(
+            self.down, functional.gelu(inner)
+        )
+
+
+class Residual(nn.Module):
+    """`ResidualConverter`."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.norm = nn.Parameter(torch.ones(width))
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.skip = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.skip.weight)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(..., width)` to the same."""
+        normed = functional.rms_norm(slots.float(), slots.shape[-1:], self.norm, 1e-6).to(slots)
+        return _cast(self.skip, slots) + _cast(self.down, functional.gelu(_cast(self.up, normed)))
+
+
+class Slots(nn.Module):
+    """Adapter, pooling, converter and markers, beside the decoder that they are trained for.
+
+    Args:
+        decoder: a frozen Llama, in the precision that everything is computed in.
+        tokenizer: its tokenizer, for the words that markers start as.
+        layers: of the decoder, that encode.
+        rank: of the LoRA.
+        pool_hidden: width inside the pooling.
+        places: the coarsest rate.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        layers: int = 8,
+        rank: int = 48,
+        pool_hidden: int = 768,
+        places: int = 8,
+    ):
+        super().__init__()
+        width = decoder.config.hidden_size
+        encoder = first_layers(decoder, layers)
+        for layer in encoder.layers:
+            for name in LORA_LAYERS:
+                parent, leaf = name.split(".")
+                block = getattr(layer, parent)
+                setattr(block, leaf, Lora(getattr(block, leaf), rank))
+        self.layers = encoder.layers
+        self.pool = Pool(width, pool_hidden, places)
+        self.conv = Residual(width, width)
+        table = decoder.get_input_embeddings().weight
+
+        def words(text: str) -> torch.Tensor:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            return table[torch.tensor(ids, device=table.device)].float().mean(dim=0)
+
+        self.markers = nn.Parameter(
+            torch.stack([words("\n\n"), words("\n\n"), words("Repeat the text:\n\n")])
+        )
+        self.to(table.device)
+        # Not registered: they are the decoder's, and a checkpoint holds what is trained.
+        head = decoder.get_output_embeddings().weight
+        self.__dict__.update(encoder=encoder, decoder=decoder, table=table, head=head)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The weights of a checkpoint, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def write(self, ids: torch.Tensor, rate: int) -> torch.Tensor:
+        """What the decoder reads in place of `(rows, tokens)`: `(rows, tokens / rate, width)`."""
+        embeds = self.table[ids]
+        states = self.encoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        return self.conv(self.pool(embeds, states, rate))
+
+    def reconstruct(self, ids: torch.Tensor, rate: int) -> Scores:
+        """`[BOS] <MEM> slots </MEM> <AE>` text EOS (PCC, eq. 4)."""
+        rows = len(ids)
+        markers = self.markers.to(self.table)
+        before = self._rows(rows, self._bos(), markers[:1])
+        parts = [before, self.write(ids, rate), self._rows(rows, markers[1:]), self.table[ids]]
+        target = functional.pad(ids, (0, 1), value=self.decoder.config.eos_token_id)
+        return self._score(parts, target, None)
+
+    def complete(
+        self, ids: torch.Tensor, following: torch.Tensor, rate: int, distilled: float = 0.5
+    ) -> Scores:
+        """`[BOS] <MEM> slots </MEM>` and what follows, its first token given (PCC, eq. 3)."""
+        rows = len(ids)
+        markers = self.markers.to(self.table)
+        before = self._rows(rows, self._bos(), markers[:1])
+        given = self.table[following[:, :-1]]
+        parts = [before, self.write(ids, rate), self._rows(rows, markers[1:2]), given]
+        with torch.no_grad():
+            text = [self._rows(rows, self._bos()), self.table[ids], given]
+            teacher = self._states(text, following.shape[1] - 1)
+        return self._score(parts, following[:, 1:], teacher, distilled)
+
+    def without_memory(self, following: torch.Tensor, ids: torch.Tensor | None = None) -> Scores:
+        """The same continuation from the full text `ids`, or from nothing."""
+        parts = [self._rows(len(following), self._bos()), self.table[following[:, :-1]]]
+        if ids is not None:
+            parts.insert(1, self.table[ids])
+        return self._score(parts, following[:, 1:], None)
+
+    def _bos(self) -> torch.Tensor:
+        index = self.decoder.config.bos_token_id
+        return self.table[index : index + 1]
+
+    def _rows(self, rows: int, *vectors: torch.Tensor) -> torch.Tensor:
+        return torch.cat(vectors).expand(rows, -1, -1)
+
+    def _states(self, parts: list[torch.Tensor], last: int) -> torch.Tensor:
+        outputs = self.decoder.model(inputs_embeds=torch.cat(parts, dim=1), use_cache=False)
+        return outputs.last_hidden_state[:, -last:].flatten(0, 1)
+
+    def _score(
+        self,
+        parts: list[torch.Tensor],
+        target: torch.Tensor,
+        teacher: torch.Tensor | None,
+        distilled: float = 0.0,
+    ) -> Scores:
+        states = self._states(parts, target.shape[1])
+        return Scores(*_Head.apply(states, target.flatten(), teacher, distilled, self.head))
+
+
+class Scores(tuple):
+    """`loss`, to be trained on, and its `nats` a token, the share `right` and the divergence."""
+
+    def __new__(cls, *values: torch.Tensor):
+        """Of four scalars."""
+        return super().__new__(cls, values)
+
+    loss = property(lambda self: self[0])
+    nats = property(lambda self: self[1].item())
+    right = property(lambda self: self[2].item())
+    divergence = property(lambda self: self[3].item())
+
+
+class _Head(torch.autograd.Function):
+    """Cross-entropy, and divergence from a teacher, without keeping logits of all targets."""
+
+    @staticmethod
+    def forward(ctx, states, target, teacher, distilled, head):
+        gradient = torch.empty_like(states)
+        nats = divergence = torch.zeros((), device=states.device)
+        right = torch.zeros((), device=states.device)
+        size = 256 if states.device.type == "cpu" else 4096
+        for first in range(0, len(states), size):
+            part = slice(first, first + size)
+            logits = (states[part] @ head.T).float()
+            wanted = target[part]
+            right = right + (logits.argmax(-1) == wanted).sum()
+            log_probs = logits.sub_(logits.logsumexp(-1, keepdim=True))
+            nats = nats - log_probs.gather(1, wanted[:, None]).sum()
+            places = torch.arange(len(wanted), device=states.device)
+            if teacher is None:
+                change = log_probs.exp_()
+                change[places, wanted] -= 1
+            else:
+                taught = (teacher[part] @ head.T).float().log_softmax(-1)
+                probs = taught.exp()
+                divergence = divergence + (probs * (taught - log_probs)).sum()
+                change = log_probs.exp_().sub_(probs, alpha=distilled)
+                change[places, wanted] -= 1 - distilled
+            gradient[part] = (change.to(states.dtype) @ head) / len(states)
+        ctx.save_for_backward(gradient)
+        nats, right, divergence = nats / len(states), right / len(states), divergence / len(states)
+        loss = nats.clone() if teacher is None else (1 - distilled) * nats + distilled * divergence
+        ctx.mark_non_differentiable(nats, right, divergence)
+        return loss, nats, right, divergence
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        return ctx.saved_tensors[0] * gradient, None, None, None, None
+
+
+def _cast(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.to(inputs)
+    return functional.linear(inputs, layer.weight.to(inputs), bias)

@@ -1,0 +1,213 @@
+"""Trains the slots of `smol`: short segments and fine rates first, on a CPU or a GPU, resuming.
+
+    python -m lab.smol.train OUTPUT --books FOLDER --minutes 100
+    python -m lab.smol.train OUTPUT --tokens FOLDER --minutes 9 --device cuda --scale 24 --decay 2
+
+The first call writes the books' token ids as uint16 beside its checkpoint (10 MB), which `--tokens`
+reads where there are no books. Every few minutes `last.pt` is written, and the same command goes on
+from it; the curve is in `curve.jsonl`. docs/log.md says what was tried and what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lab.smol.slots import Slots
+from memslots.smollm2 import smollm2
+
+
+class Phase(NamedTuple):
+    """What is drawn from a step on.
+
+    Args:
+        step: the first one.
+        tokens: of a segment.
+        segments: of a step, times `--scale`.
+        rates: drawn from, one a step.
+        completions: of so many steps one completes what follows; 0 for none.
+    """
+
+    step: int
+    tokens: int
+    segments: int
+    rates: tuple[int, ...]
+    completions: int
+
+
+SCHEDULE = (
+    Phase(0, 8, 64, (2,), 0),
+    Phase(40, 16, 40, (2,), 0),
+    Phase(120, 16, 40, (2, 4), 0),
+    Phase(260, 32, 24, (2, 4, 4, 4), 0),
+    Phase(420, 64, 12, (2, 4, 4, 4, 4), 0),
+    Phase(700, 64, 12, (2, 4, 4, 4, 4, 8), 3),
+    Phase(1400, 128, 6, (2, 4, 4, 4, 8, 8), 3),
+)
+"""Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
+
+LEARNING_RATE = 1e-3
+WARM_UP = 30
+SEGMENTS_HELD_OUT = 24
+
+
+def token_ids(books: Path, tokens: Path, split: str) -> torch.Tensor:
+    """The ids of a split's books, one after another, each ended by EOS; written once as uint16."""
+    file = tokens / f"{split}.npy"
+    if not file.is_file():
+        tokenizer = AutoTokenizer.from_pretrained(smollm2())
+        ids: list[int] = []
+        with gzip.open(books / f"books-{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            for line in lines:
+                text = json.loads(line)["text"]
+                ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+                ids.append(tokenizer.eos_token_id)
+        tokens.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.array(ids, dtype=np.uint16))
+    return torch.from_numpy(np.load(file).astype(np.int64))
+
+
+def pieces(ids: torch.Tensor, starts: list[int], first: int, length: int) -> torch.Tensor:
+    """`(starts, length)` ids, `first` after each start."""
+    return torch.stack([ids[start + first : start + first + length] for start in starts])
+
+
+@torch.no_grad()
+def held_out(slots: Slots, ids: torch.Tensor, device: str) -> dict[str, list[float]]:
+    """Nats a token and share right on unseen books: `r4/64` reconstructs 64 tokens at rate 4."""
+    starts = [i * 2000 for i in range(SEGMENTS_HELD_OUT)]
+    figures = {}
+    for rate, length in ((2, 16), (4, 16), (2, 64), (4, 64), (8, 64), (4, 128)):
+        scores = slots.reconstruct(pieces(ids, starts, 0, length).to(device), rate)
+        figures[f"r{rate}/{length}"] = [scores.nats, scores.right]
+    before, after = (pieces(ids, starts, first, 64).to(device) for first in (0, 64))
+    for name, scores in (
+        ("after none", slots.without_memory(after)),
+        ("after text", slots.without_memory(after, before)),
+        *((f"after r{rate}", slots.complete(before, after, rate)) for rate in (2, 4, 8)),
+    ):
+        figures[name] = [scores.nats, scores.right]
+    return figures
+
+
+def train(options: argparse.Namespace) -> None:
+    """Trains until the minutes are over."""
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    folder = options.tokens or options.output
+    texts, unseen = (token_ids(options.books, folder, split) for split in ("train", "validation"))
+    name = options.decoder or smollm2()
+    decoder = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
+    decoder = decoder.to(options.device).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    slots = Slots(decoder, AutoTokenizer.from_pretrained(name), options.layers, options.rank)
+    weights = slots.trained()
+    optimizer = torch.optim.AdamW(
+        weights.values(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    checkpoint = options.output / "last.pt"
+    step = seen = 0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location=options.device)
+        slots.load_state_dict(saved["slots"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        step, seen = saved["step"], saved["seen"]
+        say(options.output, {"resuming from step": step, "seen": seen})
+
+    def save() -> None:
+        draft = checkpoint.with_suffix(".draft")
+        kept = {name: weight.detach() for name, weight in weights.items()}
+        state = optimizer.state_dict()
+        torch.save({"slots": kept, "optimizer": state, "step": step, "seen": seen}, draft)
+        os.replace(draft, checkpoint)
+
+    started = last_saved = time.monotonic()
+    ends = started + 60 * options.minutes
+    recent: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    while time.monotonic() < ends:
+        phase = next(phase for phase in reversed(SCHEDULE) if step >= phase.step)
+        left = (ends - time.monotonic()) / 60
+        for group in optimizer.param_groups:
+            falling = min(1.0, left / options.decay) if options.decay else 1.0
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * falling
+        # A function of the step, so that a resumed run draws what an unbroken one does.
+        draw = torch.Generator().manual_seed(step)
+        rate = phase.rates[int(torch.randint(len(phase.rates), (1,), generator=draw))]
+        completes = bool(phase.completions) and step % phase.completions == 0
+        count = phase.segments * options.scale * (2 if completes else 3) // 3
+        span = 2 * phase.tokens
+        starts = torch.randint(len(texts) - span, (max(1, count),), generator=draw).tolist()
+        ids = pieces(texts, starts, 0, phase.tokens).to(options.device)
+        if completes:
+            after = pieces(texts, starts, phase.tokens, phase.tokens).to(options.device)
+            scores = slots.complete(ids, after, rate)
+        else:
+            scores = slots.reconstruct(ids, rate)
+        optimizer.zero_grad()
+        scores.loss.backward()
+        nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        optimizer.step()
+        step += 1
+        seen += ids.numel()
+        recent[f"{'c' if completes else 'r'}{rate}"].append((scores.nats, scores.right))
+        if step % options.log_every == 0:
+            means = {
+                task: [round(sum(column) / len(column), 3) for column in zip(*values, strict=True)]
+                for task, values in sorted(recent.items())
+            }
+            minutes = round((time.monotonic() - started) / 60, 1)
+            say(
+                options.output,
+                {"step": step, "tokens": phase.tokens, "seen": seen, "minutes": minutes, **means},
+            )
+            recent.clear()
+        if step % (5 * options.log_every) == 0:
+            figures = held_out(slots, unseen, options.device)
+            rounded = {key: [round(value, 3) for value in pair] for key, pair in figures.items()}
+            say(options.output, {"step": step, "seen": seen, "held out": rounded})
+        if time.monotonic() - last_saved > options.save_seconds:
+            save()
+            last_saved = time.monotonic()
+    save()
+
+
+def say(output: Path, line: dict[str, Any]) -> None:
+    """A line of the curve, on the terminal and in `curve.jsonl`."""
+    text = json.dumps(line)
+    print(text, flush=True)
+    with (output / "curve.jsonl").open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path, help="Folder of the checkpoint and the curve.")
+    parser.add_argument("--books", type=Path, help="Folder with books-train.jsonl.gz.")
+    parser.add_argument("--tokens", type=Path, help="Folder of their token ids; OUTPUT without.")
+    parser.add_argument("--decoder", help="Folder of the decoder; SmolLM2 without.")
+    parser.add_argument("--minutes", type=float, default=60.0, help="Time to train.")
+    parser.add_argument("--decay", type=float, default=0.0, help="Minutes of falling rate at end.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--scale", type=int, default=1, help="Times the segments of a step.")
+    parser.add_argument("--layers", type=int, default=8, help="Layers of the decoder that encode.")
+    parser.add_argument("--rank", type=int, default=48, help="Of their LoRA.")
+    parser.add_argument("--log-every", type=int, default=20, help="Steps between two lines.")
+    parser.add_argument("--save-seconds", type=float, default=240.0, help="Between checkpoints.")
+    return parser.parse_args(given)
+
+
+if __name__ == "__main__":
+    train(arguments())

@@ -1,0 +1,203 @@
+"""`python -m lab tables`: the papers' tables on the project's own small world, step by step."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lab.tables.ablate import losses, run_ablations, train_and_measure
+from memslots.cli.options import err, out, quiet, resolve_model, words
+
+DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
+RATES = (4, 16, 64)
+RATE_STEPS = 800
+"""Of every checkpoint of the rates; after 200 steps, one that reads all of them answers nothing."""
+FINEST_STEPS = 300
+"""Of them at the finest rate alone, where a checkpoint for all rates begins with it."""
+SAMPLES = 300
+ADAPT_STEPS = 600
+ADAPTATIONS = {
+    "all": {"train": "all", "start": "random"},  # the paper's
+    "all_from_embeddings": {"train": "all", "start": "embeddings"},
+    "converter_from_embeddings": {"train": "converter", "start": "embeddings"},
+}
+TARGET = "finetune_qa"
+
+Recipe = dict[str, Any]
+
+
+def tables(
+    books: Annotated[
+        str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder of the runs; what is there is not run again.")
+    ] = Path("runs/tables"),
+    report: Annotated[
+        Path | None, typer.Option(help="Markdown file to write, its pictures in a folder beside.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Steps, with commas between; all by default.")
+    ] = None,
+) -> None:
+    """Train and measure the small world, and write the papers' figures and ours side by side."""
+    from lab.recipes import lab_recipe
+    from lab.tables.results_page import write_page
+
+    names = list(STEPS) if only is None else words(only)
+    unknown = sorted(set(names) - set(STEPS))
+    if unknown:
+        raise ValueError(f"--only {only}: {unknown} unknown; there are {', '.join(STEPS)}.")
+    quiet()
+    output.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        err.print(f"step {name} ...", style="dim")
+        STEPS[name](lab_recipe("small_world"), output, books)
+    page = report or output / "results.md"
+    write_page(output, page)
+    out.print(f"{page}: the small world's tables")
+
+
+def _embedded(recipe: Recipe, output: Path, books: str | None) -> None:
+    """The embedded checkpoint on all tasks that its decoder can be asked."""
+    from memslots.evaluation.answering import reconstruct_segments
+    from memslots.evaluation.suite import evaluate_tasks
+    from memslots.modeling import MemslotsModel
+
+    file = output / "embedded.json"
+    if file.is_file():
+        return
+    model = MemslotsModel.from_pretrained(resolve_model(None)).eval()
+    data = {**DATA, "completion": ["pg19/validation"], "needle": ["pg19/validation"]}
+    results = evaluate_tasks(
+        model,
+        ["reconstruction", "qa"],
+        data=data,
+        samples=SAMPLES,
+    )
+    books_results = evaluate_tasks(
+        model, ["completion"], data=data, data_dir=books, samples=60, lengths=[256, 512, 1024]
+    )
+    results["records"] += books_results["records"]
+    results["notes"] += books_results["notes"]
+    results["cases"] = _cases(model, reconstruct_segments)
+    _write(file, results)
+
+
+def _cases(model, reconstruct_segments: Callable) -> dict[str, Any]:
+    """One person's text read back, and questions about it answered, at every rate (A5, A6)."""
+    from lab.data.personas import persona_rows
+
+    row = next(iter(persona_rows("test", 1, seed=77, questions=5)))
+    text = row["context"]
+    cases: dict[str, Any] = {
+        "text": text,
+        "questions": row["question"],
+        "answers": row["answer"],
+        "rates": {},
+    }
+    for rate in model.config.compression_rates:
+        memory = model.compress(text, rate=rate)
+        cases["rates"][str(rate)] = {
+            "reconstruction": "".join(reconstruct_segments(model, memory)),
+            "answers": model.generate(memory=memory, question=row["question"], max_new_tokens=12),
+        }
+    return cases
+
+
+def _ablations(recipe: Recipe, output: Path, books: str | None) -> None:
+    """Table 6 and figure 4."""
+    from lab.tables.ablations import ABLATIONS
+
+    folder = output / "ablations"
+    run_ablations(recipe, list(ABLATIONS), TARGET, folder, DATA, [4], SAMPLES, books, None)
+
+
+def _rates(recipe: Recipe, output: Path, books: str | None) -> None:
+    """Single-rate checkpoints and two for all rates, of one budget (figures 2 and 3)."""
+    runs = {f"rate_{rate}": [rate] for rate in RATES}
+    runs |= {"any_rate": list(RATES), "any_rate_finest_first": list(RATES)}
+    for name, trained in runs.items():
+        changed = _fine_tuned_alone(recipe)
+        # A person in one segment, since a slot stands for at most a segment.
+        changed["compressor"]["config"].update(segment_length=64, compression_rates=list(RATES))
+        stages = changed["compressor"]["stages"]
+        if name == "any_rate_finest_first":
+            first = copy.deepcopy(stages[0])
+            first.update(name="finest_first")
+            flat = {"num_decay_steps": 0}
+            first["training"].update(
+                training_rates=trained[:1], max_steps=FINEST_STEPS, lr_scheduler_kwargs=flat
+            )
+            stages.insert(0, first)
+        done = FINEST_STEPS * (len(stages) - 1)
+        stages[-1]["training"].update(training_rates=trained, max_steps=RATE_STEPS - done)
+        folder = output / "rates" / name
+        train_and_measure(changed, folder, DATA, trained, SAMPLES, books, None)
+        _write(folder / "curve.json", losses(folder, [stage["name"] for stage in stages]))
+
+
+def _encoders(recipe: Recipe, output: Path, books: str | None) -> None:
+    """Quality against the encoder's size: one layer, two as the recipe has, and three."""
+    for layers in (1, 2, 3):
+        changed = _fine_tuned_alone(recipe)
+        changed["compressor"]["encoder"]["num_hidden_layers"] = layers
+        folder = output / "encoders" / f"layers_{layers}"
+        train_and_measure(changed, folder, DATA, [4], SAMPLES, books, None)
+        _write(folder / "curve.json", losses(folder, [TARGET]))
+
+
+def _adaptation(recipe: Recipe, output: Path, books: str | None) -> None:
+    """The whole recipe's compressor before a further decoder, three ways (tables 5 and A2)."""
+    from lab.recipes import lab_recipe
+    from lab.training.run import run_recipe
+
+    further = lab_recipe("tiny", ["decoder.seed=1", "decoder.model.intermediate_size=640"])
+    further_decoder = run_recipe(further, output / "further_decoder", "decoder", books)
+    first = output / "ablations" / "whole"
+    if not (first / "results.json").is_file():
+        raise ValueError("the step 'adaptation' starts from 'ablations'; run that step first.")
+    for name, way in ADAPTATIONS.items():
+        changed = copy.deepcopy(recipe)
+        stage = copy.deepcopy(changed["compressor"]["stages"][-1])
+        stage.update(name=f"adapt_{name}", adapt={"decoder": str(further_decoder), **way})
+        stage["training"]["max_steps"] = ADAPT_STEPS
+        changed["compressor"]["stages"].append(stage)
+        folder = output / "adaptation" / name
+        if not folder.exists():  # goes on from the stages that are there
+            folder.mkdir(parents=True)
+            (folder / "decoder").symlink_to((first / "decoder").resolve())
+            (folder / "compressor").mkdir()
+            for done in ("pretrain", TARGET):
+                source = (first / "compressor" / done).resolve()
+                (folder / "compressor" / done).symlink_to(source)
+        train_and_measure(changed, folder, DATA, [4], SAMPLES, books, None)
+
+
+def _fine_tuned_alone(recipe: Recipe) -> Recipe:
+    """The recipe without pre-training, half of the contexts reconstructed while fine-tuning."""
+    changed = copy.deepcopy(recipe)
+    stage = next(s for s in changed["compressor"]["stages"] if s["name"] == TARGET)
+    stage["training"]["reconstruction_share"] = 0.5
+    changed["compressor"]["stages"] = [stage]
+    return changed
+
+
+def _write(file: Path, results: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+STEPS: dict[str, Callable[[Recipe, Path, str | None], None]] = {
+    "embedded": _embedded,
+    "ablations": _ablations,
+    "rates": _rates,
+    "encoders": _encoders,
+    "adaptation": _adaptation,
+}
+"""What `python -m lab tables` does, in this order; each goes on where it was stopped."""

@@ -1,0 +1,1 @@
+"""A small decoder trained from scratch, and compressors that start from its embeddings."""

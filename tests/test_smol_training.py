@@ -1,0 +1,100 @@
+"""Training of the `smol` checkpoint: equal to the package's own modules, resumed where it stood."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import TEXTS, words
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lab.smol.checkpoint import compressor
+from lab.smol.slots import Slots, _Head
+from lab.smol.train import arguments, train
+from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
+
+
+@pytest.fixture
+def decoder(zoo):
+    return zoo.folder("llama", "decoder")
+
+
+@pytest.fixture
+def slots(decoder):
+    llm = AutoModelForCausalLM.from_pretrained(decoder, dtype=torch.float32)
+    llm = llm.eval().requires_grad_(False)
+    torch.manual_seed(0)
+    made = Slots(llm, AutoTokenizer.from_pretrained(decoder), layers=1, rank=2, pool_hidden=8)
+    with torch.no_grad():
+        for weight in made.trained().values():
+            weight += 0.05 * torch.randn_like(weight)
+    return made
+
+
+def test_a_compressor_with_these_weights_is_the_same(slots, decoder):
+    model = compressor(slots.trained(), decoder, segment_length=32)
+    ids = model.processor.segment(words(30))[0].ids[:16]
+    following = model.processor.decoder_text.encode(TEXTS[1])[:9]
+    bos = Prompt(model.processor.bos_ids)
+    for rate in (2, 4, 8):
+        inputs = model.processor.lay_out(
+            [
+                Row([0], bos, [*ids, *model.processor.eos_ids], task=RECONSTRUCTION),
+                Row([0], bos, following, given=1, task=COMPLETION),
+            ],
+            [16 // rate],
+        )
+        outputs = model(
+            segment_input_ids=torch.tensor([ids]),
+            segment_attention_mask=torch.ones(1, 16, dtype=torch.long),
+            segment_rates=torch.tensor([rate]),
+            **inputs,
+        )
+        rebuilt = slots.reconstruct(torch.tensor([ids]), rate)
+        completed = slots.complete(torch.tensor([ids]), torch.tensor([following]), rate)
+        expected = torch.tensor([rebuilt.nats, completed.nats, 0.0])
+        torch.testing.assert_close(outputs.task_losses, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_its_loss_has_the_gradient_that_torch_finds(slots):
+    ids, following = torch.arange(8, 24).reshape(2, 8), torch.arange(30, 40).reshape(2, 5)
+    states = torch.randn(10, slots.head.shape[1], requires_grad=True)
+    teacher = torch.randn(10, slots.head.shape[1])
+    target = following.flatten()
+    loss = _Head.apply(states, target, teacher, 0.3, slots.head)[0]
+    (gradient,) = torch.autograd.grad(loss, states)
+    log_probs = (states @ slots.head.T).log_softmax(-1)
+    taught = (teacher @ slots.head.T).log_softmax(-1)
+    nll = torch.nn.functional.nll_loss(log_probs, target)
+    kl = torch.nn.functional.kl_div(log_probs, taught, reduction="batchmean", log_target=True)
+    expected = 0.7 * nll + 0.3 * kl
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, states)[0])
+    slots.reconstruct(ids, 4).loss.backward()
+    assert all(weight.grad is not None for weight in slots.trained().values())
+    assert all(p.grad is None for p in slots.decoder.parameters())
+
+
+def test_a_run_resumes_and_writes_its_curve(decoder, tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        ids = generator.integers(5, 300, 60_000).astype(np.uint16)
+        np.save(tmp_path / f"{split}.npy", ids)
+    options = ["--tokens", str(tmp_path), "--decoder", decoder, "--layers", "1", "--rank", "2"]
+    options += ["--log-every", "1", "--save-seconds", "0", "--minutes", "0.05", "--threads", "1"]
+    out = tmp_path / "run"
+    train(arguments([str(out), *options]))
+    train(arguments([str(out), *options, "--decay", "1"]))
+    curve = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in curve if "tokens" in line]
+    assert steps == list(range(1, len(steps) + 1))
+    assert sum("resuming from step" in line for line in curve) == 1
+    saved = torch.load(out / "last.pt")
+    assert saved["step"] == steps[-1]
+    assert set(saved["slots"]) == set(
+        Slots(
+            AutoModelForCausalLM.from_pretrained(decoder).requires_grad_(False),
+            AutoTokenizer.from_pretrained(decoder),
+            layers=1,
+        ).trained()
+    )
