@@ -63,9 +63,9 @@ def test_slots_are_those_of_a_pass_that_finds_its_states_itself(zoo, pooling):
 
 def test_states_read_are_those_of_slots_or_of_tokens():
     lengths, counts = torch.tensor([3, 1]), torch.tensor([2, 1])
-    width, places, slots = states_read(lengths, counts, pooled=False)
+    width, places, slots, _ = states_read(lengths, counts, pooled=False)
     assert (width, places.tolist(), slots) == (5, [3, 4, 6], 3)
-    width, places, slots = states_read(lengths, counts, pooled=True)
+    width, places, slots, _ = states_read(lengths, counts, pooled=True)
     assert (width, places.tolist(), slots) == (3, [0, 1, 2, 3], 3)
 
 

@@ -40,8 +40,9 @@ MODELING_LIBRARIES = {
     "tqdm",  # a dependency of transformers
 }
 MODELING_GUARDED_LIBRARIES = {"peft", "sentence_transformers", "sentencex"}
-MOST_LINES = {"room": 4_900, "core": 1_900}
-"""Of the travelling room, and of what one reads of it first."""
+MOST_LINES = {"room": 4_700, "core": 1_800}
+"""Of the travelling room, and of what one reads of it first; docstrings, with their examples, are
+the manual and are counted apart."""
 
 CORE = ("configuration", "modeling", "processing", "memory")
 MOST_FILES = {"compress": 6, "generate": 8}
@@ -190,10 +191,22 @@ def test_travelling_room_is_flat():
     assert folders <= {"__pycache__"}
 
 
+def lines_of_code(path: Path) -> int:
+    """Lines of a file that are in no docstring."""
+    text = path.read_text("utf-8")
+    lines = len(text.splitlines())
+    for node in ast.walk(ast.parse(text)):
+        kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+    return lines
+
+
 def test_the_travelling_room_stays_small():
-    lines = {path.stem: len(path.read_text("utf-8").splitlines()) for path in MODELING_FILES}
+    lines = {path.stem: lines_of_code(path) for path in MODELING_FILES}
     assert sum(lines.values()) <= MOST_LINES["room"], sorted(lines.items())
-    assert sum(lines[f"{name}_memslots"] for name in CORE) <= MOST_LINES["core"]
+    core = {name: lines[f"{name}_memslots"] for name in CORE}
+    assert sum(core.values()) <= MOST_LINES["core"], core
 
 
 def test_files_of_the_travelling_room_import_one_another_in_one_direction():

@@ -347,19 +347,19 @@ class MemslotsConfig(PreTrainedConfig):
         return self
 
 
-def _with_defaults(name: str, given: dict | None, defaults: dict[str, Any]) -> dict | None:
-    if given is None:
+def _with_defaults(name: str, settings: dict | None, defaults: dict[str, Any]) -> dict | None:
+    if settings is None:
         return None
-    unknown = sorted(set(given) - set(defaults))
+    unknown = sorted(set(settings) - set(defaults))
     if unknown:
         raise ValueError(f"{name} has unknown keys {unknown}; allowed are {sorted(defaults)}.")
-    return {**defaults, **given}
+    return {**defaults, **settings}
 
 
-def _as_config(given: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
-    if isinstance(given, PreTrainedConfig):
-        return given
-    values = dict(given or {})
+def _as_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    values = dict(config or {})
     return AutoConfig.for_model(values.pop("model_type", default), **values)
 
 

@@ -178,7 +178,7 @@ class DecoderLora(nn.Module):
     """LoRA weights for a decoder, and the context in which they act.
 
     Args:
-        decoder_config: the decoder's configuration; its layers are found without weights.
+        decoder_config: the decoder's configuration; its layers are last_names without weights.
         settings: `MemslotsConfig.decoder_lora`.
 
     Raises:
@@ -191,17 +191,17 @@ class DecoderLora(nn.Module):
         self.dropout = nn.Dropout(settings["dropout"])
         self.pairs = nn.ModuleDict()
         self._acting = False
-        found = set()
+        last_names = set()
         for name, (inputs, outputs) in linear_layers(decoder_config).items():
             last = name.rpartition(".")[2]
-            found.add(last)
+            last_names.add(last)
             if last in settings["target_modules"]:
                 self.pairs[_key(name)] = LoraPair(inputs, outputs, settings["r"])
-        missing = sorted(set(settings["target_modules"]) - found)
+        missing = sorted(set(settings["target_modules"]) - last_names)
         if missing:
             raise ValueError(
                 f"decoder_lora: the decoder has no linear layers named {missing}; it has "
-                f"{sorted(found)}. Give some of these as target_modules."
+                f"{sorted(last_names)}. Give some of these as target_modules."
             )
 
     @contextmanager
@@ -238,8 +238,8 @@ class DecoderLora(nn.Module):
 
     def _hook(self, pair: LoraPair):
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor):
-            given = inputs[0].to(pair.down.weight)
-            change = pair.up(pair.down(self.dropout(given))) * self.scale
+            values = inputs[0].to(pair.down.weight)
+            change = pair.up(pair.down(self.dropout(values))) * self.scale
             return output + change.to(output)
 
         return add
@@ -250,13 +250,13 @@ def linear_layers(decoder_config) -> dict[str, tuple[int, int]]:
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(decoder_config)
     head = decoder.get_output_embeddings()
-    found = {}
+    widths = {}
     for name, module in decoder.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
-            found[name] = (module.in_features, module.out_features)
+            widths[name] = (module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
-            found[name] = (module.weight.shape[0], module.weight.shape[1])
-    return found
+            widths[name] = (module.weight.shape[0], module.weight.shape[1])
+    return widths
 
 
 def _key(name: str) -> str:
@@ -285,16 +285,16 @@ def per_layer_inputs(decoder: PreTrainedModel, input_ids: torch.Tensor) -> torch
 
 
 @contextmanager
-def prefilled_with(decoder: PreTrainedModel, given: torch.Tensor | None) -> Iterator[None]:
-    """While open, a forward of `decoder` from embeddings gets `given` beside them.
+def prefilled_with(decoder: PreTrainedModel, per_layer: torch.Tensor | None) -> Iterator[None]:
+    """While open, a forward of `decoder` from embeddings gets `per_layer` beside them.
 
     `generate` would pass it to every step, and the steps after the prefill have their own tokens.
 
     Args:
         decoder: a causal LM, about to generate.
-        given: of `per_layer_inputs`, or None, which changes nothing.
+        per_layer: of `per_layer_inputs`, or None, which changes nothing.
     """
-    if given is None:
+    if per_layer is None:
         yield
         return
 
@@ -302,13 +302,13 @@ def prefilled_with(decoder: PreTrainedModel, given: torch.Tensor | None) -> Iter
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             return None
-        times, rest = divmod(len(embeds), len(given))  # beams repeat each row
-        if rest or embeds.shape[1] != given.shape[1]:
+        times, rest = divmod(len(embeds), len(per_layer))  # beams repeat each row
+        if rest or embeds.shape[1] != per_layer.shape[1]:
             raise ValueError(
                 f"{type(decoder).__name__} has per-layer embeddings, which are prefilled in one "
                 "pass and with a cache; leave out use_cache=False and prefill_chunk_size."
             )
-        return args, {**kwargs, "per_layer_inputs": given.repeat_interleave(times, dim=0)}
+        return args, {**kwargs, "per_layer_inputs": per_layer.repeat_interleave(times, dim=0)}
 
     hook = decoder.register_forward_pre_hook(add, with_kwargs=True)
     try:

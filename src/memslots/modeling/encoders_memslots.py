@@ -156,15 +156,15 @@ def fuse_activations(module: nn.Module) -> int:
     Args:
         module: an encoder of the compressor's own. A decoder is its user's and is left alone.
     """
-    found = [
+    spelled_out = [
         (parent, name)
         for parent in module.modules()
         for name, child in parent.named_children()
         if type(child).__name__ in {"NewGELUActivation", "FastGELUActivation"}
     ]
-    for parent, name in found:
+    for parent, name in spelled_out:
         setattr(parent, name, ACT2FN["gelu_pytorch_tanh"])
-    return len(found)
+    return len(spelled_out)
 
 
 def add_lora(encoder: PreTrainedModel, lora: dict) -> None:

@@ -336,9 +336,9 @@ def check_sent(model, memory, most_characters: int) -> None:
     if type(memory.rate) is not int or memory.rate not in empty.rates:
         raise ValueError(f"memory has rate {_short(memory.rate)}; allowed are {empty.rates}.")
     hashes, unknown = memory.text_sha256, memory.unknown_tokens
-    if not all(isinstance(one, str) and _HASH.fullmatch(one) for one in hashes):
+    if not all(isinstance(text_hash, str) and _HASH.fullmatch(text_hash) for text_hash in hashes):
         raise ValueError("memory has a text_sha256 that is none.")
-    if len(unknown) != len(hashes) or not all(_within(one, 2**31) for one in unknown):
+    if len(unknown) != len(hashes) or not all(_within(count, 2**31) for count in unknown):
         raise ValueError("memory has no number of unknown tokens for each of its texts.")
     if not all(memory.documents):
         raise ValueError("memory has a document without a segment; compress the text again.")
@@ -411,7 +411,7 @@ def _check_segment(
         )
     counted = [check.tokens, check.positions]
     lost = check.lost or ()
-    if not all(one is None or _within(one, 2**31) for one in counted) or (
+    if not all(count is None or _within(count, 2**31) for count in counted) or (
         lost and len(lost) > (check.tokens or 0)
     ):
         raise ValueError("memory has a segment whose tokens are not counted right.")
@@ -439,7 +439,7 @@ def _within(value: object, most: int) -> bool:
 def _is_text(value: object, length: int) -> bool:
     if not isinstance(value, str) or not value or len(value) != length:
         return False
-    return not any("\ud800" <= one <= "\udfff" for one in value)
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _short(value: object) -> str:

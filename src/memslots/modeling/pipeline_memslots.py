@@ -133,19 +133,19 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             asked.append(key)
         # Memories of unequal rates cannot be joined: each rate is answered by itself.
         answers: list[Any] = [None] * len(items)
-        for wanted in dict.fromkeys(memory.rate for memory in memories.values()):
-            own = [i for i, key in enumerate(asked) if memories[key].rate == wanted]
-            keys = [asked[i] for i in own]
+        for each_rate in dict.fromkeys(memory.rate for memory in memories.values()):
+            chosen = [i for i, key in enumerate(asked) if memories[key].rate == each_rate]
+            keys = [asked[i] for i in chosen]
             memory = memories[keys[0]]
             if len(set(keys)) > 1:
                 memory = Memory.cat([memories[key] for key in keys])
             produced = self.model.generate(
-                memory=memory, question=[items[i]["question"] for i in own], **parameters
+                memory=memory, question=[items[i]["question"] for i in chosen], **parameters
             )
-            each = len(produced) // len(own)  # more than 1 with num_return_sequences
-            for n, i in enumerate(own):
-                found = produced[n * each : (n + 1) * each]
-                answers[i] = found[0] if each == 1 else found
+            each = len(produced) // len(chosen)  # more than 1 with num_return_sequences
+            for n, i in enumerate(chosen):
+                several = produced[n * each : (n + 1) * each]
+                answers[i] = several[0] if each == 1 else several
         return {"answers": answers, "memories": [memories[key] for key in asked]}
 
     def postprocess(self, model_outputs: dict[str, Any], **parameters) -> Any:

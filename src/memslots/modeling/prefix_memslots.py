@@ -224,14 +224,14 @@ def _read_states(
             past_key_values=cache,
             use_cache=True,
         )
-    found = [
+    layers = [
         (i, layer.keys, layer.values)
         for i, layer in enumerate(cache.layers)
         if layer.is_initialized  # those that share another's keys and values have none
     ]
-    if not found or any(keys.shape[2] != mask.shape[1] for _, keys, _ in found):
+    if not layers or any(keys.shape[2] != mask.shape[1] for _, keys, _ in layers):
         raise _cannot_keep(decoder)
-    yield from found
+    yield from layers
 
 
 def check_keeps_states(decoder: PreTrainedModel) -> None:
@@ -256,11 +256,11 @@ def _cannot_keep(decoder: PreTrainedModel) -> ValueError:
 def sequences_of(decoder: PreTrainedModel, kwargs: dict[str, Any]) -> int:
     """How many sequences `generate` makes of each row: beams, or samples."""
     configs = [kwargs.get("generation_config"), decoder.generation_config]
-    found = [1]
+    counts = [1]
     for name in ("num_beams", "num_return_sequences"):
-        values = [kwargs.get(name), *(getattr(one, name, None) for one in configs)]
-        found.append(next((value for value in values if value is not None), 1))
-    return max(found)
+        values = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
+        counts.append(next((value for value in values if value is not None), 1))
+    return max(counts)
 
 
 class _Marks:
@@ -299,7 +299,7 @@ class _Marks:
 
 
 def _versions(decoder: PreTrainedModel) -> tuple[int, ...]:
-    return tuple(0 if one.is_inference() else one._version for one in decoder.parameters())
+    return tuple(0 if weight.is_inference() else weight._version for weight in decoder.parameters())
 
 
 def _sample(model) -> list[torch.Tensor]:
