@@ -17,6 +17,7 @@ LEVELS = {
     "verified": 1,
     "chat": 1,
     "making": 1,
+    "smollm2": 1,
     "checkpoints": 0,
     "configuration": 1,
     "data": 1,

@@ -47,6 +47,7 @@ class SavedModel(PreTrainedModel):
     decoder: PreTrainedModel
     processor: MemslotsProcessor
     sentence_head: SentenceHead | None
+    _fingerprint: tuple[tuple[int, ...], str] | None
 
     @classmethod
     def from_pretrained(
@@ -146,7 +147,7 @@ class SavedModel(PreTrainedModel):
                 + ("; give it llm.merge_and_unload()." if adapter else ".")
             )
         for field in ("hidden_size", "vocab_size"):
-            expected = getattr(self.config.decoder_config.get_text_config(), field)
+            expected = getattr(self.config.get_text_config(decoder=True), field)
             actual = getattr(decoder.config.get_text_config(), field)
             if expected != actual:
                 raise ValueError(
@@ -164,7 +165,7 @@ class SavedModel(PreTrainedModel):
         """Put the decoder's own first layers under the encoder's adapter, without a copy."""
         adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         base = first_layers(decoder, self.config.encoder_layers)
-        add_lora(base, self.config.encoder_lora)
+        add_lora(base, self.config.encoder_lora or {})
         outcome = base.load_state_dict(adapter, strict=False)
         if outcome.unexpected_keys:
             raise ValueError(
@@ -358,7 +359,7 @@ class SavedModel(PreTrainedModel):
             **{"revision": config.encoder_revision, **shared},
             config=copy.deepcopy(config.encoder_config),  # it may have fewer layers
         )
-        add_lora(base, config.encoder_lora)
+        add_lora(base, config.encoder_lora or {})
         outcome = base.load_state_dict(adapter, strict=False)
         if outcome.unexpected_keys:
             raise ValueError(

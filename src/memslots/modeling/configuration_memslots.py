@@ -248,7 +248,7 @@ class MemslotsConfig(PreTrainedConfig):
                 f"is {self.pooling!r}; leave it out."
             )
         if self.pooling == "groups":
-            embedding = getattr(self.encoder_config.get_text_config(), "embedding_size", None)
+            embedding = getattr(self.get_text_config(encoder=True), "embedding_size", None)
             if embedding not in (None, self.slot_size):
                 raise ValueError(
                     f"pooling='groups' adds token embeddings to states, and this encoder's have "

@@ -18,7 +18,7 @@ import inspect
 import math
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,7 +123,7 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
 
 
 def generation_defaults(
-    decoder: PreTrainedModel, kwargs: dict[str, Any], processor, room: int | None
+    decoder: PreTrainedModel, kwargs: Mapping[str, Any], processor, room: int | None
 ) -> dict[str, Any]:
     """`kwargs`, with what the decoder's own generation configuration leaves open.
 

@@ -104,7 +104,7 @@ def first_layers_config(config: PreTrainedConfig, count: int) -> PreTrainedConfi
     for key, value in list(vars(shorter).items()):  # layer_types and its like: an entry a layer
         if isinstance(value, (list, tuple)) and len(value) == total:
             setattr(shorter, key, type(value)(value[:count]))
-    sharing = getattr(shorter, "num_kv_shared_layers", None)
+    sharing: Any = getattr(shorter, "num_kv_shared_layers", None)
     if sharing:  # Gemma's last layers take keys and values of earlier ones: which ones stays fixed
         shorter.num_kv_shared_layers = max(0, count - (total - sharing))
     return shorter

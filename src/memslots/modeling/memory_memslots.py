@@ -190,18 +190,16 @@ class Memory:
         parts = self.slots.split(list(self.n_slots))
         texts = sorted({s.text for i in chosen for s in self.documents[i]})
         renumber = {old: new for new, old in enumerate(texts)}
-        literals, checks = (
-            self._by_document(values, None) if values else None
-            for values in (self.literals, self.checks)
-        )
+        literals = self._by_document(self.literals, ())
+        checks = self._by_document(self.checks, None)
         return replace(
             self,
             slots=torch.cat([self.slots[:0], *(parts[i] for i in chosen)]),
             documents=tuple(
                 tuple(replace(s, text=renumber[s.text]) for s in self.documents[i]) for i in chosen
             ),
-            literals=tuple(held for i in chosen for held in literals[i]) if literals else (),
-            checks=tuple(check for i in chosen for check in checks[i]) if checks else (),
+            literals=tuple(held for i in chosen for held in literals[i]),
+            checks=tuple(check for i in chosen for check in checks[i] if check is not None),
             text_sha256=tuple(self.text_sha256[i] for i in texts),
             unknown_tokens=tuple(self.unknown_tokens[i] for i in texts),
             texts=tuple(self.texts[i] for i in texts) if self.texts else (),

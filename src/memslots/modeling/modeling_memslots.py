@@ -190,7 +190,7 @@ class MemslotsModel(SavedModel):
         if config.bundle_decoder and (load_decoder or config.encoder_layers):
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
             self.decoder.requires_grad_(False)
-        self._fingerprint: tuple[tuple[int, ...], str] | None = None
+        self._fingerprint = None
         self.post_init()
 
     def __getattr__(self, name: str):
@@ -336,23 +336,36 @@ class MemslotsModel(SavedModel):
         config = self.config
         lengths = segment_attention_mask.sum(dim=1)
         if self.sentence_head is not None:
-            described = config.sentence_encoder
-            return sentence_slots(
-                self.encoder, self.sentence_head, described, segment_input_ids, lengths
-            )
+            head, described = self.sentence_head, config.sentence_encoder or {}
+            return sentence_slots(self.encoder, head, described, segment_input_ids, lengths)
         counts = -(-lengths // segment_rates)
         if read is None:
             read = states_read(lengths, counts, self.memory_tokens is None)
         causal = config.encoder_is_causal
         if self.memory_tokens is not None:
             spread = config.memory_positions == "spread"
-            segments = segment_input_ids, lengths, counts
             return memory_token_slots(
-                self.encoder, self.memory_tokens, *segments, read, causal, spread
+                self.encoder,
+                self.memory_tokens,
+                segment_input_ids,
+                lengths,
+                counts,
+                read,
+                causal,
+                spread,
             )
-        segments = segment_input_ids, lengths, segment_rates, counts
-        pooling = config.pooling, self.pooling_query, self.group_pool
-        return pooled_slots(self.encoder, *segments, read, causal, *pooling)
+        return pooled_slots(
+            self.encoder,
+            segment_input_ids,
+            lengths,
+            segment_rates,
+            counts,
+            read,
+            causal,
+            config.pooling,
+            self.pooling_query,
+            self.group_pool,
+        )
 
     @torch.no_grad()
     def compress(

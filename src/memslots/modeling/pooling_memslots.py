@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -189,7 +190,8 @@ def coarsened(memory, rate: int):
             f"rate={rate} or rates=[{rate}]",
             stacklevel=3,
         )
-    kept, start, documents, checks = [], 0, [], []
+    kept: list[torch.Tensor] = []
+    documents, checks, start = [], list[Any](), 0
     rates = iter(memory.segment_rates)
     for document in memory.documents:
         coarse = []

@@ -43,7 +43,7 @@ def memory_id(memory: Memory) -> str:
         memory: One document.
     """
     named = [memory.fingerprint, memory.rate, memory.text_sha256, memory.documents]
-    literals = [[tuple(one) for one in own] for own in memory.literals]
+    literals: list[Any] = [[tuple(one) for one in own] for own in memory.literals]
     if memory.checks:
         literals.append([check.to_json() for check in memory.checks])
     if memory.texts:
