@@ -85,7 +85,7 @@ def first_layers(decoder: PreTrainedModel, count: int | None = None) -> PreTrain
             f"encoder_layers={count}, but the decoder {type(decoder).__name__} has {len(layers)} "
             f"layers; use 1 to {len(layers)} (about a third of them makes a light encoder)."
         )
-    if count < len(layers) and getattr(body.config, "hidden_size_per_layer_input", 0):
+    if count < len(layers) and getattr(body.config, "hidden_size_per_layer_input", False):
         raise ValueError(
             f"{type(decoder).__name__} has embeddings of its own for each layer, so its first "
             f"{count} layers cannot be run by themselves; leave encoder_layers out (all layers)."
