@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -289,3 +290,42 @@ def test_debug_shows_the_traceback_of_one_call(capsys):
         main(["--debug", "train", "pcc_light"])
     assert main(["train", "pcc_light"]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_an_answer_that_the_terminal_cannot_show_is_escaped():
+    """With PYTHONIOENCODING=cp1252, as on Windows: characters beyond it never lose the answer."""
+    code = (
+        "import sys, typer\n"
+        "from memslots.cli import main\n"
+        "from memslots.cli.options import out\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def say() -> None:\n"
+        "    typer.echo('typed \\u4f60\\u597d')\n"
+        "    out.print('drawn \\u4f60\\u597d \\u20ac')\n"
+        "@app.command()\n"
+        "def other() -> None: ...\n"
+        "sys.exit(main(['say'], app))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        check=True,
+    )
+    said = done.stdout.decode("cp1252")
+    assert "typed \\u4f60\\u597d" in said
+    assert "drawn \\u4f60\\u597d \u20ac" in said
+    assert not done.stderr
+
+
+def test_no_library_warns_on_a_typo(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "memslots.cli", "train", "pcc_lit", "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pcc_lite" in done.stderr

@@ -6,12 +6,12 @@ from datasets import Dataset
 from test_pcc_recipes import data_dir, small  # noqa: F401 a fixture
 from test_trainer import first_gradients, fresh, mixed, qa_rows, settings, weights
 from tiny_models import words
-from transformers import BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from memslots import MemslotsModel
 from memslots.making import new_compressor
 from memslots.trainer.compressor_trainer import CompressorTrainer
-from memslots.trainer.run import _stage_model, run_recipe
+from memslots.trainer.run import _first_model, _stage_model, run_recipe
 
 QUANTIZED = {
     "Linear4bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
@@ -19,17 +19,36 @@ QUANTIZED = {
 }
 
 
+@pytest.fixture
+def wide_decoder(zoo, tmp_path):
+    """A decoder that bitsandbytes can hold in 4 bit on every CPU.
+
+    With AVX512-BF16 it packs weights again in blocks of 64 rows and columns, and fails on layers
+    that are narrower than that.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folder("llama", "decoder"))
+    config = AutoConfig.from_pretrained(zoo.folder("llama", "decoder"))
+    config.hidden_size = config.intermediate_size = 256
+    config.head_dim = 64
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    return str(tmp_path / "wide")
+
+
 def kinds(module):
     return {type(part).__name__ for part in module.modules()}
 
 
 @pytest.mark.parametrize("layer", QUANTIZED)
-def test_a_quantized_decoder_stays_as_it_is_and_lets_gradients_through(zoo, tmp_path, layer):
+def test_a_quantized_decoder_stays_as_it_is_and_lets_gradients_through(
+    zoo, wide_decoder, tmp_path, layer
+):
     pytest.importorskip("bitsandbytes")
     quantized = {"quantization_config": QUANTIZED[layer]}
     model = new_compressor(
         zoo.folder("qwen3", "encoder"),
-        zoo.folder("llama", "decoder"),
+        wide_decoder,
         decoder_kwargs=quantized,
         compression_rates=[4],
         segment_length=16,
@@ -55,16 +74,24 @@ def test_a_quantized_decoder_stays_as_it_is_and_lets_gradients_through(zoo, tmp_
         assert isinstance(loaded.generate(context=text, question="who?", max_new_tokens=2), str)
 
 
-def test_every_stage_of_a_recipe_reads_the_quantized_decoder(zoo, data_dir, tmp_path):  # noqa: F811
+def test_every_stage_of_a_recipe_reads_the_quantized_decoder(
+    zoo,
+    wide_decoder,
+    data_dir,  # noqa: F811
+    tmp_path,
+):
     pytest.importorskip("bitsandbytes")
     recipe = small("pcc_lite", zoo)
     section = recipe["compressor"]
+    section["decoder"] = wide_decoder
     section["decoder_kwargs"] = {"quantization_config": {"load_in_4bit": True}}
     run_recipe(recipe, tmp_path, stage="warmup", data_dir=str(data_dir))
     stages = {stage["name"]: stage for stage in section["stages"]}
-    assert "Linear4bit" in kinds(_stage_model(recipe, stages["pretrain"], tmp_path).decoder)
+    assert "Linear4bit" in kinds(
+        _stage_model(recipe, stages["pretrain"], tmp_path, _first_model).decoder
+    )
     stages["adapt"]["after"] = "warmup"
-    adapted = _stage_model(recipe, stages["adapt"], tmp_path)
+    adapted = _stage_model(recipe, stages["adapt"], tmp_path, _first_model)
     assert "Linear4bit" not in kinds(adapted.decoder)  # it says how it loads its own
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from memslots.cli import main
+from memslots.cli.plan import gigabytes
 from memslots.serving.serving_cost import (
     HOURS_A_MONTH,
     Demand,
@@ -208,3 +209,17 @@ def test_the_command(zoo, tmp_path, capsys):
     ):
         assert main([*command, *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("80", 80.0), ("80GB", 80.0), ("80 GiB", 85.89934592), ("81920MiB", 85.89934592)],
+)
+def test_gpu_memory_takes_the_units_that_people_write(size, expected):
+    assert gigabytes(size) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", ["", "much", "80gigs", "1.2.3GB"])
+def test_gpu_memory_of_no_known_unit_says_what_to_give(size):
+    with pytest.raises(ValueError, match="80GB or 80GiB"):
+        gigabytes(size)

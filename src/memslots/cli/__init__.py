@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -101,6 +102,7 @@ def main(
     # ClickException: recent typer brings its own copy of click, so it is found by way of typer.
     usage_error: Any = typer.BadParameter.mro()[2]
     arguments = sys.argv[1:] if arguments is None else arguments
+    _lose_nothing()
     debug = os.environ.get("MEMSLOTS_DEBUG")
     try:
         code = commands(arguments or ["--help"], prog_name=name, standalone_mode=False)
@@ -123,6 +125,15 @@ def main(
         if debug is None:
             os.environ.pop("MEMSLOTS_DEBUG", None)
     return code if isinstance(code, int) else 0
+
+
+def _lose_nothing() -> None:
+    """Characters that the terminal cannot show are escaped, where Python would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # bitsandbytes, which peft imports where it is installed, warns that a kernel is missing.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _is_mistake(error: Exception) -> bool:

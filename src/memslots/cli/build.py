@@ -74,7 +74,23 @@ def init(
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="own (your LLM, your texts), a packaged recipe's name, or a YAML file."
+        ),
+    ],
+    decoder: Annotated[
+        str | None, typer.Option(help="With own: folder or repository of your LLM.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="With own: file or folder of your documents.")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="With own: JSONL file of context, question and answer, where you have."),
+    ] = None,
+    budget: Annotated[str, typer.Option(help="With own: time to train, such as 2h or 90m.")] = "2h",
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
     sets: Sets = None,
     books: Annotated[
@@ -109,7 +125,12 @@ def train(
             f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
         ) from error
     quiet()
-    settings = load_recipe(recipe, sets or [], recipe_fields())
+    if recipe == "own":
+        settings = _own(decoder, texts, questions, budget, sets or [], recipe_fields())
+    elif (decoder, texts, questions) != (None, None, None):
+        raise ValueError("--decoder, --texts and --questions go with `memslots train own`.")
+    else:
+        settings = load_recipe(recipe, sets or [], recipe_fields())
     if dry_run:
         from .plan_view import plan_table
 
@@ -121,6 +142,44 @@ def train(
     if install is not None:
         install_checkpoint(result, install)
     out.print(f"{install or result}: trained by recipe {recipe}")
+
+
+def _own(
+    decoder: str | None,
+    texts: Path | None,
+    questions: Path | None,
+    budget: str,
+    sets: list[str],
+    fields: dict[str, list[str]],
+) -> dict:
+    """The recipe for a user's own decoder and documents, which must be there."""
+    if decoder is None or texts is None:
+        raise ValueError(
+            "train own needs --decoder and --texts: memslots train own --decoder "
+            "HuggingFaceTB/SmolLM2-135M-Instruct --texts notes.txt --budget 2h"
+        )
+    for option, path in (("--texts", texts), ("--questions", questions)):
+        if path is not None and not path.exists():
+            raise ValueError(f"{option} {path} does not exist; name a file or folder of texts.")
+    from memslots.configuration.own import minutes_of, own_recipe
+    from memslots.configuration.recipes import apply_overrides
+
+    minutes = minutes_of(budget)
+    own_recipe(decoder, texts, questions, minutes)  # a budget too small is told before loading
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    layers = AutoConfig.from_pretrained(decoder).get_text_config().num_hidden_layers
+    recipe = own_recipe(
+        decoder,
+        texts,
+        questions,
+        minutes,
+        encoder_layers=max(1, round(layers / 3)),
+        chat=bool(AutoTokenizer.from_pretrained(decoder).chat_template),
+        on_gpu=torch.cuda.is_available(),
+    )
+    return apply_overrides(recipe, sets, fields)
 
 
 def evaluate(

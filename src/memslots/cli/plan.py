@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Annotated
 
 import typer
@@ -19,7 +20,9 @@ def plan(
     ],
     rate: Annotated[float, typer.Option(help="Context tokens per slot.")] = 16,
     users: Annotated[int, typer.Option(min=1, help="Users at once.")] = 1000,
-    gpu_memory: Annotated[float, typer.Option(help="Of one GPU, in GB (10^9 bytes).")] = 80,
+    gpu_memory: Annotated[
+        str, typer.Option(help="Of one GPU: 80GB (10^9 bytes; so is a bare number) or 80GiB.")
+    ] = "80GB",
     gpu_price: Annotated[float, typer.Option(help="Of one GPU, in dollars an hour.")] = 2.7,
     gpu_teraflops: Annotated[
         float, typer.Option(help="Peak operations a second in 10^12; an H100's by default.")
@@ -42,7 +45,7 @@ def plan(
         tokens=tokens,
         rate=rate,
         users=users,
-        gpu_gigabytes=gpu_memory,
+        gpu_gigabytes=gigabytes(gpu_memory),
         gpu_dollars_an_hour=gpu_price,
         gpu_teraflops=gpu_teraflops,
         weight_bits=weight_bits,
@@ -83,6 +86,27 @@ def plan(
     )
     if not found.fits_as_text:
         err.print("The decoder has fewer positions than the context as text needs.", style="dim")
+
+
+def gigabytes(size: str) -> float:
+    """A size in 10^9 bytes: `80`, `80GB`, `80 GiB`, `81920MiB`.
+
+    Raises:
+        ValueError: no number, or another unit.
+    """
+    match = re.fullmatch(r"\s*(-?[0-9.]+)\s*([kMGT]i?B)?\s*", size)
+    try:
+        number = float(match[1]) if match else None
+    except ValueError:
+        number = None
+    if match is None or number is None:
+        raise ValueError(
+            f"--gpu-memory {size!r} is no size; give a number of GB, or one with its unit, such as "
+            "80GB or 80GiB."
+        )
+    unit = match[2] or "GB"
+    base = 1024 if "i" in unit else 1000
+    return number * base ** (1 + "kMGT".index(unit[0])) / 1e9
 
 
 def _bytes(size: float) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from memslots.data import ADAPTERS
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.memory_memslots import slots_for
+from memslots.modeling.shared_encoder_memslots import SHARED_ENCODER, first_layers_config
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.pool_units import pooled_plan
 from memslots.trainer.run import adaptation, previous_stage, trained_part, training_arguments
@@ -106,10 +107,11 @@ def _configs(recipe: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedConfig
     if "checkpoint" in section:
         config = checkpoint_config(section["checkpoint"])
         return config.encoder_config, config.decoder_config
-    return (
-        AutoConfig.from_pretrained(section["encoder"]),
-        AutoConfig.from_pretrained(section["decoder"]),
-    )
+    decoder = AutoConfig.from_pretrained(section["decoder"])
+    if section["encoder"] != SHARED_ENCODER:
+        return AutoConfig.from_pretrained(section["encoder"]), decoder
+    layers = section["config"].get("encoder_layers")
+    return first_layers_config(decoder, layers or decoder.num_hidden_layers), decoder
 
 
 def _config_of(checkpoint: str) -> dict[str, Any]:
@@ -139,6 +141,8 @@ def _plan_stage(
     choose_trained(model, trained_part(section, settings["name"]))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     own = sum(p.numel() for p in model.parameters())
+    if config.encoder_layers is not None:  # its base is the decoder's, counted there
+        own = trained
     reads = sum(p.numel() for p in reader.parameters())
 
     arguments = training_arguments(section, settings, world_size)
@@ -168,7 +172,9 @@ def _plan_stage(
     passes = 2 if not learns else 4 if config.encoder_lora is not None else 6
     operations = passes * weights * (length + slots) + 4 * reads * read
     seconds = None
-    if steps is not None:
+    if "minutes" in settings:
+        seconds, steps = 60 * settings["minutes"], None
+    elif steps is not None:
         seconds = steps * rows * operations / (rate * world_size * _UTILISATION)
     return StagePlan(
         name=settings["name"],

@@ -24,6 +24,7 @@ from memslots.trainer.shortcut_check import ShortcutCheck
 from memslots.trainer.stage_changes import change_stage, first_section, start_adapter
 from memslots.trainer.stage_data import stage_dataset
 from memslots.trainer.start_checkpoint import take_compressor
+from memslots.trainer.time_budget import NO_STEP_LIMIT, TimeBudget
 
 LOSSES = "losses.json"
 """Beside a stage's checkpoint: what the trainer logged."""
@@ -133,7 +134,8 @@ def training_arguments(
     Args:
         recipe: the recipe's `compressor` section.
         settings: the stage. `batch_size` rows a step, over all processes and accumulated batches,
-            becomes `gradient_accumulation_steps`; `tokens` of compressed text become `max_steps`.
+            becomes `gradient_accumulation_steps`; `tokens` of compressed text become `max_steps`;
+            `minutes` limit the stage by time (`TimeBudget`).
         world_size: processes that train together.
 
     Raises:
@@ -152,6 +154,8 @@ def training_arguments(
                 "compressor.training.per_device_train_batch_size to a divisor."
             )
         arguments["gradient_accumulation_steps"] = batch // each
+    if "minutes" in settings:
+        arguments["max_steps"] = NO_STEP_LIMIT
     if "tokens" in settings:
         lengths = {source.get("tokens") for source in settings["data"]}
         if len(lengths) != 1 or None in lengths:
@@ -195,6 +199,8 @@ def _run_stage(
     if "start" in settings and last_checkpoint(checkpoints) is None:
         start_adapter(model, settings["start"], rows, args)
     trainer = CompressorTrainer(model, args, rows, card_writer=card_writer)
+    if "minutes" in settings:
+        trainer.add_callback(TimeBudget(settings["minutes"], folder))
     if trainer.args.shortcut_check_steps is not None:
         trainer.add_callback(_shortcut_check(trainer, settings["data"]))
     checkpoint = last_checkpoint(checkpoints)

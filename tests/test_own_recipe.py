@@ -1,0 +1,124 @@
+"""`memslots train own`: a user's own decoder and documents, limited by time."""
+
+import json
+import re
+
+import pytest
+import torch
+from tiny_models import SENTENCES
+
+from memslots import MemslotsModel
+from memslots.cli import main
+from memslots.configuration.own import minutes_of, own_recipe
+from memslots.making import new_compressor
+from memslots.trainer.run import run_recipe
+from memslots.trainer.time_budget import TIME_FILE, TimeBudget
+
+
+@pytest.fixture
+def texts(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("\n\n".join(" ".join(SENTENCES[i % 3 :]) for i in range(12)), encoding="utf-8")
+    return file
+
+
+def refused(capsys, *arguments):
+    assert main(["train", "own", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def small(decoder, texts, minutes):
+    recipe = own_recipe(decoder, texts, minutes=4, segment_length=32, encoder_layers=1)
+    section = recipe["compressor"]
+    section["config"]["encoder_lora"]["r"] = 2
+    section["stages"] = [s for s in section["stages"] if s["name"] in ("begin", "read")]
+    for stage in section["stages"]:
+        stage["minutes"] = minutes
+        stage["data"][0]["tokens"] = 8
+        stage["training"]["per_device_train_batch_size"] = 2
+    section["training"] |= {"use_cpu": True, "disable_tqdm": True, "save_steps": 2}
+    return recipe
+
+
+def test_it_ends_at_the_users_decoder(zoo, texts, tmp_path):
+    decoder = zoo.folder("llama", "decoder")
+    result = run_recipe(small(decoder, texts, 0.02), tmp_path / "run")
+    model = MemslotsModel.from_pretrained(result)
+    assert model.config.decoder_name_or_path == decoder
+    assert model.config.encoder_layers == 1
+    untrained = new_compressor(
+        "decoder", decoder, **small(decoder, texts, 1)["compressor"]["config"]
+    )
+    assert not torch.equal(model.converter.down.weight, untrained.converter.down.weight)
+    logged = json.loads((result / "losses.json").read_text())
+    assert any("distillation_loss" in line for line in logged)
+    assert all("minutes_left" in line for line in logged if "loss" in line)
+
+
+def test_a_resumed_stage_has_only_the_rest_of_its_time(tmp_path):
+    now = [0.0]
+    budget = TimeBudget(1.0, tmp_path, cooldown=0.5, clock=lambda: now[0])
+
+    class State:
+        is_world_process_zero = True
+
+    class Control:
+        should_training_stop = False
+
+    budget.on_train_begin(None, State, Control)
+    now[0] = 20.0
+    assert budget.factor() == 1.0
+    budget.on_save(None, State, Control)
+    assert json.loads((tmp_path / TIME_FILE).read_text()) == {"seconds": 20.0}
+    again = TimeBudget(1.0, tmp_path, cooldown=0.5, clock=lambda: now[0])
+    again.on_train_begin(None, State, Control)
+    now[0] = 45.0
+    assert again.spent == 45.0
+    assert again.factor() == pytest.approx(0.5)
+    assert not again.on_step_end(None, State, Control).should_training_stop
+    now[0] = 60.0
+    assert again.on_step_end(None, State, Control).should_training_stop
+
+
+def test_the_learning_rate_falls_within_the_time(tmp_path):
+    now = [0.0]
+    budget = TimeBudget(1.0, tmp_path, cooldown=0.5, clock=lambda: now[0])
+    budget.on_train_begin(None, None, None)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    now[0] = 45.0
+    budget.on_step_begin(None, None, None, optimizer=optimizer)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+
+
+def test_a_dry_run_says_what_it_would_do(zoo, texts, capsys):
+    decoder = zoo.folder("llama", "decoder")
+    command = ["train", "own", "--decoder", decoder, "--texts", str(texts), "--budget", "10m"]
+    assert main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("begin", "grow", "read", "questions"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "needs --decoder and --texts"),
+        (["--decoder", "x", "--texts", "missing.txt"], "--texts missing.txt does not exist"),
+        (["--decoder", "x", "--texts", ".", "--questions", "q.jsonl"], "--questions q.jsonl does"),
+        (["--decoder", "x", "--texts", ".", "--budget", "3m"], "3 minutes is too small"),
+        (["--decoder", "x", "--texts", ".", "--budget", "soon"], "give 2h, 90m or 1h30m"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_before_anything_loads(capsys, arguments, message):
+    assert message in re.sub(r"\s+", " ", refused(capsys, *arguments))
+
+
+def test_its_options_belong_to_it(capsys):
+    assert main(["train", "pcc_lite", "--decoder", "x"]) == 2
+    assert "go with `memslots train own`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("budget", "minutes"), [("2h", 120), ("90m", 90), ("1h30m", 90), ("45", 45), ("0.5h", 30)]
+)
+def test_budgets_are_read_as_people_write_them(budget, minutes):
+    assert minutes_of(budget) == minutes
