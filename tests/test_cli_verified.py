@@ -42,7 +42,8 @@ def test_compress_asks_what_its_options_say(checkpoint, text, tmp_path, capsys, 
     output = tmp_path / "memory"
     assert main(["compress", text, "-o", str(output), "--model", checkpoint, *options]) == 0
     found = Memory.load(output)
-    expected = MemslotsModel.from_pretrained(checkpoint).eval().compress(TEXT, **wanted)
+    model = MemslotsModel.from_pretrained(checkpoint).eval()
+    expected = verified.compress(model, TEXT, **wanted)
     assert (found.checks, found.literals) == (expected.checks, expected.literals)
     assert verified.report(found).summary in " ".join(capsys.readouterr().out.split())
 

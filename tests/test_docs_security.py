@@ -75,7 +75,7 @@ def test_remote_code_is_shown_with_its_revision(place):
     calls = [call for file in files for call in calls_with_remote_code(file.read_text("utf-8"))]
     assert calls
     for call in calls:
-        local = "assets" in call  # the embedded checkpoint has no commits
+        local = "embedded(" in call  # the embedded checkpoint has no commits
         assert local or "revision=" in call, call
 
 
