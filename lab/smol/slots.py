@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
-from memslots.modeling.shared_encoder_memslots import first_layers
+from memslots.modeling.encoders_memslots import first_layers
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -860,7 +860,9 @@ class MemslotsModel(SavedModel):
             >>> len(answers)
             2
         """
-        processor, _ = self.processor, self.decoder
+        processor = self.processor
+        if not self.has_decoder:
+            raise NotLoaded(self.needs_decoder)
         check_generate_kwargs(generate_kwargs)
         if (context is None) == (memory is None):
             raise ValueError(
@@ -877,7 +879,6 @@ class MemslotsModel(SavedModel):
             prefix.check(self, prompts, rate, generate_kwargs)
         if expand is not None and (memory is None or prefix is not None):
             raise ValueError("expand=[...] goes with a memory that compress or load_memory gave.")
-        rate = rate if rate is None and memory is not None else processor.check_rate(rate)
         spans: list[list[Span]] = []
         if context is not None:
             texts = as_list(context, "context")
@@ -895,7 +896,7 @@ class MemslotsModel(SavedModel):
         single = single and (isinstance(context, str) if spans else len(held) == 1)
         pairs = pair(len(held), len(prompts))
         if not spans:
-            held = held if rate is None else held.at_rate(rate)
+            held = held if rate is None else held.at_rate(processor.check_rate(rate))
             held = held if expand is None else self.expanded(held, expand)
         rows = self.memory_rows(held, [(i, prompts[j]) for i, j in pairs])
         self.check_room(held, rows, [i for i, _ in pairs], generate_kwargs)
