@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 
 import torch
-from memslots.modeling.encoders_memslots import first_layers
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memslots.modeling.encoders_memslots import first_layers
 
 LORA_LAYERS = (
     "self_attn.q_proj",

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from memslots.data import ADAPTERS
 from memslots.modeling import MemslotsConfig, MemslotsModel
-from memslots.modeling.memory_memslots import slots_for
 from memslots.modeling.encoders_memslots import SHARED_ENCODER, first_layers_config
+from memslots.modeling.memory_memslots import slots_for
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.pool_units import pooled_plan
 from memslots.trainer.run import adaptation, previous_stage, trained_part, training_arguments
