@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.smol.checkpoint import compressor
 from lab.smol.slots import Slots, _Head
-from lab.smol.train import arguments, train
+from lab.smol.train import arguments, load_slots, train
 from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
 
 
@@ -91,6 +91,13 @@ def test_a_run_resumes_and_writes_its_curve(decoder, tmp_path, monkeypatch):
     assert sum("resuming from step" in line for line in curve) == 1
     saved = torch.load(out / "last.pt")
     assert saved["step"] == steps[-1]
+    weights, step, _ = load_slots(out)
+    assert step == steps[-1]
+    for name, weight in saved["slots"].items():
+        torch.testing.assert_close(weights[name], weight, rtol=0.01, atol=1e-6)
+    train(arguments([str(tmp_path / "next"), "--start", str(out), *options]))
+    began = json.loads((tmp_path / "next" / "curve.jsonl").read_text().splitlines()[0])
+    assert began["starting from step"] == step
     assert set(saved["slots"]) == set(
         Slots(
             AutoModelForCausalLM.from_pretrained(decoder).requires_grad_(False),

@@ -1,12 +1,15 @@
 """`memslots train` on bad input: exit code 2 and one line that says what is wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset
 from test_pcc_recipes import small
+from test_trainer import qa_rows, settings
 from tiny_models import words
 
 from memslots.cli import main
@@ -90,3 +93,42 @@ def test_a_loss_that_is_no_number(zoo, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(CompressorTrainer, "compute_loss", spoilt)
     said = mistake(one_stage(zoo, "finetune_qa"), tmp_path, capsys)
     assert "the loss is not finite at step 0" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": None}, "row 1 of the training dataset: 'answer' is None"),
+        ({"question": ["Where?", None]}, "row 1 of the training dataset: 'question' is"),
+        ({"context": None}, "row 1 of the training dataset: 'context' is None"),
+        ({"answer": ["one"]}, "2 questions and 1 answers"),
+        ({"question": [], "answer": []}, "'question' is empty"),
+    ],
+)
+def test_a_row_that_would_stop_training_is_named_before_it_starts(zoo, tmp_path, change, message):
+    rows = qa_rows(2)
+    rows[1] = {**rows[1], **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CompressorTrainer(zoo.compressor(), settings(tmp_path), Dataset.from_list(rows))
+
+
+def test_a_row_of_a_stream_is_named_when_it_comes(zoo, tmp_path):
+    rows = qa_rows(4)
+    rows[3] = {**rows[3], "answer": None}
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    trainer = CompressorTrainer(zoo.compressor(), settings(tmp_path), stream)
+    with pytest.raises(ValueError, match="'answer' is None"):
+        trainer.train()
+
+
+def test_several_datasets_are_evaluated_by_name(zoo, tmp_path):
+    evaluated = {"first": Dataset.from_list(qa_rows(2)), "second": Dataset.from_list(qa_rows(3))}
+    trainer = CompressorTrainer(
+        zoo.compressor(), settings(tmp_path), Dataset.from_list(qa_rows(2)), evaluated
+    )
+    assert {"eval_first_loss", "eval_second_loss"} <= set(trainer.evaluate())
+    evaluated["second"] = Dataset.from_list([{"other": 1}])
+    with pytest.raises(ValueError, match="evaluation second dataset has columns"):
+        CompressorTrainer(
+            zoo.compressor(), settings(tmp_path), Dataset.from_list(qa_rows(2)), evaluated
+        )

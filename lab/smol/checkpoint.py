@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lab.smol.train import load_slots
 from memslots import MemslotsModel
 from memslots.making import new_compressor
 from memslots.smollm2 import smollm2
@@ -86,12 +87,12 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="Folder of the checkpoint to write.")
     parser.add_argument("--segment-length", type=int, default=64)
     options = parser.parse_args(given)
-    saved = torch.load(options.run / "last.pt", map_location="cpu")
-    model = compressor(saved["slots"], segment_length=options.segment_length)
+    weights, step, seen = load_slots(options.run)
+    model = compressor(weights, segment_length=options.segment_length)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     model.save_pretrained(options.output)
-    print(f"{options.output}: step {saved['step']}, {saved['seen'] / 1e6:.2f} M tokens")
+    print(f"{options.output}: step {step}, {seen / 1e6:.2f} M tokens")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 
 The first call writes the books' token ids as uint16 beside its checkpoint (10 MB), which `--tokens`
 reads where there are no books. Every few minutes `last.pt` is written, and the same command goes on
-from it; the curve is in `curve.jsonl`. docs/log.md says what was tried and what came of it.
+from it; beside it the weights alone in bfloat16, `slots-*.safetensors`, small enough to be carried
+and committed, from which `--start` begins with a new optimizer. The curve is in `curve.jsonl`.
+docs/log.md says what was tried and what came of it, README.md here how a lent GPU is used.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -60,6 +64,7 @@ SCHEDULE = (
 LEARNING_RATE = 1e-3
 WARM_UP = 30
 SEGMENTS_HELD_OUT = 24
+PART_BYTES = 15 * 2**20
 
 
 def token_ids(books: Path, tokens: Path, split: str) -> torch.Tensor:
@@ -76,6 +81,42 @@ def token_ids(books: Path, tokens: Path, split: str) -> torch.Tensor:
         tokens.mkdir(parents=True, exist_ok=True)
         np.save(file, np.array(ids, dtype=np.uint16))
     return torch.from_numpy(np.load(file).astype(np.int64))
+
+
+def save_slots(weights: dict[str, torch.Tensor], folder: Path, step: int, seen: int) -> None:
+    """Weights in bfloat16, in files of at most 15 MiB."""
+    files: list[dict[str, torch.Tensor]] = [{}]
+    room = PART_BYTES
+    for name, weight in weights.items():
+        kept = weight.detach().to("cpu", torch.bfloat16).contiguous()
+        if kept.nbytes > room and files[-1]:
+            files.append({})
+            room = PART_BYTES
+        files[-1][name] = kept
+        room -= kept.nbytes
+    told = {"step": str(step), "seen": str(seen)}
+    for number, part in enumerate(files):
+        draft = folder / f".slots-{number}.draft"
+        save_file(part, draft, metadata=told)
+        draft.replace(folder / f"slots-{number}.safetensors")
+
+
+def load_slots(folder: Path) -> tuple[dict[str, torch.Tensor], int, int]:
+    """What `save_slots` wrote, in float32, with the step and the tokens seen.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    told = {"step": "0", "seen": "0"}
+    files = sorted(folder.glob("slots-*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no slots-*.safetensors; name a run's folder.")
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            told = opened.metadata()
+            weights |= {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+    return weights, int(told["step"]), int(told["seen"])
 
 
 def pieces(ids: torch.Tensor, starts: list[int], first: int, length: int) -> torch.Tensor:
@@ -124,8 +165,14 @@ def train(options: argparse.Namespace) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         step, seen = saved["step"], saved["seen"]
         say(options.output, {"resuming from step": step, "seen": seen})
+    elif options.start is not None:
+        started_from, step, seen = load_slots(options.start)
+        slots.load_state_dict(started_from, strict=False)
+        say(options.output, {"starting from step": step, "seen": seen})
+    first_step = step
 
     def save() -> None:
+        save_slots(weights, options.output, step, seen)
         draft = checkpoint.with_suffix(".draft")
         kept = {name: weight.detach() for name, weight in weights.items()}
         state = optimizer.state_dict()
@@ -140,7 +187,7 @@ def train(options: argparse.Namespace) -> None:
         left = (ends - time.monotonic()) / 60
         for group in optimizer.param_groups:
             falling = min(1.0, left / options.decay) if options.decay else 1.0
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * falling
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1 - first_step) / WARM_UP) * falling
         # A function of the step, so that a resumed run draws what an unbroken one does.
         draw = torch.Generator().manual_seed(step)
         rate = phase.rates[int(torch.randint(len(phase.rates), (1,), generator=draw))]
@@ -197,6 +244,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--books", type=Path, help="Folder with books-train.jsonl.gz.")
     parser.add_argument("--tokens", type=Path, help="Folder of their token ids; OUTPUT without.")
     parser.add_argument("--decoder", help="Folder of the decoder; SmolLM2 without.")
+    parser.add_argument("--start", type=Path, help="Folder of slots-*.safetensors to begin with.")
     parser.add_argument("--minutes", type=float, default=60.0, help="Time to train.")
     parser.add_argument("--decay", type=float, default=0.0, help="Minutes of falling rate at end.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")

@@ -1,7 +1,7 @@
 """From dataset rows to segments and decoder rows; which rate is read is decided at the step."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +36,42 @@ def check_columns(columns: Sequence[str], name: str) -> None:
             f"the {name} dataset has columns {sorted(columns)}; pre-training needs 'text', "
             "fine-tuning needs 'context', 'question' and 'answer'. Rename them."
         )
+
+
+def what_is_wrong(row: Mapping[str, Any]) -> str | None:
+    """Why a row cannot be trained on, its column named; None where it can."""
+    if row.get("text") is not None:
+        kind = type(row["text"]).__name__
+        return None if isinstance(row["text"], str) else f"'text' is {kind}, not a string"
+    for column in QA_COLUMNS:
+        value = row.get(column)
+        parts = value if isinstance(value, list) and column != "context" else [value]
+        for part in parts:
+            if not isinstance(part, str):
+                return f"{column!r} is {value!r}, not text"
+        if not parts:
+            return f"{column!r} is empty"
+    questions, answers = row["question"], row["answer"]
+    if isinstance(questions, str) != isinstance(answers, str):
+        return "'question' and 'answer' must both be one text, or lists of equal length"
+    if not isinstance(questions, str) and len(questions) != len(answers):
+        return f"it has {len(questions)} questions and {len(answers)} answers"
+    return None
+
+
+def check_rows(rows: Iterable[Mapping[str, Any]], name: str) -> None:
+    """Refuse a dataset with a row that would stop training when it comes.
+
+    Raises:
+        ValueError: names the first such row and its column.
+    """
+    for number, row in enumerate(rows):
+        wrong = what_is_wrong(row)
+        if wrong is not None:
+            raise ValueError(
+                f"row {number} of the {name} dataset: {wrong}; correct it, or leave it out with "
+                "dataset.filter(...)."
+            )
 
 
 @dataclass
@@ -93,6 +129,9 @@ class CompressorCollator:
         teachers: list[Row] = []
         for example in examples:
             first = len(rows)
+            wrong = what_is_wrong(example)  # of a stream, no row is seen before
+            if wrong is not None:
+                raise ValueError(f"a row cannot be trained on: {wrong}.")
             if example.get("text") is not None:
                 self._add_text(example["text"], spans, rows)
             else:

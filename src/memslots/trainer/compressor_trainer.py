@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from memslots.modeling.distillation_memslots import Teacher, teach
 from memslots.modeling.layout_memslots import IGNORE, RECONSTRUCTION, TASKS, Row
 from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
-from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns
+from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns, check_rows
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.contrast_groups import ContrastGroups
 from memslots.trainer.decoder_checkpointing import decoder_checkpointing
@@ -40,7 +40,7 @@ class CompressorTrainer(SFTTrainer):
         model: the compressor, with its decoder and processor.
         args: see `CompressorConfig`.
         train_dataset: rows as above.
-        eval_dataset: likewise.
+        eval_dataset: likewise, or several by name, as the Trainer takes them.
         card_writer: called with the model and a checkpoint's folder, to write its README.md.
         kwargs: as for `SFTTrainer`.
 
@@ -57,22 +57,32 @@ class CompressorTrainer(SFTTrainer):
         model: MemslotsModel,
         args: CompressorConfig,
         train_dataset: Dataset | IterableDataset,
-        eval_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
         card_writer: Callable[[MemslotsModel, Path], None] | None = None,
         **kwargs: Any,
     ):
         if not isinstance(args, CompressorConfig):
             raise TypeError(f"args must be a CompressorConfig, got {type(args).__name__}.")
+<<<<<<< HEAD
         if not model.has_decoder:
             raise ValueError(model.needs_decoder)
         processor = model.processor
         for name, dataset in (("training", train_dataset), ("evaluation", eval_dataset)):
+=======
+        model.decoder
+        processor = model.processor
+        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+        named = {f"evaluation {key}".strip(): value for key, value in evaluated.items()}
+        for name, dataset in {"training": train_dataset, **named}.items():
+>>>>>>> main
             if dataset is None:
                 continue
             first = next(iter(dataset), None)
             if first is None:
                 raise ValueError(f"the {name} dataset is empty.")
             check_columns(list(first), name)
+            if isinstance(dataset, Dataset):
+                check_rows(dataset, name)
         if args.distillation_weight and os.environ.get("ACCELERATE_USE_FSDP", "") == "true":
             raise ValueError(
                 "distillation_weight reads each text a second time, which is not made for FSDP; "
