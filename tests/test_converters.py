@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from tiny_models import LONG, QUESTIONS, TEXTS, words
 
-from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling import Memory, MemslotsConfig, MemslotsModel
 from memslots.modeling.converters_memslots import SlotNorm, VariationalConverter
 from memslots.trainer import CompressorConfig, CompressorTrainer
 
@@ -287,3 +287,17 @@ def test_remote_code_carries_them(zoo, tmp_path):
     assert type(remote.converter).__name__ == VariationalConverter.__name__
     asked = {"context": TEXTS, "question": QUESTIONS, **GREEDY}
     assert remote.generate(**asked) == model.generate(**asked)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"inject_layer": 1}, "inject_layer was tried, gained nothing"),
+        ({"converter_queries": 8}, "converter_queries was tried, gained nothing"),
+        ({"converter_type": "queries"}, "converter_type must be one of"),
+    ],
+)
+def test_what_was_cut_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        MemslotsConfig(**config)
+    assert not hasattr(MemslotsConfig(inject_layer=None, converter_queries=4), "inject_layer")
