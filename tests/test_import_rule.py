@@ -40,7 +40,7 @@ MODELING_LIBRARIES = {
     "tokenizers",  # a dependency of transformers
     "tqdm",  # a dependency of transformers
 }
-MODELING_GUARDED_LIBRARIES = {"peft", "sentence_transformers", "sentencex"}
+MODELING_GUARDED_LIBRARIES = {"peft", "sentencex"}
 MOST_LINES = {"room": 4_700, "core": 1_800}
 """Of the travelling room, and of what one reads of it first; docstrings, with their examples, are
 the manual and are counted apart."""

@@ -2,7 +2,7 @@
 
 Flat files that import one another as `from .sibling import name` and otherwise only torch,
 transformers (with tokenizers and tqdm, which it brings), safetensors, huggingface_hub and, guarded,
-peft, sentence_transformers and sentencex.
+peft and sentencex.
 """
 
 from .configuration_memslots import MemslotsConfig

@@ -1,4 +1,4 @@
-"""Making, saving and loading compressors.
+"""Saving and loading compressors.
 
 A checkpoint holds the compressor: encoder (or its LoRA adapter), memory tokens, converter, markers,
 both tokenizers, and the code of this folder. The decoder is named, not held, unless
