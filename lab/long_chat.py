@@ -54,10 +54,10 @@ def measure(
     for name in ("all turns as text", "last turns as text"):
         texts = []
         for row, _, _ in asked:
-            kept = list(row["turns"])
-            while name != "all turns as text" and len(encode(written(kept))) > fewest:
-                kept.pop(0)
-            texts.append(written(kept).strip())
+            turns_read = list(row["turns"])
+            while name != "all turns as text" and len(encode(written(turns_read))) > fewest:
+                turns_read.pop(0)
+            texts.append(written(turns_read).strip())
         answers = answer_from_text(model, texts, [question for _, question, _ in asked], NEW_TOKENS)
         right = [
             exact_match(said, answer) for said, (_, _, answer) in zip(answers, asked, strict=True)

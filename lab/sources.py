@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from lab.data.character_dialogue import CHARACTER_DIALOGUE
@@ -96,6 +97,8 @@ def _persona_splits(split: str, n: int, seed: int, **options: Any) -> Iterator[R
 
 for _adapter in (CHARACTER_DIALOGUE, PRONOUN_PAIRS, PERSONAS):
     ADAPTERS[_adapter.name] = _adapter
+ADAPTERS["hpd"] = replace(ADAPTERS["hpd"], stand_in=CHARACTER_DIALOGUE.name)
+ADAPTERS["wsc"] = replace(ADAPTERS["wsc"], stand_in=PRONOUN_PAIRS.name)
 
 ROW_SOURCES.update(
     personas=_personas,

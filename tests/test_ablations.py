@@ -11,7 +11,7 @@ from lab.__main__ import lab
 from lab.recipes import lab_recipe, recipe_file
 from lab.tables.ablation_report import ablation_table, plot_losses
 from lab.tables.ablations import ABLATIONS, ablated, fine_tuning_stage, stage_chain
-from lab.tables.quoted import quoted, quoted_markdown
+from lab.tables.quoted import quoted, quoted_cells
 from lab.tables.results_page import marked, write_page
 from memslots.configuration import load_recipe
 from memslots.data import load_rows
@@ -157,10 +157,11 @@ def test_the_page_is_written_from_the_steps_that_are_there(tmp_path):
     found = (tmp_path / "results.md").read_text()
     assert "Other results: [verified memory](verified.md), ours.\n" in found
     assert "w/o context (19.79) must be meant" in page
+    assert "*Quoted, not measured here: PCC, table 5." in page
 
 
 def test_quoted_figures_are_marked_as_such():
-    assert quoted_markdown("pcc_table_5").startswith("*Quoted, not measured here: PCC, table 5.")
+    assert quoted_cells("pcc_reconstruction")["cells"][0] == ["4", "100.0"]
     assert quoted("pcc_reconstruction")["rows"][0] == {"rate": 4, "bleu": 100.0}
     with pytest.raises(ValueError, match=r"no table 'none' is quoted; there are pcc_table_6"):
         quoted("none")

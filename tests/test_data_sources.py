@@ -8,6 +8,7 @@ import pytest
 from dataset_rows import ROWS, FakeHub, assert_counted
 from datasets import Dataset
 
+from lab import sources  # noqa: F401, which names stand-ins
 from memslots.data import DataNotFound, load_rows, raw_rows
 
 

@@ -108,7 +108,7 @@ def test_a_recipe_goes_on_from_a_checkpoint(start, books, decoder_run, tmp_path)
     recipe = small(start)
     shutil.copytree(decoder_run, tmp_path, dirs_exist_ok=True)
     before = MemslotsModel.from_pretrained(start)
-    (plan,) = plan_recipe(recipe, rate=1e9)
+    (plan,) = plan_recipe({"compressor": recipe["compressor"]}, rate=1e9)
     folder = run_recipe(recipe, tmp_path, books=books)
     after = MemslotsModel.from_pretrained(folder)
 
@@ -164,7 +164,7 @@ def test_any_recipe_may_go_on_from_a_compressor(start, tmp_path):
     section["stages"][0]["data"] = [{"kind": "jsonl", "split": "train", "tokens": 24}]
     section["training"].update(per_device_train_batch_size=2, use_cpu=True, learning_rate=1e-4)
     section["training"]["training_rates"] = [4]
-    (plan,) = plan_recipe(recipe, rate=1e9)
+    (plan,) = plan_recipe({"compressor": recipe["compressor"]}, rate=1e9)
     before = MemslotsModel.from_pretrained(start)
     after = MemslotsModel.from_pretrained(run_recipe(recipe, tmp_path / "run", data_dir=str(rows)))
     assert plan.after == str(start)

@@ -7,25 +7,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.pages import render
 from lab.tables.quoted import quoted
 from memslots.evaluation.intervals import with_interval
 
 Measure = dict[str, Any]
+Rows = list[list[Any]]
 
-_HEAD = """# Sentence pools
+SETUPS = (
+    ("one sentence, one vector", "one_sentence", "one sentence one vector"),
+    ("five sentences, one vector", "one_vector", "five sentences one vector"),
+    ("five sentences, five vectors", "five_vectors", "five sentences five vectors"),
+    ("the same, 400 more steps", "five_vectors_long", None),
+    ("the same, 800 more steps", "five_vectors_longest", None),
+    ("five sentences, five vectors, straight from nothing", "straight", None),
+)
+"""What a row is called, its measure, and the article's row where it has one."""
 
-What the tables of the article "I Compressed LLM Context 10x and Kept 89% of the Facts" look like on
-a small scale: sentences about generated people, read by the frozen retrieval encoder
-all-MiniLM-L6-v2 (22.7M parameters, its published weights), one vector each, and a frozen decoder
-of 2.2M parameters that reads them through a linear adapter and a small LoRA; these, and the
-markers' vectors, are all that is trained unless said otherwise. `make tables-sentence` makes this
-page again, on one thread. The article's numbers are of EmbeddingGemma and Gemma 4 E2B and were not
-measured here: **compare directions and orders, not values.**
+LENGTHS = (
+    "one_sentence",
+    "one_vector",
+    "five_vectors",
+    "five_vectors_long",
+    "five_vectors_longest",
+)
 
-Exact match, greedy decoding, people with names that training never showed; 95% bootstrap intervals
-over the questions, one a text. "Another's" is the exact match with another person's memory, which
-has to be low: what is right with it owes nothing to the slots.
-"""
+NUMBERS = (
+    ("ages and counts, from the pools alone", "numbers", "0"),
+    ("ages and counts, numbers passed through", "numbers_passthrough", "95.5 (counts)"),
+    ("both losses, encoder frozen, from the pools alone", "numbers_frozen", "-"),
+    ("both losses, encoder trained too, from the pools alone", "numbers_joint", "-"),
+)
+
+READ_BACK = (
+    ("mix", "encoder frozen, after phase 3 and 400 steps more"),
+    ("frozen_mix", "numbers among the facts, encoder frozen, after phase 3"),
+    ("joint_mix", "the same steps, encoder, adapter and LoRA trained together"),
+)
+
+ENCODERS = (
+    ("five vectors, frozen encoder, phase 3 (700 steps in all)", "five_vectors"),
+    ("five vectors, an encoder of two layers from scratch (150 steps)", "scratch"),
+    ("with numbers, both losses, encoder frozen (100 steps after phase 3)", "frozen_mix_answers"),
+    ("with numbers, both losses, encoder trained too (100 steps)", "joint_mix_answers"),
+)
 
 
 def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> None:
@@ -45,106 +70,83 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
     }
     if not found:
         raise ValueError(f"{folder} holds no measures yet; run `make tables-sentence` first.")
-    stages = {stage["name"]: stage for stage in recipe["compressor"]["stages"]}
-    parts = {
-        "setups": _setups(found),
-        "facts": _facts(found),
-        "lengths": _lengths(found),
-        "shortcut": _shortcut(folder, page.with_suffix("")),
-        "scaling": _scaling(found),
-        "numbers": _numbers(found),
-        "reconstruction": _reconstruction(found),
-        "encoder": _variants(found),
-        "layers": _layers(found),
-        "code": _code(found),
-        "runs": _runs(folder, stages),
-    }
-    notes = recipe.get("notes", {})
-    told = [
-        f"{part}\n{notes[name]}\n" if name in notes else part
-        for name, part in parts.items()
-        if part
-    ]
+    spent = _seconds(folder, recipe["compressor"]["stages"])
+    text = render(
+        Path(__file__).with_name("page.md.jinja"),
+        notes=recipe.get("notes", {}),
+        setups=_setups(found),
+        facts=_facts(found),
+        more_steps=800 if "five_vectors_longest" in found else 400,
+        lengths=_lengths(found),
+        shortcut=_shortcut(folder, page.with_suffix("")),
+        scaling=_scaling(found),
+        numbers=_numbers(found),
+        reconstruction=_reconstruction(found),
+        encoder=_encoders(found),
+        code=_code(found),
+        runs=[
+            [s["name"], s.get("after") or "nothing", s["training"]["max_steps"], f"{seconds:.0f}"]
+            for s, seconds in spent
+        ],
+        minutes=sum(seconds for _, seconds in spent) / 60,
+    )
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join([_HEAD, *told]), encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
 
 
-def _setups(found: dict[str, Measure]) -> str:
+def _setups(found: dict[str, Measure]) -> Rows:
     article = {row["setup"]: row["exact"] for row in quoted("article_setups")["rows"]}
-    rows = [
-        ("one sentence, one vector", "one_sentence", "one sentence one vector"),
-        ("five sentences, one vector", "one_vector", "five sentences one vector"),
-        ("one sentence, one vector, eight learned queries", "queries_one_sentence", None),
-        ("five sentences, one vector, eight learned queries", "queries_one_vector", None),
-        ("five sentences, five vectors", "five_vectors", "five sentences five vectors"),
-        ("the same, 400 more steps", "five_vectors_long", None),
-        ("the same, 800 more steps", "five_vectors_longest", None),
-        ("five sentences, five vectors, straight from nothing", "straight", None),
-    ]
-    lines = [_title("The three set-ups"), *_columns("set-up", "positions", "article")]
-    for label, name, there in rows:
-        if name in found:
-            given = f"{article[there]}%" if there else ""
-            lines.append(f"| {label} | {_positions(found[name])} | {given} |{_cells(found[name])}")
-    return _text(lines)
-
-
-def _columns(*first: str) -> list[str]:
-    names = [*first, "ours", "95% interval", "first token", "another's", "no context", "text", "n"]
-    right = "---:|"
     return [
-        "| " + " | ".join(names) + " |",
-        "|---|" + right * (len(names) - 1),
+        [
+            label,
+            _positions(found[name]),
+            f"{article[there]}%" if there else "",
+            *_cells(found[name]),
+        ]
+        for label, name, there in SETUPS
+        if name in found
     ]
 
 
-def _cells(measure: Measure) -> str:
+def _cells(measure: Measure) -> list[str]:
     own = _interval(measure["samples"], "memory")
-    cells = [
-        _percent(own["value"]),
-        _range(own),
-        _share(measure["samples"], "memory_first"),
-        _share(measure["samples"], "another"),
-        _share(measure["samples"], "none"),
-        _share(measure["samples"], "text"),
-        str(own["n"]),
-    ]
-    return " " + " | ".join(cells) + " |"
+    names = ("memory_first", "another", "none", "text")
+    shares = [_share(measure["samples"], name) for name in names]
+    return [_percent(own["value"]), _range(own), *shares, str(own["n"])]
 
 
 def _positions(measure: Measure) -> str:
     return f"{measure['positions']:g} for {measure['text_tokens']:g} tokens"
 
 
-def _facts(found: dict[str, Measure]) -> str:
+def _facts(found: dict[str, Measure]) -> Rows:
     if not {"one_vector", "five_vectors"} <= set(found):
-        return ""
-    names = ("five_vectors_longest", "five_vectors_long")
-    longest: list[dict[str, Any]] = next(
-        (found[name]["samples"] for name in names if name in found), []
-    )
-    more = 800 if names[0] in found else 400
+        return []
+    longest: Measure = found.get("five_vectors_longest") or found.get("five_vectors_long") or {}
     article = {row["fact"]: row for row in quoted("article_facts")["rows"]}
     single, chunked = found["one_vector"]["samples"], found["five_vectors"]["samples"]
-    lines = [_title("Per fact, in one vector and in five")]
-    lines += [
-        "| fact | article, one | article, five | ours, one | ours, five "
-        f"| five, {more} more steps | n |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    facts = sorted({s["fact"] for s in single}, key=lambda f: (f not in article, f))
-    for fact in facts:
+    rows = []
+    for fact in sorted({s["fact"] for s in single}, key=lambda f: (f not in article, f)):
         there = article.get(fact, {})
-        own = [[s for s in samples if s["fact"] == fact] for samples in (single, chunked, longest)]
-        cells = " | ".join(_both(samples) for samples in own)
-        lines.append(
-            f"| {fact} | {there.get('single', '')} | {there.get('chunked', '')} "
-            f"| {cells} | {len(own[0])} |"
-        )
-    return _text(lines)
+        own = [_of(samples, fact) for samples in (single, chunked, longest.get("samples", []))]
+        reported = [there.get("single", ""), there.get("chunked", "")]
+        rows.append([fact, *reported, *map(_both, own), len(own[0])])
+    return rows
 
 
-def _shortcut(folder: Path, pictures: Path) -> str:
+def _lengths(found: dict[str, Measure]) -> Rows:
+    rows = []
+    for name in LENGTHS:
+        if name in found:
+            samples = found[name]["samples"]
+            single = [s for s in samples if s["tokens"] == 1]
+            several = [s for s in samples if s["tokens"] > 1]
+            counts = f"{len(single)}, {len(several)}"
+            rows.append([name.replace("_", " "), _both(single), _both(several), counts])
+    return rows
+
+
+def _shortcut(folder: Path, pictures: Path) -> dict[str, Any] | None:
     curves = {}
     for name, label in (
         ("phase_1", "contrastive batches"),
@@ -155,28 +157,17 @@ def _shortcut(folder: Path, pictures: Path) -> str:
             logged = json.loads(file.read_text("utf-8"))
             curves[label] = [entry for entry in logged if "first_token_accuracy" in entry]
     if not any(curves.values()):
-        return ""
-    lines = [_title("The shape shortcut, while one sentence in one vector is trained")]
-    lines += [
-        "The article: 94.5% of first tokens right with 0% exact match, until batches held the same "
-        "type of fact with other values. Logged while training, on held-out people.",
-        "",
-        "| batches | step | first token | exact match | exact match with another's memory |",
-        "|---|---:|---:|---:|---:|",
-    ]
+        return None
+    rows = []
     for label, entries in curves.items():
-        chosen = entries[:: max(1, len(entries) // 6)]
-        if entries and entries[-1] not in chosen:
-            chosen.append(entries[-1])
-        for entry in chosen:
-            values = [
-                _percent(entry[name])
-                for name in ("first_token_accuracy", "exact_match", "exact_match_others_memory")
-            ]
-            lines.append(f"| {label} | {entry['step']} | {' | '.join(values)} |")
+        shown = entries[:: max(1, len(entries) // 6)]
+        if entries and entries[-1] not in shown:
+            shown.append(entries[-1])
+        for entry in shown:
+            names = ("first_token_accuracy", "exact_match", "exact_match_others_memory")
+            rows.append([label, entry["step"], *(_percent(entry[name]) for name in names)])
     picture = _plot_shortcut(curves, pictures)
-    lines += ["", f"![Shares while training]({pictures.name}/{picture.name})"]
-    return _text(lines)
+    return {"rows": rows, "picture": f"{pictures.name}/{picture.name}"}
 
 
 def _plot_shortcut(curves: dict[str, list[dict[str, Any]]], pictures: Path) -> Path:
@@ -208,189 +199,98 @@ def _plot_shortcut(curves: dict[str, list[dict[str, Any]]], pictures: Path) -> P
     return file
 
 
-def _scaling(found: dict[str, Measure]) -> str:
+def _scaling(found: dict[str, Measure]) -> Rows:
     article = {row["pools"]: row for row in quoted("article_scaling")["rows"]}
     measured = {m["measure"]["source"]["people"]: m for n, m in found.items() if "pools" in n}
-    if not measured:
-        return ""
-    lines = [_title("Scaling: one sentence of each of many people, the question names one")]
-    lines += [
-        "Right by chance alone, were a value of one of the pools drawn, is 1 in as many values as "
-        "the pools hold; another's memory has the same names and other people's facts.",
-        "",
-        "| pools | article | ours | 95% interval | profession (article) | country (article) "
-        "| city (article) | one token | several tokens | another's | text | n |",
-        "|---:|" + "---:|" * 11,
-    ]
+    rows = []
     for people, measure in sorted(measured.items()):
         there, samples = article.get(people, {}), measure["samples"]
         own = _interval(samples, "memory")
-        facts = " | ".join(
-            f"{_share([s for s in samples if s['fact'] == fact], 'memory')} "
-            f"({there.get(fact, '-')})"
+        facts = [
+            f"{_share(_of(samples, fact), 'memory')} ({there.get(fact, '-')})"
             for fact in ("profession", "country", "city")
-        )
+        ]
         single = _share([s for s in samples if s["tokens"] == 1], "memory")
         several = _share([s for s in samples if s["tokens"] > 1], "memory")
-        lines.append(
-            f"| {people} | {there.get('overall', '-')} | {_percent(own['value'])} | {_range(own)} "
-            f"| {facts} | {single} | {several} | {_share(samples, 'another')} "
-            f"| {_share(samples, 'text')} | {own['n']} |"
-        )
-    return _text(lines)
+        others = [_share(samples, "another"), _share(samples, "text"), own["n"]]
+        overall = [there.get("overall", "-"), _percent(own["value"]), _range(own)]
+        rows.append([people, *overall, *facts, single, several, *others])
+    return rows
 
 
-def _numbers(found: dict[str, Measure]) -> str:
-    rows = [
-        ("ages and counts, from the pools alone", "numbers", "0"),
-        ("ages and counts, numbers passed through", "numbers_passthrough", "95.5 (counts)"),
-        ("both losses, encoder frozen, from the pools alone", "numbers_frozen", "-"),
-        ("both losses, encoder trained too, from the pools alone", "numbers_joint", "-"),
-    ]
-    shown = [(label, found[name], there) for label, name, there in rows if name in found]
-    if not shown:
-        return ""
-    lines = [_title("Numbers")]
-    lines += ["| what | positions | tokens passed through | article | ages | counts | n of each |"]
-    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
-    for label, measure, there in shown:
-        own = [[s for s in measure["samples"] if s["fact"] == f] for f in ("age", "count")]
-        lines.append(
-            f"| {label} | {_positions(measure)} | {measure['literal_tokens']:g} | {there} "
-            f"| {_both(own[0])} | {_both(own[1])} | {len(own[0])}, {len(own[1])} |"
-        )
-    return _text(lines)
+def _numbers(found: dict[str, Measure]) -> Rows:
+    rows = []
+    for label, name, there in NUMBERS:
+        if name in found:
+            measure = found[name]
+            ages, counts = (_of(measure["samples"], fact) for fact in ("age", "count"))
+            read = [_positions(measure), f"{measure['literal_tokens']:g}", there]
+            n = f"{len(ages)}, {len(counts)}"
+            rows.append([label, *read, _both(ages), _both(counts), n])
+    return rows
 
 
-def _reconstruction(found: dict[str, Measure]) -> str:
-    rows = [
-        (name, found[name], found.get(f"{name}_answers"))
-        for name in ("mix", "frozen_mix", "joint_mix")
-        if name in found
-    ]
-    if not rows:
-        return ""
-    labels = {
-        "mix": "encoder frozen, after phase 3 and 400 steps more",
-        "frozen_mix": "numbers among the facts, encoder frozen, after phase 3",
-        "joint_mix": "the same steps, encoder, adapter and LoRA trained together",
-    }
-    lines = [_title("Reading the text back, half of the loss (five sentences, five vectors)")]
-    lines += [
-        'The article: "near-perfectly on straightforward examples while maintaining the same 89%".',
-        "",
-        "| trained | sentences exact | 95% interval | tokens in order | texts | questions right |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, measure, answers in rows:
+def _reconstruction(found: dict[str, Measure]) -> dict[str, Rows] | None:
+    rows: Rows = []
+    examples: Rows = []
+    for name, label in READ_BACK:
+        if name not in found:
+            continue
+        measure, answers = found[name], found.get(f"{name}_answers")
         texts: dict[int, list[bool]] = {}  # the samples: sentences of a text are not independent
         for unit in measure["units"]:
             texts.setdefault(unit["text"], []).append(unit["exact"])
         exact = with_interval([sum(own) / len(own) for own in texts.values()])
-        tokens = sum(u["tokens"] for u in measure["units"])
-        aligned = sum(u["aligned"] for u in measure["units"]) / max(1, tokens)
+        tokens = sum(unit["tokens"] for unit in measure["units"])
+        aligned = sum(unit["aligned"] for unit in measure["units"]) / max(1, tokens)
         asked = _both(answers["samples"]) if answers else ""
-        lines.append(
-            f"| {labels[name]} | {_percent(exact['value'])} | {_range(exact)} "
-            f"| {_percent(aligned)} | {exact['n']} | {asked} |"
-        )
-    shown = rows[0][1]["examples"][:5]
-    lines += ["", "| text | read back |", "|---|---|"]
-    lines += [f"| {one['text'].strip()} | {one['read back'].strip()} |" for one in shown]
-    return _text(lines)
+        shares = [_percent(exact["value"]), _range(exact), _percent(aligned)]
+        rows.append([label, *shares, exact["n"], asked])
+        examples = examples or [
+            [example["text"].strip(), example["read back"].strip()]
+            for example in measure["examples"][:5]
+        ]
+    return {"rows": rows, "examples": examples} if rows else None
 
 
-def _variants(found: dict[str, Measure]) -> str:
+def _encoders(found: dict[str, Measure]) -> Rows:
     rows = [
-        ("five vectors, frozen encoder, phase 3 (700 steps in all)", "five_vectors"),
-        ("five vectors, an encoder of two layers from scratch (150 steps)", "scratch"),
-        (
-            "with numbers, both losses, encoder frozen (100 steps after phase 3)",
-            "frozen_mix_answers",
-        ),
-        ("with numbers, both losses, encoder trained too (100 steps)", "joint_mix_answers"),
+        [label, _positions(found[name]), *_cells(found[name])]
+        for label, name in ENCODERS
+        if name in found
     ]
-    shown = [(label, found[name]) for label, name in rows if name in found]
-    if len(shown) < 2:
-        return ""
-    lines = [_title("Training the encoder too"), *_columns("run", "positions")]
-    lines += [f"| {label} | {_positions(measure)} |{_cells(measure)}" for label, measure in shown]
-    return _text(lines)
+    return rows if len(rows) > 1 else []
 
 
-def _layers(found: dict[str, Measure]) -> str:
-    rows = [
-        ("in place of input embeddings (phase 1)", "one_sentence"),
-        ("at the input of layer 1", "inject_1"),
-        ("at the input of layer 2", "inject_2"),
-    ]
-    shown = [(label, found[name]) for label, name in rows if name in found]
-    if len(shown) < 2:
-        return ""
-    lines = [_title("Slots at a middle layer of the decoder, one sentence, one vector")]
-    lines += _columns("the slots stand", "positions")
-    lines += [f"| {label} | {_positions(measure)} |{_cells(measure)}" for label, measure in shown]
-    return _text(lines)
-
-
-def _code(found: dict[str, Measure]) -> str:
-    rows = [("text about a person, one sentence", "code_prose", 76.0), ("code", "code", 6.0)]
+def _code(found: dict[str, Measure]) -> dict[str, Any] | None:
     if "code" not in found:
-        return ""
-    lines = [_title("Code against prose, one vector each")]
-    lines += _columns("text", "positions", "article")
-    for label, name, there in rows:
-        if name in found:
-            lines.append(f"| {label} | {_positions(found[name])} | {there}% |{_cells(found[name])}")
-    facts = sorted({s["fact"] for s in found["code"]["samples"]})
-    each = [
-        f"{fact} {_both([s for s in found['code']['samples'] if s['fact'] == fact])}"
-        for fact in facts
+        return None
+    named = (("text about a person, one sentence", "code_prose", "76.0%"), ("code", "code", "6.0%"))
+    samples = found["code"]["samples"]
+    return {
+        "rows": [
+            [label, _positions(found[name]), there, *_cells(found[name])]
+            for label, name, there in named
+            if name in found
+        ],
+        "facts": [
+            f"{fact} {_both(_of(samples, fact))}" for fact in sorted({s["fact"] for s in samples})
+        ],
+    }
+
+
+def _seconds(folder: Path, stages: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """The stages that have been run, and the seconds of one core that each took."""
+    files = [(stage, folder / "compressor" / stage["name"] / "time.json") for stage in stages]
+    return [
+        (stage, json.loads(file.read_text("utf-8"))["cpu_seconds"])
+        for stage, file in files
+        if file.is_file()
     ]
-    return _text([*lines, "", f"Of the code: {'; '.join(each)}."])
 
 
-def _lengths(found: dict[str, Measure]) -> str:
-    lines = [_title("Answers of one token and of several")]
-    lines += ["| set-up | one token | several tokens | n of each |", "|---|---:|---:|---:|"]
-    for name in (
-        "one_sentence",
-        "one_vector",
-        "five_vectors",
-        "five_vectors_long",
-        "five_vectors_longest",
-    ):
-        if name in found:
-            samples = found[name]["samples"]
-            one = [s for s in samples if s["tokens"] == 1]
-            more = [s for s in samples if s["tokens"] > 1]
-            label = name.replace("_", " ")
-            lines.append(f"| {label} | {_both(one)} | {_both(more)} | {len(one)}, {len(more)} |")
-    return _text(lines) if len(lines) > 3 else ""
-
-
-def _runs(folder: Path, stages: dict[str, Any]) -> str:
-    lines = [_title("The runs")]
-    lines += ["| run | starts from | steps | CPU seconds |", "|---|---|---:|---:|"]
-    total = 0.0
-    for name, stage in stages.items():
-        file = folder / "compressor" / name / "time.json"
-        if file.is_file():
-            spent = json.loads(file.read_text("utf-8"))["cpu_seconds"]
-            total += spent
-            after = stage.get("after") or "nothing"
-            steps = stage["training"]["max_steps"]
-            lines.append(f"| {name} | {after} | {steps} | {spent:.0f} |")
-    lines += ["", f"{total / 60:.0f} minutes of one CPU core in all, beside other work."]
-    return _text(lines)
-
-
-def _title(text: str) -> str:
-    return f"## {text}\n"
-
-
-def _text(lines: Sequence[str]) -> str:
-    return "\n".join(lines) + "\n"
+def _of(samples: Sequence[dict[str, Any]], fact: str) -> list[dict[str, Any]]:
+    return [sample for sample in samples if sample["fact"] == fact]
 
 
 def _interval(samples: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -21,16 +21,12 @@ def quoted(name: str) -> dict[str, Any]:
     return tables[name]
 
 
-def quoted_markdown(name: str) -> str:
-    """The table in Markdown, with where it comes from above it."""
+def quoted_cells(name: str) -> dict[str, Any]:
+    """`{"source", "note", "columns", "cells"}` of one table, the cells as text, row by row."""
     table = quoted(name)
     columns = list(dict.fromkeys(key for row in table["rows"] for key in row))
-    lines = [f"*Quoted, not measured here: {table['source']}. {table['note']}.*", ""]
-    lines.append("| " + " | ".join(columns) + " |")
-    lines.append("|" + "---|" * len(columns))
-    for row in table["rows"]:
-        lines.append("| " + " | ".join(_text(row.get(column, "")) for column in columns) + " |")
-    return "\n".join(lines) + "\n"
+    cells = [[_text(row.get(column, "")) for column in columns] for row in table["rows"]]
+    return {**table, "columns": columns, "cells": cells}
 
 
 @cache

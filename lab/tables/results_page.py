@@ -7,20 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lab.pages import render
 from lab.tables.ablation_report import NAMES, ablation_table, plot_losses
-from lab.tables.quoted import quoted, quoted_markdown
+from lab.tables.quoted import quoted, quoted_cells
 from memslots.evaluation.tables import reads
 
 Record = dict[str, Any]
-
-_HEAD = """# Results
-
-What PCC's tables look like on the project's own small world: a decoder of {parameters:,} parameters
-that reads short biographies, compressors trained on a CPU in minutes. `make tables` makes this page
-again. The paper's numbers are of 8B decoders, FineWeb and real question sets: **compare directions
-and orders, not values.** Everything under "quoted" was published by others and not measured here.
-Intervals are 95% bootstrap intervals over the samples; decoding is greedy.
-"""
 
 _BESIDE = {
     "sentence_pools.md": "[sentence pools](sentence_pools.md), the article's tables",
@@ -29,11 +21,6 @@ _BESIDE = {
     "performance.md": "[speed and memory](performance.md), with PCC's table A7",
 }
 """Pages of the same folder, and what they hold."""
-
-_CONTRADICTION = """
-The paper's abstract of its results says that rate 256 "outperforms w/ Context"; its own table has
-an F1 of 25.85 against 66.29 with the context, so w/o context (19.79) must be meant.
-"""
 
 
 def write_page(folder: Path, page: Path) -> None:
@@ -47,144 +34,106 @@ def write_page(folder: Path, page: Path) -> None:
         ValueError: nothing has been run.
     """
     pictures = page.with_suffix("")
-    parts = [
-        part
-        for part in (
-            _embedded(folder),
-            _rates(folder, pictures),
-            _ablations(folder, pictures),
-            _encoders(folder, pictures),
-            _adaptation(folder),
-        )
-        if part
-    ]
-    if not parts:
+    parts = {
+        "embedded": _embedded(folder),
+        "rates": _rates(folder, pictures),
+        "ablations": _ablations(folder, pictures),
+        "encoders": _encoders(folder, pictures),
+        "adaptation": _adaptation(folder),
+    }
+    if not any(parts.values()):
         raise ValueError(f"{folder} holds no results yet; run a step of `make tables` first.")
     page.parent.mkdir(parents=True, exist_ok=True)
-    head = _HEAD.format(parameters=_decoder_parameters(folder))
-    beside = [told for name, told in _BESIDE.items() if (page.parent / name).is_file()]
-    if beside:
-        head += f"\nOther results: {'; '.join(beside)}.\n"
-    page.write_text("\n".join([head, *parts, _quoted()]), encoding="utf-8")
+    text = render(
+        Path(__file__).with_name("results.md.jinja"),
+        parameters=_decoder_parameters(folder),
+        beside=[told for name, told in _BESIDE.items() if (page.parent / name).is_file()],
+        marked=marked,
+        quoted=quoted_cells,
+        **parts,
+    )
+    page.write_text(text, encoding="utf-8")
 
 
-def _embedded(folder: Path) -> str:
+def _embedded(folder: Path) -> dict[str, Any] | None:
     results = _read(folder / "embedded.json")
     if results is None:
-        return ""
-    lines = ["## The embedded checkpoint on the tasks", "", *_record_lines(results["records"])]
-    lines += ["", f"Measured on {_machine(results)}.", "", *_case_lines(results["cases"])]
-    return "\n".join(lines) + "\n"
-
-
-def _rates(folder: Path, pictures: Path) -> str:
-    found = _results(folder / "rates")
-    if not found:
-        return ""
-    lines = ["## Rates, one at a time and all in one (figures 2 and 3, and beyond)", ""]
-    lines += [
-        "Each checkpoint had the same steps of fine-tuning alone, half of the contexts "
-        "reconstructed too; those of any rate drew a rate for each step, one of them after a first "
-        "part at the finest rate alone.",
-        "",
-    ]
-    lines += ["| checkpoint | read at rate | metric | value | 95% interval | n |"]
-    lines += ["|---|---:|---|---:|---|---:|"]
-    for name, results in found.items():
-        for record in _memory(results):
-            lines.append(
-                f"| {name.replace('_', ' ')} | {record['rate']} | {record['task']} "
-                f"{record['metric']} | {_interval_cells(record)} | {record['n']} |"
+        return None
+    cases, machine = results["cases"], results["machine"]
+    return {
+        "rows": [_record_cells(record) for record in results["records"]],
+        "machine": f"{machine['hardware']}, torch {machine['torch']}, {machine['dtype']}",
+        "cases": cases,
+        "rates": [f"rate {rate}" for rate in cases["rates"]],
+        "answers": [
+            [question, right, *(case["answers"][i] for case in cases["rates"].values())]
+            for i, (question, right) in enumerate(
+                zip(cases["questions"], cases["answers"], strict=True)
             )
+        ],
+    }
+
+
+def _rates(folder: Path, pictures: Path) -> dict[str, Any] | None:
+    found = _results(folder / "rates")
     curves = {name: _read(folder / "rates" / name / "curve.json") or [] for name in found}
-    lines += _pictures(curves, "rates", pictures)
-    lines += ["", quoted_markdown("pcc_reconstruction")]
-    return "\n".join(lines) + "\n"
+    rows = [
+        [name.replace("_", " "), record["rate"], *_memory_cells(record)]
+        for name, results in found.items()
+        for record in _memory(results)
+    ]
+    return {"rows": rows, "pictures": _pictures(curves, "rates", pictures)} if found else None
 
 
-def _ablations(folder: Path, pictures: Path) -> str:
+def _ablations(folder: Path, pictures: Path) -> dict[str, Any] | None:
     found = _results(folder / "ablations")
-    if not found:
-        return ""
     found = {name: found[name] for name in NAMES if name in found}
-    lines = ["## Ablations (table 6 and figure 4)", ""]
-    lines += ["Where intervals overlap, a difference says nothing.", "", ablation_table(found, 4)]
-    lines += [f"*Quoted beside ours: {quoted('pcc_table_6')['note']}.*"]
     curves = {
         name: _read(folder / "ablations" / name / "compressor" / "pretrain" / "losses.json") or []
         for name in found
     }
-    lines += _pictures(curves, "ablations", pictures)
-    return "\n".join(lines) + "\n"
+    if not found:
+        return None
+    return {
+        "table": ablation_table(found, 4),
+        "note": quoted("pcc_table_6")["note"],
+        "pictures": _pictures(curves, "ablations", pictures),
+    }
 
 
-def _encoders(folder: Path, pictures: Path) -> str:
+def _encoders(folder: Path, pictures: Path) -> dict[str, Any] | None:
     found = _results(folder / "encoders")
-    if not found:
-        return ""
-    lines = ["## Quality against encoder size", ""]
-    lines += ["| encoder | parameters | metric at rate 4 | value | 95% interval | n |"]
-    lines += ["|---|---:|---|---:|---|---:|"]
-    for name in sorted(found):
-        size = found[name]["checkpoint"]["encoder"]["parameters"]
-        for record in _memory(found[name]):
-            lines.append(
-                f"| {name.removeprefix('layers_')} layers | {size:,} | {record['task']} "
-                f"{record['metric']} | {_interval_cells(record)} | {record['n']} |"
-            )
     curves = {name: _read(folder / "encoders" / name / "curve.json") or [] for name in found}
-    lines += _pictures(curves, "encoders", pictures)
-    return "\n".join(lines) + "\n"
-
-
-def _adaptation(folder: Path) -> str:
-    found = _results(folder / "adaptation")
-    if not found:
-        return ""
-    lines = ["## A further decoder by adaptation (tables 5 and A2)", ""]
-    lines += [
-        "The same steps from the same compressor. All of it trained, with a new converter, is the "
-        "paper's way; from embeddings, the converter starts as the old one followed by the linear "
-        "map between the two decoders' embeddings; the converter alone trained leaves the encoder, "
-        "and so all memories that were made before, as they were.",
-        "",
+    rows = [
+        [
+            f"{name.removeprefix('layers_')} layers",
+            f"{found[name]['checkpoint']['encoder']['parameters']:,}",
+            *_memory_cells(record),
+        ]
+        for name in sorted(found)
+        for record in _memory(found[name])
     ]
-    for name, results in found.items():
-        title = name.replace("_", " ").replace(" from", ", from")
-        lines += [f"**Trained: {title}**", "", *_record_lines(results["records"]), ""]
-    return "\n".join(lines) + "\n"
+    return {"rows": rows, "pictures": _pictures(curves, "encoders", pictures)} if found else None
 
 
-def _quoted() -> str:
-    lines = ["## Quoted figures", ""]
-    for name in ("pcc_table_a3_averages", "pcc_table_5", "pcc_table_a1", "lclm"):
-        lines += [quoted_markdown(name)]
-    return "\n".join(lines) + _CONTRADICTION
-
-
-def _record_lines(records: list[Record]) -> list[str]:
-    lines = ["| task | the decoder reads | positions | input | metric | value | interval | n |"]
-    lines += ["|---|---|---:|---:|---|---:|---|---:|"]
-    for record in records:
-        lines.append(
-            f"| {record['task']}, {record['data']} | {reads(record)} | {record['positions']:g} "
-            f"| {record['length'] or ''} | {record['metric']} | {_interval_cells(record)} "
-            f"| {record['n']} |"
+def _adaptation(folder: Path) -> list[tuple[str, list[list[Any]]]]:
+    return [
+        (
+            name.replace("_", " ").replace(" from", ", from"),
+            [_record_cells(record) for record in results["records"]],
         )
-    return lines
+        for name, results in _results(folder / "adaptation").items()
+    ]
 
 
-def _case_lines(cases: dict[str, Any]) -> list[str]:
-    lines = ["**One text read back (as table A5; what differs is bold)**", "", f"> {cases['text']}"]
-    for rate, case in cases["rates"].items():
-        lines += ["", f"Rate {rate}: {marked(cases['text'], case['reconstruction'])}"]
-    lines += ["", "**Answers by rate (as table A6)**", ""]
-    lines += ["| question | right | " + " | ".join(f"rate {r}" for r in cases["rates"]) + " |"]
-    lines += ["|---|---|" + "---|" * len(cases["rates"])]
-    for i, (question, answer) in enumerate(zip(cases["questions"], cases["answers"], strict=True)):
-        given = " | ".join(case["answers"][i] for case in cases["rates"].values())
-        lines.append(f"| {question} | {answer} | {given} |")
-    return lines
+def _record_cells(record: Record) -> list[Any]:
+    read = [reads(record), f"{record['positions']:g}", record["length"] or ""]
+    what = f"{record['task']}, {record['data']}"
+    return [what, *read, record["metric"], *_interval_cells(record), record["n"]]
+
+
+def _memory_cells(record: Record) -> list[Any]:
+    return [f"{record['task']} {record['metric']}", *_interval_cells(record), record["n"]]
 
 
 def marked(text: str, produced: str) -> str:
@@ -199,13 +148,14 @@ def marked(text: str, produced: str) -> str:
     return " ".join(pieces)
 
 
-def _pictures(curves: dict[str, list], name: str, pictures: Path) -> list[str]:
-    lines = []
+def _pictures(curves: dict[str, list], name: str, pictures: Path) -> list[tuple[str, str]]:
+    """Title and file of each loss that some run has, drawn."""
+    drawn = []
     for task in ("reconstruction", "completion", "answer"):
         file = pictures / f"{name}-{task}.png"
         if plot_losses(curves, f"{task}_loss", f"{name}: {task} loss", file):
-            lines += ["", f"![{task} loss]({pictures.name}/{file.name})"]
-    return lines
+            drawn.append((f"{task} loss", f"{pictures.name}/{file.name}"))
+    return drawn
 
 
 def _results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -217,15 +167,9 @@ def _memory(results: dict[str, Any]) -> list[Record]:
     return [record for record in results["records"] if record["condition"] == "memory"]
 
 
-def _interval_cells(record: Record) -> str:
+def _interval_cells(record: Record) -> list[str]:
     low, high = record["low"], record["high"]
-    interval = "" if low is None else f"{low:.4g} to {high:.4g}"
-    return f"{record['value']:.4g} | {interval}"
-
-
-def _machine(results: dict[str, Any]) -> str:
-    machine = results["machine"]
-    return f"{machine['hardware']}, torch {machine['torch']}, {machine['dtype']}"
+    return [f"{record['value']:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"]
 
 
 def _decoder_parameters(folder: Path) -> int:

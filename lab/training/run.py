@@ -40,7 +40,7 @@ def run_recipe(
     Raises:
         ValueError: an unknown stage, or one whose predecessor has not been run.
     """
-    rest = {"books": books, "card_writer": card_writer, "data_dir": data_dir}
+    rest: dict[str, Any] = {"books": books, "card_writer": card_writer, "data_dir": data_dir}
     if "decoder" not in recipe:
         return package_run.run_recipe(recipe, output, stage, **rest)
     names = ["decoder", *(settings["name"] for settings in recipe["compressor"]["stages"])]

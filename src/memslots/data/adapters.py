@@ -197,8 +197,8 @@ def load_rows(
             order. Without it they come as they are stored. A generated set draws by it.
         streaming: Read the Hub's copy over the network (True) or download it first (False).
             Without it FineWeb, PG-19 and Natural Questions are streamed. Local files always are.
-        allow_stand_in: Where a set cannot be had and its stand-in is among `ADAPTERS`, take that;
-            its rows and report say so.
+        allow_stand_in: Where a set cannot be had and its adapter names a stand-in, take that; its
+            rows and report say so.
 
     Returns:
         The rows; iterate them, then read their `report`.
@@ -222,7 +222,7 @@ def load_rows(
         own_split = paper.source if paper else split
         source, open_rows = _open(adapter, own_split, data_dir, seed, streaming)
     except DataNotFound:
-        if not allow_stand_in or adapter.stand_in not in ADAPTERS:
+        if not allow_stand_in or adapter.stand_in is None:
             raise
         stand_in = ADAPTERS[adapter.stand_in]
         return load_rows(stand_in.name, split.removeprefix("paper_"), data_dir, limit, seed)

@@ -121,7 +121,6 @@ WSC = Adapter(
         Layout(WSC_COLUMNS, wsc_row),
         Layout(("text", "target", "label"), _wsc_release_row),
     ),
-    stand_in="pronoun_pairs",
 )
 
 
@@ -217,5 +216,4 @@ HPD = Adapter(
         "paper_train": PaperSplit("train", 987, 1_097),
         "paper_test": PaperSplit("train", 110, 1_097, held_out=True),
     },
-    stand_in="character_dialogue",
 )

@@ -51,8 +51,8 @@ def evaluate_tasks(
         rates: encoder tokens per slot, by default all of the checkpoint's.
         baselines: see `conditions`.
         data: sets of a task as "name/split", in place of `TASKS`'.
-        data_dir: folder with local copies; the Hub without it. Where HPD or WSC cannot be had,
-            their stand-ins are taken, and the records and `notes` say so.
+        data_dir: folder with local copies; the Hub without it. A set that cannot be had is
+            replaced by its stand-in, where it has one, and the records and `notes` say so.
         samples: most rows of a set.
         lengths: decoder tokens of the inputs, for tasks that have several (the paper's without).
         seed: of every draw.
