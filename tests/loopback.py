@@ -70,7 +70,7 @@ class StandIn:
             return JSONResponse({"error": {"message": "not now"}}, self.failures.pop(0))
         wanted = await request.json()
         self.requests.append({k: v for k, v in wanted.items() if k != "prompt_embeds"})
-        if "prompt" in wanted:
+        if wanted.get("prompt") is not None:
             table = self.model.decoder.get_input_embeddings()
             prompts = [table(torch.tensor(ids)) for ids in wanted["prompt"]]
         else:
@@ -85,7 +85,7 @@ class StandIn:
                 for i, (text, _) in reversed(list(enumerate(answers)))
             ]
             usage = {"completion_tokens": sum(tokens for _, tokens in answers)}
-            return JSONResponse({"choices": choices, "usage": usage})
+            return JSONResponse({"object": "text_completion", "choices": choices, "usage": usage})
         return StreamingResponse(self.stream(*answers[0]), media_type="text/event-stream")
 
     async def stream(self, text: str, tokens: int):

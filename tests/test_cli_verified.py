@@ -152,7 +152,7 @@ def test_what_is_measured_is_read_with_these_literals(checkpoint, monkeypatch, t
 def test_serve_is_told_its_literals(checkpoint, monkeypatch):
     pytest.importorskip("uvicorn", reason="the gateway needs memslots[serve]")
     settings = []
-    monkeypatch.setattr("uvicorn.run", lambda app, **given: None)
+    monkeypatch.setattr("uvicorn.Server.run", lambda self: None)
     monkeypatch.setattr(
         "memslots.serving.gateway.Gateway.app", lambda self: settings.append(self._settings)
     )

@@ -156,7 +156,7 @@ def test_the_gateway_answers_through_it_and_says_what_it_cannot(zoo):
     whole, small = zoo.shared("gpt2", "gemma3"), lean(zoo.saved("gpt2", "gemma3"))
     expected = whole.generate(context=TEXTS[1], question=QUESTIONS[0], max_new_tokens=8)
     with served(StandIn(whole).app()) as engine_url:
-        engine = VllmEngine(small, VllmClient(engine_url, backoff=0.01))
+        engine = VllmEngine(small, VllmClient(engine_url))
         with (
             served(Gateway(small, engine, ProcessShelf()).app()) as url,
             httpx.Client(base_url=url, timeout=60) as client,

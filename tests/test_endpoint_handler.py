@@ -171,7 +171,9 @@ def test_bad_inputs_are_named(local, payload, message):
         ({"max_new_tokens": True}, "from 1 to 2048"),
         ({"max_new_tokens": "many"}, "from 1 to 2048"),
         ({"do_sample": 1}, "true or false"),
-        ({"temperature": float("nan")}, "from 0 to 100"),
+        ({"temperature": float("nan")}, "from 0.01 to 100"),
+        ({"temperature": 1e-45}, "from 0.01 to 100"),
+        ({"temperature": 0, "do_sample": True}, "from 0.01 to 100"),
     ],
 )
 def test_bad_parameters_are_named(parameters, message):
@@ -248,3 +250,41 @@ def test_it_needs_only_torch_and_transformers():
     }
     imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert imported - set(sys.stdlib_module_names) == {"torch", "transformers"}
+
+
+NUMBERS = [name for name, (kind, _, _) in PARAMETERS.items() if kind is not bool]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_value_that_is_let_through_is_answered(local, name):
+    """At both bounds and at the smallest numbers; an error names the parameter's bounds."""
+    kind, least, most = PARAMETERS[name]
+    values = {kind(least), kind(most)} if kind is int else {least, most, 5e-324, 1e-45, 1e-38, 1e-5}
+    for value in sorted(values):
+        for sampled in (True, False):
+            given = {"max_new_tokens": 2, "do_sample": sampled, "top_k": 5, name: value}
+            if name in ("length_penalty", "num_return_sequences"):
+                given["num_beams"] = max(2, value) if name == "num_return_sequences" else 2
+            if name in ("max_new_tokens", "min_new_tokens") and value > 500:
+                continue  # beyond the tiny decoder's positions
+            made = local(
+                {"inputs": {"question": "Why?", "context": "A text."}, "parameters": given}
+            )
+            made = made[0] if isinstance(made, list) else made
+            if "error" in made:
+                assert made["error"]["type"] == "invalid_request", (given, made)
+                assert name in made["error"]["message"], (given, made)
+
+
+def test_what_does_not_fit_is_not_compressed(local, model, monkeypatch):
+    monkeypatch.setattr(model, "encode_spans", lambda *a, **k: pytest.fail("it was encoded"))
+    long = TEXTS[0] * 600
+    for inputs in (
+        {"question": "Why?", "context": long},
+        {"question": ["Why?", "Who?"], "context": long},
+        [{"question": "Why?", "context": "x"}, {"question": "Who?", "context": long}],
+    ):
+        for parameters in ({}, {"rate": 8}, {"max_new_tokens": 400}):
+            error = local({"inputs": inputs, "parameters": parameters})["error"]
+            assert error["type"] == "invalid_request"
+            assert "positions, and the decoder has" in error["message"]

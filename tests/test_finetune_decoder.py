@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lab.__main__ import lab
 from lab.training.finetune_decoder import _encode, finetune_decoder
-from memslots.evaluation.tasks import role_play
+from memslots.evaluation.example_tasks import role_play
 
 
 def dialogue(i):

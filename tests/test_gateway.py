@@ -4,6 +4,7 @@ import base64
 import copy
 import dataclasses
 import errno
+import functools
 import json
 import threading
 import time
@@ -115,6 +116,15 @@ def test_a_seed_repeats_a_draw(client):
     assert others - {first}
 
 
+@pytest.mark.parametrize("least", [5e-324, 1e-45, 1e-38, 1e-6, 0.009, 0.01])
+def test_the_smallest_temperatures_draw_the_likeliest(client, least):
+    greedy = answered(client.post(CHAT, json=asking(documents=TEXTS[:1], temperature=0)))
+    for fields in ({}, {"top_p": 5e-324}, {"top_k": 1}):
+        body = asking(documents=TEXTS[:1], temperature=least, seed=1, **fields)
+        text = answered(client.post(CHAT, json=body))
+        assert text == greedy or least == 0.01
+
+
 def test_chats_go_through_the_chat_template(zoo):
     model = zoo.compressor(prompt_format="chat")
     messages = [
@@ -222,7 +232,8 @@ def test_mistakes_are_named(client, body, status, match):
 
 
 def test_other_mistakes_are_named_too(client, zoo, model):
-    refused(client.post(CHAT, content=b'{"messages'), 400, "JSON")
+    json_type = {"Content-Type": "application/json"}
+    refused(client.post(CHAT, content=b'{"messages', headers=json_type), 400, "JSON")
     refused(client.get("/v1/nowhere"), 404, "not served", "unknown_url")
     refused(client.get(CHAT), 405, "not served")
     for fields, match in (
@@ -260,7 +271,7 @@ def test_a_full_disk_is_said_and_loses_nothing(model, tmp_path, monkeypatch):
     ):
         made = client.post("/v1/memories", json={"text": TEXTS[0]}).json()
         with monkeypatch.context() as patch:
-            patch.setattr(store, "add", lambda *args, **kwargs: (_ for _ in ()).throw(full))
+            patch.setattr(store, "add_rows", lambda *args, **kwargs: (_ for _ in ()).throw(full))
             response = client.post("/v1/memories", json={"text": TEXTS[1]})
             refused(response, 507, "disk is full: nothing of this", "storage_full")
         assert answered(client.post(CHAT, json=asking(memory_ids=[made["id"]])))
@@ -294,7 +305,8 @@ def test_keys_and_sizes_are_checked_before_anything_is_done(model):
         large = asking(documents=["x" * 3000])
         refused(client.post(CHAT, json=large, headers=headers), 413, "2000 bytes")
         parts = iter([json.dumps(large).encode()])  # without a Content-Length
-        refused(client.post(CHAT, content=parts, headers=headers), 413, "2000 bytes")
+        as_json = {**headers, "Content-Type": "application/json"}
+        refused(client.post(CHAT, content=parts, headers=as_json), 413, "2000 bytes")
         long = asking(documents=["x" * 101])
         refused(client.post(CHAT, json=long, headers=headers), 413, "100", "payload_too_large")
         made = client.post("/v1/memories", json={"text": "short"}, headers=headers)
@@ -308,7 +320,7 @@ class Slow:
     """An engine that gives one letter at a time until it is let go or left."""
 
     name = "slow"
-    prefixes = None
+    prefixes = decoder_worker = None
 
     def __init__(self):
         self.running, self.go = 0, threading.Event()
@@ -330,7 +342,7 @@ class Slow:
     async def check(self):
         pass
 
-    async def close(self):
+    async def close(self, seconds):
         pass
 
 
@@ -370,15 +382,22 @@ def test_beyond_the_queue_comes_429_and_those_who_left_make_room(model):
 
 
 def test_the_generating_thread_stops_when_its_client_leaves(model, monkeypatch):
-    generated = []
-    original = model.decoder.generate
+    ended, passes = [], []
+    original, forward = model.decoder.generate, model.decoder.forward
+
+    def ending(*args, **kwargs):
+        try:
+            return original(*args, **kwargs)
+        finally:
+            ended.append(len(passes))
 
     def counting(*args, **kwargs):
-        output = original(*args, **kwargs)
-        generated.append(output.shape[1])
-        return output
+        passes.append(1)
+        return forward(*args, **kwargs)
 
-    monkeypatch.setattr(model.decoder, "generate", counting)
+    functools.update_wrapper(counting, forward)  # generate looks at its arguments
+    monkeypatch.setattr(model.decoder, "generate", ending)
+    monkeypatch.setattr(model.decoder, "forward", counting)
     engine = TransformersEngine(model)
     gateway = limited(model, engine, running=2, max_tokens=400)
     body = asking(documents=["x"], stream=True)
@@ -389,8 +408,8 @@ def test_the_generating_thread_stops_when_its_client_leaves(model, monkeypatch):
         until(lambda: gateway.admission.inside == 0)
         assert client.post(CHAT, json=asking(documents=["x"])).status_code == 200
         # One thread generates, so the second answer came after the first had ended: how early?
-        assert len(generated) == 2
-        assert generated[0] < 400
+        assert len(ended) == 2
+        assert 0 < ended[0] < 400
 
 
 def test_a_request_that_takes_too_long_ends(model):
@@ -409,7 +428,7 @@ def test_in_front_of_vllm_answers_are_the_same(model):
     expected = model.generate(context=TEXTS[1], question=QUESTIONS[0], max_new_tokens=NEW)
     body = asking(documents=TEXTS[1:2])
     with served(stand_in.app()) as engine_url:
-        engine = VllmEngine(model, VllmClient(engine_url, backoff=0.01))
+        engine = VllmEngine(model, VllmClient(engine_url))
         with (
             served(limited(model, engine).app()) as url,
             httpx.Client(base_url=url, timeout=60) as client,
@@ -438,7 +457,7 @@ def test_an_engine_with_another_decoder_is_refused_before_it_answers(zoo, model)
     for held in (other, wide):
         stand_in = StandIn(held)
         with served(stand_in.app()) as engine_url:
-            engine = VllmEngine(model, VllmClient(engine_url, backoff=0.01))
+            engine = VllmEngine(model, VllmClient(engine_url))
             with (
                 served(limited(model, engine).app()) as url,
                 httpx.Client(base_url=url, timeout=60) as client,

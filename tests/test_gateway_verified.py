@@ -158,13 +158,13 @@ def test_texts_that_come_with_a_request_are_read_as_they_are(model, zoo):
     texts = [TEXTS[1], TEXTS[2]]
     context = bare.compress(texts, rate=8).join()
     asked_for = [0, -1]
-    expanded = expanded_with(bare, context, texts, asked_for)
+    expanded = expanded_with(context, texts, asked_for, bare)
     first, last = context.segments[0], context.segments[-1]
     assert expanded.segment_texts[0] == TEXTS[1][first.start : first.end]
     assert expanded.segment_texts[-1] == TEXTS[2][last.start : last.end]
     assert sum(text is not None for text in expanded.segment_texts) == 2
     with pytest.raises(ValueError, match="decoder"):  # not at hand, and nobody to read it back
-        expanded_with(bare, context, texts[:1], asked_for)
+        expanded_with(context, texts[:1], asked_for, bare)
 
 
 def test_expanding_again_and_not_expanding_do_not_mix(client, model):

@@ -103,7 +103,7 @@ def through(model, stand_in, embeds, stream=False, tokens=NEW, **options):
     """Answers over HTTP, as texts."""
 
     async def ask(url):
-        async with VllmClient(url, backoff=0.01, **options) as client:
+        async with VllmClient(url, **options) as client:
             fields = Sampling(tokens).for_vllm(end_tokens(model))
             if not stream:
                 return [one.text.strip() for one in await client.complete(embeds, fields)]
@@ -153,7 +153,7 @@ def test_a_broken_a_slow_and_a_missing_server_are_told_apart(model):
     assert raised.value.status == 504
 
     async def nobody():
-        async with VllmClient("http://127.0.0.1:9", retries=1, backoff=0.01) as client:
+        async with VllmClient("http://127.0.0.1:9", retries=1) as client:
             await client.complete(embeds, {})
 
     with pytest.raises(EngineError, match="no vLLM server") as raised:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import tracemalloc
 import zlib
 
@@ -205,3 +206,123 @@ def test_bombs_are_refused_before_they_cost_memory(model, forged, data, size, me
         assert tracemalloc.get_traced_memory()[1] < 6 * len(data) + 2**22
     finally:
         tracemalloc.stop()
+
+
+# -- files that cost more than they are ------------------------------------------------------------
+
+
+def several(times):
+    """The first segment so many times, with all that belongs to it."""
+
+    def change(header):
+        header["segments"] = [header["segments"][0]] * times
+        header["checks"] = [header["checks"][0]] * times
+        header["literals"] = [header["literals"][0]] * times
+        header["documents"] = [times]
+
+    return change
+
+
+def test_segments_are_in_their_texts_order_and_apart(model, memory, forged):
+    n_slots = memory.segments[0].slots
+    for times in (2, 20):
+        slots = memory.slots[:n_slots].repeat(times, 1)
+        with pytest.raises(ValueError, match="not after the one before"):
+            read_memory_file(model, forged(several(times), {"slots": slots}), MOST)
+    assert read_memory_file(
+        model, forged(several(1), {"slots": memory.slots[:n_slots].clone()}), MOST
+    )
+
+
+def test_literals_are_in_their_texts_order_and_each_once(model, memory, forged):
+    text = "".join(TEXTS[:1])
+    first = memory.segments[0]
+    words = [[i, i + 1, text[i]] for i in range(first.start, first.end)]
+    for literals in ([words[3]] * 2, [words[4], words[3]], [words[3]] * 1000):
+        with pytest.raises(ValueError, match=r"literal at .* not after the one before"):
+            read_memory_file(model, forged(put("literals", 0, literals)), MOST)
+    nested = [words[3], [words[3][0], words[3][0] + 2, text[words[3][0] :][:2]], words[4]]
+    assert read_memory_file(model, forged(put("literals", 0, nested)), MOST)
+
+
+def test_segments_of_no_token_are_read_as_text_alone(model, memory, forged):
+    def emptied(header):
+        header["segments"][0][3:] = [0, 0]
+
+    slots = memory.slots[memory.segments[0].slots :].clone()
+    with pytest.raises(ValueError, match="segment of no tokens"):
+        read_memory_file(model, forged(emptied, {"slots": slots}), MOST)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float64, 1e300), (torch.float32, 3e38)])
+def test_slots_that_are_finite_only_in_the_file(model, memory, forged, dtype, value):
+    slots = memory.slots.to(dtype)
+    slots[0, 0] = value
+    with pytest.raises(ValueError, match="too large to be read"):
+        read_memory_file(model, forged(tensors={"slots": slots}), MOST)
+    slots[0, 0] = 1e3
+    assert read_memory_file(model, forged(tensors={"slots": slots}), MOST)
+
+
+def test_what_is_no_file_is_refused_at_once(model, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="is no file"):
+        model.load_memory(tmp_path / "folder", MOST)
+    with pytest.raises(FileNotFoundError, match="no memory file"):
+        model.load_memory(tmp_path / "nothing", MOST)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ValueError, match="is no file"):
+            model.load_memory(tmp_path / "pipe", MOST)
+        (tmp_path / "a").symlink_to(tmp_path / "b")
+        (tmp_path / "b").symlink_to(tmp_path / "a")
+        with pytest.raises(FileNotFoundError, match="no memory file"):
+            model.load_memory(tmp_path / "a", MOST)
+        (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(FileNotFoundError, match="no memory file"):
+            model.load_memory(tmp_path / "gone", MOST)
+
+
+ODD = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    1e400,
+    "",
+    "x",
+    "\ud800",
+    [],
+    [[]],
+    [[[]]],
+    [None],
+    {},
+    {"a": []},
+]
+HEADER = (
+    "version format rate rates nested pooling fingerprint text_sha256 unknown_tokens documents "
+    "segments literals checks texts"
+).split()
+
+
+@pytest.mark.parametrize("name", HEADER)
+def test_whatever_a_header_holds_a_value_error_says_it_is_wrong(model, forged, name):
+    """Of any type, in the whole field's place and in the place of each of its parts."""
+    for value in ODD:
+        for deep in range(4):
+
+            def change(header, deep=deep, value=value):
+                target, last = header, name
+                for _ in range(deep):
+                    if not isinstance(target[last], list) or not target[last]:
+                        return
+                    target, last = target[last], 0
+                target[last] = value
+
+            try:
+                read = read_memory_file(model, forged(change), MOST)
+            except ValueError:
+                continue
+            assert model.generate(memory=read, question="Why?", max_new_tokens=1) is not None

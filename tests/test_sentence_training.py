@@ -60,7 +60,9 @@ def arguments(tmp_path, **changes) -> CompressorConfig:
 
 def dataset(rows) -> Dataset:
     kept = [{k: row[k] for k in ("context", "question", "answer")} for row in rows]
-    return Dataset.from_list([{"text": None, **row} for row in kept], features=FEATURES)
+    return Dataset.from_list(
+        [{**dict.fromkeys(FEATURES), **row} for row in kept], features=FEATURES
+    )
 
 
 @pytest.mark.parametrize("sentences", [1, 3, None])

@@ -95,7 +95,7 @@ def test_joined_documents_and_coarser_rates(tmp_path):
     assert same_documents(store.get("all"), joined)
     store.add("fine", make_memory(TEXTS[:1], rate=2))
     assert same_documents(store.get("all", rate=8), joined.at_rate(8))
-    with pytest.raises(ValueError, match=r"rates \[2, 4\]; give rate=4"):
+    with pytest.raises(ValueError, match=r"rates \[2, 4\]; say rate=4"):
         store.get(["all", "fine"])
     assert [m.rate for m in (store.get("fine"), store.get(["all", "fine"], rate=4))] == [2, 4]
 

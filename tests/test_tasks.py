@@ -10,7 +10,7 @@ import torch
 from tiny_models import TEXTS, words
 
 from memslots.cli import main
-from memslots.evaluation import needle, tasks
+from memslots.evaluation import example_tasks, needle, tasks
 from memslots.evaluation.conditions import conditions
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.likelihood import target_losses
@@ -166,10 +166,15 @@ def test_mistakes_are_found_before_any_data_are_read(model):
 
 def test_question_answering_counts_right_answers(model, monkeypatch):
     rows = [question(i) for i in range(4)]
-    monkeypatch.setattr(
-        "memslots.evaluation.conditions.answer_from_memory",
-        lambda model, memory, questions, limit: [rows[0]["answer"], "x", "nobody", "nobody else"],
-    )
+    said = [rows[0]["answer"], "x", "nobody\nQuestion: more", "nobody else"]
+    given = dict(zip((row["question"] for row in rows), said, strict=True))
+    processor = model.processor
+
+    def answers(model, prompts, memory, most, stops):
+        asked = [processor.decode(prompt.after) for prompt in prompts]
+        return [next(a for q, a in given.items() if f" {q}" in text) for text in asked]
+
+    monkeypatch.setattr("memslots.evaluation.conditions.answer_in_these_words", answers)
     records = tasks.question_answering(model, rows, [4], baselines=[])
     values = {record["metric"]: record["value"] for record in records}
     assert values["exact_match"] == 0.5
@@ -180,12 +185,13 @@ def test_completion_scores_the_same_tokens_in_every_condition(model):
     rows = [{"id": str(i), "text": words(120, i)} for i in range(3)]
     records = tasks.completion(model, rows, [4], lengths=[64, 10_000])
     assert {(r["condition"], r["length"]) for r in records} == {
-        ("full", 64),
-        ("none", 64),
-        ("memory", 64),
+        (name, 64) for name in ("full", "none", "memory", "head", "tail", "another")
     }
-    assert all(r["value"] > 1 for r in records)
-    assert records[0]["value"] != records[1]["value"]
+    found = {r["condition"]: r["value"] for r in records if r["metric"] == "perplexity"}
+    assert all(value > 1 for value in found.values())
+    assert len(set(found.values())) == len(found)
+    nats = {r["condition"]: r["value"] for r in records if r["metric"] == "nats"}
+    assert nats == {name: pytest.approx(math.log(found[name]), abs=1e-3) for name in found}
     with pytest.raises(ValueError, match="at least 4096 decoder tokens"):
         tasks.completion(model, rows, [4], lengths=[4096])
 
@@ -194,15 +200,15 @@ def test_in_context_learning_decides_by_likelihood_or_by_number(model):
     labelled = [{**question(i), "context": "", "answer": "yes no".split()[i % 2]} for i in range(8)]
     for row in labelled:
         row["label"] = row["answer"]
-    records = tasks.in_context_learning(model, labelled[:4], labelled, [4], lengths=[60])
+    records = example_tasks.in_context_learning(model, labelled[:4], labelled, [4], lengths=[60])
     assert [(r["condition"], r["length"]) for r in records] == [
         ("none", 0),
         ("full", 60),
         ("memory", 60),
     ]
     assert all(r["value"] * 4 == int(r["value"] * 4) for r in records)
-    assert tasks._last_number("It is 3 + 1,204 = 1,207. So: 1,207.") == "1207"
-    assert tasks._last_number("none") == ""
+    assert example_tasks._last_number("It is 3 + 1,204 = 1,207. So: 1,207.") == "1207"
+    assert example_tasks._last_number("none") == ""
 
 
 def test_needles_stand_where_they_should(model):
@@ -227,8 +233,9 @@ def test_every_task_runs_from_local_data_and_is_reported(model, tmp_path, capsys
     rows = [question(i) for i in range(5)]
     (tmp_path / "jsonl").mkdir()
     (tmp_path / "jsonl" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    chosen = ["reconstruction", "completion", "qa", "roleplay", "needle"]
-    sets = {name: ["pg19/validation"] for name in ("reconstruction", "completion", "needle")}
+    chosen = ["reconstruction", "completion", "qa", "cloze", "roleplay", "needle"]
+    read = ("reconstruction", "completion", "cloze", "needle")
+    sets = {name: ["pg19/validation"] for name in read}
     (tmp_path / "squad-validation.jsonl").write_text(
         "\n".join(
             json.dumps({**row, "answers": {"text": row["answers"], "answer_start": [0, 0]}})
@@ -258,6 +265,9 @@ def test_every_task_runs_from_local_data_and_is_reported(model, tmp_path, capsys
         "memory",
     }
     assert (tmp_path / "out.md").is_file()
+    kept = (tmp_path / "out.samples.jsonl").read_text().splitlines()
+    assert sum("scores" in json.loads(line) for line in kept) == 3 * 5
+    assert not (tmp_path / "out.partial.jsonl").exists()
     assert list((tmp_path / "out").glob("*.png"))
     capsys.readouterr()
     assert main(["eval", str(folder), "--tasks", "quiz"]) == 2

@@ -76,6 +76,8 @@ def test_data_that_cannot_be_trained_on(zoo, tmp_path, capsys, stage, file, cont
 
 def test_a_segment_longer_than_the_encoders_positions(zoo, tmp_path, capsys):
     recipe = one_stage(zoo, "pretrain")
+    (tmp_path / "data").mkdir()
+    shutil.copy(ROWS / "fineweb.jsonl", tmp_path / "data" / "fineweb-train.jsonl")
     recipe["compressor"]["config"]["segment_length"] = 600
     said = mistake(recipe, tmp_path, capsys)
     assert "need 750 positions, but the encoder has 512" in said

@@ -9,7 +9,7 @@ from memslots import verified
 from memslots.modeling import Memory
 from memslots.modeling.pipeline_memslots import MemoryQuestionAnsweringPipeline
 from memslots.serving.memory_upload import read_memory_file, write_memory_file
-from memslots.serving.shelf import described, memory_id
+from memslots.serving.shelf import derived_id, described
 from memslots.serving.store import MemoryStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
@@ -45,7 +45,7 @@ def sent(memory) -> str:
 
 def test_files_that_travel_in_requests(model, mixed):
     assert read_memory_file(model, sent(mixed), 10_000).checks == mixed.checks
-    assert memory_id(mixed[0]) != memory_id(mixed[1])
+    assert derived_id(mixed[0]) != derived_id(mixed[1])
     shown = described("one", mixed[0], {})
     assert shown["segments_as_text"] == len(mixed[0].segments)
     assert shown["fidelity"] == [1.0] * len(mixed[0].segments)

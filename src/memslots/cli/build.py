@@ -215,6 +215,17 @@ def evaluate(
     finetuned_decoder: Annotated[
         str | None, typer.Option(help="Compare role play with this one, tuned on the plain text.")
     ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Worked examples before each question of qa and cloze; three where the decoder "
+            "reads better with them by default.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Words of these questions: plain or chat.")
+    ] = None,
     literals: Literals = None,
     revision: Revision = None,
     device: Device = None,
@@ -236,4 +247,6 @@ def evaluate(
         output,
         finetuned_decoder,
         beside,
+        examples,
+        prompt,
     )

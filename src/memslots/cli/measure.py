@@ -26,6 +26,8 @@ def measure(
     output: Path,
     finetuned_decoder: str | None = None,
     literals: Sequence[str] | None = None,
+    examples: int | None = None,
+    prompt: str | None = None,
 ) -> None:
     """Runs the tasks and writes `output`, the same name with `.md`, and a folder of plots.
 
@@ -41,6 +43,11 @@ def measure(
         output: a `.json` file.
         finetuned_decoder: folder or repository, for the task roleplay.
         literals: names of what rides beside the slots; None leaves it to the checkpoint.
+        examples: worked examples before each question; None chooses.
+        prompt: "plain" or "chat" words; the checkpoint's own without.
+
+    Every sample's scores stand in `OUTPUT.partial.jsonl` as they come, from which a broken run goes
+    on, and in `OUTPUT.samples.jsonl` when all is done.
 
     Raises:
         ValueError: names or numbers that are not known.
@@ -60,6 +67,7 @@ def measure(
     if unasked:
         raise ValueError(f"--data names {', '.join(unasked)}, which --tasks {tasks} does not ask.")
     read_beside(model, literals)
+    partial = output.with_suffix(".partial.jsonl")
     results = evaluate_tasks(
         model,
         names,
@@ -69,8 +77,11 @@ def measure(
         data_dir=data_dir,
         samples=samples,
         lengths=numbers(lengths, "--lengths"),
-        progress=lambda line: err.print(f"{line} ...", style="dim"),
+        progress=lambda line: err.print(line, style="dim", markup=False),
         finetuned_decoder=finetuned_decoder,
+        examples=examples,
+        prompt=prompt,
+        partial=partial,
     )
     if literals is not None:
         results["literals"] = list(literals)
@@ -103,6 +114,8 @@ def measure(
     write_results(output, results)
     output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
     plot(results, output.with_suffix(""))
+    if partial.is_file():
+        partial.replace(output.with_suffix(".samples.jsonl"))
     out.print(f"{output}, {output.with_suffix('.md')} and {output.with_suffix('')}/")
 
 

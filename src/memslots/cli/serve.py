@@ -73,6 +73,9 @@ def serve(
         ),
     ] = 1024,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 300.0,
+    shutdown: Annotated[
+        float, typer.Option(min=1, help="Seconds after which it has stopped when it is told to.")
+    ] = 30.0,
     literals: Literals = None,
     model: Model = None,
     revision: Revision = None,
@@ -85,10 +88,9 @@ def serve(
     is the vLLM server's. Metrics for Prometheus are at /metrics.
     """
     try:
-        import uvicorn
-
         from memslots.serving.gateway import Gateway
         from memslots.serving.gateway_settings import GatewaySettings
+        from memslots.serving.server import gateway_server
     except ImportError as error:
         raise ImportError(
             f"serving needs what the extra brings ({error}): pip install 'memslots[serve]'."
@@ -107,6 +109,7 @@ def serve(
         max_body_bytes=max_body_mb * 2**20,
         max_tokens=max_tokens,
         timeout=timeout,
+        shutdown=shutdown,
         literals=None if literals is None else tuple(literal_names(literals) or ()),
     )
     compressor = _compressor(model, revision, device, dtype, vllm is None or with_decoder)
@@ -119,8 +122,7 @@ def serve(
         ),
         soft_wrap=True,
     )
-    app = Gateway(compressor, engine, shelf, settings).app()
-    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
+    gateway_server(Gateway(compressor, engine, shelf, settings), host, port).run()
 
 
 def _compressor(

@@ -112,10 +112,10 @@ def add(
     quiet()
     config = load_config(name, revision)
     if "fidelity" in asked or "max_slots" in asked:
-        for one in asked.get("rates", ()):
-            if one not in config.compression_rates:
+        for candidate in asked.get("rates", ()):
+            if candidate not in config.compression_rates:
                 raise ValueError(
-                    f"--rates {rates}: {one} is not one that the compressor was trained for: "
+                    f"--rates {rates}: {candidate} is not one that the compressor was trained for: "
                     f"{sorted(config.compression_rates)}."
                 )
     elif rate is None:
@@ -184,13 +184,13 @@ def _list(what: str, places: list[str]) -> None:
 @app.command(epilog="Example: memslots store verify --store memories")
 def verify(store: Store) -> int:
     """Read every document and compare it with its checksum; exit code 1 where one is damaged."""
-    found = _open(store).verify()
-    for one, problem in found.problems.items():
-        out.print(Text(f"{one}: {problem}"), soft_wrap=True)
-    if found.left_over:
-        err.print(f"{len(found.left_over)} files of writers that died; `store compact` drops them")
-    bad = len(found.problems)
-    out.print(f"{found.documents} documents read, " + (f"{bad} damaged" if bad else "all sound"))
+    report = _open(store).verify()
+    for place, problem in report.problems.items():
+        out.print(Text(f"{place}: {problem}"), soft_wrap=True)
+    if report.left_over:
+        err.print(f"{len(report.left_over)} files of writers that died; `store compact` drops them")
+    bad = len(report.problems)
+    out.print(f"{report.documents} documents read, " + (f"{bad} damaged" if bad else "all sound"))
     return 1 if bad else 0
 
 
@@ -222,17 +222,17 @@ def list_ids(
     ] = None,
 ) -> None:
     """Print the ids of the documents, one a line."""
-    kept, wanted = _open(store), {}
-    for one in where or []:
-        key, equals, value = one.partition("=")
+    kept, metadata = _open(store), {}
+    for condition in where or []:
+        key, equals, value = condition.partition("=")
         if not key or not equals:
-            raise ValueError(f"--where {one} is not KEY=VALUE.")
+            raise ValueError(f"--where {condition} is not KEY=VALUE.")
         try:
-            wanted[key] = json.loads(value)
+            metadata[key] = json.loads(value)
         except json.JSONDecodeError:
-            wanted[key] = value
-    for found in kept.find(wanted) if wanted else kept.ids():
-        typer.echo(found)
+            metadata[key] = value
+    for document_id in kept.find(metadata) if metadata else kept.ids():
+        typer.echo(document_id)
 
 
 @app.command(epilog="Example: memslots store get a.txt b.txt --store memories -o ab.safetensors")
@@ -266,6 +266,21 @@ def compact(store: Store) -> None:
     kept.compact()
     after = kept.info()
     out.print(f"{before.files} files, {before.bytes:,} bytes -> {after.files}, {after.bytes:,}")
+
+
+@app.command(epilog="Example: memslots store rebuild --store memories")
+def rebuild(store: Store) -> int:
+    """Make a lost catalogue again from the documents; exit code 1 where one cannot be read.
+
+    Documents that were deleted, and not yet compacted away, are there again.
+    """
+    from memslots.serving.rebuilding import rebuild_catalogue
+
+    rebuilt = rebuild_catalogue(store)
+    for place, problem in rebuilt.problems.items():
+        out.print(Text(f"{place}: {problem}"), soft_wrap=True)
+    out.print(f"{rebuilt.documents} documents are there again")
+    return 1 if rebuilt.problems else 0
 
 
 def _open(path: Path) -> MemoryStore:

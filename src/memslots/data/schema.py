@@ -8,6 +8,11 @@ A *question row* is for fine-tuning and for the tables::
 
     {"id": "...", "context": "...", "question": "...", "answer": "...", "answers": ["...", ...]}
 
+A *questions row* asks several questions of one context, which is then encoded once::
+
+    {"id": "...", "context": "...", "question": ["...", ...], "answer": ["...", ...],
+     "answers": [["...", ...], ...]}
+
 `answer` is the text to learn and always the first of `answers`, which holds every accepted text.
 Sets for in-context learning (GSM8K, SST-2, WSC) have the empty context: theirs is made of other
 rows' questions and answers. Some rows say more:
@@ -22,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -49,7 +54,51 @@ class QuestionRow(TypedDict):
     stand_in: NotRequired[str]
 
 
+class QuestionsRow(TypedDict):
+    """Several questions about one context, see the module; `kind` says what each asks for."""
+
+    id: str
+    context: str
+    question: list[str]
+    answer: list[str]
+    answers: list[list[str]]
+    kind: NotRequired[list[str]]
+
+
 Row = TextRow | QuestionRow
+
+
+def by_context(rows: Iterable[QuestionRow], most: int | None = None) -> list[QuestionsRow]:
+    """The questions of each context in one row, in the order in which contexts first come.
+
+    Args:
+        rows: of any order; the same context may come often.
+        most: questions of a row; a context with more gives several rows.
+
+    Raises:
+        ValueError: `most` below 1.
+    """
+    if most is not None and most < 1:
+        raise ValueError(f"questions={most}: give 1 or more a context.")
+    open_rows: dict[str, QuestionsRow] = {}
+    made: list[QuestionsRow] = []
+    for row in rows:
+        context = row["context"]
+        group = open_rows.get(context)
+        if group is None or len(group["question"]) == most:
+            group = {
+                "id": row["id"],
+                "context": context,
+                "question": [],
+                "answer": [],
+                "answers": [],
+            }
+            open_rows[context] = group
+            made.append(group)
+        group["question"].append(row["question"])
+        group["answer"].append(row["answer"])
+        group["answers"].append(row["answers"])
+    return made
 
 
 class BadRow(Exception):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from memslots.evaluation.metrics import tokens_aligned, tokens_right
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
-from memslots.modeling.layout_memslots import Prompt
+from memslots.modeling.encoders_memslots import token_batches
+from memslots.modeling.layout_memslots import Prompt, Row, max_positions
 
 # Above this many padded tokens or rows, a batch is cut.
 BATCH_TOKENS = 16384
@@ -47,6 +49,53 @@ def answer_from_text(
         for context, question in zip(contexts, questions, strict=True)
     ]
     return answer_prompts(model, prompts, max_new_tokens)
+
+
+def answer_in_these_words(
+    model: MemslotsModel,
+    prompts: Sequence[Prompt],
+    memory: Memory | None,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+) -> list[str]:
+    """Greedy answers to prompts, in order, whether tokens alone or a memory stand in them.
+
+    Args:
+        model: the compressor with its decoder.
+        prompts: decoder tokens before and after the memory.
+        memory: one document a prompt, or none at all.
+        max_new_tokens: longest answer.
+        stop_ids: tokens that end an answer.
+
+    Raises:
+        ValueError: prompts that the decoder's positions do not hold.
+    """
+    if not model.has_decoder:
+        raise ValueError("answers need the decoder; load the model with load_decoder=True.")
+    slots: list[int] = []
+    if memory is None:
+        rows = [Row([], prompt) for prompt in prompts]
+    else:
+        rows = model.memory_rows(memory, list(enumerate(prompts)))
+        slots = [segment.slots for segment in memory.segments]
+    for row, prompt in zip(rows, prompts, strict=True):
+        row.prompt = prompt  # these words and no others, whatever the memory ends in
+    lengths = [model.processor.row_length(row, slots) for row in rows]
+    limit = max_positions(model.decoder.config)
+    if limit is not None and max(lengths) + max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {max(lengths)} positions and {max_new_tokens} new tokens is more than "
+            f"the decoder's {limit}; ask with fewer examples, or of shorter contexts."
+        )
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+    if stop_ids:
+        given["eos_token_id"] = list(stop_ids)
+    answers = [""] * len(rows)
+    for batch in token_batches(lengths, [max_new_tokens] * len(rows), BATCH_TOKENS):
+        produced = model.answer_rows([rows[i] for i in batch], memory, len(batch), given)
+        for i, answer in zip(batch, produced, strict=True):
+            answers[i] = answer
+    return answers
 
 
 @torch.no_grad()
@@ -100,7 +149,16 @@ def answer_from_memory(
 def memories_at_rates(
     model: MemslotsModel, texts: Sequence[str], rates: Sequence[int]
 ) -> dict[int, Memory]:
-    """Memories of the same texts at several rates; one encoding where the encoder allows it."""
+    """Memories of the same texts at several rates; one encoding where the encoder allows it, and
+    one of a text that comes often.
+    """
+    once = list(dict.fromkeys(texts))
+    if len(once) < len(texts):
+        places = [once.index(text) for text in texts]
+        return {
+            rate: Memory.cat([memory[i] for i in places])
+            for rate, memory in memories_at_rates(model, once, rates).items()
+        }
     finest = model.compress(list(texts), rate=min(rates), progress=False)
     if all(finest.coarsens_to(rate) for rate in rates):
         return {rate: finest.at_rate(rate) for rate in rates}

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from memslots.evaluation.answering import (
-    answer_from_memory,
-    answer_from_text,
+    answer_in_these_words,
     memories_at_rates,
     processor_of,
 )
+from memslots.evaluation.asking import Asking
 from memslots.evaluation.llmlingua_baseline import is_installed, llmlingua2, shorten_to
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Prompt
@@ -63,19 +63,32 @@ class Condition:
     memory: Memory | None
     positions: float
 
-    def answers(self, model: MemslotsModel, questions: list[str], max_new_tokens: int) -> list[str]:
-        """Greedy answers, in order."""
-        if self.memory is not None:
-            return answer_from_memory(model, self.memory, questions, max_new_tokens)
-        return answer_from_text(model, self.contexts, questions, max_new_tokens)
+    def answers(
+        self,
+        model: MemslotsModel,
+        questions: Sequence[str],
+        max_new_tokens: int,
+        asking: Asking | None = None,
+    ) -> list[str]:
+        """Greedy answers, in order, cut as `asking` says (see `Asking.of` without it)."""
+        processor = processor_of(model)
+        asking = asking or Asking.of(processor)
+        produced = answer_in_these_words(
+            model,
+            self.prompts(model, questions, asking),
+            self.memory,
+            max_new_tokens,
+            asking.stop_ids(processor),
+        )
+        return [asking.cut(answer) for answer in produced]
 
-    def prompts(self, model: MemslotsModel, questions: Sequence[str]) -> list[Prompt]:
+    def prompts(
+        self, model: MemslotsModel, questions: Sequence[str], asking: Asking | None = None
+    ) -> list[Prompt]:
         """The decoder's tokens around the memory, or with the text in them."""
-        prompt = processor_of(model).prompt
-        return [
-            prompt(question=question, context=context)
-            for question, context in zip(questions, self.contexts, strict=True)
-        ]
+        processor = processor_of(model)
+        asking = asking or Asking.of(processor)
+        return asking.prompts(processor, questions, self.contexts if self.memory is None else None)
 
 
 def conditions(
@@ -83,6 +96,7 @@ def conditions(
     contexts: Sequence[str],
     rates: Sequence[int],
     baselines: Sequence[str] = BASELINES,
+    others: Sequence[str] | None = None,
 ) -> list[Condition]:
     """All conditions to compare, the baselines that need no memory first.
 
@@ -91,6 +105,7 @@ def conditions(
         contexts: one a question, none empty; the same text may come often.
         rates: encoder tokens per slot, each one of the checkpoint's.
         baselines: of `BASELINES`, and `LLMLINGUA2` where it is installed.
+        others: another text for each context, by default the next one that differs.
 
     Raises:
         ImportError: LLMLingua is asked for and not installed.
@@ -110,8 +125,14 @@ def conditions(
         made.append(Condition("full", None, list(contexts), None, full))
     if "none" in baselines:
         made.append(Condition("none", None, [None] * n, None, 0.0))
-    memories = memories_at_rates(model, contexts, rates) if rates else {}
-    for rate, memory in memories.items():
+    if others is None and len(set(contexts)) > 1:
+        others = other_texts(contexts)
+    read = list(contexts)
+    if others is not None and "another" in baselines:
+        read += others
+    memories = memories_at_rates(model, read, rates) if rates else {}
+    for rate, both in memories.items():
+        memory = Memory.cat([both[i] for i in range(n)])
         own = model.memory_positions(memory)
         mean = sum(own) / n
         made.append(Condition("memory", rate, [None] * n, memory, mean))
@@ -131,18 +152,23 @@ def conditions(
             short = shorten_to(contexts, own, encode, decode, shorten)
             used = sum(len(encode(text)) for text in short if text) / n
             made.append(Condition(LLMLINGUA2, rate, short, None, used))
-        if "another" in baselines and len(set(contexts)) > 1:
-            other = _another(memory, contexts)
+        if len(both) > n:
+            other = Memory.cat([both[i] for i in range(n, len(both))])
             theirs = sum(model.memory_positions(other)) / n
             made.append(Condition("another", rate, [None] * n, other, theirs))
     return made
 
 
-def _another(memory: Memory, contexts: Sequence[str]) -> Memory:
-    """For each document the next one of another text."""
+def other_texts(contexts: Sequence[str]) -> list[str]:
+    """For each context the next one that differs, the first after the last.
+
+    Raises:
+        ValueError: all are the same.
+    """
     n = len(contexts)
-    chosen = []
-    for i in range(n):
-        step = next(s for s in range(1, n) if contexts[(i + s) % n] != contexts[i])
-        chosen.append(memory[(i + step) % n])
-    return Memory.cat(chosen)
+    if len(set(contexts)) < 2:
+        raise ValueError("another text's memory needs two contexts that differ, and there is one.")
+    return [
+        next(contexts[(i + step) % n] for step in range(1, n) if contexts[(i + step) % n] != text)
+        for i, text in enumerate(contexts)
+    ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,10 +24,12 @@ class TargetLoss:
     Args:
         nll: summed negative log-likelihood of its predicted tokens, in nats.
         tokens: how many were predicted.
+        right: how many of them were the likeliest token where they stood (teacher-forced).
     """
 
     nll: float
     tokens: int
+    right: int = 0
 
 
 @torch.no_grad()
@@ -35,6 +39,7 @@ def target_losses(
     targets: Sequence[list[int]],
     memory: Memory | None = None,
     given: int = 0,
+    task: int = ANSWER,
 ) -> list[TargetLoss]:
     """Scores one target a row, in order.
 
@@ -44,6 +49,7 @@ def target_losses(
         targets: decoder tokens.
         memory: one document a row, or none at all.
         given: how many tokens of each target are read without being scored.
+        task: of the rows; with RECONSTRUCTION, `<AE>` stands before the targets.
 
     Raises:
         ValueError: no decoder, or numbers of rows that differ.
@@ -59,8 +65,9 @@ def target_losses(
         rows = [Row([], prompt) for prompt in prompts]
     else:
         rows = model.memory_rows(memory, list(enumerate(prompts)))
-    for row, target in zip(rows, targets, strict=True):
-        row.target, row.given, row.task = list(target), given, ANSWER
+    for row, prompt, target in zip(rows, prompts, targets, strict=True):
+        row.prompt = prompt  # these words and no others, whatever the memory ends in
+        row.target, row.given, row.task = list(target), given, task
     lengths = [model.processor.row_length(row, slots) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):
@@ -73,13 +80,23 @@ def target_losses(
 def _batch_losses(model: MemslotsModel, rows: list[Row], memory: Memory | None) -> list[TargetLoss]:
     inputs = model.row_inputs(rows, memory, padding_side="right")
     labels = inputs.pop("labels")[:, 1:]
+    columns = (labels != IGNORE).any(dim=0).nonzero().flatten()
+    # Logits of every position would be gigabytes where the vocabulary is large.
+    some = {"logits_to_keep": columns} if _keeps_logits(model.decoder) else {}
     with nullcontext() if memory is None else model.reading():
-        logits = model.decoder(**inputs, use_cache=False).logits[:, :-1]  # type: ignore[misc]
+        logits = model.decoder(**inputs, **some, use_cache=False).logits  # type: ignore[misc]
+    labels = labels[:, columns]
+    if not some:
+        logits = logits[:, columns]
     nll = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
     )
-    scored = (labels != IGNORE).sum(dim=1)
-    return [
-        TargetLoss(total, tokens)
-        for total, tokens in zip(nll.sum(dim=1).tolist(), scored.tolist(), strict=True)
-    ]
+    scored = labels != IGNORE
+    right = (logits.argmax(dim=-1) == labels) & scored
+    counts = zip(*(values.sum(dim=1).tolist() for values in (nll, scored, right)), strict=True)
+    return [TargetLoss(total, tokens, hits) for total, tokens, hits in counts]
+
+
+def _keeps_logits(decoder: Any) -> bool:
+    """Whether the decoder computes the logits of chosen positions alone."""
+    return "logits_to_keep" in inspect.signature(decoder.forward).parameters

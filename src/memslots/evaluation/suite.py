@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memslots.data import load_rows
-from memslots.evaluation import needle, tasks
+from memslots.evaluation import example_tasks, needle, tasks
+from memslots.evaluation.asking import Asking
+from memslots.evaluation.asking_choice import asking_of
 from memslots.evaluation.conditions import BASELINES, check_baselines
 from memslots.evaluation.machine import describe_checkpoint, describe_machine
+from memslots.evaluation.sample_log import SampleLog
+from memslots.evaluation.shares import prompt_warnings
 from memslots.modeling import MemslotsModel
 
 TASKS: Mapping[str, tuple[str, ...]] = {
@@ -23,6 +28,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
         "adversarialqa/validation",
         "natural_questions/validation",
     ),
+    "cloze": ("pg19/validation",),
     "icl": ("gsm8k/paper_test", "sst2/validation", "wsc/validation"),
     "roleplay": ("hpd/paper_test",),
     "needle": ("pg19/validation",),
@@ -42,6 +48,9 @@ def evaluate_tasks(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     finetuned_decoder: str | None = None,
+    examples: int | None = 0,
+    prompt: str | None = None,
+    partial: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measures a compressor.
 
@@ -56,12 +65,19 @@ def evaluate_tasks(
         samples: most rows of a set.
         lengths: decoder tokens of the inputs, for tasks that have several (the paper's without).
         seed: of every draw.
-        progress: called with a line before each set.
+        progress: called with a line before each set and after each batch of samples, with the
+            time that the set still takes.
         finetuned_decoder: folder or repository of the decoder fine-tuned on plain text, which role
             play is compared with (PCC, table 4); see `python -m lab finetune-decoder`.
+        examples: worked examples before each question of `qa` and `cloze`, for text and memory
+            alike; None takes three where the decoder reads better with them (`choose_asking`).
+        prompt: "plain" or "chat" words for these, by default the checkpoint's own.
+        partial: JSON lines of every sample's scores, written as they come; a broken run of the same
+            settings goes on from it.
 
     Returns:
-        `records` (see `tasks`), what was measured, on what, and `notes` on the data read.
+        `records` (see `tasks`), what was measured, on what, and `notes` on the data read and on
+        prompts that the full text scores badly with.
 
     Raises:
         ValueError: unknown tasks, baselines or rates; no decoder; data that cannot be read.
@@ -86,11 +102,31 @@ def evaluate_tasks(
         options.finetuned = tuned.to(model.device)
     records: list[dict[str, Any]] = []
     notes: list[str] = []
+    if {"qa", "cloze"} & set(names):
+        options.asking, said = asking_of(model, examples, prompt, seed)
+        notes.append(said)
+    settings = {
+        "checkpoint": model.fingerprint,
+        "rates": chosen,
+        "baselines": list(baselines),
+        "samples": samples,
+        "seed": seed,
+        "lengths": list(lengths or ()),
+        "asking": str(options.asking),
+        "literals": str(model.processor.literals),
+    }
+    each = 8 if model.device.type == "cpu" else 64
+    options.log = SampleLog(partial, settings, progress, each)
     for name in names:
         for source in (data or {}).get(name, TASKS[name]):
             if progress is not None:
                 progress(f"{name} on {source}")
-            records += options.run(model, name, source, notes)
+            measured = options.run(model, name, source, notes)
+            for line in prompt_warnings(measured):
+                notes.append(line)
+                if progress is not None:
+                    progress(f"warning: {line}")
+            records += measured
     return {
         "suite": "tasks",
         "records": records,
@@ -117,29 +153,86 @@ class _Options:
         self.lengths = lengths
         self.seed = seed
         self.finetuned: PreTrainedModel | None = None
+        self.asking: Asking | None = None
+        self.log = SampleLog()
 
     def run(self, model, name: str, source: str, notes: list[str]) -> list[dict[str, Any]]:
         """Records of one task on one set."""
+        if name in ("icl", "roleplay", "needle"):
+
+            def whole(places: list[int]) -> list[dict[str, Any]]:
+                return [{"sample": 0, "records": self._whole(model, name, source, notes)}]
+
+            return self.log.collect((name, source, "whole"), 1, whole)[0]["records"]
+        rows = self._rows(source, notes)
+        if name == "reconstruction":
+            return tasks.reconstruction(
+                model, rows, self.rates, data=source, samples=self.samples, log=self.log
+            )
+        if name == "completion":
+            lengths = {} if self.lengths is None else {"lengths": self.lengths}
+            return tasks.completion(
+                model,
+                rows,
+                self.rates,
+                data=source,
+                baselines=self.baselines,
+                samples=self.samples,
+                log=self.log,
+                **lengths,
+            )
+        if name == "cloze":
+            return tasks.cloze(
+                model,
+                rows,
+                self.rates,
+                self.baselines,
+                data=source,
+                asking=self.asking,
+                samples=self.samples,
+                seed=self.seed,
+                log=self.log,
+            )
+        asked = [row for row in rows if row["context"]]
+        return tasks.question_answering(
+            model,
+            asked,
+            self.rates,
+            self.baselines,
+            data=source,
+            asking=self.asking,
+            log=self.log,
+        )
+
+    def _whole(self, model, name: str, source: str, notes: list[str]) -> list[dict[str, Any]]:
+        """Records of the tasks whose samples are not kept one by one."""
         rows = self._rows(source, notes)
         lengths = {} if self.lengths is None else {"lengths": self.lengths}
-        if name == "reconstruction":
-            return tasks.reconstruction(model, rows, self.rates, data=source)
-        if name == "completion":
-            return tasks.completion(model, rows, self.rates, data=source, **lengths)
-        if name == "qa":
-            asked = [row for row in rows if row["context"]]
-            return tasks.question_answering(model, asked, self.rates, self.baselines, data=source)
         if name == "icl":
             set_name = source.partition("/")[0]
             train = "paper_train" if source.endswith("paper_test") else "train"
             shown = self._rows(f"{set_name}/{train}", notes, limit=2000)
-            return tasks.in_context_learning(
-                model, rows, shown, self.rates, seed=self.seed, data=source, **lengths
+            beside = [name for name in self.baselines if name != "none"]  # always measured
+            return example_tasks.in_context_learning(
+                model,
+                rows,
+                shown,
+                self.rates,
+                baselines=beside,
+                seed=self.seed,
+                data=source,
+                **lengths,
             )
         if name == "roleplay":
             dialogues = [row for row in rows if row["context"]]
-            return tasks.role_play(
-                model, dialogues, self.rates, data=source, finetuned=self.finetuned, **lengths
+            return example_tasks.role_play(
+                model,
+                dialogues,
+                self.rates,
+                data=source,
+                finetuned=self.finetuned,
+                baselines=self.baselines,
+                **lengths,
             )
         asked = needle.needle_rows(
             model,

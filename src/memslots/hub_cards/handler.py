@@ -39,7 +39,7 @@ PARAMETERS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "num_beams": (int, 1, 16),
     "num_return_sequences": (int, 1, 16),
     "do_sample": (bool, 0, 1),
-    "temperature": ((int, float), 0.0, 100.0),
+    "temperature": ((int, float), 0.01, 100.0),
     "top_k": (int, 0, 1_000_000),
     "top_p": ((int, float), 0.0, 1.0),
     "repetition_penalty": ((int, float), 0.01, 100.0),
@@ -160,26 +160,28 @@ def read_request(data: Any) -> tuple[list[dict[str, Any]], bool]:
     return items, single and isinstance(items[0]["question"], str)
 
 
-def read_parameters(given: Any) -> dict[str, Any]:
+def read_parameters(parameters: Any) -> dict[str, Any]:
     """Checks the parameters of a request.
 
     Raises:
         BadRequest: one that is not in `PARAMETERS`, or out of its bounds.
     """
-    if given is None:
+    if parameters is None:
         return {}
-    if not isinstance(given, dict):
+    if not isinstance(parameters, dict):
         raise BadRequest("parameters must be an object.")
-    for name, value in given.items():
+    for name, value in parameters.items():
         if name not in PARAMETERS:
             raise BadRequest(f"parameter {name!r} is not known; known are {sorted(PARAMETERS)}.")
         kind, least, most = PARAMETERS[name]
         # In Python True is an int, in JSON it is none.
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if name == "temperature" and value == 0 and not parameters.get("do_sample"):
+            continue  # what many clients send for no sampling
         if not fits or not least <= value <= most:
             words = "true or false" if kind is bool else f"a number from {least:g} to {most:g}"
             raise BadRequest(f"parameter {name} must be {words}, got {value!r}.")
-    return given
+    return parameters
 
 
 def _decode(memory: Any, limit: int) -> bytes:

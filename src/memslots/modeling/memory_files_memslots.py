@@ -361,13 +361,43 @@ def check_sent(model, memory, most_characters: int) -> None:
                 f"memory has more than the {most_characters} characters that are taken; send its "
                 "documents one by one."
             )
+    check_order(memory)
+
+
+def check_order(memory) -> None:
+    """Refuse segments and literals that a text cannot be cut into: a small file would name many.
+
+    Raises:
+        ValueError: segments of a text, or literals, that are not in its order and apart; or a
+            segment of no token that is read as slots.
+    """
+    ends: dict[object, int] = {}
+    before: dict[object, tuple] = {}
+    literals = memory.literals or ((),) * len(memory.segments)
+    for segment, rate, held in zip(memory.segments, memory.segment_rates, literals, strict=True):
+        if segment.start < ends.get(segment.text, 0):
+            raise ValueError(
+                f"memory has a segment at {_short(segment.start)} that is not after the one "
+                "before it: segments of a text are in its order and do not overlap."
+            )
+        ends[segment.text] = segment.end
+        if rate and not segment.tokens:
+            raise ValueError("memory has a segment of no tokens, which no slot stands for.")
+        for literal in held:
+            place = tuple(literal[:2])
+            if place <= before.get(segment.text, (-1, -1)):
+                raise ValueError(
+                    f"memory has a literal at {_short(place)} that is not after the one before "
+                    "it: literals of a text are in its order, each once."
+                )
+            before[segment.text] = place
 
 
 def check_slots(model, memory) -> None:
     """Refuse slots that are no memory of this width, whoever made the file.
 
     Raises:
-        ValueError: another width or dtype, or a slot that is not finite.
+        ValueError: another width or dtype, or a slot that is not finite where it is read.
     """
     width = model.config.slot_size
     if memory.dtype not in DTYPES or memory.slots.shape[1] != width:
@@ -375,8 +405,13 @@ def check_slots(model, memory) -> None:
             f"this memory has {memory.dtype} slots of width {memory.slots.shape[1]}, and this "
             f"compressor's are floating-point of width {width}; compress the text again."
         )
-    if not torch.isfinite(memory.slots).all():
-        raise ValueError("this memory has slots that are not finite; compress the text again.")
+    # As the converter reads them: its first layer takes the square of each slot.
+    squares = memory.slots.to(model.dtype).float().square().sum(dim=1)
+    if not torch.isfinite(squares).all():
+        raise ValueError(
+            "this memory has slots that are not finite, or too large to be read; compress the "
+            "text again."
+        )
 
 
 def _check_segment(
@@ -423,6 +458,10 @@ def _check_segment(
 
 def check_header(path: str | os.PathLike) -> None:
     """Refuse a file whose JSON is too long to be read, before it is."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a folder, or a pipe that never ends
+        raise ValueError(f"{str(path)!r} is no file; name the file that memory.save wrote.")
+    if not os.path.isfile(path):  # nor where links lead in a circle
+        raise FileNotFoundError(f"there is no memory file at {str(path)!r}.")
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > MOST_HEADER and size < os.path.getsize(path):  # else it is no safetensors at all

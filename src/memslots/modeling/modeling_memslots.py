@@ -414,7 +414,7 @@ class MemslotsModel(SavedModel):
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
         rate = self.processor.check_rate(rate)
         spans = self.segment(texts)
-        memory = self._outline(texts, spans, rate, literals, keep_text)
+        memory = self.outline(texts, spans, rate, literals, keep_text)
         flat = [span for document in spans for span in document]
         return replace(memory, slots=self.encode_spans(flat, rate, batch_tokens, progress))
 
@@ -429,15 +429,20 @@ class MemslotsModel(SavedModel):
             check_text(text, "context" if len(texts) == 1 else f"context[{i}]")
         return [self.processor.segment(text) for text in texts]
 
-    def _outline(
+    def outline(
         self,
         texts: Sequence[str],
         spans: Sequence[Sequence[Span]],
         rate: int,
-        literals: Detectors | None,
+        literals: Detectors | None = None,
         keep_text: bool = False,
     ) -> Memory:
-        """The memory before anything is encoded: its slots have a shape alone."""
+        """The memory before anything is encoded: its slots have a shape alone.
+
+        Example:
+            >>> model.outline(["Ann is here."], model.segment(["Ann is here."]), 4).device
+            device(type='meta')
+        """
         count = sum(slots_for(len(span.ids), rate) for document in spans for span in document)
         slots = torch.empty(count, self.slot_size, device="meta")
         find = self.processor.segment_literals
@@ -885,7 +890,7 @@ class MemslotsModel(SavedModel):
             if not texts:
                 raise ValueError("context is an empty list; give at least one text.")
             spans = self.segment(texts)
-            held = self._outline(texts, spans, processor.check_rate(rate), literals)
+            held = self.outline(texts, spans, processor.check_rate(rate), literals)
         else:
             self.check_memory(held)
             if literals is not None:

@@ -116,6 +116,8 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
     def _forward(self, input_tensors: dict[str, Any], **parameters) -> dict[str, Any]:
         rate = parameters.pop("rate", None)
         texts, items = input_tensors["texts"], input_tensors["items"]
+        if texts:
+            self._check_room(texts, items, rate, parameters)
         made: Any = self.model.compress(texts, rate=rate) if texts else None
         place = {text: i for i, text in enumerate(texts)}
         memories: dict[tuple[int, int], Memory] = {}  # one a document, however many ask of it
@@ -147,6 +149,20 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
                 several = produced[n * each : (n + 1) * each]
                 answers[i] = several[0] if each == 1 else several
         return {"answers": answers, "memories": [memories[key] for key in asked]}
+
+    def _check_room(
+        self, texts: list[str], items: list[Item], rate: int | None, parameters: dict[str, Any]
+    ) -> None:
+        """Refuse a text that does not fit beside a question about it, before it is compressed."""
+        model, processor = self.model, self.model.processor
+        asked = [item for item in items if "context" in item]
+        prompts, _ = processor.prompts(
+            [item["question"] for item in asked], None, parameters.get("chat_template_kwargs") or {}
+        )
+        memory = model.outline(texts, model.segment(texts), processor.check_rate(rate))
+        documents = [texts.index(item["context"]) for item in asked]
+        rows = model.memory_rows(memory, list(zip(documents, prompts, strict=True)))
+        model.check_room(memory, rows, documents, parameters)
 
     def postprocess(self, model_outputs: dict[str, Any], **parameters) -> Any:
         """One result an answer."""

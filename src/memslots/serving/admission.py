@@ -1,17 +1,26 @@
-"""How much the gateway takes in: bytes of a request, requests at once, requests that wait."""
+"""How much the gateway takes in: bytes of bodies, requests at once, requests that wait."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import Any
 
 from .gateway_requests import ApiError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Result = TypeVar("Result")
+
+CLIENT_LEFT = 499
+"""The status under which a request is counted whose client left; nobody receives it."""
+
+
+class ClientLeft(ApiError):
+    """The client closed its connection before it had its answer."""
+
+    def __init__(self):
+        super().__init__(CLIENT_LEFT, "the client left before it had its answer.")
 
 
 class Admission:
@@ -19,98 +28,148 @@ class Admission:
 
     Args:
         running: Requests that are worked on at once.
-        waiting: Requests that wait.
+        waiting: Requests that wait, those included whose bodies are still on their way.
+        max_body_bytes: Of one body.
+        max_bodies_bytes: Of the bodies of all requests inside together.
         retry_after: Seconds that a refused client is told to wait.
     """
 
-    def __init__(self, running: int, waiting: int, retry_after: int = 1):
+    def __init__(
+        self,
+        running: int,
+        waiting: int,
+        max_body_bytes: int = 32 * 2**20,
+        max_bodies_bytes: int = 128 * 2**20,
+        retry_after: int = 1,
+    ):
         if running < 1 or waiting < 0:
             raise ValueError(
                 f"running must be 1 or more and waiting 0 or more, got {running} and {waiting}."
             )
-        self._slots = asyncio.Semaphore(running)
-        self._room, self._retry_after = running + waiting, retry_after
-        self._limit = running
+        self._turns = asyncio.Semaphore(running)
+        self._room, self._running, self._retry_after = running + waiting, running, retry_after
+        self._max_body_bytes, self._max_bodies_bytes = max_body_bytes, max_bodies_bytes
+        self._bodies_bytes = 0
         self.inside = 0
         """Requests that run or wait."""
 
     @property
     def waiting(self) -> int:
         """Requests that wait."""
-        return max(0, self.inside - self._limit)
+        return max(0, self.inside - self._running)
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Wait for a place, and hold it while the context is open.
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Be counted as inside while the context is open.
 
         Raises:
             ApiError: 429, the line is full.
         """
         if self.inside >= self._room:
-            raise ApiError(
-                429,
-                f"{self.inside} requests are being answered or wait, which is all that this "
-                "gateway takes; try again later.",
-                "rate_limit_error",
-                "queue_full",
-                headers={"Retry-After": str(self._retry_after)},
-            )
+            raise self._full(f"{self.inside} requests are being answered or wait")
         self.inside += 1
         try:
-            async with self._slots:
-                yield
+            yield
         finally:
             self.inside -= 1
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait in line, and be worked on while the context is open."""
+        async with self._turns:
+            yield
 
-async def read_body(receive: Receive, declared: str | None, limit: int) -> bytes:
-    """A request's body, which is not read beyond `limit` bytes.
+    async def body(self, receive: Receive, declared: str | None, held: ExitStack) -> bytes:
+        """A request's body, which is not read beyond what is taken.
+
+        Args:
+            receive: Of ASGI.
+            declared: The header Content-Length, if any.
+            held: Closed when the request's memory is free again.
+
+        Raises:
+            ApiError: 413, too large; 429, others' bodies take all the room.
+            ClientLeft: It left before it had sent all.
+        """
+        most = self._max_body_bytes
+        too_large = ApiError(
+            413,
+            f"the request's body is larger than the {most} bytes that this gateway takes; send "
+            "less, or store the memories first and name them by memory_ids.",
+            code="payload_too_large",
+        )
+        if declared is not None and declared.isdigit() and int(declared) > most:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            part = message.get("body", b"")
+            size += len(part)
+            if size > most:
+                raise too_large
+            if self._bodies_bytes + len(part) > self._max_bodies_bytes:
+                raise self._full(f"requests of {self._bodies_bytes} bytes are being read")
+            self._bodies_bytes += len(part)
+            held.callback(self._give_back, len(part))
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _give_back(self, size: int) -> None:
+        self._bodies_bytes -= size
+
+    def _full(self, why: str) -> ApiError:
+        return ApiError(
+            429,
+            f"{why}, which is all that this gateway takes; try again later.",
+            "rate_limit_error",
+            "queue_full",
+            headers={"Retry-After": str(self._retry_after)},
+        )
+
+
+_leaving: set[asyncio.Task] = set()
+"""Tasks that were cancelled and have not ended: the loop itself holds no task for good."""
+
+
+async def while_there(receive: Receive, work: asyncio.Task, seconds: float) -> None:
+    """Wait for `work`, as long as its client is there and its time is not over.
+
+    What is not done then is cancelled, and not waited for: it holds what it holds until it ends.
 
     Args:
-        receive: Of ASGI.
-        declared: The header Content-Length, if any.
-        limit: Most bytes.
+        receive: Of ASGI, after the body.
+        work: Answers the request.
+        seconds: That are left.
 
     Raises:
-        ApiError: 413, more than that; 400, a client that left before it had sent all.
+        ClientLeft: The client went first.
+        TimeoutError: The time was over first.
     """
-    too_large = ApiError(
-        413,
-        f"the request's body is larger than the {limit} bytes that this gateway takes; send less, "
-        "or store the memories first and name them by memory_ids.",
-        code="payload_too_large",
-    )
-    if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise too_large
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ApiError(400, "the client left before it had sent its request.")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise too_large
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    gone = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ClientLeft if gone.done() else TimeoutError
+    finally:
+        for task in (work, gone):
+            if not task.done():
+                task.cancel()
+                _leaving.add(task)
+                task.add_done_callback(_ended)
 
 
-async def left(receive: Receive) -> None:
+def _ended(task: asyncio.Task) -> None:
+    _leaving.discard(task)
+    if not task.cancelled():
+        task.exception()  # looked at: whoever asked has had an answer
+
+
+async def _left(receive: Receive) -> None:
     """Return when the client, whose body was read, has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def while_there(receive: Receive, work: Awaitable[Result]) -> Result | None:
-    """What `work` returns; None, with `work` cancelled, where the client goes before it is done."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(left(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        return None
-    finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)

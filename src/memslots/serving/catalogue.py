@@ -156,42 +156,44 @@ class Catalogue:
         Raises:
             ValueError: Another format, or a newer version of it.
         """
-        found = dict(db.execute("SELECT key, value FROM store"))
-        version = found.get("version", "")
-        if found.get("format") != FORMAT or not version.isdecimal():
+        header = dict(db.execute("SELECT key, value FROM store"))
+        version = header.get("version", "")
+        if header.get("format") != FORMAT or not version.isdecimal():
             raise ValueError(f"{self.path} is no catalogue of a memory store.")
         if int(version) > FORMAT_VERSION:
             raise ValueError(
                 f"{self.path.parent} has store format {version}; this memslots reads it up to "
                 f"version {FORMAT_VERSION}. Update memslots."
             )
-        return found
+        return header
 
     def places(self, db: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Place]:
         """Where those of `ids` are that are in the store."""
-        found = {}
-        for start in range(0, len(ids), _AT_ONCE):
-            part = list(ids[start : start + _AT_ONCE])
-            rows = db.execute(
-                "SELECT d.id, f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
-                f"FROM documents d JOIN files f USING (file) WHERE d.id IN ({_marks(part)})",
-                part,
-            )
-            found.update({row[0]: Place(*row[1:]) for row in rows})
-        return found
+        return dict(self._documents(db, "d.id", ids))
 
     def texts(self, db: sqlite3.Connection, text_keys: Sequence[str]) -> list[Place]:
         """Where those texts are that are in the store, by whatever ids."""
-        found = []
-        for start in range(0, len(text_keys), _AT_ONCE):
-            part = list(text_keys[start : start + _AT_ONCE])
+        return [place for _, place in self._documents(db, "d.text_key", text_keys)]
+
+    def in_file(self, db: sqlite3.Connection, name: str) -> dict[str, Place]:
+        """The documents of one file, in the order of its rows."""
+        return dict(self._documents(db, "f.name", [name]))
+
+    @staticmethod
+    def _documents(
+        db: sqlite3.Connection, column: str, values: Sequence[str]
+    ) -> Iterator[tuple[str, Place]]:
+        """Ids and places of the documents with one of these values, file by file."""
+        for start in range(0, len(values), _AT_ONCE):
+            part = list(values[start : start + _AT_ONCE])
             rows = db.execute(
-                "SELECT f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
-                f"FROM documents d JOIN files f USING (file) WHERE d.text_key IN ({_marks(part)})",
+                "SELECT d.id, f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
+                f"FROM documents d JOIN files f USING (file) WHERE {column} IN "
+                f"({', '.join('?' * len(part))}) ORDER BY d.file, d.row",
                 part,
             )
-            found += [Place(*row) for row in rows]
-        return found
+            for key, *place in rows:
+                yield key, Place(*place)
 
     def ids_after(self, last: str | None, most: int) -> list[str]:
         """The next ids in order, at most so many, after `last` (None: from the first)."""
@@ -200,40 +202,41 @@ class Catalogue:
             return [row[0] for row in db.execute(query, (last or "", most))]
 
     def find(self, metadata: Mapping[str, Any], text_key: str | None) -> list[str]:
-        """Ids of the documents with all of these metadata, in order."""
+        """Ids of the documents with all of these metadata, in order.
+
+        SQLite narrows them down, as far as it compares what JSON holds (no NUL in a text, no
+        integer beyond 64 bits); what is left is compared here.
+        """
         conditions = ["1"]
         values: list[str | int | float] = []
         if text_key is not None:
             conditions.append("text_key = ?")
             values.append(text_key)
-        for key, wanted in metadata.items():
-            one = "SELECT 1 FROM json_each(documents.metadata) e WHERE e.key = ? AND "
+        for key, value in metadata.items():
+            if not _plain(key):
+                continue
+            condition = "SELECT 1 FROM json_each(documents.metadata) e WHERE e.key = ?"
             values.append(key)
-            if wanted is None or isinstance(wanted, bool):
-                one += "e.type = ?"
-                values.append(json.dumps(wanted))
-            elif isinstance(wanted, int | float):
-                one += "e.type IN ('integer', 'real') AND e.value = ?"
-                values.append(wanted)
-            elif isinstance(wanted, str):
-                one += "e.type = 'text' AND e.value = ?"
-                values.append(wanted)
+            if value is None or isinstance(value, bool):
+                condition += " AND e.type = ?"
+                values.append(json.dumps(value))
+            elif isinstance(value, int | float):
+                condition += " AND e.type IN ('integer', 'real')"
+                if abs(value) < 2**63:
+                    condition += " AND e.value = ?"
+                    values.append(value)
+            elif isinstance(value, str):
+                condition += " AND e.type = 'text'"
+                if _plain(value):
+                    condition += " AND e.value = ?"
+                    values.append(value)
             else:
-                one += "e.type IN ('array', 'object') AND e.value = json(?)"
-                values.append(json.dumps(wanted, sort_keys=True, ensure_ascii=False))
-            conditions.append(f"EXISTS ({one})")
-        query = f"SELECT id FROM documents WHERE {' AND '.join(conditions)} ORDER BY id"
+                condition += " AND e.type IN ('array', 'object')"
+            conditions.append(f"EXISTS ({condition})")
+        query = f"SELECT id, metadata FROM documents WHERE {' AND '.join(conditions)} ORDER BY id"
         with self.read() as db:
-            return [row[0] for row in db.execute(query, values)]
-
-    def in_file(self, db: sqlite3.Connection, name: str) -> dict[str, Place]:
-        """The documents of one file, in the order of its rows."""
-        rows = db.execute(
-            "SELECT d.id, f.name, d.row, d.text_key, d.rate, d.tokens, d.slots, d.metadata "
-            "FROM documents d JOIN files f USING (file) WHERE f.name = ? ORDER BY d.row",
-            (name,),
-        )
-        return {row[0]: Place(*row[1:]) for row in rows}
+            rows = db.execute(query, values)
+            return [key for key, text in rows if _holds(json.loads(text), metadata)]
 
     def left_over(self, db: sqlite3.Connection, data: Path) -> list[str]:
         """Files in the folder `data` that the catalogue does not name."""
@@ -254,7 +257,7 @@ class Catalogue:
         documents: Iterable[tuple[str, Place]],
     ) -> None:
         """Enters a file and its documents; those whose id is there now point to the new row."""
-        rows = [(one, *place[1:]) for one, place in documents]
+        rows = [(key, *place[1:]) for key, place in documents]
         cursor = db.execute(
             "INSERT INTO files (name, rows, bytes) VALUES (?, ?, ?)", (name, len(rows), size)
         )
@@ -272,8 +275,28 @@ class Catalogue:
 
     def delete(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
         """Takes documents out; their rows stay in their files until the store is compacted."""
-        db.executemany("DELETE FROM documents WHERE id = ?", [(one,) for one in ids])
+        db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in ids])
 
 
-def _marks(values: Sequence[str]) -> str:
-    return ", ".join("?" * len(values))
+def _plain(text: str) -> bool:
+    """Whether SQLite reads a text of JSON as it is: it ends one at NUL."""
+    return "\0" not in text
+
+
+def _holds(metadata: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    return all(name in metadata and _same(metadata[name], asked[name]) for name in asked)
+
+
+def _same(stored: Any, asked: Any) -> bool:
+    """Whether two values are one in JSON, where 1 is 1.0 and true is neither."""
+    if isinstance(stored, bool) or isinstance(asked, bool):
+        return stored is asked
+    if isinstance(stored, list):
+        return (
+            isinstance(asked, list | tuple)
+            and len(stored) == len(asked)
+            and all(map(_same, stored, asked))
+        )
+    if isinstance(stored, dict):
+        return isinstance(asked, Mapping) and len(stored) == len(asked) and _holds(stored, asked)
+    return stored == asked

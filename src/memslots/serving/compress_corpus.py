@@ -101,7 +101,7 @@ def add_corpus(
         disable=None if progress is None else not progress,
     )
     keeper = _Keeper(store, report, replace, bar.update)
-    batches = _batches(keeper.wanted(documents, spec.rate, spec.made_with))
+    batches = _batches(keeper.missing(documents, spec.rate, spec.made_with))
     if ray:
         results = under_ray(batches, spec, workers)
     elif workers > 1:
@@ -135,7 +135,7 @@ class _Keeper:
         self.ready: list[pa.Table] = []
         self.stored_at = time.monotonic()
 
-    def wanted(
+    def missing(
         self,
         documents: Iterable[Document | Unusable],
         rate: int | None,
@@ -159,39 +159,39 @@ class _Keeper:
             self.stored = []
             on_their_way = set(self.keys.values())
             hashes = {
-                one.id: hashlib.sha256(one.text.encode()).hexdigest()
-                for one in part
-                if isinstance(one, Document)
+                item.id: hashlib.sha256(item.text.encode()).hexdigest()
+                for item in part
+                if isinstance(item, Document)
             }
             places = self.store.places(list(hashes))
             texts = self.store.texts(list(hashes.values()))
             keys = {place.text_key for place in texts if wanted_so(place)} | on_their_way
-            for one in part:
-                if isinstance(one, Unusable):
-                    self.report.unusable[one.where] = one.reason
-                elif one.id in self.sizes:
-                    self.report.unusable[one.id] = "its id comes twice in the corpus"
+            for item in part:
+                if isinstance(item, Unusable):
+                    self.report.unusable[item.where] = item.reason
+                elif item.id in self.sizes:
+                    self.report.unusable[item.id] = "its id comes twice in the corpus"
                 else:
-                    place, key = places.get(one.id), hashes[one.id]
+                    place, key = places.get(item.id), hashes[item.id]
                     if place is not None and place.text_key == key and wanted_so(place):
                         self.report.there += 1
                     elif place is not None and not self.replace:
-                        self.report.changed.append(one.id)
+                        self.report.changed.append(item.id)
                     elif place is None and key in keys:
                         self.report.duplicates += 1
                     else:
-                        self.sizes[one.id], self.keys[one.id] = one.size, key
+                        self.sizes[item.id], self.keys[item.id] = item.size, key
                         keys.add(key)
-                        yield _noted(one, made_with)
+                        yield _noted(item, made_with)
                         continue
-                self.advance(one.size)
+                self.advance(item.size)
 
     def take(self, result: pa.Table) -> None:
         """Keeps a worker's result until there is enough to store."""
         for row in result.to_pylist():
-            for one, reason in json.loads(row["failed"]).items():
-                self.report.unusable[one] = reason
-                self._settle(one)
+            for key, reason in json.loads(row["failed"]).items():
+                self.report.unusable[key] = reason
+                self._settle(key)
             if row["rows"]:
                 self.ready.append(pa.ipc.open_stream(row["rows"]).read_all())
         large = sum(rows["slots"].nbytes for rows in self.ready) >= KEEP_BYTES
@@ -207,13 +207,13 @@ class _Keeper:
         added = self.store.add_rows(rows, existing="replace" if self.replace else "skip")
         self.report.added += added
         self.report.there += len(rows) - added  # another run of the same corpus was quicker
-        for one in rows["id"].to_pylist():
-            self._settle(one)
+        for key in rows["id"].to_pylist():
+            self._settle(key)
         self.ready = []
 
-    def _settle(self, one: str) -> None:
-        self.stored.append(one)
-        self.advance(self.sizes[one])
+    def _settle(self, key: str) -> None:
+        self.stored.append(key)
+        self.advance(self.sizes[key])
 
 
 def _noted(document: Document, made_with: Mapping[str, Any]) -> Document:

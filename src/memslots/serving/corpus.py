@@ -14,7 +14,8 @@ from typing import Any
 
 from memslots.modeling.texts_memslots import check_text
 
-from .store_format import check_ids, encode_metadata, pa
+from .store_files import first_line
+from .store_format import check_new_ids, encode_metadata, pa
 
 WHOLE = (".txt", ".md")
 ROWS = (".jsonl", ".parquet")
@@ -103,7 +104,7 @@ def read_documents(
             for number, (row, size) in enumerate(rows, start=1):
                 yield _row(row, name, number, size, text_column, id_column)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            yield Unusable(name, f"reading stopped: {_first_line(error)}", 0)
+            yield Unusable(name, f"reading stopped: {first_line(error)}", 0)
 
 
 def _whole(path: Path, name: str) -> Document | Unusable:
@@ -130,18 +131,18 @@ def _row(
         return Unusable(f"{name}#{number}", row, size)
     if not isinstance(row.get(text_column), str):
         return Unusable(f"{name}#{number}", f"no text in the column {text_column!r}", size)
-    own = row.get(id_column)
-    one = f"{name}#{own if isinstance(own, str | int) and own != '' else number}"
+    row_id = row.get(id_column)
+    key = f"{name}#{row_id if isinstance(row_id, str | int) and row_id != '' else number}"
     others = {key: value for key, value in row.items() if key != text_column}
-    return _document(one, row[text_column], {**others, "source": name}, size)
+    return _document(key, row[text_column], {**others, "source": name}, size)
 
 
-def _document(one: str, text: str, metadata: dict[str, Any], size: int) -> Document | Unusable:
+def _document(key: str, text: str, metadata: dict[str, Any], size: int) -> Document | Unusable:
     try:
-        check_ids(one)
-        return Document(one, check_text(text, "the text"), encode_metadata(metadata), size)
+        check_new_ids(key)
+        return Document(key, check_text(text, "the text"), encode_metadata(metadata), size)
     except ValueError as error:
-        return Unusable(one.encode("utf-8", "replace").decode(), str(error), size)
+        return Unusable(key.encode("utf-8", "replace").decode(), str(error), size)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
@@ -152,7 +153,7 @@ def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                yield f"not JSON: {_first_line(error)}", len(line)
+                yield f"not JSON: {first_line(error)}", len(line)
                 continue
             yield (row if isinstance(row, dict) else "not an object with columns"), len(line)
 
@@ -165,8 +166,3 @@ def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
         for batch in file.iter_batches(_ROWS_AT_ONCE):
             for row in pa.Table.from_batches([batch]).to_pylist():
                 yield row, share
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -62,7 +62,9 @@ class CompressorSpec:
             asked["rates"] = sorted(asked["rates"])
         if self.literals is not None:
             asked["literals"] = sorted(self.literals)
-        return json.loads(json.dumps(asked, default=lambda one: getattr(one, "__name__", str(one))))
+        return json.loads(
+            json.dumps(asked, default=lambda function: getattr(function, "__name__", str(function)))
+        )
 
 
 class CorpusCompressor:
@@ -212,8 +214,8 @@ def under_ray(
         import ray
     except ImportError as error:
         raise ImportError('--ray needs Ray Data: pip install "memslots[ray]"') from error
-    own = not ray.is_initialized()
-    if own:
+    started_here = not ray.is_initialized()
+    if started_here:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpu = spec.device.startswith("cuda")
@@ -235,5 +237,5 @@ def under_ray(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )
     finally:
-        if own:
+        if started_here:
             ray.shutdown()

@@ -54,7 +54,7 @@ class RowsOnly(nn.Module):
         layer._parameters = {"weight": nn.Parameter(rows, requires_grad=False)}
         buffers = layer._buffers.items()
         layer._buffers = {
-            name: None if one is None else one.to(rows.device) for name, one in buffers
+            name: None if buffer is None else buffer.to(rows.device) for name, buffer in buffers
         }
         return layer(places)
 
@@ -126,7 +126,7 @@ def attach_decoder_embeddings(
     """
     check_engine_can_read(model)
     config = model.config
-    own: Any = config.decoder_config
+    decoder_config: Any = config.decoder_config
     prefix = _BUNDLED if config.bundle_decoder else ""
     name = str(checkpoint) if config.bundle_decoder else config.decoder_name_or_path
     if not name:
@@ -136,22 +136,22 @@ def attach_decoder_embeddings(
         )
     revision = revision if config.bundle_decoder else config.decoder_revision
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(own)
+        skeleton = AutoModelForCausalLM.from_config(decoder_config)
     layer = skeleton.get_input_embeddings()
     if not isinstance(layer, nn.Embedding):
         raise ValueError(
             f"{type(skeleton).__name__} embeds its tokens by a {type(layer).__name__}, not by a "
             "table that can be read row by row; start the gateway with --with-decoder."
         )
-    (own_name,) = (key for key, one in skeleton.named_modules() if one is layer)
+    (layer_name,) = (key for key, module in skeleton.named_modules() if module is layer)
     shape = tuple(layer.weight.shape)
-    tied = bool(own.get_text_config().tie_word_embeddings)
-    names = _possible_names(f"{own_name}.weight", skeleton.base_model_prefix, tied)
+    tied = bool(decoder_config.get_text_config().tie_word_embeddings)
+    names = _possible_names(f"{layer_name}.weight", skeleton.base_model_prefix, tied)
     file, key = _find_table(name, revision, prefix, names)
-    read = _row_reader(file, key, shape, dtype or (None if prefix else own.dtype))
+    read = _row_reader(file, key, shape, dtype or (None if prefix else decoder_config.dtype))
     model.attach_decoder(
         EmbeddingsOnlyDecoder(
-            own,
+            decoder_config,
             RowsOnly(_without_weight(skeleton, layer), read),
             _generation_config(name, revision, model),
         )
@@ -169,12 +169,12 @@ def _without_weight(skeleton: PreTrainedModel, layer: nn.Embedding) -> nn.Embedd
     return layer
 
 
-def _possible_names(own: str, base: str, tied: bool) -> list[str]:
+def _possible_names(full_name: str, base: str, tied: bool) -> list[str]:
     """What checkpoints may call the table, the likeliest first; a last one is an ending."""
-    bare = own.removeprefix(f"{base}.")
-    names = [own, bare, f"{base}.{bare}"]
+    bare = full_name.removeprefix(f"{base}.")
+    names = [full_name, bare, f"{base}.{bare}"]
     names += ["lm_head.weight"] if tied else []
-    return [*names, "." + ".".join(own.split(".")[-2:])]
+    return [*names, "." + ".".join(full_name.split(".")[-2:])]
 
 
 def _find_table(
@@ -194,19 +194,21 @@ def _find_table(
                 "--with-decoder."
             )
         where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    own = {key.removeprefix(prefix): key for key in where if key.startswith(prefix)}
+    keys = {key.removeprefix(prefix): key for key in where if key.startswith(prefix)}
     *exact, ending = names
-    found = [own[one] for one in exact if one in own]
-    found = found or [key for short, key in own.items() if f".{short}".endswith(ending)]
-    if not found:
+    matches = [keys[candidate] for candidate in exact if candidate in keys]
+    matches = matches or [key for short, key in keys.items() if f".{short}".endswith(ending)]
+    if not matches:
         raise ValueError(
             f"the weights of {name!r} have no table of embeddings (looked for {list(names)}); "
             "start the gateway with --with-decoder."
         )
-    part = _file_of(name, where[found[0]], revision)
+    part = _file_of(name, where[matches[0]], revision)
     if part is None:
-        raise ValueError(f"the weights of {name!r} lack {where[found[0]]}, which its index names.")
-    return part, found[0]
+        raise ValueError(
+            f"the weights of {name!r} lack {where[matches[0]]}, which its index names."
+        )
+    return part, matches[0]
 
 
 def _file_of(name: str, file: str, revision: str | None) -> Path | None:
@@ -256,11 +258,11 @@ def _row_reader(
 def _runs(ids: list[int]) -> list[tuple[int, int]]:
     """First and last of consecutive ids."""
     runs: list[tuple[int, int]] = []
-    for one in ids:
-        if runs and runs[-1][1] == one - 1:
-            runs[-1] = runs[-1][0], one
+    for index in ids:
+        if runs and runs[-1][1] == index - 1:
+            runs[-1] = runs[-1][0], index
         else:
-            runs.append((one, one))
+            runs.append((index, index))
     return runs
 
 

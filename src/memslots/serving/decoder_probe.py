@@ -8,6 +8,8 @@ left the table of embeddings as it was passes: only its answers would tell.
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 import torch
 
 from memslots.modeling import MemslotsModel
@@ -45,7 +47,7 @@ async def check_decoder(model: MemslotsModel, client: VllmClient) -> None:
     decoder = model.decoder
     table = decoder.get_input_embeddings()
     with torch.no_grad():
-        embeds = [table(torch.tensor(one, device=decoder.device)) for one in ids]
+        embeds = [table(torch.tensor(prompt, device=decoder.device)) for prompt in ids]
     fields = Sampling(_NEW_TOKENS).for_vllm(end_tokens(model))
     try:
         by_ids = await client.complete_ids(ids, fields)
@@ -61,15 +63,22 @@ async def check_decoder(model: MemslotsModel, client: VllmClient) -> None:
             raise
         why = f"it fails on embeddings of width {embeds[0].shape[1]} ({error})"
         raise _mismatch(model, client, why) from error
-    alike = sum(one.text == other.text for one, other in zip(by_ids, by_embeds, strict=True))
+    alike = sum(piece.text == other.text for piece, other in zip(by_ids, by_embeds, strict=True))
     if alike < _ALIKE:
         why = "it goes on otherwise from our embeddings of a text than from the text's token ids"
         raise _mismatch(model, client, why)
 
 
+def decoder_name(model: MemslotsModel) -> str | None:
+    """What clients may be told: a name on the Hub, of a folder of this machine the last part."""
+    name = model.config.decoder_name_or_path
+    path = PurePath(name) if name else None
+    return path.name if path is not None and (path.is_absolute() or len(path.parts) > 2) else name
+
+
 def _mismatch(model: MemslotsModel, client: VllmClient, why: str) -> DecoderMismatch:
-    wanted = model.config.decoder_name_or_path or "the one that the checkpoint holds"
+    decoder = decoder_name(model) or "the one that the checkpoint holds"
     return DecoderMismatch(
         f"the vLLM server at {client.url} does not run the decoder that this compressor writes for "
-        f"({wanted}), or runs it without --enable-prompt-embeds: {why}."
+        f"({decoder}), or runs it without --enable-prompt-embeds: {why}."
     )

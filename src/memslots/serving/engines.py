@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from .decoder_probe import check_decoder
 from .prefix_cache import PrefixCache, prefix_key
 from .prompt_embeds import check_engine_can_read, prompt_rows, row_embeds
 from .sampling import Sampling, end_tokens
+from .stopping import Worker, watch
 from .visible_text import VisibleText
 from .vllm_client import Piece, VllmClient
 
@@ -72,25 +72,26 @@ class Asked:
 
 
 def expanded_with(
-    model: MemslotsModel, context: Memory, texts: Sequence[str], expand: Sequence[int]
+    context: Memory, texts: Sequence[str], expand: Sequence[int], model: MemslotsModel | None = None
 ) -> Memory:
     """A context some segments of which are read as text: the texts at hand, before any other.
 
     Args:
-        model: Asked for what is not at hand, as `model.expanded`.
         context: One document.
         texts: Those that it begins with, as they came with the request.
         expand: Indices of its segments.
+        model: Asked for what is not at hand, as `model.expanded`; without it, that stays slots.
 
     Raises:
         ValueError: No indices of segments, or what `model.expanded` raises.
     """
+    if not expand:
+        return context
     chosen = check_segments(context, expand)
-    places = {i: context.segments[i] for i in chosen}
-    here = {i: s for i, s in places.items() if s.text < len(texts)}
-    context = context.as_text({i: texts[s.text][s.start : s.end] for i, s in here.items()})
-    rest = [i for i in chosen if i not in here]
-    return model.expanded(context, rest) if rest else context
+    at_hand = {i: context.segments[i] for i in chosen if context.segments[i].text < len(texts)}
+    context = context.as_text({i: texts[s.text][s.start : s.end] for i, s in at_hand.items()})
+    rest = [i for i in chosen if i not in at_hand]
+    return model.expanded(context, rest) if rest and model is not None else context
 
 
 class Engine(Protocol):
@@ -99,7 +100,7 @@ class Engine(Protocol):
     name: str
     prefixes: PrefixCache | None
     """Of memories that were asked before; None where it keeps none, or out of our sight."""
-    decoder_pool: ThreadPoolExecutor | None
+    decoder_worker: Worker | None
     """The one thread in which the compressor's own decoder answers; None where another answers.
     What else asks that decoder does so there: reading hooks into its layers, and two readings at
     once would each meet the other's hooks."""
@@ -107,14 +108,14 @@ class Engine(Protocol):
     def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
         """The answer in parts, as `model.generate` has it, the last with its `finish`.
 
-        Leaving the iterator ends the work on it.
+        Leaving the iterator ends the work on it, and waits for that end.
         """
 
     async def check(self) -> None:
         """Raise where nothing can be answered."""
 
-    async def close(self) -> None:
-        """Give up what is held."""
+    async def close(self, seconds: float) -> None:
+        """Give up what is held, within so many seconds."""
 
 
 class TransformersEngine:
@@ -139,32 +140,35 @@ class TransformersEngine:
                 logger.warning("no prefix is kept: %s", error)
             else:
                 self.prefixes = PrefixCache(prefix_bytes)
-        self._pool = ThreadPoolExecutor(1, "memslots-generate")
-        self.decoder_pool: ThreadPoolExecutor | None = self._pool
+        watch(model)
+        self.decoder_worker: Worker | None = Worker("memslots-generate")
+        self._worker = self.decoder_worker
 
     async def check(self) -> None:
         """The decoder is here, so there is nothing to check."""
 
-    async def close(self) -> None:
-        """Wait for the answer that is being generated."""
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+    async def close(self, seconds: float) -> None:
+        """Stop the answer that is being generated."""
+        await self._worker.close(seconds)
 
     async def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
         """See `Engine`."""
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         writer = _Writer(
-            self._model, sampling, lambda one: loop.call_soon_threadsafe(pieces.put_nowait, one)
+            self._model, sampling, lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece)
         )
-        running = loop.run_in_executor(self._pool, self._generate, asked, sampling, writer)
+        running = asyncio.ensure_future(self._worker.run(self._generate, asked, sampling, writer))
         running.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
-            yield await running
+            yield running.result()
         finally:
-            writer.cancelled = True  # ends a running answer at its next token
-            running.cancel()  # one that is not running yet is never begun
+            running.cancel()
+            while not running.done():  # its end is waited for, whatever else happens
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({running})
 
     def _generate(self, asked: Asked, sampling: Sampling, writer: _Writer) -> Piece:
         kwargs = sampling.for_transformers()
@@ -225,7 +229,6 @@ class _Writer(BaseStreamer):
         self._sampling, self._show = sampling, show
         self._visible = VisibleText(sampling.stop)
         self._ids: list[int] = []
-        self.cancelled = False
 
     def put(self, value: torch.Tensor) -> None:
         """Take new tokens; the first call brings the prompt's, of which embeddings have none."""
@@ -242,8 +245,8 @@ class _Writer(BaseStreamer):
 
     def is_done(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """A stopping criterion of transformers: `(rows,)`, all True or all False."""
-        done = self.cancelled or self._visible.stopped
-        return torch.full(input_ids.shape[:1], done, dtype=torch.bool, device=input_ids.device)
+        stopped = self._visible.stopped
+        return torch.full(input_ids.shape[:1], stopped, dtype=torch.bool, device=input_ids.device)
 
     def last(self) -> Piece:
         """What was held back, and how the answer ended."""
@@ -263,12 +266,12 @@ class VllmEngine:
     name = "vllm"
     prefixes: PrefixCache | None = None
     """vLLM's own prefix cache knows prompts by their embeddings."""
-    decoder_pool: ThreadPoolExecutor | None = None
+    decoder_worker: Worker | None = None
 
     def __init__(self, model: MemslotsModel, client: VllmClient):
         check_engine_can_read(model)
         self._model, self._client = model, client
-        self._pool = ThreadPoolExecutor(1, "memslots-embed")
+        self._worker = Worker("memslots-embed")
         self._matched, self._matching = False, asyncio.Lock()
 
     async def check(self) -> None:
@@ -283,19 +286,16 @@ class VllmEngine:
                 await check_decoder(self._model, self._client)
                 self._matched = True
 
-    async def close(self) -> None:
+    async def close(self, seconds: float) -> None:
         """Close the connections."""
         await self._client.close()
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+        await self._worker.close(seconds)
 
     async def answer(self, asked: Asked, sampling: Sampling) -> AsyncIterator[Piece]:
         """See `Engine`."""
         if not self._matched:
             await self._match()
-        loop = asyncio.get_running_loop()
-        (embeds,) = await loop.run_in_executor(
-            self._pool, row_embeds, self._model, [asked.row], asked.memory
-        )
+        (embeds,) = await self._worker.run(row_embeds, self._model, [asked.row], asked.memory)
         visible, whole = VisibleText(sampling.stop), ""
         parts = self._client.stream(embeds, sampling.for_vllm(end_tokens(self._model)))
         async with contextlib.aclosing(parts) as pieces:  # type: ignore[type-var]

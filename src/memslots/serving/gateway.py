@@ -13,8 +13,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -32,6 +31,7 @@ from memslots.modeling.decoders_memslots import DEFAULT_NEW_TOKENS
 from memslots.modeling.layout_memslots import max_positions
 
 from .admission import Admission
+from .decoder_probe import decoder_name
 from .engines import Asked, Engine, expanded_with
 from .gateway_http import Endpoint, Reply
 from .gateway_metrics import Metrics
@@ -39,11 +39,12 @@ from .gateway_requests import ApiError, ChatRequest, MemoryRequest, question_or_
 from .gateway_settings import GatewaySettings
 from .memory_upload import read_memory_file, write_memory_file
 from .sampling import Sampling, default_sampling
-from .shelf import Shelf, described, memory_id
+from .shelf import CREATED, Shelf, derived_id, described
+from .stopping import Worker, watch
+from .uncompressed import LaidOut, joined, without_slots
 from .vllm_client import Piece
 
 Form = TypeVar("Form", bound=BaseModel)
-Found = TypeVar("Found")
 
 
 class Gateway:
@@ -65,34 +66,42 @@ class Gateway:
         settings: GatewaySettings | None = None,
     ):
         self._model, self._engine, self._shelf = model, engine, shelf
-        self._settings = settings or GatewaySettings()
-        self.admission = Admission(self._settings.running, self._settings.waiting)
+        self.settings = self._settings = settings or GatewaySettings()
+        limits = self._settings
+        self.admission = Admission(
+            limits.running, limits.waiting, limits.max_body_bytes, 4 * limits.max_body_bytes
+        )
         self.metrics = Metrics(
             lambda: self.admission.inside,
             lambda: self.admission.waiting,
             lambda: len(shelf),
             engine.prefixes,
         )
-        self._pool = ThreadPoolExecutor(1, "memslots-compress")
+        watch(model)
+        self._compressing = Worker("memslots-compress")
+        self._files = Worker("memslots-files", 8)
         self._created = int(time.time())
 
     def app(self) -> Starlette:
         """The ASGI application."""
+        inside = self.admission
         routes = [
-            ("GET", "/health", "health", self._health, True),
-            ("GET", "/metrics", "metrics", self._metrics_page, True),
-            ("GET", "/v1/models", "models", self._models, False),
-            ("POST", "/v1/chat/completions", "chat", self._chat, False),
-            ("POST", "/v1/memories", "memories", self._create_memory, False),
-            ("GET", "/v1/memories/{one:path}", "memory", self._get_memory, False),
-            ("DELETE", "/v1/memories/{one:path}", "memory", self._delete_memory, False),
+            ("GET", "/health", "health", self._health, None, True),
+            ("GET", "/metrics", "metrics", self._metrics_page, None, True),
+            ("GET", "/v1/models", "models", self._models, None, False),
+            ("POST", "/v1/chat/completions", "chat", self._chat, inside, False),
+            ("POST", "/v1/memories", "memories", self._create_memory, inside, False),
+            ("GET", "/v1/memories/{id:path}", "memory", self._get_memory, None, False),
+            ("DELETE", "/v1/memories/{id:path}", "memory", self._delete_memory, None, False),
         ]
         return Starlette(
             routes=[
                 Route(
-                    path, Endpoint(name, work, self._settings, self.metrics, free), methods=[method]
+                    path,
+                    Endpoint(name, work, self._settings, self.metrics, admission, open_to_all),
+                    methods=[method],
                 )
-                for method, path, name, work, free in routes
+                for method, path, name, work, admission, open_to_all in routes
             ],
             exception_handlers={HTTPException: _no_such_route},
             lifespan=self._lifespan,
@@ -103,8 +112,9 @@ class Gateway:
         try:
             yield
         finally:
-            await self._engine.close()
-            await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+            seconds = self._settings.shutdown
+            workers = (self._compressing.close(seconds), self._files.close(seconds))
+            await asyncio.gather(self._engine.close(seconds), *workers)
 
     # -- small routes ------------------------------------------------------------------------------
 
@@ -117,96 +127,96 @@ class Gateway:
 
     async def _models(self, request: Request, body: bytes, reply: Reply) -> None:
         config = self._model.config
-        one = {
+        served = {
             "id": self._settings.model_name,
             "object": "model",
             "created": self._created,
             "owned_by": "memslots",
-            "decoder": config.decoder_name_or_path,
+            "decoder": decoder_name(self._model),
             "compression_rates": list(config.compression_rates),
             "fingerprint": self._model.fingerprint,
         }
-        await reply.json({"object": "list", "data": [one]})
+        await reply.json({"object": "list", "data": [served]})
 
     # -- memories ----------------------------------------------------------------------------------
 
     async def _create_memory(self, request: Request, body: bytes, reply: Reply) -> None:
-        wanted = parse(MemoryRequest, body)
-        if (wanted.text is None) == (wanted.memory is None):
+        asked = parse(MemoryRequest, body)
+        if (asked.text is None) == (asked.memory is None):
             raise ApiError(400, "give exactly one of text and memory.", param="text")
-        self._check_characters(len(wanted.text or ""))
-        async with self.admission.place():
-            work = self._with_decoder if wanted.verification else self._in_pool
-            memory = await work(self._make_memory, wanted)
-            one = wanted.id or memory_id(memory)
-            metadata = {"created": int(time.time()), **wanted.metadata}
+        self._check_characters(len(asked.text or ""))
+        async with self.admission.turn():
+            worker = self._decoding if asked.verification else self._compressing
+            memory = await worker.run(self._make_memory, asked)
+            key = asked.id or derived_id(memory)
+            metadata = {**asked.metadata, CREATED: int(time.time())}
             with _users_mistake("id"):
-                await asyncio.to_thread(self._shelf.put, one, memory, metadata)
-            await self._describe(one, reply)
+                await self._files.run(self._shelf.put, key, memory, metadata)
+            await self._describe(key, reply)
 
-    def _make_memory(self, wanted: MemoryRequest) -> Memory:
-        with _users_mistake("text" if wanted.memory is None else "memory"):
-            if wanted.text is not None:
-                verification = wanted.verification
+    def _make_memory(self, asked: MemoryRequest) -> Memory:
+        with _users_mistake("text" if asked.memory is None else "memory"):
+            if asked.text is not None:
+                verification = asked.verification
                 if any(value or value == [] for value in verification.values()):
                     verification["slot_dtype"] = self._shelf.slot_dtype
                 return verified.compress(
                     self._model,
-                    wanted.text,
-                    wanted.rate,
+                    asked.text,
+                    asked.rate,
                     progress=False,
-                    literals=self._literals(wanted.literals),
+                    literals=self._literals(asked.literals),
                     **verification,
                 )
-            for_texts = [*wanted.verification, *(["literals"] * (wanted.literals is not None))]
+            for_texts = [*asked.verification, *(["literals"] * (asked.literals is not None))]
             if for_texts:
                 raise ValueError(
                     f"{', '.join(for_texts)} is for a text; a memory file is what it was "
                     "compressed to."
                 )
             most = self._settings.max_characters
-            memory = read_memory_file(self._model, wanted.memory or "", most)
+            memory = read_memory_file(self._model, asked.memory or "", most)
             if len(memory) != 1:
                 raise ValueError(
                     f"this file holds {len(memory)} documents; an id is for one, so send them one "
                     "by one (memory[i]), or as one context (memory.join())."
                 )
-            return memory if wanted.rate is None else memory.at_rate(wanted.rate)
+            return memory if asked.rate is None else memory.at_rate(asked.rate)
 
     async def _get_memory(self, request: Request, body: bytes, reply: Reply) -> None:
-        one, form = request.path_params["one"], request.query_params.get("format", "json")
+        key, form = request.path_params["id"], request.query_params.get("format", "json")
         if form == "json":
-            await self._describe(one, reply)
+            await self._describe(key, reply)
         elif form == "report":
-            (memory,) = await asyncio.to_thread(self._shelf.get, [one])
-            await reply.json({"id": one, **verified.report(memory).to_dict()})
+            (memory,) = await self._files.run(self._shelf.get, [key])
+            await reply.json({"id": key, **verified.report(memory).to_dict()})
         elif form == "safetensors":
-            (memory,) = await asyncio.to_thread(self._shelf.get, [one])
-            content = await asyncio.to_thread(write_memory_file, memory)
+            (memory,) = await self._files.run(self._shelf.get, [key])
+            content = await self._files.run(write_memory_file, memory)
             await reply.bytes(content, "application/octet-stream")
         else:
             raise ApiError(400, f"format is json, report or safetensors, got {form[:40]!r}.")
 
-    async def _describe(self, one: str, reply: Reply) -> None:
-        (memory,) = await asyncio.to_thread(self._shelf.get, [one])
-        metadata = await asyncio.to_thread(self._shelf.metadata, one)
-        await reply.json(described(one, memory, metadata))
+    async def _describe(self, key: str, reply: Reply) -> None:
+        (memory,) = await self._files.run(self._shelf.get, [key])
+        metadata = await self._files.run(self._shelf.metadata, key)
+        await reply.json(described(key, memory, metadata))
 
     async def _delete_memory(self, request: Request, body: bytes, reply: Reply) -> None:
-        one = request.path_params["one"]
-        await asyncio.to_thread(self._shelf.delete, one)
+        key = request.path_params["id"]
+        await self._files.run(self._shelf.delete, key)
         if self._engine.prefixes is not None:
-            self._engine.prefixes.forget(one)
-        await reply.json({"id": one, "object": "memory", "deleted": True})
+            self._engine.prefixes.forget(key)
+        await reply.json({"id": key, "object": "memory", "deleted": True})
 
     # -- answers -----------------------------------------------------------------------------------
 
     async def _chat(self, request: Request, body: bytes, reply: Reply) -> None:
-        wanted = parse(ChatRequest, body)
-        self._check_chat(wanted)
-        async with self.admission.place():
-            asked = await self._asked(wanted)
-            sampling = self._sampling(wanted, asked)
+        chat = parse(ChatRequest, body)
+        self._check_chat(chat)
+        async with self.admission.turn():
+            asked = await self._asked(chat)
+            sampling = self._sampling(chat, asked)
             started = time.perf_counter()
             answer = _Answer(self._settings.model_name, asked, self._positions(asked))
             async with contextlib.aclosing(self._engine.answer(asked, sampling)) as pieces:  # type: ignore[type-var]
@@ -214,104 +224,106 @@ class Gateway:
                     if piece.text and not answer.text:
                         self.metrics.first_token.observe(time.perf_counter() - started)
                     answer.add(piece)
-                    if wanted.stream and (piece.text or piece.finish):
+                    if chat.stream and (piece.text or piece.finish):
                         for chunk in answer.chunks(piece):
                             await reply.event(chunk)
             self._count(answer)
-            if not wanted.stream:
+            if not chat.stream:
                 await reply.json(answer.whole())
                 return
-            if wanted.stream_options and wanted.stream_options.include_usage:
+            if chat.stream_options and chat.stream_options.include_usage:
                 await reply.event(answer.usage_chunk())
             await reply.event("[DONE]")
             await reply.end()
 
-    def _check_chat(self, wanted: ChatRequest) -> None:
+    def _check_chat(self, chat: ChatRequest) -> None:
         limits, name = self._settings, self._settings.model_name
-        if wanted.model not in (None, name):
-            message = f"there is no model {wanted.model!r} here; this gateway serves {name!r}."
+        if chat.model not in (None, name):
+            message = f"there is no model {chat.model!r} here; this gateway serves {name!r}."
             raise ApiError(404, message, code="model_not_found", param="model")
-        given = len(wanted.documents) + len(wanted.memory_ids)
-        if not 1 <= given <= limits.max_memories:
+        asked = len(chat.documents) + len(chat.memory_ids)
+        if not 1 <= asked <= limits.max_memories:
             raise ApiError(
                 400,
-                f"give 1 to {limits.max_memories} documents and memory_ids together, got {given}.",
+                f"give 1 to {limits.max_memories} documents and memory_ids together, got {asked}.",
                 param="documents",
             )
-        if len(wanted.expand) > limits.max_expand:
-            message = f"{len(wanted.expand)} segments are too many; {limits.max_expand} at most."
+        if len(chat.expand) > limits.max_expand:
+            message = f"{len(chat.expand)} segments are too many; {limits.max_expand} at most."
             raise ApiError(400, message, param="expand")
-        self._check_characters(wanted.characters())
+        self._check_characters(chat.characters())
         for field in ("max_tokens", "max_completion_tokens"):
-            tokens = getattr(wanted, field)
+            tokens = getattr(chat, field)
             if tokens is not None and tokens > limits.max_tokens:
                 message = f"{field} may be {limits.max_tokens} at most here, got {tokens}."
                 raise ApiError(400, message, param=field)
 
-    def _check_characters(self, given: int) -> None:
+    def _check_characters(self, characters: int) -> None:
         most = self._settings.max_characters
-        if given > most:
+        if characters > most:
             raise ApiError(
                 413,
-                f"the texts have {given} characters, and this gateway takes {most} a request; "
+                f"the texts have {characters} characters, and this gateway takes {most} a request; "
                 "split them, and store their memories one by one.",
                 code="payload_too_large",
             )
 
-    async def _asked(self, wanted: ChatRequest) -> Asked:
-        memories: list[Memory] = []
-        if wanted.documents:
-            memories.append(await self._in_pool(self._compress, wanted))
-        if wanted.memory_ids:
-            memories += await asyncio.to_thread(self._shelf.get, wanted.memory_ids)
-        work = self._with_decoder if wanted.expand else self._in_pool
-        return await work(self._check_asked, wanted, memories)
+    async def _asked(self, chat: ChatRequest) -> Asked:
+        """The checked question, about a context whose room is known before it is compressed."""
+        stored: list[Memory] = []
+        if chat.memory_ids:
+            stored = await self._files.run(self._shelf.get, chat.memory_ids)
+        texts = None
+        if chat.documents:
+            texts = await self._compressing.run(self._lay_out, chat)
+            await self._compressing.run(self._check_room, chat, texts, stored)
+            stored = [await self._compressing.run(texts.compress), *stored]
+        worker = self._decoding if chat.expand else self._compressing
+        return await worker.run(self._check_asked, chat, stored)
 
-    def _compress(self, wanted: ChatRequest) -> Memory:
+    def _lay_out(self, chat: ChatRequest) -> LaidOut:
         with _users_mistake("documents"):
-            return self._model.compress(
-                wanted.texts,
-                rate=wanted.rate,
-                progress=False,
-                literals=self._literals(wanted.literals),
-            )
+            return LaidOut(self._model, chat.texts, chat.rate, self._literals(chat.literals))
 
     def _literals(self, asked: list[str] | None) -> list[str] | None:
-        own = self._settings.literals
-        return asked if asked is not None or own is None else list(own)
+        default = self._settings.literals
+        return asked if asked is not None or default is None else list(default)
 
-    def _check_asked(self, wanted: ChatRequest, memories: list[Memory]) -> Asked:
-        with _users_mistake("messages"):
-            if wanted.rate is not None:
-                memories = [memory.at_rate(wanted.rate) for memory in memories]
-            rates = sorted({memory.rate for memory in memories})
-            if len(rates) > 1 and not any(memory.checks for memory in memories):
-                raise ValueError(
-                    f"these memories have the rates {rates}; say rate={rates[-1]}, or store them "
-                    "at one rate."
-                )
-            context = Memory.cat(memories).join()
+    def _check_room(self, chat: ChatRequest, texts: LaidOut, stored: list[Memory]) -> None:
+        context = self._context(chat, [texts.memory, *map(without_slots, stored)])
         with _users_mistake("expand"):
-            if wanted.expand:
-                context = expanded_with(self._model, context, wanted.texts, wanted.expand)
+            context = expanded_with(context, chat.texts, chat.expand)
+        self._about(chat, context)
+
+    def _check_asked(self, chat: ChatRequest, memories: list[Memory]) -> Asked:
+        context = self._context(chat, memories)
+        with _users_mistake("expand"):
+            context = expanded_with(context, chat.texts, chat.expand, self._model)
+        return self._about(chat, context)
+
+    def _context(self, chat: ChatRequest, memories: list[Memory]) -> Memory:
         with _users_mistake("messages"):
-            question, messages = question_or_messages(wanted.messages)
-            most = wanted.max_completion_tokens or wanted.max_tokens or 1
-            ids = () if wanted.documents else tuple(wanted.memory_ids)
+            return joined(memories, chat.rate).join()
+
+    def _about(self, chat: ChatRequest, context: Memory) -> Asked:
+        with _users_mistake("messages"):
+            question, messages = question_or_messages(chat.messages)
+            most = chat.max_completion_tokens or chat.max_tokens or 1
+            ids = () if chat.documents else tuple(chat.memory_ids)
             return Asked.about(
-                self._model, context, question, messages, most, wanted.chat_template_kwargs, ids
+                self._model, context, question, messages, most, chat.chat_template_kwargs, ids
             )
 
-    def _sampling(self, wanted: ChatRequest, asked: Asked) -> Sampling:
-        most = wanted.max_completion_tokens or wanted.max_tokens
+    def _sampling(self, chat: ChatRequest, asked: Asked) -> Sampling:
+        most = chat.max_completion_tokens or chat.max_tokens
         if most is None:
             most = min(DEFAULT_NEW_TOKENS, self._settings.max_tokens)
             room = max_positions(self._model.decoder.config)
             if room is not None:
                 most = max(1, min(most, room - self._positions(asked)))
-        sampling = replace(default_sampling(self._model, most), seed=wanted.seed, stop=wanted.stops)
+        sampling = replace(default_sampling(self._model, most), seed=chat.seed, stop=chat.stops)
         for field in ("temperature", "top_p", "top_k"):
-            if (value := getattr(wanted, field)) is not None:
+            if (value := getattr(chat, field)) is not None:
                 sampling = replace(sampling, **{field: value})
         return sampling
 
@@ -324,13 +336,10 @@ class Gateway:
         self.metrics.tokens.labels("answer").inc(answer.tokens)
         self.metrics.tokens.labels("compressed").inc(sum(answer.asked.memory.n_tokens))
 
-    async def _in_pool(self, work: Callable[..., Found], *args: Any) -> Found:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
-
-    async def _with_decoder(self, work: Callable[..., Found], *args: Any) -> Found:
-        """As `_in_pool`, for what asks the decoder: never while that answers."""
-        pool = self._engine.decoder_pool or self._pool
-        return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
+    @property
+    def _decoding(self) -> Worker:
+        """For what asks the compressor's own decoder: never while that answers."""
+        return self._engine.decoder_worker or self._compressing
 
 
 class _Answer:

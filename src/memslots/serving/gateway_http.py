@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hmac
 import json
@@ -10,23 +11,22 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from .admission import read_body, while_there
+from .admission import CLIENT_LEFT, Admission, while_there
 from .gateway_metrics import Metrics
 from .gateway_requests import ApiError
 from .gateway_settings import GatewaySettings
 from .shelf import DamagedMemory, ShelfFull, TakenId, UnknownMemory
+from .store_format import has_control
 from .vllm_client import EngineError, PromptRefused
 
 logger = logging.getLogger(__name__)
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-
-CLIENT_LEFT = 499
-"""The status under which such a request is counted; nobody receives it."""
 
 
 class Reply:
@@ -40,10 +40,11 @@ class Reply:
         self._send = send
         self.status: int | None = None
         self.streaming = False
+        self.body_was_read = False
 
-    async def json(self, found: Any, status: int = 200, headers: dict[str, str] | None = None):
+    async def json(self, content: Any, status: int = 200, headers: dict[str, str] | None = None):
         """The whole answer, as JSON."""
-        text = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
+        text = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
         await self.bytes(text, "application/json", status, headers)
 
     async def bytes(
@@ -53,12 +54,12 @@ class Reply:
         await self._start(status, {**(headers or {}), "content-length": str(len(body))}, kind)
         await self._send({"type": "http.response.body", "body": body})
 
-    async def event(self, found: Any):
+    async def event(self, content: Any):
         """One part of a streamed answer."""
         if not self.streaming:
             self.streaming = True
             await self._start(200, {"cache-control": "no-cache"}, "text/event-stream")
-        data = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+        data = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
         body = f"data: {data}\n\n".encode("utf-8", "replace")
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
@@ -69,7 +70,9 @@ class Reply:
     async def error(self, error: ApiError):
         """An error object, within the stream where that has begun."""
         if self.status is None:
-            await self.json(error.body(), error.status, error.headers)
+            # Where a body was not read to its end, no other request can follow it.
+            close = {} if self.body_was_read else {"connection": "close"}
+            await self.json(error.body(), error.status, {**error.headers, **close})
         elif self.streaming:
             await self.event(error.body())
             await self.end()
@@ -83,6 +86,13 @@ class Reply:
 
 Work = Callable[[Request, bytes, Reply], Awaitable[None]]
 
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+"""Host names under which a gateway without a key is asked: a web page that had its own name point
+here would be asking under that."""
+
+_ERROR_SECONDS = 10
+"""An error that the client does not read within this time is left."""
+
 
 class Endpoint:
     """An ASGI application around the work of one route.
@@ -92,6 +102,7 @@ class Endpoint:
         work: Answers a request.
         settings: Keys and limits.
         metrics: Where requests are counted.
+        admission: Of what takes long and has a body; the body of other requests is not read.
         open_to_all: Whether it needs no key.
     """
 
@@ -101,47 +112,84 @@ class Endpoint:
         work: Work,
         settings: GatewaySettings,
         metrics: Metrics,
+        admission: Admission | None = None,
         open_to_all: bool = False,
     ):
         self._route, self._work = route, work
         self._settings, self._metrics = settings, metrics
-        self._open = open_to_all
+        self._admission, self._open = admission, open_to_all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         started = time.perf_counter()
         request, reply = Request(scope), Reply(send)
         try:
-            if not self._open:
-                self._check_key(request)
-            declared = request.headers.get("content-length")
-            body = await read_body(receive, declared, self._settings.max_body_bytes)
-            await while_there(receive, self._timed(request, body, reply))
+            self._check(request)
+            await self._within_limits(request, receive, reply)
+            status = reply.status or CLIENT_LEFT
         except Exception as error:
             problem = as_api_error(error)
-            if problem.status >= 500:
-                logger.error("%s: %s", self._route, error, exc_info=error)
-            await reply.error(problem)
             status = problem.status
-        else:
-            status = CLIENT_LEFT if reply.status is None else reply.status
+            if status >= 500:
+                logger.error("%s: %s", self._route, error, exc_info=error)
+            if status != CLIENT_LEFT:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_ERROR_SECONDS):
+                        await reply.error(problem)
         finally:
             self._metrics.seconds.labels(self._route).observe(time.perf_counter() - started)
         self._metrics.requests.labels(self._route, str(status)).inc()
 
-    async def _timed(self, request: Request, body: bytes, reply: Reply) -> None:
-        async with asyncio.timeout(self._settings.timeout):
-            await self._work(request, body, reply)
+    async def _within_limits(self, request: Request, receive: Receive, reply: Reply) -> None:
+        """The body and the work within one time, both counted until the work has really ended."""
+        body, clock = b"", asyncio.get_running_loop().time
+        end = clock() + self._settings.timeout
+        with contextlib.ExitStack() as held:
+            if self._admission is not None:
+                held.enter_context(self._admission.room())
+                declared = request.headers.get("content-length")
+                try:
+                    async with asyncio.timeout_at(end):
+                        body = await self._admission.body(receive, declared, held)
+                except TimeoutError:
+                    message = "the request's body did not arrive in time; send it again."
+                    raise ApiError(408, message, code="timeout") from None
+            reply.body_was_read = True
+            work = asyncio.ensure_future(self._work(request, body, reply))
+            release = held.pop_all()
+            work.add_done_callback(lambda _: release.close())
+        await while_there(receive, work, end - clock())
+
+    def _check(self, request: Request) -> None:
+        """Refuse whom nothing is done for."""
+        if has_control(request.scope["path"]):  # else a route may match all but the last of it
+            raise ApiError(400, "the path holds a control character.", code="unknown_url")
+        if not self._settings.api_keys:
+            if _host_name(request) not in LOOPBACK:
+                raise ApiError(
+                    403,
+                    "this gateway has no key, so it answers to the names localhost, 127.0.0.1 and "
+                    "[::1] alone; start it with a key to reach it by another.",
+                    "authentication_error",
+                    "host_not_allowed",
+                )
+        elif not self._open:
+            self._check_key(request)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if request.method == "POST" and kind != "application/json":
+            raise ApiError(
+                415,
+                "send JSON, and say so: Content-Type: application/json.",
+                code="unsupported_media_type",
+            )
 
     def _check_key(self, request: Request) -> None:
-        if not self._settings.api_keys:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        scheme, _, key_sent = request.headers.get("authorization", "").partition(" ")
         # Starlette reads headers as Latin-1, so this is what was sent.
-        key = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
+        key = key_sent.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
         # All are compared, in constant time, so that how long it takes says nothing.
-        known = [hmac.compare_digest(key, one.encode()) for one in self._settings.api_keys]
-        if not any(known):
+        matches = [hmac.compare_digest(key, known.encode()) for known in self._settings.api_keys]
+        if not any(matches):
             raise ApiError(
                 401,
                 "this gateway needs an API key: Authorization: Bearer KEY.",
@@ -149,6 +197,13 @@ class Endpoint:
                 "invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+
+def _host_name(request: Request) -> str | None:
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:  # a half address of IPv6
+        return None
 
 
 def as_api_error(error: Exception) -> ApiError:

@@ -141,7 +141,9 @@ class ChatRequest(BaseModel):
     @property
     def texts(self) -> list[str]:
         """Of `documents`."""
-        return [one if isinstance(one, str) else one.text for one in self.documents]
+        return [
+            document if isinstance(document, str) else document.text for document in self.documents
+        ]
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -172,6 +174,13 @@ class MemoryRequest(BaseModel):
     exact: StrictBool | list[Text] | None = None
     keep_text: StrictBool | None = None
     metadata: dict[str, Any] = {}
+
+    @field_validator("metadata")
+    @classmethod
+    def _users_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(name for name in value if name.startswith("memslots_")):
+            raise ValueError(f"{', '.join(reserved)} cannot be set by a request")
+        return value
 
     @property
     def verification(self) -> dict[str, Any]:

@@ -14,13 +14,14 @@ class GatewaySettings:
         api_keys: Any of them opens `/v1`; none, and it is open to all who reach it.
         running: Requests that are worked on at once.
         waiting: Requests that wait; the next one gets 429.
-        max_body_bytes: Of a request.
+        max_body_bytes: Of a request; of all bodies together, four times as many.
         max_characters: Of all texts of a request.
         max_memories: Documents and memory ids of a request.
         max_tokens: Longest answer that may be asked for, in decoder tokens.
         max_expand: Segments of a request that are read as text (`expand`): each may have to be
             read back from its slots first.
-        timeout: Seconds that a request may take, waiting included.
+        timeout: Seconds that a request may take, its body's way here and waiting included.
+        shutdown: Seconds after which a gateway that was told to stop has stopped, whatever it does.
         literals: Names of what rides beside the slots of texts that are compressed here, where a
             request does not say; None leaves it to the checkpoint.
     """
@@ -35,16 +36,17 @@ class GatewaySettings:
     max_tokens: int = 1024
     max_expand: int = 16
     timeout: float = 300.0
+    shutdown: float = 30.0
     literals: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        for name in ("running", *(one for one in vars(self) if one.startswith("max_"))):
+        for name in ("running", *(field for field in vars(self) if field.startswith("max_"))):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if self.waiting < 0 or self.timeout <= 0:
+        if self.waiting < 0 or self.timeout <= 0 or self.shutdown <= 0:
             raise ValueError(
-                "waiting must be 0 or more and timeout above 0, got "
-                f"{self.waiting} and {self.timeout}."
+                "waiting must be 0 or more, timeout and shutdown above 0, got "
+                f"{self.waiting}, {self.timeout} and {self.shutdown}."
             )
         if not all(self.api_keys):
             raise ValueError("an API key is empty; give a text, or leave it out.")

@@ -31,7 +31,8 @@ def read_memory_file(model: MemslotsModel, encoded: str, max_characters: int) ->
         try:
             return model.load_memory(path, max_characters)
         except ValueError as error:
-            raise ValueError(str(error).replace(repr(str(path)), "memory")) from error
+            said = str(error).replace(repr(str(path)), "memory").replace(str(path), "memory")
+            raise ValueError(said) from error
 
 
 def write_memory_file(memory: Memory) -> bytes:

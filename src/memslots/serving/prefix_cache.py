@@ -18,7 +18,7 @@ import torch
 from memslots.modeling import Memory
 from memslots.modeling.prefix_memslots import Prefix
 
-from .shelf import memory_id
+from .shelf import derived_id
 
 Key = tuple[str, tuple[int, ...]]
 
@@ -32,7 +32,7 @@ def prefix_key(memory: Memory, before: Sequence[int]) -> Key:
     """
     # The slots too: a file that somebody sent may say of its slots what is true of others.
     slots = memory.slots.detach().to("cpu").contiguous()
-    digest = hashlib.sha256(f"{memory_id(memory)} {slots.dtype} {tuple(slots.shape)}".encode())
+    digest = hashlib.sha256(f"{derived_id(memory)} {slots.dtype} {tuple(slots.shape)}".encode())
     digest.update(slots.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest(), tuple(before)
 
@@ -90,11 +90,11 @@ class PrefixCache:
         Returns:
             The prefix; None where it would be too large.
         """
-        if (found := self._find(key)) is not None:
-            return found
+        if (kept := self._find(key)) is not None:
+            return kept
         with self._making:  # so that several first questions read a memory once
-            if (found := self._find(key)) is not None:
-                return found
+            if (kept := self._find(key)) is not None:
+                return kept
             with self._lock:
                 self._misses += 1
                 if positions * self._position_bytes > self.max_bytes:
@@ -126,11 +126,11 @@ class PrefixCache:
             self._kept[key] = made, ids
             self._bytes += made.nbytes
 
-    def forget(self, one: str) -> None:
+    def forget(self, memory_id: str) -> None:
         """Drop what was made of the memory with this id."""
         with self._lock:
             self._forgets += 1
-            for key in [key for key, (_, ids) in self._kept.items() if one in ids]:
+            for key in [key for key, (_, ids) in self._kept.items() if memory_id in ids]:
                 self._drop(key)
 
     def clear(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.layout_memslots import Row, pair
+from memslots.modeling.layout_memslots import Row, max_positions, pair
 from memslots.modeling.memory_files_memslots import check_slots
 
 
@@ -66,14 +66,27 @@ def prompt_rows(
 ) -> tuple[list[Row], Memory]:
     """The checked rows behind `prompt_embeds`, and the memory at the rate that they read it at."""
     model.check_memory(memory)
-    check_slots(model, memory)
+    _check_literals(model, memory)
     prompts, _ = model.processor.prompts(question, messages, chat_template_kwargs or {})
     if rate is not None:
         memory = memory.at_rate(model.processor.check_rate(rate))
     pairs = pair(len(memory), len(prompts))
     rows = model.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
     model.check_room(memory, rows, [i for i, _ in pairs], {"max_new_tokens": max_new_tokens})
+    if not memory.slots.is_meta:  # else they are not written yet: see `uncompressed`
+        check_slots(model, memory)
     return rows, memory
+
+
+def _check_literals(model: MemslotsModel, memory: Memory) -> None:
+    """Refuse literals that cannot fit, of which each takes a position, before they are read."""
+    most = max_positions(model.decoder.config)
+    literals = max(memory.n_literals)
+    if most is not None and literals > most:
+        raise ValueError(
+            f"this memory has {literals} literals beside its slots, and the decoder has {most} "
+            "positions; compress the text without literals, or in parts."
+        )
 
 
 def row_embeds(model: MemslotsModel, rows: list[Row], memory: Memory) -> list[torch.Tensor]:
@@ -82,7 +95,7 @@ def row_embeds(model: MemslotsModel, rows: list[Row], memory: Memory) -> list[to
     inputs = model.generation_inputs(rows, memory)
     padded, mask = inputs["inputs_embeds"], inputs["attention_mask"].bool()
     return [
-        one[kept].detach().to("cpu").contiguous() for one, kept in zip(padded, mask, strict=True)
+        row[kept].detach().to("cpu").contiguous() for row, kept in zip(padded, mask, strict=True)
     ]
 
 

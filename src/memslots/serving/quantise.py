@@ -53,9 +53,16 @@ def to_bytes(slots: torch.Tensor, slot_dtype: str) -> tuple[bytes, bytes | None]
             f"{int((~torch.isfinite(slots)).sum())} numbers of the slots are NaN or infinite; "
             "compress the text again, in float32 if float16 overflows."
         )
+    kept = slots.to(torch.bfloat16 if slot_dtype == "bfloat16" else torch.float32)
+    if not torch.isfinite(kept).all():
+        raise ValueError(
+            f"the slots hold numbers up to {float(slots.abs().max()):.3g}, too large for "
+            f"{str(kept.dtype).removeprefix('torch.')}, in which they are kept: no compressor "
+            "writes such. Compress the text again."
+        )
     if slot_dtype == "bfloat16":
-        return _raw(slots.to(torch.bfloat16)), None
-    slots = slots.float()
+        return _raw(kept), None
+    slots = kept
     scales = slots.abs().amax(dim=1) / _LARGEST if slots.shape[1] else slots.new_zeros(len(slots))
     # A slot of zeros, or of numbers too small for a normal scale, is kept as zeros.
     scales = torch.where(scales < torch.finfo(torch.float32).tiny, 0.0, scales)
@@ -83,12 +90,12 @@ def from_bytes(
         ValueError: Bytes that are too many or too few for the shape.
     """
     check_slot_dtype(slot_dtype)
-    wanted = stored_bytes(n_slots, d_encoder, slot_dtype)
-    given = len(slots) + len(scales or b"")
-    if given != wanted or (scales is None) != (slot_dtype == "bfloat16"):
+    expected = stored_bytes(n_slots, d_encoder, slot_dtype)
+    size = len(slots) + len(scales or b"")
+    if size != expected or (scales is None) != (slot_dtype == "bfloat16"):
         raise ValueError(
-            f"{n_slots} slots of {d_encoder} in {slot_dtype} take {wanted} bytes, scales included; "
-            f"there are {given}."
+            f"{n_slots} slots of {d_encoder} in {slot_dtype} take {expected} bytes, scales "
+            f"included; there are {size}."
         )
     if slot_dtype == "bfloat16":
         return _tensor(slots, torch.bfloat16, (n_slots, d_encoder))

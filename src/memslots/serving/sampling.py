@@ -8,6 +8,10 @@ from typing import Any
 from memslots.modeling import MemslotsModel
 from memslots.modeling.decoders_memslots import DEFAULT_NEW_TOKENS
 
+GREEDY_BELOW = 0.01
+"""A temperature under which nothing is drawn: scores divided by it are soon no numbers any more,
+and what they would draw is the likeliest token all the same."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -15,7 +19,7 @@ class Sampling:
 
     Args:
         max_tokens: Longest answer, in decoder tokens.
-        temperature: 0 is greedy.
+        temperature: Under `GREEDY_BELOW`, 0 among them, the likeliest token is taken.
         top_p: Probability mass that is drawn from.
         top_k: Tokens that are drawn from; 0 is all.
         seed: Of the draws; None leaves it to the engine.
@@ -32,7 +36,7 @@ class Sampling:
     def for_transformers(self) -> dict[str, Any]:
         """Arguments of `model.generate`; `stop` is left to `VisibleText`."""
         kwargs: dict[str, Any] = {"max_new_tokens": self.max_tokens, "num_beams": 1}
-        if self.temperature == 0:
+        if self.temperature < GREEDY_BELOW:
             return {**kwargs, "do_sample": False}
         return {
             **kwargs,
@@ -44,9 +48,9 @@ class Sampling:
 
     def for_vllm(self, stop_token_ids: list[int]) -> dict[str, Any]:
         """Fields of `vllm.SamplingParams`, which its server takes by the same names."""
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
+            "temperature": 0.0 if self.temperature < GREEDY_BELOW else self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
             # The checkpoint's own: the engine's copy of the decoder may name others, or none.
@@ -54,28 +58,28 @@ class Sampling:
             "skip_special_tokens": True,
         }
         if self.seed is not None:
-            found["seed"] = self.seed
+            fields["seed"] = self.seed
         if self.stop:
-            found["stop"] = list(self.stop)
-        return found
+            fields["stop"] = list(self.stop)
+        return fields
 
 
 def default_sampling(model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS) -> Sampling:
     """What `model.generate` does without being told: the decoder's own generation configuration."""
-    own = model.decoder.generation_config
-    if not own.do_sample:
+    defaults = model.decoder.generation_config
+    if not defaults.do_sample:
         return Sampling(max_tokens)
     return Sampling(
         max_tokens,
-        temperature=1.0 if own.temperature is None else own.temperature,
-        top_p=1.0 if own.top_p is None else own.top_p,
-        top_k=50 if own.top_k is None else own.top_k,  # transformers' default
+        temperature=1.0 if defaults.temperature is None else defaults.temperature,
+        top_p=1.0 if defaults.top_p is None else defaults.top_p,
+        top_k=50 if defaults.top_k is None else defaults.top_k,  # transformers' default
     )
 
 
 def end_tokens(model: MemslotsModel) -> list[int]:
     """Tokens that end an answer, as `model.generate` knows them."""
-    own = model.decoder.generation_config.eos_token_id
-    if own is None:
+    ends = model.decoder.generation_config.eos_token_id
+    if ends is None:
         return model.processor.eos_ids[:1]
-    return [own] if isinstance(own, int) else list(own)
+    return [ends] if isinstance(ends, int) else list(ends)

@@ -72,9 +72,11 @@ def cached_layers(config: PreTrainedConfig) -> list[CachedLayer]:
                 f"layer {index} of {text.model_type} keeps a {kind.__name__}, which `memslots "
                 "plan` cannot count; name a decoder with plain, grouped or sliding attention."
             )
-        own = per_layer[index] if index < len(per_layer) else text
+        layer_config = per_layer[index] if index < len(per_layer) else text
         window = layer.sliding_window if kind is DynamicSlidingWindowLayer else None
-        layers.append(CachedLayer(2 * _key_value_heads(own) * _head_size(own), window))
+        layers.append(
+            CachedLayer(2 * _key_value_heads(layer_config) * _head_size(layer_config), window)
+        )
     if not layers:
         raise ValueError(f"{text.model_type} has no attention layer with a key-value cache.")
     return layers

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,10 @@ import torch
 from memslots.modeling import Memory
 
 from .store import MemoryStore
-from .store_format import check_ids
+from .store_format import check_new_ids, encode_memory, encode_metadata
+
+CREATED = "memslots_created"
+"""Key of the metadata under which the gateway notes when a memory was made."""
 
 
 class UnknownMemory(KeyError):
@@ -36,14 +39,14 @@ class DamagedMemory(RuntimeError):
     """A memory that is here and cannot be read."""
 
 
-def memory_id(memory: Memory) -> str:
+def derived_id(memory: Memory) -> str:
     """An id that the same text, compressor and rate have again.
 
     Args:
         memory: One document.
     """
     named = [memory.fingerprint, memory.rate, memory.text_sha256, memory.documents]
-    literals: list[Any] = [[tuple(one) for one in own] for own in memory.literals]
+    literals: list[Any] = [[tuple(literal) for literal in held] for held in memory.literals]
     if memory.checks:
         literals.append([check.to_json() for check in memory.checks])
     if memory.texts:
@@ -59,12 +62,13 @@ class Shelf(Protocol):
     """What slots are rounded to when they are kept, None where they stay as they are or have no
     floating type: what is verified has to be what will be read."""
 
-    def put(self, one: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
+    def put(self, key: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
         """Keep a memory; keeping the same one again changes nothing.
 
         Raises:
             TakenId: Another memory has this id.
             ShelfFull: No room.
+            ValueError: An id or metadata that cannot be kept.
         """
 
     def get(self, ids: Sequence[str]) -> list[Memory]:
@@ -75,14 +79,14 @@ class Shelf(Protocol):
             DamagedMemory: One of them cannot be read.
         """
 
-    def metadata(self, one: str) -> dict[str, Any]:
+    def metadata(self, key: str) -> dict[str, Any]:
         """What was kept with a memory.
 
         Raises:
             UnknownMemory: It is not here.
         """
 
-    def delete(self, one: str) -> None:
+    def delete(self, key: str) -> None:
         """Forget a memory.
 
         Raises:
@@ -97,57 +101,60 @@ class ProcessShelf:
     """Memories in this process; they are gone when it ends.
 
     Args:
-        max_bytes: Of all slots together; a memory beyond that is refused, none is dropped for it.
+        max_bytes: Of all that is kept; a memory beyond that is refused, none is dropped for it.
     """
 
     slot_dtype: torch.dtype | None = None
 
     def __init__(self, max_bytes: int = 2**30):
         self.max_bytes = max_bytes
-        self._kept: dict[str, tuple[Memory, dict[str, Any]]] = {}
+        self._kept: dict[str, tuple[Memory, bytes, int]] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, one: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
+    def put(self, key: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
         """See `Shelf`."""
-        check_ids(one)
+        check_new_ids(key)
+        # As text: an object of JSON takes many times its length.
+        packed = encode_metadata(metadata).encode()
         memory = memory.to("cpu")
+        size = _size(memory) + len(packed) + len(key.encode())
         with self._lock:
-            if one in self._kept:
-                _check_same(one, self._kept[one][0], memory)
+            if key in self._kept:
+                _check_same(key, self._kept[key][0], memory)
                 return
-            if self._bytes + memory.nbytes > self.max_bytes:
+            if self._bytes + size > self.max_bytes:
                 raise ShelfFull(
-                    f"this memory takes {memory.nbytes} bytes beside the {self._bytes} that are "
-                    f"here, and the gateway may hold {self.max_bytes}; delete some, or run it with "
-                    "--store FOLDER."
+                    f"this memory takes {size} bytes with its metadata beside the {self._bytes} "
+                    f"that are here, and the gateway may hold {self.max_bytes}; delete some, or "
+                    "run it with --store FOLDER."
                 )
-            self._kept[one] = memory, dict(metadata or {})
-            self._bytes += memory.nbytes
+            self._kept[key] = memory, packed, size
+            self._bytes += size
 
     def get(self, ids: Sequence[str]) -> list[Memory]:
         """See `Shelf`."""
         with self._lock:
-            return [self._entry(one)[0] for one in ids]
+            return [self._entry(key)[0] for key in ids]
 
-    def metadata(self, one: str) -> dict[str, Any]:
+    def metadata(self, key: str) -> dict[str, Any]:
         """See `Shelf`."""
         with self._lock:
-            return dict(self._entry(one)[1])
+            return json.loads(self._entry(key)[1])
 
-    def delete(self, one: str) -> None:
+    def delete(self, key: str) -> None:
         """See `Shelf`."""
         with self._lock:
-            self._bytes -= self._entry(one)[0].nbytes
-            del self._kept[one]
+            self._bytes -= self._entry(key)[2]
+            del self._kept[key]
 
-    def _entry(self, one: str) -> tuple[Memory, dict[str, Any]]:
-        if one not in self._kept:
-            raise _unknown(one)
-        return self._kept[one]
+    def _entry(self, key: str) -> tuple[Memory, bytes, int]:
+        if key not in self._kept:
+            raise _unknown(key)
+        return self._kept[key]
 
 
 class StoreShelf:
@@ -164,53 +171,62 @@ class StoreShelf:
     def __len__(self) -> int:
         return len(self._store)
 
-    def put(self, one: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
+    def put(self, key: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
         """See `Shelf`."""
-        check_ids(one)
-        for again in (True, False):
-            if one in self._store:
-                _check_same(one, self._store.get(one), memory)
-                return
-            try:
-                self._store.add(one, memory, metadata)
-                return
-            except ValueError:
-                # Another process may have stored it between the look and the writing.
-                if not (again and one in self._store):
-                    raise
+        check_new_ids(key)
+        rows = encode_memory([key], memory, [encode_metadata(metadata)], self._store.slot_dtype)
+        with _damaged_where_refused():
+            # Another process may store it, or delete it, between the looks.
+            while not self._store.add_rows(rows, "skip"):
+                if key in self._store:
+                    _check_same(key, self._store.get(key), memory)
+                    return
 
     def get(self, ids: Sequence[str]) -> list[Memory]:
         """See `Shelf`."""
-        there = self._store.places(list(dict.fromkeys(ids)))
-        for one in ids:
-            if one not in there:
-                raise _unknown(one)
-        try:
-            found = self._store.read(ids)
-        except ValueError as error:
-            raise DamagedMemory(str(error)) from error
-        return [found[one] for one in ids]
+        with _damaged_where_refused():
+            there = self._store.places(list(dict.fromkeys(ids)))
+            for key in ids:
+                if key not in there:
+                    raise _unknown(key)
+            memories = self._store.read(ids)
+        return [memories[key] for key in ids]
 
-    def metadata(self, one: str) -> dict[str, Any]:
+    def metadata(self, key: str) -> dict[str, Any]:
         """See `Shelf`."""
-        there = self._store.places([one])
-        if one not in there:
-            raise _unknown(one)
-        return json.loads(there[one].metadata or "{}")
+        with _damaged_where_refused():
+            there = self._store.places([key])
+        if key not in there:
+            raise _unknown(key)
+        return json.loads(there[key].metadata or "{}")
 
-    def delete(self, one: str) -> None:
+    def delete(self, key: str) -> None:
         """See `Shelf`."""
-        if one not in self._store:
-            raise _unknown(one)
-        self._store.delete(one)
+        with _damaged_where_refused():
+            if key not in self._store:
+                raise _unknown(key)
+            self._store.delete(key)
 
 
-def described(one: str, memory: Memory, metadata: dict[str, Any]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _damaged_where_refused() -> Iterator[None]:
+    """What a store refuses of ids and rows that are checked is no user's mistake: it is damaged, or
+    another compressor's. Its message names files, which are the operator's to know.
+    """
+    try:
+        yield
+    except TakenId:
+        raise
+    except ValueError as error:
+        raise DamagedMemory(str(error)) from error
+
+
+def described(key: str, memory: Memory, metadata: dict[str, Any]) -> dict[str, Any]:
     """What the gateway tells about a memory, of one document."""
     return {
-        "id": one,
+        "id": key,
         "object": "memory",
-        "created": metadata.get("created", int(time.time())),
+        "created": metadata.get(CREATED),
         "rate": memory.rate,
         "tokens": sum(memory.n_tokens),
         "slots": sum(memory.n_slots),
@@ -222,16 +238,28 @@ def described(one: str, memory: Memory, metadata: dict[str, Any]) -> dict[str, A
         "bytes": memory.nbytes,
         "text_sha256": list(memory.text_sha256),
         "fingerprint": memory.fingerprint,
-        "metadata": {key: value for key, value in metadata.items() if key != "created"},
+        "metadata": {name: value for name, value in metadata.items() if name != CREATED},
     }
 
 
-def _unknown(one: str) -> UnknownMemory:
-    return UnknownMemory(f"there is no memory {one[:80]!r}; POST /v1/memories makes one.")
+_SEGMENT_BYTES = 500
+"""Of a segment in this process beside its slots, with its check; and of a literal or lost token."""
 
 
-def _check_same(one: str, kept: Memory, memory: Memory) -> None:
-    if memory_id(kept) != memory_id(memory):
+def _size(memory: Memory) -> int:
+    """Bytes that a memory takes in this process: numbers of Python count too."""
+    lost = sum(len(check.lost or ()) for check in memory.checks)
+    texts = sum(len(literal.text) for literals in memory.literals for literal in literals)
+    parts = len(memory.segments) + sum(memory.n_literals) + lost
+    return memory.nbytes + texts + _SEGMENT_BYTES * parts
+
+
+def _unknown(key: str) -> UnknownMemory:
+    return UnknownMemory(f"there is no memory {key[:80]!r}; POST /v1/memories makes one.")
+
+
+def _check_same(key: str, kept: Memory, memory: Memory) -> None:
+    if derived_id(kept) != derived_id(memory):
         raise TakenId(
-            f"there is another memory with the id {one!r}; delete it first, or choose another id."
+            f"there is another memory with the id {key!r}; delete it first, or choose another id."
         )

@@ -31,11 +31,13 @@ from .quantise import SLOT_DTYPES, check_slot_dtype
 from .store_format import (
     CorruptRow,
     check_ids,
+    check_new_ids,
     encode_memory,
     encode_metadata,
     pa,
     shorten,
 )
+from .uncompressed import joined
 from .verification import Verification, checked_memory, place_of, verify_store
 
 DATA = "data"
@@ -107,13 +109,7 @@ class MemoryStore:
                     f"there is no memory store at {str(self.path)!r}; `memslots store add` or "
                     "MemoryStore(path) makes one."
                 )
-            own = {NAME, f"{NAME}-journal", DATA}
-            if self.path.exists() and (
-                not self.path.is_dir() or {f.name for f in self.path.iterdir()} - own
-            ):
-                raise ValueError(
-                    f"{str(self.path)!r} is not a memory store and not empty; name a new folder."
-                )
+            self._check_empty()
             self._data.mkdir(parents=True, exist_ok=True)
             self._catalogue.create(slot_dtype or SLOT_DTYPES[0])
         with self._catalogue.read() as db:
@@ -128,6 +124,22 @@ class MemoryStore:
         # One without tables was begun by a process that died; making it again finishes it.
         return self._catalogue.path.is_file() and self._catalogue.has_tables()
 
+    def _check_empty(self) -> None:
+        parts = {NAME, f"{NAME}-journal", DATA}
+        if self.path.exists() and (
+            not self.path.is_dir() or {f.name for f in self.path.iterdir()} - parts
+        ):
+            raise ValueError(
+                f"{str(self.path)!r} is not a memory store and not empty; name a new folder."
+            )
+        # Looked at again, since another process may be making this store now.
+        if self._data.is_dir() and any(self._data.iterdir()) and not self._exists():
+            raise ValueError(
+                f"{str(self.path)!r} holds documents, and the {NAME} that says which is lost: put "
+                "back a copy, or make it again from the documents with `memslots store rebuild "
+                f"--store {self.path}`."
+            )
+
     def __repr__(self) -> str:
         return f"MemoryStore({str(self.path)!r}, {len(self)} documents, {self.slot_dtype})"
 
@@ -137,8 +149,8 @@ class MemoryStore:
         with self._catalogue.read() as db:
             return db.execute("SELECT count(*) FROM documents").fetchone()[0]
 
-    def __contains__(self, one: object) -> bool:
-        return isinstance(one, str) and bool(self.places([one]))
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and bool(self.places([key]))
 
     def ids(self) -> Iterator[str]:
         """All ids in order; those that are added or deleted meanwhile may be missed or named."""
@@ -212,7 +224,8 @@ class MemoryStore:
 
         Args:
             ids: An id, or several.
-            rate: A coarser rate than they were stored at; needed where they have several rates.
+            rate: A coarser rate than they were stored at; needed where they have several rates,
+                and none of them has segments with rates of their own (a verified memory).
             device: Where the slots go.
 
         Returns:
@@ -226,16 +239,8 @@ class MemoryStore:
         if not ids:
             raise ValueError("get needs at least one id, got none.")
         decoded = self.read(ids)
-        memories = [decoded[one] for one in ids]
-        if rate is not None:
-            memories = [memory.at_rate(rate) for memory in memories]
-        rates = sorted({memory.rate for memory in memories})
-        if len(rates) > 1:
-            raise ValueError(
-                f"these documents are stored at the rates {rates}; give rate={rates[-1]}, or get "
-                "them one by one."
-            )
-        return Memory.cat(memories).to(device)
+        memories = [decoded[key] for key in ids]
+        return joined(memories, rate).to(device)
 
     def read(self, ids: Sequence[str]) -> dict[str, Memory]:
         """The memories of some documents by id, each at the rate that it is stored at.
@@ -245,22 +250,22 @@ class MemoryStore:
         """
         for again in range(_COMPACTED_MEANWHILE + 1):
             places = self.places(list(dict.fromkeys(ids)))
-            unknown = [one for one in dict.fromkeys(ids) if one not in places]
+            unknown = [key for key in dict.fromkeys(ids) if key not in places]
             if unknown:
                 raise ValueError(
                     f"{shorten(unknown)} not in the store {str(self.path)!r}; `memslots store "
                     "list` shows what is."
                 )
             by_file: dict[str, list[str]] = {}
-            for one, place in places.items():
-                by_file.setdefault(place.file, []).append(one)
-            found = {}
+            for key, place in places.items():
+                by_file.setdefault(place.file, []).append(key)
+            memories = {}
             try:
                 for file, members in by_file.items():
-                    wanted = [places[one].row for one in members]
-                    rows = store_files.read_rows(self._data / file, wanted)
-                    for one, row in zip(members, rows, strict=True):
-                        found[one] = checked_memory(one, row, places[one])
+                    numbers = [places[key].row for key in members]
+                    rows = store_files.read_rows(self._data / file, numbers)
+                    for key, row in zip(members, rows, strict=True):
+                        memories[key] = checked_memory(key, row, places[key])
             except FileNotFoundError as error:
                 # Compacted between the look-up and the reading: the row is elsewhere now.
                 if again == _COMPACTED_MEANWHILE:
@@ -268,7 +273,7 @@ class MemoryStore:
             except CorruptRow as error:
                 raise self._damaged(str(error)) from error
             else:
-                return found
+                return memories
         raise AssertionError("unreachable: the last round returns or raises")
 
     def _damaged(self, what: str) -> ValueError:
@@ -300,7 +305,7 @@ class MemoryStore:
             OSError: The disk is full or cannot be written.
             TimeoutError: Another writer has not finished in time.
         """
-        ids = check_ids(ids)
+        ids = check_new_ids(ids)
         if metadata is None or isinstance(metadata, Mapping):
             metadata = [metadata] * len(ids)
         rows = encode_memory(ids, memory, [encode_metadata(m) for m in metadata], self.slot_dtype)
@@ -320,7 +325,7 @@ class MemoryStore:
         """
         if not len(rows):
             return 0
-        ids = check_ids(rows["id"].to_pylist())
+        ids = check_new_ids(rows["id"].to_pylist())
         compressors = {
             (fingerprint, width)
             for fingerprint, width in zip(
@@ -338,7 +343,7 @@ class MemoryStore:
                 )
             there = self._catalogue.places(db, ids)
             if there and existing == "skip":
-                rows = rows.filter(pa.array([one not in there for one in ids]))
+                rows = rows.filter(pa.array([key not in there for key in ids]))
             elif there and existing == "refuse":
                 raise ValueError(
                     f"{shorten(sorted(there))} in the store {str(self.path)!r} already; choose "
@@ -362,7 +367,7 @@ class MemoryStore:
         ids = check_ids(ids)
         with self._catalogue.write() as db:
             there = self._catalogue.places(db, ids)
-            unknown = [one for one in ids if one not in there]
+            unknown = [key for key in ids if key not in there]
             if unknown:
                 raise ValueError(
                     f"{shorten(unknown)} not in the store {str(self.path)!r}; nothing was deleted."

@@ -88,7 +88,7 @@ def take_rows(table: pa.Table, path: Path, rows: Sequence[int]) -> list[dict[str
     try:
         return table.take(pa.array(rows, pa.int64())).to_pylist()
     except (pa.ArrowException, ValueError, IndexError) as error:
-        raise CorruptRow(f"{path} is cut off or damaged ({_first_line(error)})") from error
+        raise CorruptRow(f"{path} is cut off or damaged ({first_line(error)})") from error
 
 
 def open_file(path: Path) -> pa.Table:
@@ -103,13 +103,13 @@ def open_file(path: Path) -> pa.Table:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
         table.validate(full=True)  # offsets in bounds: what is read by them must be in the file
-        found = table.schema.metadata or {}
+        metadata = table.schema.metadata or {}
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptRow(f"{path} is cut off or damaged ({_first_line(error)})") from error
-    version = found.get(b"version", b"").decode("utf-8", "replace")
-    if found.get(b"format") == FORMAT.encode() and version.isdecimal():
+        raise CorruptRow(f"{path} is cut off or damaged ({first_line(error)})") from error
+    version = metadata.get(b"version", b"").decode("utf-8", "replace")
+    if metadata.get(b"format") == FORMAT.encode() and version.isdecimal():
         if int(version) > FORMAT_VERSION:
             raise ValueError(
                 f"{path} has store format {version}; this memslots reads it up to version "
@@ -131,7 +131,7 @@ def _parts(rows: pa.Table) -> list[pa.Table]:
     if not len(rows):
         return []
     parts, start, size = [], 0, 0
-    lengths = [len(one.as_buffer()) for one in rows["slots"]]
+    lengths = [len(slots.as_buffer()) for slots in rows["slots"]]
     for i, length in enumerate(lengths):
         if i > start and size + length > FILE_BYTES:
             parts.append(rows.slice(start, i - start))
@@ -152,6 +152,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, at most a line of it."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

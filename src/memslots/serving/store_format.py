@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -84,17 +85,40 @@ def check_ids(ids: str | Sequence[str]) -> list[str]:
         ValueError: An id that is no string, is empty, too long or no valid Unicode, or comes twice.
     """
     ids = [ids] if isinstance(ids, str) else list(ids)
-    for one in ids:
-        if not isinstance(one, str) or not 0 < len(one) <= MAX_ID_CHARACTERS:
+    for key in ids:
+        if not isinstance(key, str) or not 0 < len(key) <= MAX_ID_CHARACTERS:
             raise ValueError(
-                f"an id is a string of 1 to {MAX_ID_CHARACTERS} characters, got {str(one)[:80]!r}."
+                f"an id is a string of 1 to {MAX_ID_CHARACTERS} characters, got {str(key)[:80]!r}."
             )
-        if not is_unicode(one):
-            raise ValueError(f"the id {one!r} holds a lone surrogate; give valid Unicode.")
+        if not is_unicode(key):
+            raise ValueError(f"the id {key!r} holds a lone surrogate; give valid Unicode.")
     if len(set(ids)) < len(ids):
-        twice = [one for one, times in Counter(ids).items() if times > 1]
+        twice = [key for key, times in Counter(ids).items() if times > 1]
         raise ValueError(f"each id may come once in a call; {shorten(twice)} come twice or more.")
     return ids
+
+
+def check_new_ids(ids: str | Sequence[str]) -> list[str]:
+    """As `check_ids`, of ids that are to be stored.
+
+    Raises:
+        ValueError: Also one with a control character or a line break, which lists, logs and
+            addresses would not show or would drop.
+    """
+    ids = check_ids(ids)
+    for key in ids:
+        if has_control(key):
+            raise ValueError(
+                f"the id {key[:80]!r} holds a control character or a line break; leave it out."
+            )
+    return ids
+
+
+def has_control(text: str) -> bool:
+    """Whether a text holds a control character or a line break."""
+    return not text.isprintable() and any(
+        unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text
+    )
 
 
 def is_unicode(text: str) -> bool:
@@ -162,10 +186,10 @@ def encode_memory(
         )
     compressor = _compressor_json(memory)
     rows = []
-    for i, (one, document) in enumerate(zip(ids, _documents(memory), strict=True)):
+    for i, (key, document) in enumerate(zip(ids, _documents(memory), strict=True)):
         slots, scales = to_bytes(document.slots, slot_dtype)
         row: dict[str, Any] = {
-            "id": one,
+            "id": key,
             "text_sha256": [bytes.fromhex(value) for value in document.text_sha256],
             "unknown_tokens": list(document.unknown_tokens),
             "rate": document.rate,
@@ -311,4 +335,4 @@ def _compressor_json(memory: Memory) -> str:
 
 def _tuples(value: Any) -> Any:
     """JSON knows lists only; a memory's fields are tuples."""
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value

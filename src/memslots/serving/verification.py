@@ -61,11 +61,11 @@ def place_of(file: str, row: int, contents: Mapping[str, Any]) -> Place:
     )
 
 
-def checked_memory(one: str, row: Mapping[str, Any], place: Place) -> Memory:
+def checked_memory(key: str, row: Mapping[str, Any], place: Place) -> Memory:
     """The memory in a row, if it is the one that the catalogue says is there.
 
     Args:
-        one: The document's id.
+        key: The document's id.
         row: Its columns.
         place: The catalogue's entry.
 
@@ -73,9 +73,9 @@ def checked_memory(one: str, row: Mapping[str, Any], place: Place) -> Memory:
         CorruptRow: It is not.
     """
     memory = decode_row(row)
-    if row["id"] != one or place_of(place.file, place.row, row) != place:
+    if row["id"] != key or place_of(place.file, place.row, row) != place:
         raise CorruptRow(
-            f"the catalogue and the file {place.file} do not agree about {one[:80]!r}, one of "
+            f"the catalogue and the file {place.file} do not agree about {key[:80]!r}, one of "
             "them was altered"
         )
     return memory
@@ -85,14 +85,14 @@ def verify_store(
     store: MemoryStore, catalogue: Catalogue, data: Path, progress: bool | None
 ) -> Verification:
     """See `MemoryStore.verify`. Goes file by file, so that each is read once and in order."""
-    found = Verification()
+    report = Verification()
     with catalogue.read() as db:
         (state,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if state != "ok":
-            found.problems[catalogue.path.name] = f"the catalogue is damaged: {state}"
+            report.problems[catalogue.path.name] = f"the catalogue is damaged: {state}"
         total = db.execute("SELECT count(*) FROM documents").fetchone()[0]
         files = [row[0] for row in db.execute("SELECT name FROM files")]
-        found.left_over = catalogue.left_over(db, data)
+        report.left_over = catalogue.left_over(db, data)
     bar = tqdm(
         total=total,
         desc="verifying",
@@ -103,17 +103,17 @@ def verify_store(
         for file in files:
             with catalogue.read() as db:
                 places = catalogue.in_file(db, file)
-            for one in _suspects(data / file, places):
+            for key in _suspects(data / file, places):
                 # Again and by itself, to learn what is wrong; what was compacted, replaced or
                 # deleted since the catalogue was read is found elsewhere or gone by now.
                 try:
-                    store.read([one])
+                    store.read([key])
                 except ValueError as error:
-                    if one in store:
-                        found.problems[one] = str(error)
-            found.documents += len(places)
+                    if key in store:
+                        report.problems[key] = str(error)
+            report.documents += len(places)
             bar.update(len(places))
-    return found
+    return report
 
 
 def _suspects(path: Path, places: Mapping[str, Place]) -> list[str]:
@@ -127,13 +127,13 @@ def _suspects(path: Path, places: Mapping[str, Place]) -> list[str]:
     for start in range(0, len(ids), _AT_ONCE):
         part = ids[start : start + _AT_ONCE]
         try:
-            rows = take_rows(table, path, [places[one].row for one in part])
+            rows = take_rows(table, path, [places[key].row for key in part])
         except CorruptRow:
             suspects += part
             continue
-        for one, row in zip(part, rows, strict=True):
+        for key, row in zip(part, rows, strict=True):
             try:
-                checked_memory(one, row, places[one])
+                checked_memory(key, row, places[key])
             except ValueError:
-                suspects.append(one)
+                suspects.append(key)
     return suspects

@@ -8,28 +8,25 @@ gateway (`memslots serve`), which builds every prompt itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .prompt_embeds import encode_embeds
 
 try:
-    import httpx
+    import openai
+    from openai.types import Completion
 except ImportError as error:  # pragma: no cover - an environment without the extra
     raise ImportError(
-        "talking to a vLLM server needs httpx: pip install 'memslots[serve]'."
+        "talking to a vLLM server needs the openai client: pip install openai."
     ) from error
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-_AGAIN = {429, 502, 503}
+_BUSY = {429, 502, 503}
 """Answers that say nothing was done, and that asking later may help."""
 
 
@@ -65,18 +62,27 @@ class Piece:
     finish: str | None = None
 
 
+class _Client(openai.AsyncOpenAI):
+    """Repeats what was not begun; the original also repeats what failed, which would fail again."""
+
+    def _should_retry(self, response: Any) -> bool:
+        return response.status_code in _BUSY
+
+
 class VllmClient:
     """Completions of prompt embeddings.
+
+        async with VllmClient("http://localhost:8000") as client:
+            pieces = await client.complete(embeds, Sampling().for_vllm(end_tokens(model)))
 
     Args:
         url: The server's, with or without `/v1`.
         model: The name that it serves the decoder under; by default the only one it has.
         api_key: Of the server.
         timeout: Seconds without a byte after which a request has failed.
-        retries: How often a request is repeated that was not begun: no connection, 429, 502, 503.
+        retries: How often a request is repeated that got no connection, no answer in time, 429, 502
+            or 503, each time after a longer while.
         batch_size: Prompts of one request.
-        backoff: Seconds before the first repetition; doubled for each further one.
-        transport: Of httpx, for tests.
     """
 
     def __init__(
@@ -87,8 +93,6 @@ class VllmClient:
         timeout: float = 120.0,
         retries: int = 4,
         batch_size: int = 32,
-        backoff: float = 0.5,
-        transport: httpx.AsyncBaseTransport | None = None,
     ):
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"a vLLM server's URL begins with http:// or https://, got {url!r}.")
@@ -98,30 +102,24 @@ class VllmClient:
                 f"{retries}, {batch_size} and {timeout}."
             )
         self.url = url.rstrip("/").removesuffix("/v1")
-        self.retries, self.batch_size, self.backoff = retries, batch_size, backoff
+        self.batch_size = batch_size
         self._model = model
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
-            limits=httpx.Limits(max_connections=None),  # the gateway bounds them
-            transport=transport,
+        self._openai = _Client(
+            base_url=f"{self.url}/v1",
+            api_key=api_key or "EMPTY",  # what vLLM's documentation gives a server without a key
+            timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
+            max_retries=retries,
         )
 
     async def __aenter__(self) -> VllmClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._openai.close()
 
     async def model(self) -> str:
         """The name to ask for.
@@ -130,7 +128,7 @@ class VllmClient:
             ValueError: The server has several, or not the one that was named.
         """
         if self._model is None:
-            served = [str(one.get("id")) for one in await self.models()]
+            served = await self.models()
             if len(served) != 1:
                 raise ValueError(
                     f"the vLLM server serves {served or 'no model'}; say which one is the decoder."
@@ -138,13 +136,11 @@ class VllmClient:
             self._model = served[0]
         return self._model
 
-    async def models(self) -> list[dict[str, Any]]:
-        """What `/v1/models` lists."""
-        response = await self._send("GET", "/v1/models")
-        found = _json(response).get("data")
-        if not isinstance(found, list):
-            raise EngineError(f"{self.url}/v1/models does not answer as OpenAI's API does.")
-        return found
+    async def models(self) -> list[str]:
+        """Names of what the server serves."""
+        with self._errors():
+            page = await self._openai.models.list()
+            return [model.id for model in page.data]
 
     async def complete(
         self, embeds: Sequence[torch.Tensor], sampling: Mapping[str, Any]
@@ -165,8 +161,12 @@ class VllmClient:
         return [piece for batch in answers for piece in batch]
 
     async def _batch(self, embeds: Sequence[torch.Tensor], sampling) -> list[Piece]:
-        body = await self._body(embeds, sampling)
-        return _answers(_json(await self._send("POST", "/v1/completions", body)), len(embeds))
+        fields = await _fields(embeds, sampling)
+        with self._errors():
+            completion = await self._openai.completions.create(
+                model=await self.model(), prompt=None, extra_body=fields
+            )
+            return _pieces(completion, len(embeds))
 
     async def complete_ids(
         self, ids: Sequence[list[int]], sampling: Mapping[str, Any]
@@ -177,8 +177,11 @@ class VllmClient:
             ids: Of each prompt.
             sampling: Of `Sampling.for_vllm`.
         """
-        body = {"model": await self.model(), "prompt": list(ids), **sampling}
-        return _answers(_json(await self._send("POST", "/v1/completions", body)), len(ids))
+        with self._errors():
+            completion = await self._openai.completions.create(
+                model=await self.model(), prompt=list(ids), extra_body=dict(sampling)
+            )
+            return _pieces(completion, len(ids))
 
     async def stream(
         self, embeds: torch.Tensor, sampling: Mapping[str, Any]
@@ -193,112 +196,75 @@ class VllmClient:
             PromptRefused: A prompt that the server does not take.
             EngineError: No answer, or one that broke off.
         """
-        body = await self._body([embeds], sampling)
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-        response = await self._send("POST", "/v1/completions", body, stream=True)
+        fields = await _fields([embeds], sampling)
         finish, tokens = None, 0
-        try:
-            async for event in _events(response):
-                if "error" in event:
-                    raise EngineError(f"vLLM: {_message(event)}")
-                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-                for choice in event.get("choices", ()):
-                    finish = choice.get("finish_reason") or finish
-                    if choice.get("text"):
-                        yield Piece(choice["text"])
-        except httpx.TimeoutException as error:
-            raise EngineError("the vLLM server stopped answering midway.", 504) from error
-        except httpx.HTTPError as error:
-            raise EngineError(f"the vLLM server's answer broke off ({error!r}).") from error
-        finally:
-            await response.aclose()
+        with self._errors():
+            stream = await self._openai.completions.create(
+                model=await self.model(),
+                prompt=None,
+                extra_body=fields,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            async with stream:
+                async for event in stream:
+                    tokens = event.usage.completion_tokens if event.usage else tokens
+                    for choice in event.choices or ():
+                        finish = choice.finish_reason or finish
+                        if choice.text:
+                            yield Piece(choice.text)
         if finish is None:
             raise EngineError("the vLLM server's answer broke off before its end.")
         yield Piece("", tokens, finish)
 
-    async def _body(self, embeds: Sequence[torch.Tensor], sampling) -> dict[str, Any]:
-        # Base64 of a long prompt takes milliseconds in which nothing else would be answered.
-        encoded = await asyncio.to_thread(lambda: [encode_embeds(one) for one in embeds])
-        # vLLM wants a prompt field beside the embeddings in some versions, and no text in it.
-        return {"model": await self.model(), "prompt_embeds": encoded, **sampling}
-
-    async def _send(
-        self, method: str, path: str, body: dict[str, Any] | None = None, stream: bool = False
-    ) -> httpx.Response:
-        """One request, repeated while it was not begun; a response with status 200."""
-        for attempt in range(self.retries + 1):
-            last = attempt == self.retries
-            request = self._http.build_request(method, path, json=body)
-            try:
-                response = await self._http.send(request, stream=stream)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if last:
-                    raise EngineError(
-                        f"there is no vLLM server at {self.url} ({error}); start one with `vllm "
-                        "serve DECODER --enable-prompt-embeds`.",
-                        503,
-                    ) from error
-            except httpx.TimeoutException as error:
-                raise EngineError("the vLLM server did not answer in time.", 504) from error
-            except httpx.HTTPError as error:
-                raise EngineError(f"the vLLM server's answer broke off ({error!r}).") from error
-            else:
-                if response.status_code == 200:
-                    return response
-                try:
-                    await response.aread()
-                finally:
-                    await response.aclose()
-                if last or response.status_code not in _AGAIN:
-                    raise self._refusal(response)
-            # With a random part, so that clients refused together do not come back together.
-            await asyncio.sleep(self.backoff * 2**attempt * random.uniform(0.5, 1.5))
-        raise AssertionError("unreachable: the last round returns or raises")
-
-    def _refusal(self, response: httpx.Response) -> Exception:
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """The client's errors as ours, which say what a gateway should answer."""
         try:
-            said = _message(response.json())
-        except ValueError:
-            said = response.text[:200]
-        status = response.status_code
-        if status in (400, 413, 422):
-            return PromptRefused(f"vLLM refused the prompt: {said}")
-        if status in (401, 403):
-            return EngineError(f"the vLLM server does not accept our API key: {said}")
-        busy = status in _AGAIN
-        return EngineError(f"the vLLM server answered {status}: {said}", 503 if busy else 502)
+            yield
+        except openai.APITimeoutError as error:
+            raise EngineError("the vLLM server did not answer in time.", 504) from error
+        except openai.APIConnectionError as error:
+            raise EngineError(
+                f"there is no vLLM server at {self.url}, or its answer broke off "
+                f"({error.__cause__!r}); start one with `vllm serve DECODER "
+                "--enable-prompt-embeds`.",
+                503,
+            ) from error
+        except openai.APIStatusError as error:
+            raise _refusal(error.status_code, _message(error)) from error
+        except openai.APIError as error:
+            raise EngineError(f"vLLM: {_message(error)}") from error
+        except (AttributeError, TypeError, UnicodeError, json.JSONDecodeError) as error:
+            raise EngineError(f"{self.url} does not answer as OpenAI's API does.") from error
 
 
-def _answers(found: dict[str, Any], asked: int) -> list[Piece]:
-    choices = sorted(found.get("choices", ()), key=lambda choice: choice["index"])
-    if len(choices) != asked:
-        raise EngineError(f"asked for {asked} answers, vLLM gave {len(choices)}.")
-    counted = found.get("usage", {}).get("completion_tokens", 0) if asked == 1 else 0
-    return [Piece(choice["text"], counted, choice["finish_reason"] or "stop") for choice in choices]
+async def _fields(embeds: Sequence[torch.Tensor], sampling: Mapping[str, Any]) -> dict[str, Any]:
+    # Base64 of a long prompt takes milliseconds in which nothing else would be answered.
+    encoded = await asyncio.to_thread(lambda: [encode_embeds(prompt) for prompt in embeds])
+    return {"prompt_embeds": encoded, **sampling}
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        found = response.json()
-    except ValueError as error:
-        raise EngineError(f"the vLLM server sent no JSON: {response.text[:200]!r}.") from error
-    if not isinstance(found, dict):
-        raise EngineError(f"the vLLM server sent {type(found).__name__}, not an object.")
-    return found
+def _pieces(completion: Completion, prompts: int) -> list[Piece]:
+    choices = sorted(completion.choices, key=lambda choice: choice.index)
+    if len(choices) != prompts:
+        raise EngineError(f"asked for {prompts} answers, vLLM gave {len(choices)}.")
+    usage = completion.usage
+    tokens = usage.completion_tokens if usage is not None and prompts == 1 else 0
+    return [Piece(choice.text, tokens, choice.finish_reason or "stop") for choice in choices]
 
 
-def _message(found: Any) -> str:
-    """What an OpenAI-style error says, wherever a version of vLLM puts it."""
-    error = found.get("error", found) if isinstance(found, dict) else found
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
+def _refusal(status: int, message: str) -> Exception:
+    if status in (400, 413, 422):
+        return PromptRefused(f"vLLM refused the prompt: {message}")
+    if status in (401, 403):
+        return EngineError(f"the vLLM server does not accept our API key: {message}")
+    return EngineError(
+        f"the vLLM server answered {status}: {message}", 503 if status in _BUSY else 502
+    )
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in response.aiter_lines():
-        data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or data == "[DONE]":
-            continue
-        try:
-            yield json.loads(data)
-        except json.JSONDecodeError as error:
-            raise EngineError(f"the vLLM server sent no JSON: {data[:200]!r}.") from error
+def _message(error: openai.APIError) -> str:
+    """What the server says, wherever a version of vLLM puts it."""
+    body = error.body
+    return str(body.get("message", body) if isinstance(body, dict) else body or error)[:500]

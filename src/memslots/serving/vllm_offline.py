@@ -55,18 +55,18 @@ def generate_with_vllm(
     embeds = prompt_embeds(
         model, memory, question, messages, rate, sampling.max_tokens, chat_template_kwargs
     )
-    wanted = model.config.get_text_config(decoder=True)
-    given = llm.llm_engine.model_config.hf_text_config
+    expected_config = model.config.get_text_config(decoder=True)
+    engine_config = llm.llm_engine.model_config.hf_text_config
     for field in ("hidden_size", "vocab_size"):
-        ours, theirs = getattr(wanted, field), getattr(given, field)
+        ours, theirs = getattr(expected_config, field), getattr(engine_config, field)
         if ours != theirs:
             raise ValueError(
                 f"vLLM runs a decoder with {field} {theirs}, and this compressor writes for "
                 f"{field} {ours} ({model.config.decoder_name_or_path or 'bundled'}); load that."
             )
     params = SamplingParams(**sampling.for_vllm(end_tokens(model)))
-    outputs = llm.generate([{"prompt_embeds": one} for one in embeds], params, use_tqdm=False)
-    return [VisibleText(sampling.stop).finish(one.outputs[0].text) for one in outputs]
+    outputs = llm.generate([{"prompt_embeds": prompt} for prompt in embeds], params, use_tqdm=False)
+    return [VisibleText(sampling.stop).finish(answer.outputs[0].text) for answer in outputs]
 
 
 def export_decoder(model: MemslotsModel, folder: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """From dataset rows to segments and decoder rows; which rate is read is decided at the step."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,11 @@ from memslots.modeling.memory_memslots import slots_for
 from memslots.modeling.processing_memslots import MemslotsProcessor
 from memslots.modeling.texts_memslots import Span
 from memslots.trainer.compressor_config import CompressorConfig
+
+logger = logging.getLogger(__name__)
+
+_NOTHING_FOLLOWS = 64
+"""Text rows in a row without anything to complete, after which that is said."""
 
 TEXT_COLUMNS = ("text",)
 QA_COLUMNS = ("context", "question", "answer")
@@ -111,6 +117,8 @@ class CompressorBatch:
 class CompressorCollator:
     """Builds batches of `{"text"}` and `{"context", "question", "answer"}` rows.
 
+    A text row's first `training_segments` segments are compressed and what follows is completed;
+    where it says `compress_until`, its first so many characters are, however short.
     Both of a text row's tasks, and all of a context's questions, read one encoder pass.
 
     Args:
@@ -121,6 +129,7 @@ class CompressorCollator:
     def __init__(self, processor: MemslotsProcessor, args: CompressorConfig):
         self.processor = processor
         self.args = args
+        self._without_completion = 0
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`segment_input_ids` and `segment_attention_mask` `(segments, tokens)`, and `batch`."""
@@ -133,7 +142,7 @@ class CompressorCollator:
             if wrong is not None:
                 raise ValueError(f"a row cannot be trained on: {wrong}.")
             if example.get("text") is not None:
-                self._add_text(example["text"], spans, rows)
+                self._add_text(example["text"], example.get("compress_until"), spans, rows)
             else:
                 self._add_questions(example, spans, rows)
             if self.args.distillation_weight:
@@ -144,14 +153,15 @@ class CompressorCollator:
             "batch": CompressorBatch([len(span.ids) for span in spans], rows, teachers),
         }
 
-    def _add_text(self, text: str, spans: list[Span], rows: list[Row]) -> None:
-        own = self.processor.segment(text)[: self.args.training_segments]
+    def _add_text(self, text: str, until: int | None, spans: list[Span], rows: list[Row]) -> None:
+        own = self.processor.segment(text[:until])[: self.args.training_segments]
         segments = list(range(len(spans), len(spans) + len(own)))
         spans += own
         literals = self._literals(text, own)
         if self.args.completion_weight < 1:
             self._add_reconstructions(text, own, segments, literals, rows)
         following = text[own[-1].end :]
+        self._say_if_nothing_follows(bool(following))
         if self.args.completion_weight > 0 and following:
             # Enough characters for the tokens wanted: no token of a BPE spans a whole sentence.
             limit = self.args.completion_length
@@ -196,6 +206,21 @@ class CompressorCollator:
                 prompt = Prompt(before, row.prompt.after)
                 teachers.append(replace(row, segments=[], prompt=prompt, literals=[]))
         return teachers
+
+    def _say_if_nothing_follows(self, follows: bool) -> None:
+        """Says once that lambda takes from reconstruction what completion never gets."""
+        if self.args.completion_weight == 0 or self._without_completion >= _NOTHING_FOLLOWS:
+            return
+        self._without_completion = 0 if follows else self._without_completion + 1
+        if self._without_completion == _NOTHING_FOLLOWS:
+            logger.warning(
+                "the first %d texts end where their segment does, so nothing is completed, and "
+                "completion_weight=%g only takes from reconstruction: give texts longer than %d "
+                "tokens, or set completion_weight=0",
+                _NOTHING_FOLLOWS,
+                self.args.completion_weight,
+                self.args.training_segments * self.processor.segment_length,
+            )
 
     def _literals(self, text: str, own: list[Span]) -> list[list[int]]:
         if _drawn(text, "literals") >= self.args.literals_share:

@@ -230,7 +230,7 @@ class CompressorTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         # SFTTrainer would keep only input_ids and labels, and train without any context.
-        self._signature_columns = ["text", "context", "question", "answer"]
+        self._signature_columns = ["text", "compress_until", "context", "question", "answer"]
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """`(4,)` target tokens of each task, and slots, in the whole step over all processes."""

@@ -59,6 +59,7 @@ def row_lengths(
     lengths = []
     for row in dataset:
         text = row.get("text")
+        text = None if text is None else text[: row.get("compress_until")]
         tokens = len(processor.encoder_text.encode(row["context"] if text is None else text))
         lengths.append(tokens if text is None else min(tokens, most))
     return lengths

@@ -21,6 +21,7 @@ from memslots.trainer.compressor_trainer import CompressorTrainer
 from memslots.trainer.row_sources import Sources, contrast_of, source_rows
 from memslots.trainer.saving import is_saved, last_checkpoint, save_whole, whole_or_removed
 from memslots.trainer.shortcut_check import ShortcutCheck
+from memslots.trainer.source_checks import check_sources
 from memslots.trainer.stage_changes import change_stage, first_section, start_adapter
 from memslots.trainer.stage_data import stage_dataset
 from memslots.trainer.start_checkpoint import take_compressor
@@ -73,13 +74,20 @@ def run_recipe(
             "this recipe makes its own decoder, which is not the package's work: run it in a "
             "checkout of memslots with `python -m lab train`."
         )
+    sources = Sources(recipe["compressor"]["seed"], books, data_dir)
+    for name in stages if stage is None else [stage]:
+        if not is_saved(output / "compressor" / name):
+            training = {
+                **recipe["compressor"].get("training", {}),
+                **stages[name].get("training", {}),
+            }
+            check_sources(stages[name], training, sources)
     output.mkdir(parents=True, exist_ok=True)
     _write_recipe(recipe, output)
     result = output
     for name in stages if stage is None else [stage]:
         folder = output / "compressor" / name
         if not is_saved(folder):
-            sources = Sources(recipe["compressor"]["seed"], books, data_dir)
             _run_stage(recipe, name, output, sources, card_writer, first_model or _first_model)
         result = folder
     return result

@@ -78,6 +78,8 @@ class TimeBudget(TrainerCallback):
             self.file.write_text(json.dumps({"seconds": self.spent}), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Adds `minutes_left` to every log line."""
-        if logs is not None:
-            logs["minutes_left"] = round(max(0.0, self.seconds - self.spent) / 60, 1)
+        """Adds `minutes_left` to every line, as it is shown and as it is kept."""
+        left = {"minutes_left": round(max(0.0, self.seconds - self.spent) / 60, 1)}
+        for line in (logs, state.log_history[-1] if state.log_history else None):
+            if line is not None:
+                line.update(left)
