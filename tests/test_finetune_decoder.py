@@ -45,8 +45,8 @@ def test_it_learns_and_is_one_more_row_of_role_play(zoo, tmp_path, lora):
     assert compressor.decoder is own
     assert all(torch.equal(own.state_dict()[name], tensor) for name, tensor in before.items())
     value = {record["condition"]: record["value"] for record in records}
-    assert value.keys() == {"full", "finetuned", "none", "memory"}
-    assert value["finetuned"] < 0.5 * value["full"]
+    assert value.keys() == {"full", "finetuned", "none", "memory", "head", "tail", "another"}
+    assert value["finetuned"] < 0.7 * value["full"]
 
 
 def test_from_the_command_line(zoo, tmp_path, capsys):

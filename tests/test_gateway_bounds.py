@@ -135,12 +135,8 @@ def test_the_gateway_stops_in_time_while_a_thread_works(model):
     gateway = limited(model, shutdown=1.0)
     with Gate(model.encoder) as gate:
         with client_of(gateway) as client:
-            waiting = threading.Thread(
-                target=give_up, args=(f"{client.base_url}{MEMORIES}", {"text": LONG})
-            )
-            waiting.start()
-            assert gate.reached.wait(30)
-            waiting.join()
+            with sent(client, MEMORIES, {"text": LONG}):
+                assert gate.reached.wait(100)
             started = time.monotonic()
         assert time.monotonic() - started < 10
 

@@ -60,9 +60,8 @@ def arguments(tmp_path, **changes) -> CompressorConfig:
 
 def dataset(rows) -> Dataset:
     kept = [{k: row[k] for k in ("context", "question", "answer")} for row in rows]
-    return Dataset.from_list(
-        [{**dict.fromkeys(FEATURES), **row} for row in kept], features=FEATURES
-    )
+    whole = [{**dict.fromkeys(FEATURES), **row} for row in kept]
+    return Dataset.from_list(whole, features=FEATURES)
 
 
 @pytest.mark.parametrize("sentences", [1, 3, None])

@@ -9,6 +9,7 @@ both to equal outputs.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,6 +105,11 @@ class Slots(nn.Module):
         pool_hidden: width inside the pooling.
         places: the coarsest rate.
     """
+
+    encoder: Any
+    decoder: Any
+    table: torch.Tensor
+    head: torch.Tensor
 
     def __init__(
         self,

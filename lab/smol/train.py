@@ -18,6 +18,7 @@ import json
 import os
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def token_ids(books: Path, tokens: Path, split: str) -> torch.Tensor:
     return torch.from_numpy(np.load(file).astype(np.int64))
 
 
-def save_slots(weights: dict[str, torch.Tensor], folder: Path, step: int, seen: int) -> None:
+def save_slots(weights: Mapping[str, torch.Tensor], folder: Path, step: int, seen: int) -> None:
     """Weights in bfloat16, in files of at most 15 MiB."""
     files: list[dict[str, torch.Tensor]] = [{}]
     room = PART_BYTES
