@@ -52,7 +52,7 @@ CLASSIFIED = 512
 
 
 def decoder_of(model: MemslotsModel) -> PreTrainedModel:
-    if model.decoder is None:
+    if not model.has_decoder:
         raise RuntimeError("shapes.build gives every model a decoder.")
     return model.decoder
 

@@ -91,7 +91,7 @@ def task_loss(
     for i, tokens in enumerate(batch.tokens):
         ids = inputs["segment_input_ids"][i : i + 1, :tokens]
         found.append(encode_segment(language_model, model, ids, slots_for(tokens, rate))[0])
-    if model.processor is None or model.decoder is None:
+    if not model.has_decoder:
         raise ValueError("training needs a decoder and a processor; see attach_decoder.")
     laid_out = model.processor.lay_out(rows, batch.slots(rate), "right")
     laid_out = {name: tensor.to(model.device) for name, tensor in laid_out.items()}

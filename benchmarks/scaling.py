@@ -94,7 +94,7 @@ class PositionCount:
         self.decoder_positions = 0
 
     def __enter__(self) -> PositionCount:
-        if self.model.decoder is None:
+        if not self.model.has_decoder:
             raise ValueError("there is no decoder to count; see attach_decoder.")
         body = self.model.decoder.base_model
         self._hooks = [

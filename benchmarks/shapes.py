@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from memslots import MemslotsConfig, MemslotsModel
+from memslots.making import match_scales
 from memslots.modeling.processing_memslots import MemslotsProcessor
 
 WORDS = 800
@@ -151,7 +152,7 @@ def build(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Memslots
     own = tokenizer()
     model.processor = MemslotsProcessor.for_config(config, own, own)
     model.attach_decoder(decoder)
-    model.match_scales()
+    match_scales(model)
     return model.eval()
 
 

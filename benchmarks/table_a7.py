@@ -81,7 +81,7 @@ PREFILL_SHARE = 0.8
 
 
 def processor_of(model: MemslotsModel) -> MemslotsProcessor:
-    if model.processor is None:
+    if not hasattr(model, "processor"):
         raise RuntimeError("shapes.build gives every model a processor.")
     return model.processor
 
@@ -102,7 +102,7 @@ def memory_positions(model: MemslotsModel, memory: Memory) -> int:
 
 def answer_from_text(model: MemslotsModel, ids: torch.Tensor, new_tokens: int) -> dict[str, float]:
     """Seconds of "prefill" and "decode" of full text, by the decoder's own `generate`."""
-    if model.decoder is None:
+    if not model.has_decoder:
         raise RuntimeError("shapes.build gives every model a decoder.")
     clock = TokenClock(str(ids.device.type))
     model.decoder.generate(

@@ -7,7 +7,7 @@ The tool call is written out here where an LLM with tools would have made it.
 
 import json
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, verified
 from memslots.cli.options import resolve_model
 from memslots.tools import expand, run_expand, segment_list
 
@@ -16,8 +16,8 @@ text = (
     "He turned 47 this year. In Joseph's house there are 670 cups. Joseph speaks Latin and Thai."
 )
 model = MemslotsModel.from_pretrained(resolve_model(None)).eval()
-memory = model.compress(text, rate=16, patches=True)
-print(memory.report())
+memory = model.compress(text, rate=16, keep_text=True)
+print(verified.report(memory))
 
 system = "The context is compressed into these segments:\n" + segment_list(memory)
 messages = [

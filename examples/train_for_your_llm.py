@@ -13,8 +13,8 @@ import argparse
 
 from datasets import Dataset
 
-from memslots import MemslotsModel
 from memslots.data import load_rows
+from memslots.making import new_compressor
 from memslots.trainer import CompressorConfig, CompressorTrainer
 
 parser = argparse.ArgumentParser()
@@ -28,7 +28,7 @@ parser.add_argument("--batch", type=int, default=16)
 options = parser.parse_args()
 
 # 1. A new compressor. It knows nothing yet; its decoder is named, not copied.
-model = MemslotsModel.from_encoder_decoder_pretrained(
+model = new_compressor(
     options.encoder, options.decoder, compression_rates=[4, 16], segment_length=256
 )
 texts = Dataset.from_list(list(load_rows("jsonl", "train", data_dir=options.texts)))

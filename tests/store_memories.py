@@ -4,7 +4,8 @@ import hashlib
 
 import torch
 
-from memslots.modeling.memory_memslots import Memory, Segment, slots_for
+from memslots.modeling.memory_files_memslots import Segment
+from memslots.modeling.memory_memslots import Memory, slots_for
 
 FINGERPRINT = "a" * 64
 

@@ -5,7 +5,7 @@ from tiny_models import TEXTS
 from transformers import AutoModel
 from transformers.activations import ACT2FN
 
-from memslots.modeling.activations_memslots import fuse_activations
+from memslots.modeling.encoders_memslots import fuse_activations
 
 
 def test_the_fused_function_is_the_spelled_out_one_and_so_are_its_gradients():

@@ -8,7 +8,8 @@ from tiny_models import byte_bpe, unigram, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memslots import MemslotsModel
-from memslots.modeling.parts_memslots import embedding_scale
+from memslots.making import new_compressor
+from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.trainer.adapt import adapt_to_decoder
 from memslots.trainer.embedding_map import fit_embedding_map, shared_tokens
 
@@ -16,7 +17,6 @@ KINDS = [
     {},
     {"converter_type": "linear"},
     {"converter_type": "autoencoder", "converter_layers": 2},
-    {"converter_type": "queries", "converter_queries": 2},
 ]
 
 
@@ -48,9 +48,7 @@ def with_trained_converter(zoo, config):
     """A compressor whose last layer has weights and a bias of some size, as trained ones have."""
     torch.manual_seed(0)
     folders = zoo.folder("gpt2", "encoder"), zoo.folder("llama", "decoder")
-    model = MemslotsModel.from_encoder_decoder_pretrained(
-        *folders, segment_length=24, compression_rates=[4], **config
-    ).eval()
+    model = new_compressor(*folders, segment_length=24, compression_rates=[4], **config).eval()
     last = getattr(model.converter, "map", None) or model.converter.down
     torch.nn.init.normal_(last.bias, std=embedding_scale(model.decoder))
     return model

@@ -156,7 +156,7 @@ def test_missing_decoder(zoo, memory):
 
 def test_missing_processor(zoo):
     model = zoo.compressor()
-    model.processor = None
+    del model.processor
     with pytest.raises(ValueError, match=r"no processor.*load it with from_pretrained"):
         model.compress("A text.")
 

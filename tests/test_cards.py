@@ -27,7 +27,7 @@ from memslots.evaluation.demo import demo_paragraphs
 from memslots.hub_cards.checkpoint_facts import gather_facts, hub_id, without_paths
 from memslots.hub_cards.model_card import PLACEHOLDER, build_card, write_card
 from memslots.modeling import MemslotsConfig
-from memslots.modeling.memory_memslots import FORMAT_VERSION
+from memslots.modeling.memory_files_memslots import FORMAT_VERSION
 from memslots.trainer.run import run_recipe
 
 GOLDEN = Path(__file__).parent / "golden"

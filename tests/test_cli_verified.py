@@ -1,10 +1,10 @@
-"""`--fidelity`, `--max-slots`, `--rates`, `--exact` and `--patches` on commands that compress."""
+"""`--fidelity`, `--max-slots`, `--rates`, `--exact` and `--keep-text` on commands that compress."""
 
 import json
 
 import pytest
 
-from memslots import Memory, MemslotsModel
+from memslots import Memory, MemslotsModel, verified
 from memslots.cli import main
 from memslots.cli.options import verification
 from memslots.serving.store import MemoryStore
@@ -42,14 +42,15 @@ def test_compress_asks_what_its_options_say(checkpoint, text, tmp_path, capsys, 
     output = tmp_path / "memory"
     assert main(["compress", text, "-o", str(output), "--model", checkpoint, *options]) == 0
     found = Memory.load(output)
-    expected = MemslotsModel.from_pretrained(checkpoint).eval().compress(TEXT, **wanted)
+    model = MemslotsModel.from_pretrained(checkpoint).eval()
+    expected = verified.compress(model, TEXT, **wanted)
     assert (found.checks, found.literals) == (expected.checks, expected.literals)
-    assert found.report().summary in " ".join(capsys.readouterr().out.split())
+    assert verified.report(found).summary in " ".join(capsys.readouterr().out.split())
 
 
 def test_ask_and_reconstruct_from_a_verified_text(checkpoint, text, tmp_path, capsys):
     model = MemslotsModel.from_pretrained(checkpoint).eval()
-    memory = model.compress(TEXT, max_slots=40, rates=[4, 8], exact=["numbers"])
+    memory = verified.compress(model, TEXT, max_slots=40, rates=[4, 8], exact=["numbers"])
     options = ["--model", checkpoint, "--max-slots", "40", "--rates", "4,8"]
     ask = ["ask", "-c", text, "-q", "Who?", "--max-new-tokens", "4", "--json"]
     assert main([*ask, *options, "--exact", "numbers", "--expand", "0", "--expand", "2"]) == 0
@@ -58,7 +59,7 @@ def test_ask_and_reconstruct_from_a_verified_text(checkpoint, text, tmp_path, ca
     assert shown["answers"][0]["answer"] == expected
     assert (shown["slots"], shown["literals"]) == (len(memory.slots), sum(memory.n_literals))
     assert main(["reconstruct", "-c", text, *options]) == 0
-    plain = model.compress(TEXT, max_slots=40, rates=[4, 8])
+    plain = verified.compress(model, TEXT, max_slots=40, rates=[4, 8])
     assert capsys.readouterr().out.startswith(model.reconstruct(plain)[:40])
     assert main(["ask", "-c", text, "-q", "?", "--model", checkpoint, "--expand", "99"]) == 2
     assert "segments are integers from 0" in " ".join(capsys.readouterr().err.split())
@@ -74,7 +75,7 @@ def test_a_store_of_verified_memories(checkpoint, tmp_path, capsys):
     model = MemslotsModel.from_pretrained(checkpoint).eval()
     for name, options in (
         ("fixed", ["--rate", "8", "--exact", "all"]),
-        ("chosen", ["--fidelity", "0.02", "--exact", "numbers", "--patches"]),
+        ("chosen", ["--fidelity", "0.02", "--exact", "numbers", "--keep-text"]),
     ):
         path = str(tmp_path / name)
         assert main([*add, path, *options]) == 0
@@ -112,7 +113,7 @@ def test_a_store_knows_what_its_documents_were_made_with(checkpoint, tmp_path, c
     assert run("--rate", "8")[0] == 0
     assert "0 documents added, 1 were there" in run("--rate", "8")[1]
     made = ["--fidelity", "0.02", "--rates", "8,4", "--exact", "numbers"]
-    for other in (made, ["--rate", "8", "--exact", "numbers"], ["--rate", "8", "--patches"]):
+    for other in (made, ["--rate", "8", "--exact", "numbers"], ["--rate", "8", "--keep-text"]):
         code, told = run(*other)  # was asked for, and is not what is there: not passed over
         assert code == 1
         assert "0 documents added, 0 were there" in told
@@ -210,14 +211,10 @@ def test_mistakes_of_the_others(capsys, tmp_path, monkeypatch, command, message)
 def test_mistakes_of_a_store(checkpoint, text, tmp_path, capsys):
     add = ["store", "add", text, "--model", checkpoint, "--store", str(tmp_path / "int8")]
     int8 = [*add, "--slot-dtype", "int8"]
-    for options, message in (
-        (["--patches"], "rounds slots to int8"),
-        (["--exact", "all"], "leave out --patches (and --exact all)"),
-        (["--fidelity", "0.5", "--rates", "3"], "--rates 3: 3 is not one"),
-    ):
+    for options, message in ((["--fidelity", "0.5", "--rates", "3"], "--rates 3: 3 is not one"),):
         assert main([*int8, *options]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
-    assert main([*int8, "--exact", "numbers"]) == 0
+    assert main([*int8, "--exact", "all"]) == 0
 
 
 def test_nothing_is_asked_where_nothing_is_given():

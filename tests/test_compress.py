@@ -8,7 +8,7 @@ import torch
 from tiny_models import LONG, SEGMENT, TEXTS, words
 from transformers import AutoModelForCausalLM
 
-from memslots.modeling.layout_memslots import token_batches
+from memslots.modeling.encoders_memslots import token_batches
 
 
 @pytest.fixture

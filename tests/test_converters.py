@@ -6,11 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_models import LONG, QUESTIONS, TEXTS, words
-from torch import nn
 
-from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling import Memory, MemslotsConfig, MemslotsModel
 from memslots.modeling.converters_memslots import SlotNorm, VariationalConverter
-from memslots.modeling.layout_memslots import FIRST_SLOT
 from memslots.trainer import CompressorConfig, CompressorTrainer
 
 GREEDY = {"max_new_tokens": 5}
@@ -291,87 +289,15 @@ def test_remote_code_carries_them(zoo, tmp_path):
     assert remote.generate(**asked) == model.generate(**asked)
 
 
-# -- queries ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=["segment", "memory", "none"])
-def queries(zoo, request) -> MemslotsModel:
-    return zoo.compressor(
-        converter_type="queries", converter_queries=3, markers=request.param
-    ).eval()
-
-
-def test_queries_make_several_vectors_of_a_slot(queries):
-    made, slots = queries.converter, torch.randn(5, queries.config.slot_size)
-    with torch.no_grad():
-        vectors = made(slots)
-        assert vectors.shape == (15, 32)
-        normed = slots / torch.sqrt((slots**2).mean(dim=1, keepdim=True) + 1e-6)
-        parts = (normed * made.norm.weight @ made.parts.weight.T + made.parts.bias).view(5, 3, -1)
-        for i in range(5):
-            weights = (made.queries @ parts[i].T / math.sqrt(parts.shape[2])).softmax(dim=1)
-            states = made.queries + weights @ parts[i]
-            states = states / torch.sqrt((states**2).mean(dim=1, keepdim=True) + 1e-6)
-            states = nn.functional.gelu(made.up(states * made.read_norm.weight))
-            torch.testing.assert_close(vectors[3 * i : 3 * i + 3], made.down(states))
-
-
-def test_every_vector_has_a_position(queries):
-    memory = queries.compress([*TEXTS, LONG[: len(LONG) // 3]], rate=8)
-    assert queries.config.vectors_per_slot == 3
-    prompt = queries.processor.prompt(question=QUESTIONS[0])
-    rows = queries.memory_rows(memory, [(i, prompt) for i in range(len(memory))])
-    inputs = queries.generation_inputs(rows, memory)
-    around = len(prompt.before) + len(prompt.after)
-    expected = [own + around for own in queries.memory_positions(memory)]
-    assert inputs["attention_mask"].sum(dim=1).tolist() == expected
-    counts = [segment.slots for segment in memory.segments]
-    places = queries.processor.lay_out(rows, counts)["memory_ids"] >= FIRST_SLOT
-    with torch.no_grad():
-        vectors = queries.converter(memory.slots)
-    torch.testing.assert_close(inputs["inputs_embeds"][places], vectors)
-
-
-def test_queries_answer_alike_in_batches_alone_saved_and_from_a_prefix(queries, tmp_path):
-    batch = queries.generate(context=TEXTS, question=QUESTIONS, **GREEDY)
-    pairs = zip(TEXTS, QUESTIONS, strict=True)
-    assert batch == [queries.generate(context=t, question=q, **GREEDY) for t, q in pairs]
-    memory = queries.compress(TEXTS)
-    prefix = memory.prefill(queries)
-    assert queries.generate(memory=prefix, question=QUESTIONS, **GREEDY) == batch
-    queries.save_pretrained(tmp_path)
-    again = MemslotsModel.from_pretrained(tmp_path)
-    assert again.generate(memory=memory, question=QUESTIONS, **GREEDY) == batch
-    read = queries.reconstruct(memory, **GREEDY)
-    assert read == [queries.reconstruct(one, **GREEDY) for one in memory]
-    injected = MemslotsModel.from_pretrained(tmp_path)
-    injected.config.inject_layer = 1
-    later = injected.generate(context=TEXTS, question=QUESTIONS, **GREEDY)
-    pairs = zip(TEXTS, QUESTIONS, strict=True)
-    assert later == [injected.generate(context=t, question=q, **GREEDY) for t, q in pairs]
-
-
-def test_queries_are_trained(zoo, tmp_path):
-    model = zoo.compressor(converter_type="queries", compression_rates=[8])
-    before = {name: p.detach().clone() for name, p in model.converter.named_parameters()}
-    CompressorTrainer(model, settings(tmp_path), rows()).train()
-    for name, value in model.converter.named_parameters():
-        assert not torch.equal(value, before[name]), name
-
-
-def test_queries_that_do_not_fit_are_refused(zoo):
-    with pytest.raises(ValueError, match="converter_queries=2 is for converter_type 'queries'"):
-        zoo.compressor(converter_queries=2)
-    with pytest.raises(ValueError, match="makes several of a slot; use memory_positions='after'"):
-        zoo.compressor(converter_type="queries", memory_positions="spread")
-    model = zoo.compressor(converter_type="queries", converter_queries=8, markers="none")
-    many = words(120)
-    room = model.config.decoder_config.max_position_embeddings
-    with pytest.raises(ValueError, match=f"the decoder has {room}: (\\d+) slots fit") as error:
-        model.generate(context=many, question="Why?", max_new_tokens=1)
-    fit = int(str(error.value).split(": ")[1].split()[0])
-    (row,) = model.memory_rows(
-        model.compress("Why?"), [(0, model.processor.prompt(question="Why?"))]
-    )
-    around = len(row.prompt.before) + len(row.prompt.after) + 1
-    assert 8 * fit + around <= room < 8 * (fit + 1) + around
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"inject_layer": 1}, "inject_layer was tried, gained nothing"),
+        ({"converter_queries": 8}, "converter_queries was tried, gained nothing"),
+        ({"converter_type": "queries"}, "converter_type must be one of"),
+    ],
+)
+def test_what_was_cut_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        MemslotsConfig(**config)
+    assert not hasattr(MemslotsConfig(inject_layer=None, converter_queries=4), "inject_layer")

@@ -9,6 +9,7 @@ from tiny_models import words
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from memslots import MemslotsModel
+from memslots.making import new_compressor
 from memslots.trainer.compressor_trainer import CompressorTrainer
 from memslots.trainer.run import _first_model, _stage_model, run_recipe
 
@@ -45,7 +46,7 @@ def test_a_quantized_decoder_stays_as_it_is_and_lets_gradients_through(
 ):
     pytest.importorskip("bitsandbytes")
     quantized = {"quantization_config": QUANTIZED[layer]}
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         zoo.folder("qwen3", "encoder"),
         wide_decoder,
         decoder_kwargs=quantized,

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from tiny_models import words
 
-from memslots import MemslotsModel
+from memslots.making import new_compressor
 from memslots.modeling.distillation_memslots import divergence, teach
 from memslots.modeling.layout_memslots import RECONSTRUCTION
 from memslots.trainer.collator import CompressorCollator
@@ -26,7 +26,7 @@ ROWS = [
 
 @pytest.fixture
 def compressor(zoo):
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         "decoder",
         zoo.folder("llama", "decoder"),
         encoder_layers=1,
@@ -104,7 +104,7 @@ def test_the_teacher_reads_the_text_in_the_same_words(compressor, tmp_path):
 
 def test_a_memory_that_reads_as_the_text_does_has_no_divergence(compressor, tmp_path):
     """At rate 1, untrained slots are the embeddings of the text's own tokens."""
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         "decoder",
         compressor.config.decoder_name_or_path,
         encoder_lora={"r": 2, "alpha": 4, "dropout": 0.0},

@@ -10,7 +10,7 @@ import typer
 
 from memslots.cli import app
 from memslots.hub_cards import handler
-from memslots.modeling import memory_loading_memslots
+from memslots.modeling import memory_files_memslots
 from memslots.serving.gateway_settings import GatewaySettings
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def test_remote_code_is_shown_with_its_revision(place):
     calls = [call for file in files for call in calls_with_remote_code(file.read_text("utf-8"))]
     assert calls
     for call in calls:
-        local = "assets" in call  # the embedded checkpoint has no commits
+        local = "embedded(" in call  # the embedded checkpoint has no commits
         assert local or "revision=" in call, call
 
 
@@ -119,7 +119,7 @@ def test_the_limits_are_those_of_the_code():
         str(settings.max_memories),
         f"{handler.MAX_MEMORY_BYTES // 2**20} MiB",
     ]
-    header = f"{memory_loading_memslots.MOST_HEADER // 2**20} MiB"
+    header = f"{memory_files_memslots.MOST_HEADER // 2**20} MiB"
     assert rows["the header of a memory's file"] == [header, header]
     assert rows["characters of a memory's texts"] == [
         f"{settings.max_characters:,}",

@@ -13,7 +13,8 @@ from sentence_encoders import sentence_encoder
 from tiny_models import LONG, TEXTS
 
 from memslots import MemslotsModel
-from memslots.modeling.encoding_memslots import states_read, to_device
+from memslots.making import new_compressor
+from memslots.modeling.encoders_memslots import states_read, to_device
 
 
 def assert_never_waits(model: MemslotsModel, rate: int) -> None:
@@ -43,9 +44,7 @@ def test_memory_tokens_spread_over_the_segment_do_not_wait(zoo):
 
 def test_a_sentence_encoder_does_not_wait(zoo, tmp_path):
     encoder = sentence_encoder(tmp_path)
-    model = MemslotsModel.from_encoder_decoder_pretrained(
-        encoder, zoo.folder("llama", "decoder"), pooling="sentence"
-    )
+    model = new_compressor(encoder, zoo.folder("llama", "decoder"), pooling="sentence")
     assert_never_waits(model, model.config.compression_rates[0])
 
 
@@ -64,9 +63,9 @@ def test_slots_are_those_of_a_pass_that_finds_its_states_itself(zoo, pooling):
 
 def test_states_read_are_those_of_slots_or_of_tokens():
     lengths, counts = torch.tensor([3, 1]), torch.tensor([2, 1])
-    width, places, slots = states_read(lengths, counts, pooled=False)
+    width, places, slots, _ = states_read(lengths, counts, pooled=False)
     assert (width, places.tolist(), slots) == (5, [3, 4, 6], 3)
-    width, places, slots = states_read(lengths, counts, pooled=True)
+    width, places, slots, _ = states_read(lengths, counts, pooled=True)
     assert (width, places.tolist(), slots) == (3, [0, 1, 2, 3], 3)
 
 

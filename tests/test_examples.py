@@ -16,6 +16,7 @@ from tiny_models import SENTENCES, TEXTS
 from transformers import AutoModelForCausalLM
 
 from memslots import MemslotsModel
+from memslots.making import new_compressor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -118,9 +119,7 @@ def test_train_for_your_llm(run, rows, zoo, tmp_path):
     assert "(right: in Lagos)" in printed
     assert [len(names[one]) for one in ("texts", "questions")] == [4, 4]
     made = MemslotsModel.from_pretrained(tmp_path / "made")
-    fresh = MemslotsModel.from_encoder_decoder_pretrained(
-        encoder, decoder, compression_rates=[4, 16], segment_length=256
-    )
+    fresh = new_compressor(encoder, decoder, compression_rates=[4, 16], segment_length=256)
     assert made.fingerprint == names["model"].fingerprint != fresh.fingerprint
     for name, weight in AutoModelForCausalLM.from_pretrained(decoder).state_dict().items():
         assert torch.equal(made.decoder.state_dict()[name], weight)

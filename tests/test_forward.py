@@ -7,9 +7,11 @@ import torch
 from tiny_models import QUESTIONS, TEXTS
 from torch.nn import functional
 
+from memslots.making import match_scales
+from memslots.modeling.converters_memslots import Converter
+from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.modeling.layout_memslots import ANSWER, COMPLETION, RECONSTRUCTION, Prompt, Row
 from memslots.modeling.memory_memslots import slots_for
-from memslots.modeling.parts_memslots import Converter, embedding_scale
 
 ANSWERS = ["Lagos", "Carmen Moss, and there are twenty seven", "because it rained"]
 
@@ -176,7 +178,7 @@ def test_converter_hidden_size_and_no_markers(zoo):
 @pytest.mark.parametrize("decoder", ["llama", "gemma3", "gpt2"])
 def test_new_vectors_have_the_decoders_scale(zoo, decoder):
     model = zoo.compressor("gpt2", decoder)
-    model.match_scales()
+    match_scales(model)
     ids = torch.arange(model.decoder.config.vocab_size)
     scale = model.decoder.get_input_embeddings()(ids).std().item()
     assert embedding_scale(model.decoder) == pytest.approx(scale, rel=0.1)
@@ -192,7 +194,7 @@ def test_new_vectors_have_the_decoders_scale(zoo, decoder):
 def test_memory_tokens_have_the_encoders_scale(zoo):
     for encoder in ("gpt2", "bert"):
         model = zoo.compressor(encoder, "llama")
-        model.match_scales()
+        match_scales(model)
         scale = model.encoder.get_input_embeddings().weight.std().item()
         assert 1 / 1.5 < model.memory_tokens.std().item() / scale < 1.5
 

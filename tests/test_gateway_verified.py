@@ -10,8 +10,7 @@ import torch
 from loopback import served
 from tiny_models import QUESTIONS, TEXTS
 
-from memslots import MemslotsModel
-from memslots.modeling.patches_memslots import Patches, pack_patches
+from memslots import MemslotsModel, verified
 from memslots.serving.engines import TransformersEngine, expanded_with
 from memslots.serving.gateway import Gateway
 from memslots.serving.gateway_settings import GatewaySettings
@@ -63,18 +62,18 @@ def answered(response):
         {"fidelity": 0.01, "rates": [2, 8]},
         {"max_slots": 60},
         {"max_slots": 60, "fidelity": 0.5, "exact": ["numbers"]},
-        {"rate": 8, "exact": ["numbers"], "patches": True},
+        {"rate": 8, "exact": ["numbers"], "keep_text": True},
         {"rate": 8, "exact": True},
         {"rate": 8, "exact": []},
-        {"rate": 8, "exact": True, "patches": False},
+        {"rate": 8, "exact": True, "keep_text": False},
         {"rate": 8, "literals": ["numbers"]},
-        {"rate": 8, "exact": False, "patches": False},
+        {"rate": 8, "exact": False, "keep_text": False},
     ],
 )
 def test_memories_are_those_that_compress_makes(client, model, tmp_path, fields):
     text = NUMBERS + " " + TEXTS[1]
     one = made(client, text=text, **fields)
-    expected = model.compress(text, **fields)
+    expected = verified.compress(model, text, **fields)
     found = loaded(client, model, one, tmp_path)
     assert (found.documents, found.checks, found.literals) == (
         expected.documents,
@@ -87,7 +86,7 @@ def test_memories_are_those_that_compress_makes(client, model, tmp_path, fields)
     assert one["segments_as_text"] == expected.segment_rates.count(0)
     assert one["literals"] == sum(expected.n_literals)
     report = client.get(f"{MEMORIES}/{one['id']}?format=report").json()
-    assert report == {"id": one["id"], **expected.report().to_dict()}
+    assert report == {"id": one["id"], **verified.report(expected).to_dict()}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,7 @@ def test_memories_are_those_that_compress_makes(client, model, tmp_path, fields)
         ({"max_slots": 1}, "max_slots=1 is too little"),
         ({"exact": ["phones"]}, "'phones' is no detector"),
         ({"exact": "numbers"}, "exact"),
-        ({"patches": "yes"}, "patches: Input should be a valid boolean"),
+        ({"keep_text": "yes"}, "keep_text: Input should be a valid boolean"),
         ({"literals": ["names"]}, "'names' is no detector"),
         ({"slot_dtype": "int8"}, "slot_dtype: this gateway does not know"),
     ],
@@ -117,33 +116,21 @@ def test_what_cannot_be_asked(client, fields, message):
 
 def test_a_file_is_what_it_was_compressed_to(client, model):
     file = base64.b64encode(write_memory_file(model.compress(TEXTS[0]))).decode()
-    for name, value in {"fidelity": 0.5, "exact": [], "literals": [], "patches": False}.items():
+    for name, value in {"fidelity": 0.5, "exact": [], "literals": [], "keep_text": False}.items():
         response = client.post(MEMORIES, json={"memory": file, name: value})
         assert response.status_code == 400
         assert f"{name} is for a text" in response.json()["error"]["message"]
-
-
-def test_a_file_that_would_make_the_decoder_write_on_is_refused(client, model):
-    memory = model.compress(TEXTS[0], rate=8, patches=True)
-    check, text = memory.checks[0], TEXTS[0][: memory.segments[0].end]
-    endless = replace(check, exact=pack_patches(text, Patches(10**9, {}, [])))
-    wrong = replace(memory, checks=(endless, *memory.checks[1:]))
-    file = base64.b64encode(write_memory_file(wrong)).decode()
-    response = client.post(MEMORIES, json={"memory": file})
-    assert response.status_code == 400
-    assert "patches for 1000000000 tokens" in response.json()["error"]["message"]
-    assert response.json()["error"]["param"] == "memory"
 
 
 # -- expand ----------------------------------------------------------------------------------------
 
 
 def test_expanded_segments_are_read_as_generate_reads_them(client, model):
-    kept = made(client, text=TEXTS[1], rate=8, patches=True)
+    kept = made(client, text=TEXTS[1], rate=8, keep_text=True)
     plain = made(client, text=TEXTS[2], rate=8)
     memories = [
-        model.compress(TEXTS[0], rate=8, patches=True),  # a document's text is at hand
-        model.compress(TEXTS[1], rate=8, patches=True),
+        model.compress(TEXTS[0], rate=8, keep_text=True),  # a document's text is at hand
+        model.compress(TEXTS[1], rate=8, keep_text=True),
         model.compress(TEXTS[2], rate=8),
     ]
     context = memories[0].cat(memories).join()
@@ -182,8 +169,8 @@ def test_texts_that_come_with_a_request_are_read_as_they_are(model, zoo):
 
 def test_expanding_again_and_not_expanding_do_not_mix(client, model):
     """Prefixes of one id are kept apart by what is expanded."""
-    one = made(client, text=TEXTS[1], rate=8, patches=True)
-    memory = model.compress(TEXTS[1], rate=8, patches=True)
+    one = made(client, text=TEXTS[1], rate=8, keep_text=True)
+    memory = model.compress(TEXTS[1], rate=8, keep_text=True)
     for expand in ([], [0], [], [0], [1]):
         expected = model.generate(
             memory=memory, question=QUESTIONS[0], expand=expand, max_new_tokens=NEW
@@ -220,11 +207,11 @@ def test_the_decoder_is_asked_in_the_thread_in_which_it_answers(zoo, monkeypatch
     )
     gateway = Gateway(model, TransformersEngine(model), ProcessShelf())
     with served(gateway.app()) as url, httpx.Client(base_url=url, timeout=60) as client:
-        one = made(client, text=TEXTS[0], rate=8, exact=["numbers"], patches=True)
+        one = made(client, text=TEXTS[0], rate=8, exact=["numbers"], keep_text=True)
         assert threads == {"memslots-generate"}
         threads.clear()
         kept = gateway._shelf.get([one["id"]])[0]
-        unkept = replace(kept, checks=())
+        unkept = replace(kept, checks=(), texts=())
         gateway._shelf.put("unkept", unkept, {})
         answered(asked(client, memory_ids=["unkept"], expand=[0]))
         assert threads == {"memslots-generate"}
@@ -234,7 +221,7 @@ def test_the_decoder_is_asked_in_the_thread_in_which_it_answers(zoo, monkeypatch
 
 
 def test_what_goes_into_a_store_is_verified_as_it_is_kept(model, tmp_path):
-    """A store rounds slots, so they are rounded before they are asked, and patches apply."""
+    """A store rounds slots, so they are rounded before they are asked."""
     shelf = StoreShelf(MemoryStore(tmp_path / "store"))
     assert shelf.slot_dtype == torch.bfloat16
     gateway = Gateway(model, TransformersEngine(model), shelf)
@@ -242,7 +229,7 @@ def test_what_goes_into_a_store_is_verified_as_it_is_kept(model, tmp_path):
         for text in TEXTS:
             one = made(client, text=text, rate=8, exact=True)
             (memory,) = shelf.get([one["id"]])
-            expected = model.compress(text, rate=8, exact=True, slot_dtype=torch.bfloat16)
+            expected = verified.compress(model, text, rate=8, exact=True, slot_dtype=torch.bfloat16)
             assert memory.checks == expected.checks
             assert model.reconstruct(memory, exact=True) == text
         assert made(client, text=TEXTS[0], exact=False)["fidelity"] == []

@@ -15,8 +15,8 @@ from transformers import (
     TextStreamer,
 )
 
-from memslots.modeling.generation_memslots import REFUSED, pair
-from memslots.modeling.layout_memslots import Row
+from memslots.modeling.decoders_memslots import REFUSED
+from memslots.modeling.layout_memslots import Row, pair
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "memslots"
 
-# A room may import itself and rooms of a lower level: modeling <- configuration, data, cramming
-# <- trainer, evaluation, serving <- hub_cards <- cli.
+# A room may import itself and rooms of a lower level: modeling <- verified, chat, making,
+# configuration, data, cramming <- trainer, evaluation, serving <- hub_cards <- cli.
 LEVELS = {
     "modeling": 0,
+    "verified": 1,
+    "chat": 1,
+    "making": 1,
+    "smollm2": 1,
     "checkpoints": 0,
-    "smollm2": 0,
     "configuration": 1,
     "data": 1,
     "cramming": 1,
@@ -37,7 +40,14 @@ MODELING_LIBRARIES = {
     "tokenizers",  # a dependency of transformers
     "tqdm",  # a dependency of transformers
 }
-MODELING_GUARDED_LIBRARIES = {"peft", "sentence_transformers", "sentencex"}
+MODELING_GUARDED_LIBRARIES = {"peft", "sentencex"}
+MOST_LINES = {"room": 4_700, "core": 1_800}
+"""Of the travelling room, and of what one reads of it first; docstrings, with their examples, are
+the manual and are counted apart."""
+
+CORE = ("configuration", "modeling", "processing", "memory")
+MOST_FILES = {"compress": 6, "generate": 8}
+"""Files of the travelling room that a plain call of a method enters."""
 
 # assets/ is left out: its .py files are copies of modeling/, which git does not keep.
 ALL_FILES = sorted(
@@ -116,6 +126,13 @@ def third_party_imports(
         yield from third_party_imports(child, in_function, hidden)
 
 
+@pytest.fixture(scope="module")
+def embedded_checkpoint():
+    from memslots import MemslotsModel, embedded
+
+    return MemslotsModel.from_pretrained(embedded("tiny"))
+
+
 def test_there_are_files_to_check():
     assert MODELING_FILES
 
@@ -173,3 +190,68 @@ def test_travelling_room_imports_only_what_travels(path):
 def test_travelling_room_is_flat():
     folders = {path.name for path in (PACKAGE / "modeling").iterdir() if path.is_dir()}
     assert folders <= {"__pycache__"}
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines of a file that are in no docstring."""
+    text = path.read_text("utf-8")
+    lines = len(text.splitlines())
+    for node in ast.walk(ast.parse(text)):
+        kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+    return lines
+
+
+def test_the_travelling_room_stays_small():
+    lines = {path.stem: lines_of_code(path) for path in MODELING_FILES}
+    assert sum(lines.values()) <= MOST_LINES["room"], sorted(lines.items())
+    core = {name: lines[f"{name}_memslots"] for name in CORE}
+    assert sum(core.values()) <= MOST_LINES["core"], core
+
+
+def test_files_of_the_travelling_room_import_one_another_in_one_direction():
+    """Type-checking imports too, but for what is only named for transformers to copy it."""
+    siblings = {path.stem for path in MODELING_FILES}
+    needs = {
+        path.stem: {
+            node.module
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.level and node.module in siblings
+        }
+        for path in MODELING_FILES
+    }
+    needs["checkpoint_memslots"].discard("pipeline_memslots")
+    needs.pop("__init__", None)
+    while needs:
+        free = {name for name, modules in needs.items() if not modules & set(needs)}
+        assert free, f"these import one another in a circle: {sorted(needs)}"
+        for name in free:
+            del needs[name]
+
+
+def entered(call) -> set[str]:
+    """Files of the travelling room in which a call runs a function."""
+    files: set[str] = set()
+
+    def note(frame, event, arg):
+        if event == "call" and frame.f_code.co_filename.startswith(str(PACKAGE / "modeling")):
+            files.add(Path(frame.f_code.co_filename).name)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return files
+
+
+def test_a_plain_call_enters_few_files(embedded_checkpoint):
+    text, question = "Ann Lee is a nurse. She is 47 years old.", "How old is Ann?"
+    model = embedded_checkpoint
+    for name, call in (
+        ("compress", lambda: model.compress(text, rate=16)),
+        ("generate", lambda: model.generate(context=text, question=question, max_new_tokens=2)),
+    ):
+        files = entered(call)
+        assert len(files) <= MOST_FILES[name], (name, sorted(files))

@@ -11,7 +11,7 @@ from tiny_models import QUESTIONS, TEXTS
 from memslots.evaluation.conditions import conditions
 from memslots.evaluation.likelihood import target_losses
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.layout_memslots import MEM_END, Row, row_length
+from memslots.modeling.layout_memslots import MEM_END, Row
 from memslots.modeling.literals_memslots import DETECTORS, by_pattern, find_literals
 from memslots.trainer import CompressorConfig, CompressorTrainer
 
@@ -105,7 +105,7 @@ def test_they_stand_after_the_slots_and_are_counted(kind):
     slots = [segment.slots for segment in memory.segments]
     laid_out = kind.processor.lay_out([row], slots)
     ids, read = laid_out["input_ids"][0].tolist(), laid_out["memory_ids"][0].tolist()
-    assert len(ids) == row_length(row, slots, kind.config.markers)
+    assert len(ids) == kind.processor.row_length(row, slots)
     encode = kind.processor.decoder_text.encode
     expected = list(prompt.before)
     for own in memory.literals:
@@ -176,7 +176,9 @@ def test_only_a_file_with_literals_needs_a_new_reader(model, tmp_path, monkeypat
     assert header_of(tmp_path / "plain")["version"] == 1
     assert "literals" not in header_of(tmp_path / "plain")
     assert header_of(tmp_path / "beside")["version"] == 2
-    monkeypatch.setattr("memslots.modeling.memory_memslots.FORMAT_VERSION", 1)  # an older reader
+    monkeypatch.setattr(
+        "memslots.modeling.memory_files_memslots.FORMAT_VERSION", 1
+    )  # an older reader
     assert Memory.load(tmp_path / "plain").literals == ()
     with pytest.raises(ValueError, match=r"version 2; this memslots reads .* up to version 1"):
         Memory.load(tmp_path / "beside")
@@ -264,7 +266,9 @@ def test_packed_questions_and_calls_agree_on_the_layout(zoo):
     for name, tensor in laid_out.items():
         assert torch.equal(tensor, inputs[name]), name
     empty = Row([], model.processor.prompt(question="How old?"))
-    assert row_length(empty, [], "segment") == len(empty.prompt.before) + len(empty.prompt.after)
+    assert model.processor.row_length(empty, []) == len(empty.prompt.before) + len(
+        empty.prompt.after
+    )
 
 
 def test_detectors_take_a_new_name(model, monkeypatch):

@@ -11,7 +11,7 @@ from tiny_models import LONG, QUESTIONS, SEGMENT, TEXTS, Zoo, byte_bpe, unigram,
 
 from memslots.modeling import Memory
 from memslots.modeling.memory_memslots import slots_for
-from memslots.modeling.tokenization_memslots import PlainText
+from memslots.modeling.texts_memslots import PlainText
 
 
 @pytest.fixture(scope="module")

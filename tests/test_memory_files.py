@@ -96,11 +96,11 @@ def test_other_files(tmp_path, path):
 
 
 def test_newer_format(tmp_path):
-    for version in (4, 0):
+    for version in (5, 0):
         header = json.dumps({"format": "memslots.memory", "version": version})
         save_file({"slots": torch.zeros(2, 3)}, tmp_path / "new", metadata={"memslots": header})
         with pytest.raises(
-            ValueError, match=rf"version {version}; this memslots reads .* up to version 3"
+            ValueError, match=rf"version {version}; this memslots reads .* up to version 4"
         ):
             Memory.load(tmp_path / "new")
 

@@ -10,6 +10,7 @@ from tiny_models import SENTENCES
 from memslots import MemslotsModel
 from memslots.cli import main
 from memslots.configuration.own import minutes_of, own_recipe
+from memslots.making import new_compressor
 from memslots.trainer.run import run_recipe
 from memslots.trainer.time_budget import TIME_FILE, TimeBudget
 
@@ -45,7 +46,7 @@ def test_it_ends_at_the_users_decoder(zoo, texts, tmp_path):
     model = MemslotsModel.from_pretrained(result)
     assert model.config.decoder_name_or_path == decoder
     assert model.config.encoder_layers == 1
-    untrained = MemslotsModel.from_encoder_decoder_pretrained(
+    untrained = new_compressor(
         "decoder", decoder, **small(decoder, texts, 1)["compressor"]["config"]
     )
     assert not torch.equal(model.converter.down.weight, untrained.converter.down.weight)

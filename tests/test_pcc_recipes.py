@@ -15,6 +15,7 @@ from lab.training.donor import take_decoder
 from memslots import MemslotsModel
 from memslots.cli import main
 from memslots.configuration import load_recipe
+from memslots.making import new_compressor
 from memslots.trainer.plan import plan_recipe
 from memslots.trainer.run import previous_stage, run_recipe, training_arguments
 from memslots.trainer.stage_data import Sources, stage_dataset
@@ -190,7 +191,7 @@ def test_batch_sizes_and_tokens_become_steps():
 def test_the_plan_counts_what_is_trained(zoo):
     recipe = small("pcc_large", zoo)
     plans = {plan.name: plan for plan in plan_recipe(recipe, rate=1e9)}
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         recipe["compressor"]["encoder"],
         recipe["compressor"]["decoder"],
         **recipe["compressor"]["config"],

@@ -8,7 +8,7 @@ from datasets import Dataset
 from tiny_models import LONG, QUESTIONS, TEXTS
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.layout_memslots import MEM, MEM_END, Row, row_length
+from memslots.modeling.layout_memslots import MEM, MEM_END, Row
 from memslots.trainer import CompressorConfig, CompressorTrainer
 
 
@@ -113,7 +113,7 @@ def test_markers_stand_where_the_config_says(zoo, markers, pairs):
     row = Row([0, 1, 2], model.processor.prompt(question=QUESTIONS[0]))
     ids = model.processor.lay_out([row], slots)["memory_ids"][0].tolist()
     assert ids.count(MEM) == ids.count(MEM_END) == pairs
-    assert len(ids) == row_length(row, slots, markers)
+    assert len(ids) == model.processor.row_length(row, slots)
     inside = [i for i in ids if i]
     if markers == "memory":
         assert (inside[0], inside[-1]) == (MEM, MEM_END)

@@ -23,6 +23,7 @@ from memslots.configuration import load_recipe
 from memslots.hub_cards import push
 from memslots.hub_cards.hub_commit import PushError
 from memslots.hub_cards.push import push_checkpoint, staged
+from memslots.making import new_compressor
 from memslots.modeling import MemslotsModel
 
 ANSWERS = {"context": TEXTS[0], "question": QUESTIONS, "max_new_tokens": 5}
@@ -307,7 +308,7 @@ def test_local_decoder_is_refused_and_one_on_the_hub_taken(hub, zoo, tmp_path):
 
 def test_a_local_sentence_encoder_that_is_not_in_the_checkpoint_is_refused(hub, zoo, tmp_path):
     (tmp_path / "sentences").mkdir()
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         sentence_encoder(tmp_path / "sentences"),
         zoo.folder("llama", "decoder"),
         pooling="sentence",

@@ -78,7 +78,7 @@ def test_a_prefix_is_continued_alike(model):
 def test_an_expanded_text_is_answered_as_the_full_text():
     model = MemslotsModel.from_pretrained(embedded("tiny"))
     model.to(torch.float32)
-    memory = model.compress(PERSON, rate=4, patches=True)
+    memory = model.compress(PERSON, rate=4, keep_text=True)
     question = "How old is the person?"
     answer = model.generate(memory=memory, question=question, expand=[0], max_new_tokens=8)
     assert [answer] == answer_from_text(model, [PERSON], [question], 8) == ["51"]
@@ -88,7 +88,7 @@ def test_reading_back_what_was_not_kept_is_said(model):
     unkept = model.compress(TEXTS[1], rate=8)
     with pytest.warns(UserWarning, match="exact text of segments 0 was not kept"):
         model.generate(memory=unkept, question="Why?", expand=[0], max_new_tokens=2)
-    kept = model.compress(TEXTS[1], rate=8, patches=True)
+    kept = model.compress(TEXTS[1], rate=8, keep_text=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert model.expanded(kept, [0]).segment_texts[0] == TEXTS[1][: kept.segments[0].end]

@@ -1,35 +1,21 @@
 """Memory files that strangers send: what no compressor writes is refused before it costs."""
 
 import base64
-import hashlib
 import json
 import os
 import tracemalloc
 import zlib
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny_models import SEGMENT, TEXTS
+from tiny_models import TEXTS
 
-from memslots.modeling import Memory, memory_loading_memslots
-from memslots.modeling.memory_files_memslots import write_memory_file
-from memslots.modeling.patches_memslots import (
-    DEFLATED,
-    LARGEST,
-    PATCHED,
-    PATCHED_DEFLATED,
-    Edit,
-    Patches,
-    pack_patches,
-    pack_text,
-    read_patches,
-    stored_text,
-)
+from memslots import Memory, verified
+from memslots.modeling import memory_files_memslots
+from memslots.modeling.memory_files_memslots import pack_text, write_file
 from memslots.serving.memory_upload import read_memory_file
-from memslots.serving.memory_upload import write_memory_file as write_upload
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
 
@@ -38,9 +24,9 @@ MOST = 10_000
 
 @pytest.fixture(scope="module")
 def memory(model) -> Memory:
-    """Slots and literals, stored texts, and one text that is read as text."""
-    made = model.compress(TEXTS[:2], rate=8, exact="numbers", patches=True)
-    made = Memory.cat([made, model.compress(TEXTS[2], fidelity=1.0)])
+    """Slots and literals, kept texts, and one text that is read as text."""
+    made = verified.compress(model, TEXTS[:2], rate=8, exact="numbers", keep_text=True)
+    made = Memory.cat([made, verified.compress(model, TEXTS[2], fidelity=1.0)])
     return made.join()
 
 
@@ -53,10 +39,10 @@ def forged(memory, tmp_path):
         memory.save(path)
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["memslots"])
-            kept = {name: file.get_tensor(name) for name in ("slots", "exact")}
+            kept = {name: file.get_tensor(name) for name in ("slots", "texts")}
         if change is not None:
             change(header)
-        write_memory_file(path, header, {**kept, **(tensors or {})})
+        write_file(path, header, {**kept, **(tensors or {})})
         return base64.b64encode(path.read_bytes()).decode()
 
     return make
@@ -69,6 +55,7 @@ def test_what_was_compressed_is_taken(model, memory, forged):
         memory.checks,
         memory.literals,
     )
+    assert (read.texts, read.texts[2]) == (memory.texts, None)
     assert model.reconstruct(read, exact=True) == "".join(TEXTS[:3])
 
 
@@ -98,8 +85,11 @@ TEXT = -1  # the last segment is read as text
         (put("nested", "yes"), "memory has nested 'yes'"),
         (put("pooling", "mean"), "memory has pooling 'mean'"),
         (put("fingerprint", 7), "no memory's"),
-        (put("text_sha256", 0, "0" * 63), "text_sha256 that is none"),
-        (put("text_sha256", 0, {}), "text_sha256 that is none"),
+        (
+            put("text_sha256", 0, "0" * 63),
+            "text_sha256 that is none|not the one that was compressed",
+        ),
+        (put("text_sha256", 0, {}), "text_sha256 that is none|not the one that was compressed"),
         (put("unknown_tokens", []), "unknown tokens"),
         (put("unknown_tokens", 0, -1), "unknown tokens"),
         (put("documents", []), "segments, its documents"),
@@ -112,14 +102,19 @@ TEXT = -1  # the last segment is read as text
         (put("segments", TEXT, 3, 10**9), "segment of numbers"),
         (put("segments", 0, 3, "8"), "no memory's"),
         (put("segments", 0, [1]), "no memory's"),
-        (put("checks", []), "bytes of exact texts"),
+        (put("checks", 0, []), "no memory's|not enough values"),
         (put("checks", 0, 0, 0), "not how rate 0"),
         (put("checks", 0, 1, -1), "not counted right"),
         (put("checks", 0, 3, [[0, 10**9]]), "lost token outside"),
         (put("checks", 0, 3, [[0, 1]] * 5000), "not counted right"),
         (put("checks", 0, 3, [["a", "b"]]), "invalid literal"),
         (put("checks", 0, 4, "a text beside slots"), "whose text is not"),
-        (put("checks", 0, 5, 10**12), "exact text has|segments have"),
+        (put("texts", []), "one run for each hash"),
+        (put("texts", 0, 0, -1), "kept text of no size"),
+        (put("texts", 0, 0, 10**12), "kept text of no size"),
+        (put("texts", 0, 1, 10**12), "keeps 10000000"),
+        (put("texts", 0, 1, 2), "no end after 2 bytes"),
+        (put("texts", 0, None), "kept texts, and the texts have|is damaged"),
         (put("checks", TEXT, 4, None), "whose text is not"),
         (put("checks", TEXT, 4, "x" * 9_000), "whose text is not"),
         (put("checks", TEXT, 4, [1]), "whose text is not"),
@@ -144,7 +139,7 @@ def test_files_of_many_characters_and_long_headers(model, forged, monkeypatch):
     def stuffed(header):
         header["more"] = "x" * 5000
 
-    monkeypatch.setattr(memory_loading_memslots, "MOST_HEADER", 5000)
+    monkeypatch.setattr(memory_files_memslots, "MOST_HEADER", 5000)
     with pytest.raises(ValueError, match=r"header of \d+ bytes, and 5000 are read"):
         read_memory_file(model, forged(stuffed), MOST)
     monkeypatch.undo()
@@ -173,87 +168,44 @@ def test_slots_that_no_compressor_writes(model, memory, forged, slots, message):
         read_memory_file(model, forged(tensors={"slots": slots(memory.slots).contiguous()}), MOST)
 
 
-def test_exact_texts_of_another_type(model, memory, forged):
-    wrong = {"exact": torch.zeros(9, dtype=torch.int64)}
-    with pytest.raises(ValueError, match="in their place"):
+def test_kept_texts_of_another_type(model, memory, forged):
+    wrong = {"texts": torch.zeros(9, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="kept texts are bytes"):
         read_memory_file(model, forged(tensors=wrong), MOST)
-
-
-def with_exact(memory, exact) -> Memory:
-    """A memory whose first segment keeps these bytes."""
-    first, *others = memory.checks
-    return replace(memory, checks=(replace(first, exact=exact), *others))
-
-
-def sent(memory, tmp_path) -> str:
-    memory.save(tmp_path / "sent")
-    return base64.b64encode((tmp_path / "sent").read_bytes()).decode()
-
-
-def deflated(data: bytes) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return packer.compress(data) + packer.flush()
-
-
-def packed(kind: int, payload: bytes, data: bytes = b"") -> bytes:
-    return bytes([kind]) + hashlib.sha256(data).digest() + payload
 
 
 BIG = 2**25
 
 
+def kept(data: bytes, size: int | None = None):
+    """A change of the header and tensors that keeps these deflated bytes as the first text."""
+
+    def change(header):
+        header["texts"] = [[len(data), len(data) if size is None else size], None, None]
+
+    return change, {"texts": torch.frombuffer(bytearray(data), dtype=torch.uint8)}
+
+
 @pytest.mark.parametrize(
-    ("exact", "message"),
+    ("data", "size", "message"),
     [
-        (lambda text: pack_patches(text, Patches(10**6, {}, [])), "patches for 1000000 tokens"),
-        (lambda text: pack_patches(text, Patches(2**40, {}, [])), "damaged"),
-        (lambda text: pack_patches(text, Patches(5, {7: 1}, [])), "forces token 7 of 5"),
-        (lambda text: pack_patches(text, Patches(5, dict.fromkeys(range(9), 1), [])), "9 of them"),
-        (
-            lambda text: pack_patches(text, Patches(5, {}, [Edit(0, 0, b"")] * 9000)),
-            "more than 8193 edits",
-        ),
-        (lambda text: packed(PATCHED, b"\xff" * BIG), "damaged"),
-        (lambda text: packed(PATCHED_DEFLATED, deflated(bytes(BIG))), "no end within"),
-        (lambda text: packed(DEFLATED, deflated(bytes(BIG)), bytes(BIG)), "no end within"),
-        (lambda text: pack_text(text + "!"), "stored text has [0-9]+ characters"),
-        (lambda text: packed(DEFLATED, deflated(b"\xff" * 9), b"\xff" * 9), "no UTF-8"),
+        (zlib.compress(bytes(BIG)), 100, "no end after 100 bytes"),
+        (zlib.compress(bytes(BIG)), BIG, f"keeps {BIG} bytes of text"),
+        (zlib.compress(b"\xff" * 9), 9, "a kept text is damaged"),
+        (b"\xff" * 200, 200, "a kept text is damaged"),
+        (pack_text(TEXTS[0] + "!"), len(TEXTS[0]) + 1, "is not the one that was compressed"),
     ],
 )
-def test_bombs_are_refused_before_they_cost_memory(model, memory, tmp_path, exact, message):
-    bytes_kept = exact(TEXTS[0][: memory.segments[0].end])
-    content = sent(with_exact(memory, bytes_kept), tmp_path)
+def test_bombs_are_refused_before_they_cost_memory(model, forged, data, size, message):
+    change, tensors = kept(data, size)
+    content = forged(change, tensors)
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=message):
             read_memory_file(model, content, MOST)
-        assert tracemalloc.get_traced_memory()[1] < 6 * len(bytes_kept) + 2**22
+        assert tracemalloc.get_traced_memory()[1] < 6 * len(data) + 2**22
     finally:
         tracemalloc.stop()
-
-
-def test_patches_in_hand_are_bounded_by_the_decoder(model, memory, monkeypatch):
-    """Also where nothing was loaded: the decoder is not made to write."""
-    monkeypatch.setattr(model.decoder, "generate", lambda *a, **k: pytest.fail("it was asked"))
-    text = TEXTS[0][: memory.segments[0].end]
-    for tokens, forced, message in (
-        (8 * SEGMENT + 1, {}, "patches for"),
-        (3, {1: 10**6}, "force a token beyond"),
-    ):
-        wrong = with_exact(memory, pack_patches(text, Patches(tokens, forced, [])))
-        with pytest.raises(ValueError, match=message):
-            model.expand(wrong, 0)
-
-
-def test_the_widest_texts_and_most_patches_still_come_back():
-    wide = "\U0001f600" * 50
-    assert stored_text(pack_text(wide), 50) == wide
-    with pytest.raises(ValueError, match="no end within"):
-        stored_text(pack_text(wide), 49)
-    edits = [Edit(2 * i, 2 * i + 1, b"ab") for i in range(8000)]
-    whole = Patches(700, dict.fromkeys(range(700), 2**31), edits)
-    assert read_patches(pack_patches("x", whole), 700, 16_000) == whole
-    assert read_patches(pack_patches("x", Patches(LARGEST, {}, [])), LARGEST).tokens == LARGEST
 
 
 # -- files that cost more than they are ------------------------------------------------------------
@@ -264,7 +216,7 @@ def several(times):
 
     def change(header):
         header["segments"] = [header["segments"][0]] * times
-        header["checks"] = [[*header["checks"][0][:5], 0]] * times
+        header["checks"] = [header["checks"][0]] * times
         header["literals"] = [header["literals"][0]] * times
         header["documents"] = [times]
 
@@ -273,13 +225,12 @@ def several(times):
 
 def test_segments_are_in_their_texts_order_and_apart(model, memory, forged):
     n_slots = memory.segments[0].slots
-    tensors = {"exact": torch.zeros(0, dtype=torch.uint8)}
     for times in (2, 20):
         slots = memory.slots[:n_slots].repeat(times, 1)
         with pytest.raises(ValueError, match="not after the one before"):
-            read_memory_file(model, forged(several(times), {**tensors, "slots": slots}), MOST)
+            read_memory_file(model, forged(several(times), {"slots": slots}), MOST)
     assert read_memory_file(
-        model, forged(several(1), {**tensors, "slots": memory.slots[:n_slots].clone()}), MOST
+        model, forged(several(1), {"slots": memory.slots[:n_slots].clone()}), MOST
     )
 
 
@@ -301,8 +252,6 @@ def test_segments_of_no_token_are_read_as_text_alone(model, memory, forged):
     slots = memory.slots[memory.segments[0].slots :].clone()
     with pytest.raises(ValueError, match="segment of no tokens"):
         read_memory_file(model, forged(emptied, {"slots": slots}), MOST)
-    white = model.compress("   ", exact=True)
-    assert read_memory_file(model, base64.b64encode(write_upload(white)).decode(), MOST)
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(torch.float64, 1e300), (torch.float32, 3e38)])
@@ -354,7 +303,7 @@ ODD = [
 ]
 HEADER = (
     "version format rate rates nested pooling fingerprint text_sha256 unknown_tokens documents "
-    "segments literals checks"
+    "segments literals checks texts"
 ).split()
 
 

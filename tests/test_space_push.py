@@ -60,6 +60,10 @@ def test_one_commit_holds_the_space(hub, checkpoint):  # noqa: F811
         if path.is_file() and "__pycache__" not in path.parts
     }
     own = {name: data for name, data in own.items() if name not in ("__init__.py", "README.md")}
+    package = SOURCE.parents[1]
+    carried = [package / "__init__.py", package / "chat.py"]
+    carried += [*package.glob("modeling/*.py"), *package.glob("verified/*.py")]
+    own |= {path.relative_to(package.parent).as_posix(): path.read_bytes() for path in carried}
     assert files == own
     for content in files.values():
         assert TOKEN.encode() not in content
@@ -126,14 +130,9 @@ def test_what_a_space_could_not_load_is_refused(hub, checkpoint, tmp_path):  # n
     hub.repository("me/llama", {"config.json": b'{"model_type": "llama"}'})
     refused("is a 'llama' model, no memslots checkpoint", "me/llama")
     files = dict(hub.repositories["me/model"].find("main").files)
-    del files["chat_memslots.py"]
-    hub.repository("me/older", files)
-    refused(r"has no chat_memslots\.py: its code is older", "me/older")
     config = json.loads(files["config.json"])
     config |= {"bundle_decoder": False, "decoder_name_or_path": "me/decoder"}
-    hub.repository(
-        "me/named", {**files, "chat_memslots.py": b"", "config.json": json.dumps(config).encode()}
-    )
+    hub.repository("me/named", {**files, "config.json": json.dumps(config).encode()})
     refused("the decoder 'me/decoder' is no repository on the Hub", "me/named")
     hub.repository("me/decoder")
     with staged_space("me/demo", "me/named"):
@@ -159,6 +158,14 @@ def test_versions_are_those_of_the_tests():
     assert header["short_description"] == header["short_description"][:60]  # the Hub's limit
 
 
+# The package of this checkout is hidden; what the Space carries is found.
+INSTALLED_IS_HIDDEN = BLOCKED.replace(
+    "return None if blocked else find(name, path, target)",
+    """found = find(name, path, target)
+    here = found is None or not found.origin or found.origin.startswith(os.getcwd())
+    return found if here or not blocked else None""",
+).replace("import importlib.machinery", "import importlib.machinery, os", 1)
+
 # `python app.py` would run until it is stopped; this is the same, with a question in between.
 SCRIPT = """
 import json, os, sys, urllib.request
@@ -176,7 +183,9 @@ def question(built, settings):
     _, url, _ = page.serve(built, settings, prevent_thread_lock=True, quiet=True)
     html = urllib.request.urlopen(url, timeout=60).read().decode()
     loaded = type(model).__module__, seen["compressor"].chat_memory.__module__
-    print("RESULT" + json.dumps([found, settings.revision, loaded, settings.title in html]))
+    import memslots
+    titled = settings.title in html
+    print("RESULT" + json.dumps([found, settings.revision, loaded, titled, memslots.__file__]))
     built.close()
 build = app.build_page
 app.build_page = lambda compressor, settings: (
@@ -205,7 +214,7 @@ def test_the_pushed_space_runs_without_memslots(hub, checkpoint, bundled, tmp_pa
     environment.pop("PYTHONPATH", None)
     asked = {"context": TEXTS[1], "question": QUESTIONS[0]}
     run = subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKED + SCRIPT, json.dumps(asked)],
+        [sys.executable, "-I", "-c", INSTALLED_IS_HIDDEN + SCRIPT, json.dumps(asked)],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -214,14 +223,17 @@ def test_the_pushed_space_runs_without_memslots(hub, checkpoint, bundled, tmp_pa
         timeout=500,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    found, revision, loaded, titled = json.loads(run.stdout.rpartition("RESULT")[2].splitlines()[0])
+    found, revision, loaded, titled, carried = json.loads(
+        run.stdout.rpartition("RESULT")[2].splitlines()[0]
+    )
     model, _ = bundled
     memory = model.compress(TEXTS[1], rate=4)
     answer = model.generate(memory=memory, question=QUESTIONS[0], max_new_tokens=5)
     assert found["Memory"] == answer
     assert set(found) == {"Memory", "Full text", "No context"}
     assert revision == checkpoint
-    assert all(name.startswith("transformers_modules.") for name in loaded)
+    assert loaded == ["memslots.modeling.modeling_memslots", "memslots.chat"]
+    assert Path(carried).parent == folder / "memslots"
     assert titled
     assert "is not pinned" not in run.stderr
 

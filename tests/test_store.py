@@ -118,7 +118,7 @@ def test_every_field_of_a_memory_has_a_place_in_the_format():
     memory = make_memory(TEXTS)
     (row,) = store_format.encode_memory(["a"], memory[0], ["{}"], "bfloat16").to_pylist()
     kept = {"slots", "documents", "text_sha256", "unknown_tokens", "rate", "fingerprint"}
-    kept |= {"literals", "checks", *json.loads(row["compressor"])}
+    kept |= {"literals", "checks", "texts", *json.loads(row["compressor"])}
     assert {field.name for field in dataclasses.fields(Memory)} == kept
     assert set(vars(memory.segments[0])) == set(store_format.SEGMENT_COLUMNS)
 

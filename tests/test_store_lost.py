@@ -9,7 +9,7 @@ import torch
 from store_memories import make_memory, same_documents
 
 from memslots.modeling import Memory
-from memslots.modeling.segment_check_memslots import SegmentCheck
+from memslots.modeling.memory_files_memslots import SegmentCheck
 from memslots.serving.catalogue import NAME
 from memslots.serving.quantise import SLOT_DTYPES, to_bytes
 from memslots.serving.rebuilding import rebuild_catalogue

@@ -10,7 +10,7 @@ from tiny_models import TEXTS, byte_bpe, unigram, word_piece
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from memslots.modeling.tokenization_memslots import PlainText
+from memslots.modeling.texts_memslots import PlainText
 
 CONTROL = [
     "<MEM>",

@@ -1,5 +1,6 @@
-"""Verified memory: fidelity, budgets, exact spans, lossless reading, reports, and bad input."""
+"""Verified memory: fidelity, budgets, exact spans, kept texts, reports, and bad input."""
 
+import hashlib
 import json
 import random
 import re
@@ -10,23 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from tiny_models import LONG, QUESTIONS, TEXTS
 
-from memslots import Memory, MemslotsModel, checkpoints
-from memslots.modeling.fidelity_memslots import aligned, read, teacher_forced
-from memslots.modeling.lossless_memslots import make_exact
-from memslots.modeling.patches_memslots import (
-    Patches,
-    apply_edits,
-    edits_between,
-    needs_slots,
-    pack_patches,
-    pack_text,
-    read_patches,
-    stored_text,
-)
-from memslots.modeling.rate_choice_memslots import Option, spend
+from memslots import Memory, MemslotsModel, checkpoints, verified
+from memslots.modeling.memory_files_memslots import write_file
 from memslots.modeling.reading_back_memslots import marked
+from memslots.verified.fidelity import aligned, read, teacher_forced
+from memslots.verified.rate_choice import Option, spend
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:from the slots the decoder", "ignore:this encoder's"
@@ -48,37 +40,10 @@ def embedded() -> MemslotsModel:
 
 @pytest.fixture(scope="module")
 def kept(embedded) -> Memory:
-    return embedded.compress(PERSON, rate=4, exact=True)
+    return verified.compress(embedded, PERSON, rate=4, exact=True)
 
 
-# -- bytes ----------------------------------------------------------------------------------------
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.text(min_size=1, max_size=80), st.text(max_size=80))
-def test_edits_and_stored_text_are_exact(text, decoded):
-    assert stored_text(pack_text(text)) == text
-    edits = edits_between(decoded, text)
-    assert apply_edits(decoded, edits).decode() == text
-    patches = Patches(7, {0: 3, 5: 128, 6: 70_000}, edits)
-    packed = pack_patches(text, patches)
-    assert read_patches(packed) == patches
-    assert needs_slots(packed)
-    assert not needs_slots(pack_text(text))
-
-
-def test_damaged_bytes_are_refused():
-    packed = pack_text(PERSON)
-    for damaged in (
-        packed[:20],
-        b"\x09" + packed[1:],
-        packed[:-3],
-        packed[:40] + b"zz" + packed[42:],
-    ):
-        with pytest.raises(ValueError, match=r"damaged|SHA-256"):
-            stored_text(damaged)
-    with pytest.raises(ValueError, match="cut off"):
-        read_patches(b"\x02" + bytes(32) + b"\x05\x02\x01")
+# -- budgets --------------------------------------------------------------------------------------
 
 
 def test_budget_goes_where_it_recovers_most():
@@ -107,7 +72,7 @@ def test_fidelity_is_the_same_in_a_batch_and_alone_and_by_the_forward(embedded):
     # Its own slots tell the decoder more than another text's.
     other = teacher_forced(embedded, memory[2], readings[:1], [[]])[0]
     assert sum(together[0]) > sum(other)
-    checked = embedded.compress(texts, rate=8, exact=[])
+    checked = verified.compress(embedded, texts, rate=8, exact=[])
     for right, check in zip(together, checked.checks, strict=True):
         assert check.fidelity == pytest.approx(sum(right) / len(right))
     assert torch.equal(checked.slots, memory.slots)
@@ -115,24 +80,25 @@ def test_fidelity_is_the_same_in_a_batch_and_alone_and_by_the_forward(embedded):
 
 def test_each_segment_gets_the_coarsest_rate_that_serves(embedded):
     by_rate = {
-        rate: embedded.compress([PERSON, STRANGE], rate=rate, exact=[]) for rate in (4, 8, 16)
+        rate: verified.compress(embedded, [PERSON, STRANGE], rate=rate, exact=[])
+        for rate in (4, 8, 16)
     }
     share = by_rate[8].checks[0].fidelity
-    memory = embedded.compress([PERSON, STRANGE], fidelity=share)
+    memory = verified.compress(embedded, [PERSON, STRANGE], fidelity=share)
     expected = next(r for r in (16, 8) if by_rate[r].checks[0].fidelity >= share)
     assert memory.segment_rates[0] == expected
     assert memory.segment_rates[-1] == 0
     assert memory.segment_texts[-1] == STRANGE
     assert memory.documents[1][0].slots == 0
     assert "as text" in repr(memory)
-    assert memory.report().totals["as_text"] == memory.segment_rates.count(0)
-    only = embedded.compress(PERSON, fidelity=share, rates=[4])
+    assert verified.report(memory).totals["as_text"] == memory.segment_rates.count(0)
+    only = verified.compress(embedded, PERSON, fidelity=share, rates=[4])
     assert set(only.segment_rates) <= {4, 0}
 
 
 def test_positions_are_counted_as_the_decoder_reads_them(embedded):
     texts = [PERSON + STRANGE * 8 + PERSON, STRANGE, PERSON]
-    memory = embedded.compress(texts, fidelity=0.6, exact=["numbers"])
+    memory = verified.compress(embedded, texts, fidelity=0.6, exact=["numbers"])
     counted = embedded.memory_positions(memory)
     checks = iter(memory.checks)
     assert counted == [sum(next(checks).positions for _ in d) for d in memory.documents]
@@ -144,7 +110,7 @@ def test_positions_are_counted_as_the_decoder_reads_them(embedded):
 
 
 def test_text_in_place_reads_as_plain_text(model):
-    memory = model.compress(TEXTS[0], fidelity=1.0)
+    memory = verified.compress(model, TEXTS[0], fidelity=1.0)
     assert memory.segment_rates == (0,) * len(memory.segments)
     row = model.memory_rows(memory, [(0, model.processor.prompt(question=QUESTIONS[0]))])[0]
     embeds = model.generation_inputs([row], memory)["inputs_embeds"][0]
@@ -159,12 +125,12 @@ def test_budget(zoo, encoder):
     text = TEXTS[1]
     least = sum(model.compress(text, rate=8).n_slots)
     for budget in (least, least + 5, 10_000):
-        memory = model.compress(text, max_slots=budget)
+        memory = verified.compress(model, text, max_slots=budget)
         assert sum(memory.n_slots) <= budget
         assert 0 not in memory.segment_rates
     with pytest.raises(ValueError, match=f"max_slots={least - 1} is too little.*Give .*={least}"):
-        model.compress(text, max_slots=least - 1)
-    both = model.compress(text, max_slots=least + 30, fidelity=0.9)
+        verified.compress(model, text, max_slots=least - 1)
+    both = verified.compress(model, text, max_slots=least + 30, fidelity=0.9)
     taken = sum(check.tokens for check in both.checks if check.rate == 0)
     assert sum(both.n_slots) + taken <= least + 30
 
@@ -172,11 +138,11 @@ def test_budget(zoo, encoder):
 def test_rates_of_an_encoder_that_is_not_causal_are_encoded_apart(zoo):
     model = zoo.compressor("bert")
     with pytest.warns(UserWarning, match="encoded apart"):
-        memory = model.compress(TEXTS[1], max_slots=200)
+        memory = verified.compress(model, TEXTS[1], max_slots=200)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="from the slots")
-        model.compress(TEXTS[1], max_slots=200)  # said once
+        verified.compress(model, TEXTS[1], max_slots=200)  # said once
     for rate in set(memory.segment_rates):
         plain = model.compress(TEXTS[1], rate=rate)
         starts = [sum(s.slots for s in plain.segments[:i]) for i in range(len(plain.segments))]
@@ -193,83 +159,83 @@ def test_rates_of_an_encoder_that_is_not_causal_are_encoded_apart(zoo):
 
 def test_lost_spans_become_literals_and_others_cost_nothing(embedded):
     text = PERSON + " Ticket QX-77412-ZZ, see https://a.example/x?y=1."
-    memory = embedded.compress(text, rate=16, exact=True)
+    memory = verified.compress(embedded, text, rate=16, exact=True)
     held = {one.text for own in memory.literals for one in own}
     assert "https://a.example/x?y=1" in held
     assert "QX-77412-ZZ" in held
     back = embedded.reconstruct(replace(memory, documents=memory.documents))
     for number in ("47", "670"):
         assert number in held or number in back
-    assert embedded.compress(PERSON, rate=16, exact=re.compile("not there")).literals == ()
-    named = embedded.compress(text, rate=16, exact=lambda word: word.startswith("QX"))
+    assert (
+        verified.compress(embedded, PERSON, rate=16, exact=re.compile("not there")).literals == ()
+    )
+    named = verified.compress(embedded, text, rate=16, exact=lambda word: word.startswith("QX"))
     assert {one.text for own in named.literals for one in own} == {"QX-77412-ZZ"}
-    spans = embedded.compress(text, rate=16, exact=[lambda t: [(t.index("QX"), t.index("QX") + 5)]])
+    spans = verified.compress(
+        embedded, text, rate=16, exact=[lambda t: [(t.index("QX"), t.index("QX") + 5)]]
+    )
     assert {one.text for own in spans.literals for one in own} == {"QX-77"}
 
 
 def test_no_exact_span_is_left_lost(model):
     """A random decoder loses everything, so all spans are kept; none twice, none cut in two."""
-    memory = model.compress(LONG, rate=8, exact="numbers")
+    memory = verified.compress(model, LONG, rate=8, exact="numbers")
     found = [one for own in memory.literals for one in own]
     assert [one.text for one in found] == re.findall(r"(?<!\w)\d+(?!\w)", LONG)
     assert all(LONG[one.start : one.end] == one.text for one in found)
 
 
-# -- lossless -------------------------------------------------------------------------------------
+# -- kept texts ------------------------------------------------------------------------------------
 
 
-def test_patches_pay_on_what_the_decoder_knows(embedded, kept, tmp_path):
-    assert all(needs_slots(check.exact) for check in kept.checks)
-    assert all(len(check.exact) < len(pack_text(PERSON)) for check in kept.checks)
-    assert embedded.reconstruct(kept, exact=True) == PERSON
+def test_a_kept_text_is_exact_on_any_machine(embedded, kept, tmp_path):
+    assert kept.texts == (PERSON,)
     kept.save(tmp_path / "kept")
-    read_ = embedded.load_memory(tmp_path / "kept")
+    bare = MemslotsModel.from_pretrained(checkpoints.embedded("tiny"), load_decoder=False)
+    for read_ in (bare.load_memory(tmp_path / "kept"), kept.to(torch.bfloat16)):
+        assert bare.reconstruct(read_, exact=True) == PERSON
+        assert read_.expand(0) == bare.expand(read_, 0) == PERSON[: kept.segments[0].end]
+    read_ = bare.load_memory(tmp_path / "kept")
     assert {**vars(read_), "slots": None} == {**vars(kept), "slots": None}
-    assert embedded.reconstruct(read_, exact=True) == PERSON
-    assert embedded.expand(kept, 0) == kept.expand(0, embedded) == PERSON[: kept.segments[0].end]
+    plain = embedded.compress(PERSON, rate=4)
+    plain.save(tmp_path / "plain")
+    sizes = [(tmp_path / name).stat().st_size for name in ("kept", "plain")]
+    assert sizes[0] - sizes[1] < len(PERSON.encode()) + 400  # and the checks
 
 
-def test_other_numerics_raise_and_never_err(embedded, kept):
-    text = "In the house of Ann Lee there are 12 clocks. " + PERSON
-    mixed = embedded.compress([PERSON, text], rate=16, patches=True)
-    other = replace(mixed, slots=-mixed.slots)
-    with pytest.raises(ValueError, match=r"does not come back as it was compressed.*Read it where"):
-        embedded.reconstruct(other, exact=True)
-    same = embedded.compress(PERSON, patches=True, rate=4, slot_dtype=torch.bfloat16)
-    assert same.dtype == torch.bfloat16
-    assert embedded.reconstruct(same.to(torch.float32), exact=True) == PERSON
-    with pytest.warns(UserWarning, match="1 of 1 segments have other slots.*1 exact texts, patch"):
-        coarser = kept.at_rate(8)
-    assert all(check.lost is None and not check.exact for check in coarser.checks)
-    with pytest.raises(ValueError, match="was not kept, or was made for slots"):
-        embedded.reconstruct(coarser, exact=True)
+def test_a_wrong_hash_raises(embedded, kept, tmp_path):
+    wrong = replace(kept, texts=(PERSON + "!",))
+    for ask in (
+        lambda: embedded.reconstruct(wrong, exact=True),
+        lambda: wrong.expand(0),
+        lambda: embedded.generate(memory=wrong, question="Who?", expand=[0]),
+    ):
+        with pytest.raises(ValueError, match="is not the one that was compressed"):
+            ask()
+    wrong.save(tmp_path / "wrong")
+    with pytest.raises(ValueError, match="is not the one that was compressed"):
+        Memory.load(tmp_path / "wrong")
 
 
-@pytest.mark.parametrize(
-    ("encoder", "decoder", "config"),
-    [
-        ("gpt2", "llama", {}),
-        ("llama", "gemma4", {"memory_positions": "spread", "markers": "memory"}),
-        ("bert", "gpt_neox", {"pooling": "mean", "markers": "none"}),
-    ],
-)
-def test_patches_of_any_decoder_are_exact(zoo, encoder, decoder, config):
-    """Forced to patch where it does not pay, so that decoders that know nothing are used too."""
-    model = zoo.compressor(encoder, decoder, **config).eval()
-    texts = [TEXTS[1], STRANGE, "Σίσυφος " * 9, "a" * 50]
-    memory = model.compress(texts, rate=2, exact=[])
-    spans = [texts[s.text][s.start : s.end] for s in memory.segments]
-    readings = [read(model.processor, one) for one in spans]
-    none = [[]] * len(spans)
-    exact = make_exact(model, memory, readings, none, none, always=True)
-    assert sum(map(needs_slots, exact)) >= len(spans) - 1
-    patched = replace(
-        memory,
-        checks=tuple(replace(c, exact=e) for c, e in zip(memory.checks, exact, strict=True)),
+def test_a_file_with_patches_gives_slots_and_names_who_reads_it_exactly(embedded, tmp_path):
+    """As the code of November 2026 wrote it: 33 bytes of kind and hash, then what was packed."""
+    memory = verified.compress(embedded, PERSON, rate=4, exact="numbers")
+    memory.save(tmp_path / "old")
+    with safe_open(tmp_path / "old", framework="pt") as file:
+        header = json.loads(file.metadata()["memslots"])
+    assert header["version"] == 3
+    patches = bytes([2]) + hashlib.sha256(PERSON.encode()).digest() + b"\x05\x00"
+    header["checks"][0][5] = len(patches)
+    exact = torch.frombuffer(bytearray(patches), dtype=torch.uint8)
+    write_file(tmp_path / "old", header, {"slots": memory.slots, "exact": exact})
+    old = embedded.load_memory(tmp_path / "old")
+    assert (old.checks, old.literals) == (memory.checks, memory.literals)
+    question = "How old is Joseph?"
+    assert embedded.generate(memory=old, question=question) == embedded.generate(
+        memory=memory, question=question
     )
-    assert model.reconstruct(patched, exact=True) == texts
-    assert model.reconstruct(patched[2], exact=True) == texts[2]  # another batch
-    assert model.reconstruct(patched[1:], batch_size=1, exact=True) == texts[1:]
+    with pytest.raises(ValueError, match=r"was not kept.*version 3.*memslots 0.1.0"):
+        embedded.reconstruct(old, exact=True)
 
 
 @pytest.mark.parametrize("encoder", ["gpt2", "bert"])
@@ -277,14 +243,14 @@ def test_any_unicode_comes_back(zoo, encoder, tmp_path):
     model = zoo.shared(encoder)
     chosen = random.Random(3)
     planes = [chr(c) for c in chosen.choices(range(0x110000), k=400) if not 0xD800 <= c < 0xE000]
-    odd = [" ", "\n\n \t", "\x00", "\x00\x01\x02" * 40, "\ufffd", "a", " a ", STRANGE, "</s>" * 9]
+    odd = ["\x00", "\x00\x01\x02" * 40, "\ufffd", "a", " a ", STRANGE, "</s>" * 9]
     binary = "".join(map(chr, chosen.choices(range(256), k=300)))
     texts = ["".join(planes), *odd, binary, LONG[:900], "\r\n".join(TEXTS)]
-    memory = model.compress(texts, rate=8, patches=True)
+    memory = verified.compress(model, texts, rate=8, exact=[], keep_text=True)
     assert model.reconstruct(memory, exact=True) == texts
     memory.save(tmp_path / "m")
     assert model.reconstruct(model.load_memory(tmp_path / "m"), exact=True) == texts
-    mixed = model.compress(texts, fidelity=0.5, exact="numbers", patches=True)
+    mixed = verified.compress(model, texts, fidelity=0.5, exact="numbers", keep_text=True)
     assert model.reconstruct(mixed, exact=True) == texts
 
 
@@ -294,9 +260,9 @@ def test_fuzzed_texts_come_back(model):
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    @given(st.lists(st.text(min_size=1, max_size=120), min_size=4, max_size=8))
+    @given(st.lists(st.text(max_size=120).filter(str.strip), min_size=2, max_size=6))
     def comes_back(texts):
-        memory = model.compress(texts, rate=8, patches=True)
+        memory = verified.compress(model, texts, rate=8, exact=[], keep_text=True)
         assert model.reconstruct(memory, exact=True) == texts
 
     comes_back()
@@ -306,7 +272,7 @@ def test_a_hundred_thousand_characters(model):
     chosen = random.Random(5)
     text = "".join(chosen.choice([LONG[:997], "\U0001f600é\n", "\x00" * 7]) for _ in range(400))
     text = (text * 2)[:100_000]
-    memory = model.compress(text, rate=8, patches=True)
+    memory = model.compress(text, rate=8, keep_text=True)
     assert model.reconstruct(memory, exact=True) == text
 
 
@@ -315,7 +281,7 @@ def test_a_hundred_thousand_characters(model):
 
 def test_selecting_joining_and_coarser_rates_keep_what_belongs_to_segments(embedded, tmp_path):
     texts = [PERSON, STRANGE, PERSON[:90] + STRANGE]
-    mixed = embedded.compress(texts, fidelity=0.55, exact="numbers", patches=True)
+    mixed = verified.compress(embedded, texts, fidelity=0.55, exact="numbers", keep_text=True)
     plain = embedded.compress(texts[0], rate=8)
     assert [embedded.reconstruct(mixed[i], exact=True) for i in range(3)] == texts
     assert embedded.reconstruct(mixed.join(), exact=True) == "".join(texts)
@@ -345,10 +311,10 @@ def _places(memory):
 
 def test_a_coarser_rate_says_what_no_longer_holds_and_keeps_the_rest(embedded):
     texts = [PERSON + " Order QX-77412-ZZ is his.", STRANGE]
-    finer = embedded.compress(texts, fidelity=0.6, rates=[4], exact="identifiers", patches=True)
+    finer = verified.compress(
+        embedded, texts, fidelity=0.6, rates=[4], exact="identifiers", keep_text=True
+    )
     assert finer.segment_rates == (4, 0)
-    stored = replace(finer.checks[0], exact=pack_text(texts[0]))
-    finer = replace(finer, checks=(stored, finer.checks[1]))
     with pytest.warns(UserWarning, match="at rate 16 1 of 2 segments.*not known. Literals") as told:
         coarse = finer.at_rate(16)
     assert told[0].filename == __file__
@@ -357,14 +323,16 @@ def test_a_coarser_rate_says_what_no_longer_holds_and_keeps_the_rest(embedded):
     assert coarse.checks[1] == finer.checks[1]  # text is as it was
     first = coarse.checks[0]
     assert (first.rate, first.lost, first.fidelity) == (16, None, None)
-    assert (first.exact, first.tokens) == (stored.exact, stored.tokens)
+    assert first.tokens == finer.checks[0].tokens
     assert embedded.reconstruct(coarse, exact=True) == texts
     with warnings.catch_warnings():  # nothing was known, or nothing changes
         warnings.simplefilter("error")
         embedded.compress(texts[0], rate=4).at_rate(16)
         coarse.at_rate(16)
         finer[1].at_rate(16)
-        embedded.compress(texts[0], fidelity=0.1)  # the library's own way through the rates
+        verified.compress(
+            embedded, texts[0], fidelity=0.1
+        )  # the library's own way through the rates
 
 
 def test_who_does_not_ask_gets_what_was_before(embedded, tmp_path):
@@ -377,8 +345,10 @@ def test_who_does_not_ask_gets_what_was_before(embedded, tmp_path):
     beside = embedded.compress(PERSON, literals="numbers")
     beside.save(tmp_path / "beside")
     assert b'\\"version\\": 2' in (tmp_path / "beside").read_bytes()
-    embedded.compress(PERSON, exact=[]).save(tmp_path / "checked")
+    verified.compress(embedded, PERSON, exact=[]).save(tmp_path / "checked")
     assert b'\\"version\\": 3' in (tmp_path / "checked").read_bytes()
+    embedded.compress(PERSON, keep_text=True).save(tmp_path / "kept")
+    assert b'\\"version\\": 4' in (tmp_path / "kept").read_bytes()
 
 
 # -- reports and expanding ------------------------------------------------------------------------
@@ -386,27 +356,29 @@ def test_who_does_not_ask_gets_what_was_before(embedded, tmp_path):
 
 def test_report_as_text_json_and_html(embedded, kept):
     html_text = '<script>alert("x")</script> & ' + PERSON
-    memory = embedded.compress([html_text, STRANGE], fidelity=0.6, exact="numbers", patches=True)
-    report = memory.report([html_text, STRANGE])
+    memory = verified.compress(
+        embedded, [html_text, STRANGE], fidelity=0.6, exact="numbers", keep_text=True
+    )
+    report = verified.report(memory, [html_text, STRANGE])
     assert "fidelity" in str(report)
     assert "effective rate of" in str(report)
     found = json.loads(report.to_json())
     assert found["totals"]["positions"] == sum(embedded.memory_positions(memory))
-    assert found["segments"][0]["exact"] in ("text", "patches", "stored")
+    assert found["segments"][0]["exact"] in ("text", "kept")
     page = report.to_html()
     assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
     assert 'class="lost"' in page
-    assert embedded.report(memory).texts == report.texts
+    assert verified.report(memory).texts == report.texts
     with pytest.raises(ValueError, match="another SHA-256"):
-        memory.report([html_text, STRANGE + "!"])
-    plain = embedded.compress(PERSON).report()
+        verified.report(memory, [html_text, STRANGE + "!"])
+    plain = verified.report(embedded.compress(PERSON))
     assert plain.totals["fidelity"] is None
     assert "not checked" in str(plain)
 
 
 def test_expand(embedded, kept):
-    memory = embedded.compress([PERSON, STRANGE], fidelity=0.6)
+    memory = verified.compress(embedded, [PERSON, STRANGE], fidelity=0.6)
     text = memory.segment_rates.index(0)
     assert memory.expand(text) == memory.segment_texts[text]
     unkept = embedded.compress(PERSON, rate=16)
@@ -472,37 +444,37 @@ def _raising(word: str) -> bool:
         ({"exact": lambda t: 5}, "<lambda> gave 5 for"),
         ({"exact": lambda t: t}, "<lambda> gave 'The"),
         ({"exact": lambda t: (1 / 0 for _ in t)}, "<lambda> raised ZeroDivisionError"),
-        ({"patches": True, "slot_dtype": "int8"}, "slot_dtype is a floating"),
-        ({"slot_dtype": torch.bfloat16}, "slot_dtype goes with patches"),
+        ({"keep_text": True, "slot_dtype": "int8"}, "slot_dtype is a floating"),
     ],
 )
 def test_what_cannot_be_asked(model, asked, message):
     with pytest.raises(ValueError, match=message):
-        model.compress(TEXTS[1], **asked)
+        verified.compress(model, TEXTS[1], **asked)
 
 
 def test_lone_surrogates_empty_texts_and_other_types(model):
-    for options in ({"patches": True}, {"fidelity": 0.5}):
+    for options in ({"keep_text": True}, {"fidelity": 0.5}):
         with pytest.raises(ValueError, match="lone surrogate"):
-            model.compress("a\ud800b", **options)
+            verified.compress(model, "a\ud800b", **options)
         with pytest.raises(ValueError, match="empty"):
-            model.compress("", **options)
+            verified.compress(model, "", **options)
         with pytest.raises(TypeError, match="must be a string"):
-            model.compress(["a", 3], **options)
+            verified.compress(model, ["a", 3], **options)
     with pytest.raises(ValueError, match="leaves nothing to choose"):
-        model.reconstruct(model.compress("a b", patches=True), exact=True, num_beams=2)
+        model.reconstruct(model.compress("a b", keep_text=True), exact=True, num_beams=2)
     with pytest.raises(ValueError, match=r"exact text of segments 0.*was not kept"):
         model.reconstruct(model.compress(TEXTS[0]), exact=True)
 
 
 def test_what_else_is_wrong_with_a_text_is_not_taken_for_one_without_tokens(model, monkeypatch):
     """Only a text that the encoder sees nothing of becomes text in place; errors stay errors."""
-    for text in (" \n\t ", "\u3000"):
-        assert model.compress(text, patches=True).segment_texts == (text,)
+    for text in (" \n\t ", "\u3000"):  # as compress does
+        with pytest.raises(ValueError, match="only white space"):
+            verified.compress(model, text, exact=True)
     encoder_text = model.processor.encoder_text
     monkeypatch.setattr(encoder_text, "encode", lambda text: [])
     monkeypatch.setattr(encoder_text, "_encode", lambda text: ([], []))
-    unseen = model.compress(TEXTS[0], fidelity=0.5)
+    unseen = verified.compress(model, TEXTS[0], fidelity=0.5)
     assert unseen.segment_texts == (TEXTS[0],)
     with pytest.raises(ValueError, match="no token in the encoder's vocabulary"):
         model.compress(TEXTS[0])
@@ -512,20 +484,21 @@ def test_what_else_is_wrong_with_a_text_is_not_taken_for_one_without_tokens(mode
 
     monkeypatch.setattr(encoder_text, "segment", broken)
     with pytest.raises(ValueError, match="this tokenizer cannot"):
-        model.compress(TEXTS[0], fidelity=0.5)
+        verified.compress(model, TEXTS[0], fidelity=0.5)
 
 
 def test_no_decoder(zoo):
     bare = MemslotsModel.from_pretrained(zoo.saved(), load_decoder=False)
-    for options in ({"fidelity": 0.9}, {"exact": True}, {"max_slots": 99}, {"patches": True}):
-        with pytest.raises(ValueError, match=r"loaded without it \(.*decoder.*\).*attach_decoder"):
-            bare.compress(TEXTS[0], **options)
+    assert verified.compress(bare, TEXTS[0], keep_text=True).texts == (TEXTS[0],)
+    for options in ({"fidelity": 0.9}, {"exact": True}, {"max_slots": 99}):
+        with pytest.raises(ValueError, match=r"loaded without its decoder \(.*\).*attach_decoder"):
+            verified.compress(bare, TEXTS[0], **options)
     bare.config.bundle_decoder = True
-    with pytest.raises(ValueError, match=r"without it \(it is inside the checkpoint\)"):
-        bare.compress(TEXTS[0], exact=True)
+    with pytest.raises(ValueError, match=r"without its decoder \(it is inside the checkpoint\)"):
+        verified.compress(bare, TEXTS[0], exact=True)
 
 
 def test_a_checkpoint_that_never_learned_to_reconstruct_says_so(model):
     with pytest.warns(UserWarning, match="never trained to reconstruct"):
-        memory = model.compress(TEXTS[1], fidelity=0.9)
+        memory = verified.compress(model, TEXTS[1], fidelity=0.9)
     assert set(memory.segment_rates) == {0}

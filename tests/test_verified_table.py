@@ -4,6 +4,7 @@ import pytest
 
 from lab.data.exact_strings import BOILERPLATE
 from memslots import MemslotsModel, checkpoints
+from memslots.verified import compress
 
 pytest.importorskip("trl", reason="the table trains too; it needs memslots[train]")
 
@@ -20,7 +21,10 @@ def embedded() -> MemslotsModel:
 
 def test_every_way_has_a_cut_of_its_positions(embedded):
     texts = ["Ann Lee has 670 cups. She is 47 years old and lives in Lagos.", "Bo is 9."]
-    memories = {"4": embedded.compress(texts, rate=4), "text": embedded.compress(texts, fidelity=1)}
+    memories = {
+        "4": embedded.compress(texts, rate=4),
+        "text": compress(embedded, texts, fidelity=1),
+    }
     cuts = verified.cut_texts(embedded, texts, memories)
     assert list(cuts) == ["text cut to 4", "text cut to text"]
     encode = embedded.processor.decoder_text.encode

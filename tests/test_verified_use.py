@@ -23,7 +23,7 @@ def test_the_definition_is_one_that_chat_templates_take():
 
 
 def test_calls_are_answered_and_wrong_ones_told(model):
-    memory = model.compress(TEXTS[1], rate=8, patches=True)
+    memory = model.compress(TEXTS[1], rate=8, keep_text=True)
     found = run_expand(model, memory, '{"segments": [1, 0, 1]}')["segments"]
     assert [one["segment"] for one in found] == [1, 0]
     assert found[1]["text"] == TEXTS[1][: memory.segments[0].end]
@@ -39,7 +39,7 @@ def test_command_line(zoo, tmp_path):
     run = CliRunner().invoke
     kept, page = tmp_path / "kept.safetensors", tmp_path / "map.html"
     source = [str(text), "-o", str(kept)]
-    made = run(app, ["compress", *source, "--fidelity", "0.9", "--exact", "numbers", "--patches"])
+    made = run(app, ["compress", *source, "--fidelity", "0.9", "--exact", "numbers", "--keep-text"])
     assert made.exit_code == 0, made.output
     assert "effective rate" in made.output
     back = run(app, ["reconstruct", str(kept), "--exact"])

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from memslots import MemslotsModel
+from memslots.making import new_compressor
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
@@ -205,7 +206,7 @@ class Zoo:
         config = {"segment_length": SEGMENT, "compression_rates": RATES, **config}
         folders = self.folder(encoder, "encoder"), self.folder(decoder, "decoder")
         torch.manual_seed(seed)
-        model = MemslotsModel.from_encoder_decoder_pretrained(*folders, **config)
+        model = new_compressor(*folders, **config)
         # Untrained slots are all alike; wide memory tokens make them depend on the text.
         if model.memory_tokens is not None:
             torch.nn.init.normal_(model.memory_tokens, std=1.0)

@@ -20,7 +20,7 @@ from lab.capacity.chunks import (
 )
 from lab.training.run import run_recipe
 from memslots.modeling import MemslotsModel
-from memslots.modeling.tokenization_memslots import PlainText
+from memslots.modeling.texts_memslots import PlainText
 
 
 def run_chunks(

@@ -14,7 +14,7 @@ from memslots.data.books import iterate_books
 from memslots.evaluation.metrics import score
 from memslots.modeling import MemslotsModel
 from memslots.modeling.layout_memslots import IGNORE, RECONSTRUCTION, Prompt, Row
-from memslots.modeling.tokenization_memslots import PlainText
+from memslots.modeling.texts_memslots import PlainText
 
 
 def draw_chunks(
@@ -86,8 +86,8 @@ def reconstruction_accuracy(
         `tokens` (a share with Wilson's interval; tokens of one chunk are not independent, so it is
         too narrow), `chunks` (exact ones, likewise) and `slots` of all texts.
     """
-    processor = model._need_processor()
-    decoder = model._need_decoder()
+    processor = model.processor
+    decoder = model.decoder
     right: list[bool] = []
     exact: list[bool] = []
     slots = 0
@@ -103,7 +103,7 @@ def reconstruction_accuracy(
             at += len(document)
         inputs = model.row_inputs(rows, memory, padding_side="right")
         labels = inputs.pop("labels")[:, 1:]
-        with model.reading(inputs.pop("injected", None)):
+        with model.reading():
             logits = decoder(**inputs, use_cache=False).logits[:, :-1]
         for hits, wanted in zip(logits.argmax(-1) == labels, labels != IGNORE, strict=True):
             own_hits = hits[wanted].tolist()

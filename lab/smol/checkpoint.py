@@ -13,6 +13,7 @@ import torch
 
 from lab.smol.train import load_slots
 from memslots import MemslotsModel
+from memslots.making import new_compressor
 from memslots.smollm2 import smollm2
 
 _NAMES = (
@@ -53,7 +54,7 @@ def compressor(
     layers = {int(name.split(".")[1]) for name in weights if name.startswith("layers.")}
     rank = next(len(value) for name, value in weights.items() if name.endswith(".A"))
     places, hidden, _ = weights["pool.up"].shape
-    model = MemslotsModel.from_encoder_decoder_pretrained(
+    model = new_compressor(
         "decoder",
         decoder or smollm2(),
         encoder_layers=len(layers),

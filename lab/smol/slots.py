@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memslots.modeling.shared_encoder_memslots import first_layers
+from memslots.modeling.encoders_memslots import first_layers
 
 LORA_LAYERS = (
     "self_attn.q_proj",

@@ -77,7 +77,7 @@ def evaluate_tiny(
     """
     started = time.perf_counter()
     say = progress or (lambda line: None)
-    if model.decoder is None:
+    if not model.has_decoder:
         raise ValueError("the suite needs the decoder; load the model with load_decoder=True.")
     known = [rate for rate in rates if rate in model.config.compression_rates]
     if not known:

@@ -54,7 +54,7 @@ def take_tokenizers(checkpoint: str, output: Path) -> PreTrainedModel:
     """
     donor_config(checkpoint)
     model = MemslotsModel.from_pretrained(checkpoint_folder(checkpoint))
-    processor = model._need_processor()
+    processor = model.processor
     processor.encoder_tokenizer.save_pretrained(output / "encoder_tokenizer")
     processor.tokenizer.save_pretrained(output / "decoder")
-    return model._need_decoder()
+    return model.decoder

@@ -43,10 +43,10 @@ def finetune(
     rows: list[Any] = [row for row in loaded if "question" in row]
     err.print(loaded.report.summary(), style="dim")
     model = load_model(checkpoint, revision, device, dtype)
-    decoder, processor = model.decoder, model.processor
-    if decoder is None or processor is None:
+    if not model.has_decoder:
         raise ValueError(f"{checkpoint} has no decoder to fine-tune.")
-    model.decoder = None  # nothing else uses it
+    decoder, processor = model.decoder, model.processor
+    del model.decoder  # nothing else uses it
     given = {"use_cpu": decoder.device.type == "cpu"}
     if steps is not None:
         given["max_steps"] = steps

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lab.training.local_init import initialize_local
+from memslots.making import new_compressor
 from memslots.modeling import MemslotsModel
 
 
@@ -31,9 +32,7 @@ def new_tiny_compressor(recipe: dict[str, Any], output: Path) -> MemslotsModel:
     )
     encoder.save_pretrained(encoder_dir)
     tokenizer.save_pretrained(encoder_dir)
-    model = MemslotsModel.from_encoder_decoder_pretrained(
-        str(encoder_dir), str(decoder_dir), **recipe["config"]
-    )
+    model = new_compressor(str(encoder_dir), str(decoder_dir), **recipe["config"])
     initialize_local(model, _shared_embeddings(decoder_dir, tokenizer))
     # Both are inside the checkpoint, so it names no folder of this machine.
     model.config.encoder_name_or_path = model.config.decoder_name_or_path = None

@@ -32,11 +32,11 @@ from lab.data.personas import join_biographies, personas
 from lab.recipes import lab_recipe
 from lab.training.run import run_recipe
 from lab.verified.page import Record, page
-from memslots import Memory, MemslotsModel
+from memslots import Memory, MemslotsModel, verified
 from memslots.cli.options import resolve_model
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import exact_match
-from memslots.modeling.fidelity_memslots import read, teacher_forced
+from memslots.verified.fidelity import read, teacher_forced
 
 DEPTHS = (0.0, 0.5, 1.0)
 NUMBERS = ("age", "count")
@@ -97,9 +97,9 @@ def ways(model: MemslotsModel, texts: list[str], names: set[str]) -> dict[str, M
 
     spans: list[Any] = ["numbers", "identifiers", named]
     found = {f"fixed rate {rate}": model.compress(texts, rate=rate) for rate in RATES}
-    found["per-segment rates"] = model.compress(texts, fidelity=FIDELITY)
-    found["rate 16, exact spans"] = model.compress(texts, rate=16, exact=spans)
-    found["all together"] = model.compress(texts, fidelity=FIDELITY, exact=spans)
+    found["per-segment rates"] = verified.compress(model, texts, fidelity=FIDELITY)
+    found["rate 16, exact spans"] = verified.compress(model, texts, rate=16, exact=spans)
+    found["all together"] = verified.compress(model, texts, fidelity=FIDELITY, exact=spans)
     return found
 
 
@@ -201,9 +201,9 @@ def measure_losses(model: MemslotsModel, texts: dict[str, list[str]]) -> list[Re
     records = []
     for name, own in texts.items():
         for text in own:
-            fixed = model.compress(text, rate=8, exact=[])
-            budget = model.compress(text, max_slots=sum(fixed.n_slots))
-            served = model.compress(text, fidelity=FIDELITY)
+            fixed = verified.compress(model, text, rate=8, exact=[])
+            budget = verified.compress(model, text, max_slots=sum(fixed.n_slots))
+            served = verified.compress(model, text, fidelity=FIDELITY)
             lost = {
                 "fixed": sum(len(c.lost or ()) for c in fixed.checks),
                 "budget": sum(len(c.lost or ()) for c in budget.checks),

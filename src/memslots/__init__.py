@@ -5,11 +5,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ChatMemory": "modeling",
+    "ChatMemory": "chat",
     "Memory": "modeling",
     "MemslotsConfig": "modeling",
     "MemslotsModel": "modeling",
     "MemslotsProcessor": "modeling",
+    "new_compressor": "making",
     "embedded": "checkpoints",
 }
 
@@ -21,6 +22,7 @@ __all__ = [
     "MemslotsProcessor",
     "__version__",
     "embedded",
+    "new_compressor",
 ]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memslots.modeling import Memory, MemslotsModel
+from memslots.verified import report
 
 expand: dict[str, Any] = {
     "type": "function",
@@ -45,7 +46,7 @@ expand: dict[str, Any] = {
 def segment_list(memory: Memory) -> str:
     """A line a segment: its number, place and how much of it the slots give back."""
     lines = []
-    for line in memory.report().segments:
+    for line in report(memory).segments:
         known = "" if line.fidelity is None else f", {line.fidelity:.0%} certain"
         lines.append(f"segment {line.index}: characters {line.start} to {line.end}{known}")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import torch
 
-from memslots import MemslotsModel, embedded
+from memslots import MemslotsModel, embedded, verified
 from memslots.serving.prompt_embeds import prompt_embeds
 from memslots.serving.sampling import Sampling, default_sampling, end_tokens
 from memslots.serving.vllm_client import PromptRefused, VllmClient
@@ -90,7 +90,7 @@ def test_in_process(llm, model, expected):
 def test_text_and_literals_among_the_slots(llm, model):
     text = "\n\n".join(CONTEXTS * 3)
     options = {"max_new_tokens": NEW, "do_sample": False}
-    memory = model.compress(text, rate=16, exact=["numbers"])
+    memory = verified.compress(model, text, rate=16, exact=["numbers"])
     assert sum(memory.n_literals) > 0
     assert len(memory.segments) > 1
     expanded = model.expanded(memory, [1])

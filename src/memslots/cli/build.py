@@ -64,11 +64,11 @@ def init(
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
     import torch
 
-    from memslots.modeling import MemslotsModel
+    from memslots.making import new_compressor
 
     quiet()
     kind = dtype if dtype in (None, "auto") else getattr(torch, dtype)
-    made = MemslotsModel.from_encoder_decoder_pretrained(encoder, decoder, dtype=kind, **settings)
+    made = new_compressor(encoder, decoder, dtype=kind, **settings)
     made.save_pretrained(output)
     out.print(f"{output}: new compressor, rates {made.config.compression_rates}; it is untrained.")
 

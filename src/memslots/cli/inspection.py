@@ -15,7 +15,7 @@ from memslots.configuration import apply_overrides
 from memslots.hub_cards.checkpoint_facts import count_parameters
 from memslots.modeling import MemslotsConfig
 
-# Made by from_encoder_decoder_pretrained, or arguments of their own.
+# Made by new_compressor, or arguments of their own.
 _NOT_SETTABLE = {
     "encoder_config",
     "decoder_config",

@@ -122,7 +122,7 @@ def measure(
 def read_beside(model: MemslotsModel, literals: Sequence[str] | None) -> None:
     """Have what is measured read with these literals, whatever the checkpoint says of them."""
     if literals is not None:
-        model._need_processor().literals = list(literals)
+        model.processor.literals = list(literals)
 
 
 def task_sources(given: Sequence[str]) -> dict[str, list[str]]:

@@ -73,11 +73,11 @@ Exact = Annotated[
         "--exact",
         metavar="NAMES",
         help="What must come back exactly: names as of --literals, all (with the whole text, as "
-        "by --patches), or none (only check what the slots lose).",
+        "by --keep-text), or none (only check what the slots lose).",
     ),
 ]
-Patches = Annotated[
-    bool, typer.Option("--patches", help="Keep what makes the whole text exact, on the disk.")
+KeepText = Annotated[
+    bool, typer.Option("--keep-text", help="Keep the text itself beside the slots, deflated.")
 ]
 Sets = Annotated[
     list[str] | None,
@@ -150,7 +150,7 @@ def verification(
     fidelity: float | None = None,
     max_slots: int | None = None,
     exact: str | None = None,
-    patches: bool = False,
+    keep_text: bool = False,
 ) -> dict[str, Any]:
     """What the options of these names ask of `compress`; empty where nothing is to be verified.
 
@@ -179,7 +179,7 @@ def verification(
         "fidelity": fidelity,
         "max_slots": max_slots,
         "exact": True if exact == "all" else literal_names(exact, "--exact", ", all"),
-        "patches": patches or None,
+        "keep_text": keep_text or None,
     }
     if asked["rates"] == []:
         raise ValueError(f"--rates {rates}: must be numbers with commas, such as 4,16.")

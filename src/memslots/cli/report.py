@@ -22,10 +22,11 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what each segment takes and gives back; needs no checkpoint."""
+    from memslots import verified
     from memslots.modeling import Memory
 
     texts = None if not context else [read_text(one) for one in context]
-    found = Memory.load(memory).report(texts)
+    found = verified.report(Memory.load(memory), texts)
     typer.echo(found.to_json() if as_json else str(found))
     if html is not None:
         found.save_html(html)

@@ -46,7 +46,7 @@ def serve(
         bool,
         typer.Option(
             "--with-decoder",
-            help="With --vllm, hold the decoder here too: fidelity, max_slots, exact and patches "
+            help="With --vllm, hold the decoder here too: fidelity, max_slots and exact "
             "of POST /v1/memories need it.",
         ),
     ] = False,

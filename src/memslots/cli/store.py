@@ -17,10 +17,10 @@ from .options import (
     Dtype,
     Exact,
     Fidelity,
+    KeepText,
     Literals,
     MaxSlots,
     Model,
-    Patches,
     Rate,
     Rates,
     Revision,
@@ -63,7 +63,7 @@ def add(
     fidelity: Fidelity = None,
     max_slots: MaxSlots = None,
     exact: Exact = None,
-    patches: Patches = False,
+    keep_text: KeepText = False,
     slot_dtype: Annotated[
         str | None,
         typer.Option("--slot-dtype", help="For a new store: bfloat16 (default) or int8."),
@@ -96,7 +96,7 @@ def add(
     What the store has, by id or by its text, made with the same options, is not compressed again.
     The exit code is 1 where something of the corpus was not stored.
     """
-    from memslots.modeling.encoding_memslots import check_compiler
+    from memslots.modeling.encoders_memslots import check_compiler
     from memslots.serving.compress_corpus import add_corpus
     from memslots.serving.corpus import corpus_files, read_documents
     from memslots.serving.corpus_workers import CompressorSpec
@@ -105,7 +105,7 @@ def add(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
     beside = literal_names(literals)
-    asked = verification(rate, rates, fidelity, max_slots, exact, patches)
+    asked = verification(rate, rates, fidelity, max_slots, exact, keep_text)
     files = corpus_files(folder)
     name = resolve_model(model)
     place = choose_device(device)
@@ -132,12 +132,6 @@ def add(
         raise ValueError(
             f"the store {str(store)!r} holds memories of compressor {kept.fingerprint[:12]}, and "
             f"{name} is {config.fingerprint[:12]}; name another store, or that checkpoint."
-        )
-    if kept.slot_dtype != "bfloat16" and (asked.get("patches") or asked.get("exact") is True):
-        raise ValueError(
-            f"the store {str(store)!r} rounds slots to {kept.slot_dtype}, and patches are made for "
-            "slots as they are kept in bfloat16: leave out --patches (and --exact all), or make a "
-            "store with --slot-dtype bfloat16."
         )
     alone = workers == 1 and not ray
     spec = CompressorSpec(

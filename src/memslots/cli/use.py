@@ -18,10 +18,10 @@ from .options import (
     Dtype,
     Exact,
     Fidelity,
+    KeepText,
     Literals,
     MaxSlots,
     Model,
-    Patches,
     Rate,
     Rates,
     Revision,
@@ -60,6 +60,8 @@ def ask(
     dtype: Dtype = None,
 ) -> None:
     """Compress a text, or read its memory, and answer questions from it."""
+    from memslots import verified
+
     exactly_one(**{"--context": context, "--memory": memory})
     asked = verification(None if memory is not None else rate, rates, fidelity, max_slots, exact)
     beside = _for_texts(literals, asked, memory)
@@ -68,7 +70,7 @@ def ask(
     started = time.perf_counter()
     seconds: dict[str, float | None] = {"compress": None}
     if text is not None:
-        kept = compressor.compress(text, rate=rate, literals=beside, **asked)
+        kept = verified.compress(compressor, text, rate, literals=beside, **asked)
         seconds["compress"] = round(time.perf_counter() - started, 3)
     else:
         kept = compressor.load_memory(memory).join()  # several documents are one context here
@@ -121,7 +123,7 @@ def compress(
     fidelity: Fidelity = None,
     max_slots: MaxSlots = None,
     exact: Exact = None,
-    patches: Patches = False,
+    keep_text: KeepText = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     model: Model = None,
     revision: Revision = None,
@@ -129,23 +131,27 @@ def compress(
     dtype: Dtype = None,
 ) -> None:
     """Compress texts once and keep their memory on disk."""
+    from memslots import verified
+
     if output.exists() and not force:
         raise ValueError(f"{output} exists; --force replaces it.")
     if files.count("-") > 1:
         raise ValueError("standard input (-) can be read only once.")
     beside = literal_names(literals)
-    asked = verification(rate, rates, fidelity, max_slots, exact, patches)
+    asked = verification(rate, rates, fidelity, max_slots, exact, keep_text)
     texts = [read_text(path) for path in files]
-    compressor = load_model(model, revision, device, dtype, load_decoder=bool(asked))
+    compressor = load_model(
+        model, revision, device, dtype, load_decoder=bool({*asked} - {"keep_text"})
+    )
     started = time.perf_counter()
-    memory = compressor.compress(texts, rate=rate, literals=beside, **asked)
+    memory = verified.compress(compressor, texts, rate, literals=beside, **asked)
     seconds = time.perf_counter() - started
     memory.save(output)
     out.print(Text(repr(memory)), soft_wrap=True)
     if sum(memory.unknown_tokens):
         err.print(f"{sum(memory.unknown_tokens)} tokens are unknown to the encoder and were lost")
     if asked:
-        out.print(Text(memory.report().summary), soft_wrap=True)
+        out.print(Text(verified.report(memory).summary), soft_wrap=True)
     plain = sum(len(text.encode("utf-8")) for text in texts)
     out.print(
         f"{output}: {output.stat().st_size} bytes for {plain} bytes of text, {seconds:.2f} s",
@@ -166,7 +172,7 @@ def reconstruct(
     max_slots: MaxSlots = None,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="The very text, of a memory made with --patches; or fail."),
+        typer.Option("--exact", help="The very text, of a memory made with --keep-text; or fail."),
     ] = False,
     model: Model = None,
     revision: Revision = None,
@@ -180,17 +186,18 @@ def reconstruct(
     if exact:
         if memory is None or rate is not None:
             raise ValueError("--exact goes with a memory, as it is: without --context and --rate.")
-        compressor = load_model(model, revision, device, dtype)
+        compressor = load_model(model, revision, device, dtype, load_decoder=False)
         found = compressor.reconstruct(compressor.load_memory(memory), exact=True)
         for whole in [found] if isinstance(found, str) else found:
             typer.echo(whole.encode("utf-8"), nl=False)  # its bytes, and no other line end
         return
+    from memslots import verified
     from memslots.evaluation.answering import compare_segments, reconstruct_segments
 
     text = read_text(context) if context is not None else None
     compressor = load_model(model, revision, device, dtype)
     if text is not None:
-        kept = compressor.compress(text, rate=rate, literals=beside, **asked)
+        kept = verified.compress(compressor, text, rate, literals=beside, **asked)
     else:
         kept = compressor.load_memory(memory)
         kept = kept if rate is None else kept.at_rate(rate)

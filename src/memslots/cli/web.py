@@ -40,11 +40,11 @@ def serve_page(
         raise ImportError(
             "memslots demo --web needs Gradio: pip install 'memslots[demo]'"
         ) from error
+    from memslots.chat import ChatMemory
     from memslots.hub_cards.space.memslots_space.answers import warm_up
     from memslots.hub_cards.space.memslots_space.loading import Compressor
     from memslots.hub_cards.space.memslots_space.page import build_page, serve
     from memslots.hub_cards.space.memslots_space.settings import Settings
-    from memslots.modeling import ChatMemory
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     name = resolve_model(model)

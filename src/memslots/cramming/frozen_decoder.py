@@ -11,9 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from memslots.modeling import MemslotsModel
-from memslots.modeling.configuration_memslots import MemslotsConfig, max_positions
-from memslots.modeling.parts_memslots import embedding_scale
-from memslots.modeling.tokenization_memslots import PlainText
+from memslots.modeling.configuration_memslots import MemslotsConfig
+from memslots.modeling.encoders_memslots import embedding_scale
+from memslots.modeling.layout_memslots import max_positions
+from memslots.modeling.texts_memslots import PlainText
 
 
 class FrozenDecoder:

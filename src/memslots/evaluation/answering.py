@@ -10,8 +10,8 @@ import torch
 
 from memslots.evaluation.metrics import tokens_aligned, tokens_right
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
-from memslots.modeling.configuration_memslots import max_positions
-from memslots.modeling.layout_memslots import Prompt, Row, row_length, token_batches
+from memslots.modeling.encoders_memslots import token_batches
+from memslots.modeling.layout_memslots import Prompt, Row, max_positions
 
 # Above this many padded tokens or rows, a batch is cut.
 BATCH_TOKENS = 16384
@@ -24,7 +24,7 @@ def processor_of(model: MemslotsModel) -> MemslotsProcessor:
     Raises:
         ValueError: It has none, so it cannot read text.
     """
-    if model.processor is None:
+    if not hasattr(model, "processor"):
         raise ValueError("this model has no processor; load it with from_pretrained.")
     return model.processor
 
@@ -70,7 +70,7 @@ def answer_in_these_words(
     Raises:
         ValueError: prompts that the decoder's positions do not hold.
     """
-    if model.decoder is None:
+    if not model.has_decoder:
         raise ValueError("answers need the decoder; load the model with load_decoder=True.")
     slots: list[int] = []
     if memory is None:
@@ -80,8 +80,7 @@ def answer_in_these_words(
         slots = [segment.slots for segment in memory.segments]
     for row, prompt in zip(rows, prompts, strict=True):
         row.prompt = prompt  # these words and no others, whatever the memory ends in
-    config = model.config
-    lengths = [row_length(row, slots, config.markers, config.vectors_per_slot) for row in rows]
+    lengths = [model.processor.row_length(row, slots) for row in rows]
     limit = max_positions(model.decoder.config)
     if limit is not None and max(lengths) + max_new_tokens > limit:
         raise ValueError(

@@ -9,7 +9,7 @@ from memslots.evaluation.asking import Asking
 from memslots.evaluation.likelihood import target_losses
 from memslots.evaluation.worked_examples import other_examples, worked_examples
 from memslots.modeling import MemslotsModel
-from memslots.modeling.configuration_memslots import max_positions
+from memslots.modeling.layout_memslots import max_positions
 
 EXAMPLES = 3
 """Worked examples where a decoder reads better with them."""

@@ -11,14 +11,8 @@ from typing import Any
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.layout_memslots import (
-    ANSWER,
-    IGNORE,
-    Prompt,
-    Row,
-    row_length,
-    token_batches,
-)
+from memslots.modeling.encoders_memslots import token_batches
+from memslots.modeling.layout_memslots import ANSWER, IGNORE, Prompt, Row
 
 BATCH_POSITIONS = 16384
 
@@ -60,7 +54,7 @@ def target_losses(
     Raises:
         ValueError: no decoder, or numbers of rows that differ.
     """
-    if model.decoder is None:
+    if not model.has_decoder:
         raise ValueError("scoring needs the decoder; load the model with load_decoder=True.")
     n = len(targets)
     if len(prompts) != n or (memory is not None and len(memory) != n):
@@ -74,9 +68,7 @@ def target_losses(
     for row, prompt, target in zip(rows, prompts, targets, strict=True):
         row.prompt = prompt  # these words and no others, whatever the memory ends in
         row.target, row.given, row.task = list(target), given, task
-    lengths = [
-        row_length(row, slots, model.config.markers, model.config.vectors_per_slot) for row in rows
-    ]
+    lengths = [model.processor.row_length(row, slots) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):
         scored = _batch_losses(model, [rows[i] for i in batch], memory)
@@ -88,11 +80,10 @@ def target_losses(
 def _batch_losses(model: MemslotsModel, rows: list[Row], memory: Memory | None) -> list[TargetLoss]:
     inputs = model.row_inputs(rows, memory, padding_side="right")
     labels = inputs.pop("labels")[:, 1:]
-    injected = inputs.pop("injected", None)
     columns = (labels != IGNORE).any(dim=0).nonzero().flatten()
     # Logits of every position would be gigabytes where the vocabulary is large.
     some = {"logits_to_keep": columns} if _keeps_logits(model.decoder) else {}
-    with nullcontext() if memory is None else model.reading(injected):
+    with nullcontext() if memory is None else model.reading():
         logits = model.decoder(**inputs, **some, use_cache=False).logits  # type: ignore[misc]
     labels = labels[:, columns]
     if not some:

@@ -21,7 +21,7 @@ def describe_checkpoint(model: MemslotsModel) -> dict[str, Any]:
         "name": config.decoder_name_or_path,
         "revision": config.decoder_revision,
     }
-    if config.bundle_decoder and model.decoder is not None:  # small: the whole of it is hashed
+    if config.bundle_decoder and model.has_decoder:  # small: the whole of it is hashed
         digest = hashlib.sha256()
         for name, tensor in sorted(model.decoder.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -32,7 +32,7 @@ def describe_checkpoint(model: MemslotsModel) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "decoder": {
             "type": parts["decoder"].model_type,
-            "parameters": _parameters(model.decoder),
+            "parameters": _parameters(model.decoder if model.has_decoder else None),
             **decoder,
         },
         "encoder": {

@@ -85,7 +85,7 @@ def evaluate_tasks(
     unknown = sorted(set(names) - set(TASKS))
     if unknown or not names:
         raise ValueError(f"tasks {unknown} are unknown; choose some of {', '.join(TASKS)}.")
-    if model.decoder is None:
+    if not model.has_decoder:
         raise ValueError("measuring needs the decoder; load the model with load_decoder=True.")
     if finetuned_decoder is not None and "roleplay" not in names:
         raise ValueError(
@@ -93,7 +93,7 @@ def evaluate_tasks(
         )
     check_baselines(baselines)
     for rate in rates or ():
-        model._need_processor().check_rate(rate)
+        model.processor.check_rate(rate)
     started = time.perf_counter()
     chosen = list(rates or model.config.compression_rates)
     options = _Options(chosen, tuple(baselines), data_dir, samples, lengths, seed)
@@ -113,7 +113,7 @@ def evaluate_tasks(
         "seed": seed,
         "lengths": list(lengths or ()),
         "asking": str(options.asking),
-        "literals": str(model._need_processor().literals),
+        "literals": str(model.processor.literals),
     }
     each = 8 if model.device.type == "cpu" else 64
     options.log = SampleLog(partial, settings, progress, each)

@@ -148,7 +148,7 @@ def staged(
     with tempfile.TemporaryDirectory(prefix="memslots-push-") as made:
         stage = Path(made)
         config.save_pretrained(stage)
-        model._need_processor().save_pretrained(stage)
+        model.processor.save_pretrained(stage)
         for source in sorted(Path(memslots.modeling.__file__).parent.glob("*_memslots.py")):
             shutil.copyfile(source, stage / source.name)
         shutil.copyfile(Path(__file__).with_name(HANDLER), stage / HANDLER)

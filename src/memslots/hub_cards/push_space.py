@@ -35,8 +35,8 @@ SETTINGS, PAGE = "space.json", "memslots_space"
 SDK = "gradio"
 MESSAGE = "Upload memslots Space"
 
-_NEEDED = ("chat_memslots.py", "modeling_memslots.py", "verified_memslots.py")
-"""Of the checkpoint's travelling code, what the page calls."""
+_CARRIED = ("__init__.py", "chat.py", "modeling", "verified")
+"""Of this package, what the page calls; there is no memslots to install where a Space runs."""
 
 
 def push_space(
@@ -75,7 +75,7 @@ def push_space(
             repo_id,
             files,
             Commit(commit_message),
-            ours=(f"{PAGE}/*",),
+            ours=(f"{PAGE}/*", "memslots/*"),
             private=private,
             space_sdk=SDK,
         )
@@ -104,9 +104,15 @@ def staged_space(
         source = Path(space.__file__).parent
         for name in ("app.py", "requirements.txt"):
             shutil.copyfile(source / name, stage / name)
-        shutil.copytree(
-            source / PAGE, stage / PAGE, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-        )
+        caches = shutil.ignore_patterns("__pycache__", "*.pyc")
+        shutil.copytree(source / PAGE, stage / PAGE, ignore=caches)
+        package = source.parents[1]
+        (stage / "memslots").mkdir()
+        for name in _CARRIED:
+            if (package / name).is_dir():
+                shutil.copytree(package / name, stage / "memslots" / name, ignore=caches)
+            else:
+                shutil.copyfile(package / name, stage / "memslots" / name)
         card = SpaceCard.load(source / CARD)
         card.data.models = [model]
         card.data.title = settings.title
@@ -148,13 +154,6 @@ def pinned(model: str, revision: str | None, token: str | bool | None = None) ->
     if found.get("model_type") != MemslotsConfig.model_type:
         raise ValueError(
             f"{model} is a {found.get('model_type', 'nameless')!r} model, no memslots checkpoint."
-        )
-    names = {sibling.rfilename for sibling in info.siblings or []}
-    missing = [name for name in _NEEDED if name not in names]
-    if missing:
-        raise ValueError(
-            f"{model} has no {', '.join(missing)}: its code is older than this Space; push the "
-            "checkpoint again with `memslots push`."
         )
     config = MemslotsConfig.from_dict(found)
     publishable(config)

@@ -2,17 +2,16 @@
 
 Flat files that import one another as `from .sibling import name` and otherwise only torch,
 transformers (with tokenizers and tqdm, which it brings), safetensors, huggingface_hub and, guarded,
-peft, sentence_transformers and sentencex.
+peft and sentencex.
 """
 
-from .chat_memslots import ChatMemory
 from .configuration_memslots import MemslotsConfig
-from .memory_memslots import Memory, Segment
+from .memory_files_memslots import Segment
+from .memory_memslots import Memory
 from .modeling_memslots import MemslotsModel, MemslotsOutput
 from .processing_memslots import MemslotsProcessor
 
 __all__ = [
-    "ChatMemory",
     "Memory",
     "MemslotsConfig",
     "MemslotsModel",

@@ -1,4 +1,4 @@
-"""Making, saving and loading compressors.
+"""Saving and loading compressors.
 
 A checkpoint holds the compressor: encoder (or its LoRA adapter), memory tokens, converter, markers,
 both tokenizers, and the code of this folder. The decoder is named, not held, unless
@@ -6,7 +6,6 @@ both tokenizers, and the code of this folder. The decoder is named, not held, un
 """
 
 import copy
-import json
 import os
 import shutil
 from importlib.metadata import entry_points
@@ -15,145 +14,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
 )
 
 from .configuration_memslots import MemslotsConfig
-from .inject_memslots import decoder_layers
-from .parts_memslots import LORA_MARK, add_lora, is_causal, load_encoder, merge_lora
+from .encoders_memslots import (
+    LORA_MARK,
+    SentenceHead,
+    add_lora,
+    first_layers,
+    load_encoder,
+    merge_lora,
+)
+from .memory_files_memslots import check_header, check_sent
+from .memory_memslots import Memory
 from .processing_memslots import MemslotsProcessor
-from .sentences_memslots import SentenceHead, read_sentence_encoder
-from .shared_encoder_memslots import SHARED_ENCODER, first_layers, first_layers_config
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Model
-
-    # Named so that transformers copies the files wherever a model is loaded, and save_pretrained
-    # finds them there; they are run only where they are asked for.
-    from .chat_memslots import ChatMemory as _Chat  # noqa: F401
+if TYPE_CHECKING:  # named so that transformers copies the file with the others; run when asked for
     from .pipeline_memslots import MemoryQuestionAnsweringPipeline as _Pipeline  # noqa: F401
-else:
-    _Model = object
 
-_HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
+HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
 _DECODER_FOLDER = "decoder"
 
-_PLACE_KWARGS = ("revision", "subfolder", "gguf_file", "trust_remote_code")
-"""Loading arguments that say which model a name means; configuration and tokenizer take them."""
 
+class SavedModel(PreTrainedModel):
+    """What a compressor is on disk and by name: saving, loading, its parts and its fingerprint."""
 
-class CheckpointMixin(_Model):
-    """`from_pretrained`, `save_pretrained` and their relatives of `MemslotsModel`."""
-
+    config: MemslotsConfig
     encoder: PreTrainedModel
+    decoder: PreTrainedModel
+    processor: MemslotsProcessor
     sentence_head: SentenceHead | None
-
-    @classmethod
-    def from_encoder_decoder_pretrained(
-        cls,
-        encoder: str,
-        decoder: str,
-        *,
-        dtype=None,
-        device_map=None,
-        encoder_kwargs: dict[str, Any] | None = None,
-        decoder_kwargs: dict[str, Any] | None = None,
-        **config_kwargs,
-    ) -> "_Model":
-        """A new compressor from two pretrained models; converter and memory tokens are untrained.
-
-        Args:
-            encoder: repository or folder of the encoder, a causal LM or a bidirectional encoder; or
-                "decoder": the decoder's own first `encoder_layers` layers (all by default), weights
-                shared, with a LoRA (`encoder_lora`).
-            decoder: repository or folder of the decoder, a causal LM that stays as it is.
-            dtype: of both; float32 where there is no accelerator and nothing is said.
-            device_map: of both.
-            encoder_kwargs: for the encoder's `from_pretrained` alone.
-            decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
-                What says which model it is (`revision`, `subfolder`, `gguf_file`) is kept in the
-                configuration, and used again by `from_pretrained`.
-            config_kwargs: fields of `MemslotsConfig`, such as `compression_rates=[4, 16]`,
-                `segment_length=256`, `encoder_lora={}` (PCC-Large's) or `encoder_revision=...`.
-
-        Raises:
-            ValueError: fields that do not go together; see `MemslotsConfig`.
-
-        Example:
-            >>> model = MemslotsModel.from_encoder_decoder_pretrained(
-            ...     "decoder", "HuggingFaceTB/SmolLM2-135M-Instruct", encoder_layers=8,
-            ...     pooling="groups", converter_type="residual", compression_rates=[2, 4, 8],
-            ... )  # doctest: +SKIP
-        """
-        encoder, decoder = _place(encoder), _place(decoder)
-        shared = {"dtype": _pick_dtype(dtype), "device_map": device_map}
-        encoder_kwargs = _with_revision(encoder_kwargs, config_kwargs, "encoder_revision")
-        decoder_kwargs = _with_revision(decoder_kwargs, config_kwargs, "decoder_revision")
-        decoder_config = _decoder_config(decoder, decoder_kwargs)
-        decoder_tokenizer = _decoder_tokenizer(decoder, decoder_kwargs)
-        shares = encoder == SHARED_ENCODER
-        head = None
-        if shares:
-            layers = decoder_config.get_text_config(decoder=True).num_hidden_layers
-            count = config_kwargs.setdefault("encoder_layers", layers)
-            _check_layers(count, layers, decoder)
-            encoder_config = first_layers_config(decoder_config, count)
-            encoder_tokenizer = copy.deepcopy(decoder_tokenizer)
-        else:
-            if config_kwargs.get("encoder_layers") is not None:
-                raise ValueError(
-                    f"encoder_layers={config_kwargs['encoder_layers']} cuts the decoder's own "
-                    f"layers, and the encoder is {encoder!r}; give encoder='decoder', or for that "
-                    "encoder encoder_kwargs={'num_hidden_layers': ...}."
-                )
-            place = _only_place(encoder_kwargs)
-            encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
-            if config_kwargs.get("pooling") != "sentence":
-                encoder_config = AutoConfig.from_pretrained(encoder, **place)
-            else:
-                base, head, described = read_sentence_encoder(encoder, encoder_tokenizer, **place)
-                base.to(dtype=shared["dtype"] if isinstance(shared["dtype"], torch.dtype) else None)
-                # A copy: what is made of a configuration writes its attention kernel into it.
-                encoder_config = type(base.config).from_dict(base.config.to_dict())
-                config_kwargs = {
-                    "segment_length": described["window"],
-                    "sentence_encoder": described,
-                    **config_kwargs,
-                }
-        config = MemslotsConfig(
-            encoder_config=encoder_config,
-            decoder_config=_without_quantization(decoder_config),
-            encoder_name_or_path=decoder if shares else encoder,
-            decoder_name_or_path=decoder,
-            decoder_loading=_kept_place(decoder_kwargs),
-            **config_kwargs,
-        )
-        processor = MemslotsProcessor.for_config(config, decoder_tokenizer, encoder_tokenizer)
-        llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
-        if shares:
-            base = first_layers(llm, config.encoder_layers)
-        elif head is None:
-            base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
-            # Arguments such as num_hidden_layers have changed what the repository says.
-            config.encoder_config = type(base.config).from_dict(base.config.to_dict())
-        else:
-            _mark_initialized(head)
-        base.eval()
-        config.encoder_is_causal = head is None and is_causal(base)
-        if config.encoder_lora is not None:
-            llm.requires_grad_(False)
-            add_lora(base, config.encoder_lora)
-        _mark_initialized(base)
-        model = cls(config, encoder=base, load_decoder=False, sentence_head=head)
-        model.to(device=base.device, dtype=None if shares else base.dtype)
-        model.processor = processor
-        model.attach_decoder(llm)
-        model.match_scales()
-        return model.eval()
+    _fingerprint: tuple[tuple[int, ...], str] | None
 
     @classmethod
     def from_pretrained(
@@ -176,9 +70,13 @@ class CheckpointMixin(_Model):
         Raises:
             ValueError: weights missing from the checkpoint.
             OSError: no such checkpoint, or no such decoder.
+
+        Example:
+            >>> MemslotsModel.from_pretrained(checkpoint).fingerprint == model.fingerprint
+            True
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        dtype = _pick_dtype(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)))
+        dtype = pick_dtype(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path,
             *model_args,
@@ -193,7 +91,7 @@ class CheckpointMixin(_Model):
                 f"checkpoint {str(pretrained_model_name_or_path)!r} lacks {len(missing)} weights "
                 f"of the compressor, for example {missing[:3]}; save it again with save_pretrained."
             )
-        hub: dict[str, Any] = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
+        hub: dict[str, Any] = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         shared = {"dtype": dtype, "device_map": kwargs.get("device_map"), **hub}
         origin: dict[str, Any] = {
             key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs
@@ -201,15 +99,15 @@ class CheckpointMixin(_Model):
         config = model.config
         if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
-        if not config.bundle_encoder:
-            model._load_named_encoder(pretrained_model_name_or_path, {**hub, **origin})
-        model.freeze_sentence_encoder()  # loading makes every weight trainable
         model.processor = MemslotsProcessor.from_pretrained(
             pretrained_model_name_or_path, **hub, **origin
         )
+        if not config.bundle_encoder:
+            model._load_named_encoder(hub)
+        model.freeze_sentence_encoder()  # loading makes every weight trainable
         if config.fingerprint is not None:
             model._trust_fingerprint(config.fingerprint)
-        if model.decoder is not None:
+        if model.has_decoder:
             model.attach_decoder(model.decoder)
             model.decoder.generation_config = _bundled_generation_config(
                 pretrained_model_name_or_path, config, {**hub, **origin}
@@ -225,18 +123,22 @@ class CheckpointMixin(_Model):
                 },
             )
             model.attach_decoder(decoder)
-        if not load_decoder:  # shared first layers stay in the encoder; the rest is let go
-            model.decoder = None
+        if not load_decoder and model.has_decoder:  # shared first layers stay in the encoder
+            del model.decoder
         model.eval()
         return (model, info) if wants_info else model
 
-    def attach_decoder(self, decoder: PreTrainedModel) -> "_Model":
+    def attach_decoder(self, decoder: PreTrainedModel) -> "SavedModel":
         """Take a decoder that is already in memory; it is frozen, and its weights are shared.
 
         Raises:
             TypeError: not a model of transformers.
-            ValueError: a decoder of another width or vocabulary than the compressor was made for,
-                or one whose layers are not found, with `inject_layer`.
+            ValueError: a decoder of another width or vocabulary than the compressor was made for.
+
+        Example:
+            >>> bare = MemslotsModel.from_pretrained(checkpoint, load_decoder=False)
+            >>> bare.attach_decoder(model.decoder).has_decoder
+            True
         """
         if not isinstance(decoder, PreTrainedModel):
             adapter = hasattr(decoder, "merge_and_unload")
@@ -244,18 +146,15 @@ class CheckpointMixin(_Model):
                 f"attach_decoder takes a transformers causal LM, got {type(decoder).__name__}"
                 + ("; give it llm.merge_and_unload()." if adapter else ".")
             )
-        wanted, given = self.config.decoder_config, decoder.config
         for field in ("hidden_size", "vocab_size"):
-            expected = getattr(wanted.get_text_config(), field)
-            actual = getattr(given.get_text_config(), field)
+            expected = getattr(self.config.get_text_config(decoder=True), field)
+            actual = getattr(decoder.config.get_text_config(), field)
             if expected != actual:
                 raise ValueError(
                     f"this compressor writes for a decoder with {field} {expected} "
                     f"({self.config.decoder_name_or_path or 'bundled'}), the given one has "
                     f"{actual}; attach that decoder, or train the compressor for yours."
                 )
-        if self.config.inject_layer:
-            decoder_layers(decoder)
         decoder.requires_grad_(False)
         self.decoder = decoder.eval()
         if self.config.encoder_layers is not None:
@@ -266,7 +165,7 @@ class CheckpointMixin(_Model):
         """Put the decoder's own first layers under the encoder's adapter, without a copy."""
         adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         base = first_layers(decoder, self.config.encoder_layers)
-        add_lora(base, self.config.encoder_lora)
+        add_lora(base, self.config.encoder_lora or {})
         outcome = base.load_state_dict(adapter, strict=False)
         if outcome.unexpected_keys:
             raise ValueError(
@@ -277,18 +176,23 @@ class CheckpointMixin(_Model):
             if LORA_MARK in name:  # trained in the compressor's precision, not the decoder's
                 parameter.data = parameter.data.to(self.markers.dtype)
         base.config.use_cache = False
-        _mark_initialized(base)
+        mark_initialized(base)
         self.encoder = base.train(self.training)
 
-    def merge_encoder(self) -> "_Model":
-        """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft."""
+    def merge_encoder(self) -> "SavedModel":
+        """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft.
+
+        Example:
+            >>> model.merge_encoder().config.encoder_lora is None
+            True
+        """
         if self.config.encoder_lora is not None:
             if self.config.encoder_layers is not None:  # the decoder's weights must stay
                 self.encoder = copy.deepcopy(self.encoder)
                 self.config.encoder_layers = None
             merge_lora(self.encoder)
             self.config.encoder_lora = None
-            self._fingerprint: tuple[tuple[int, ...], str] | None = None
+            self._fingerprint = None
         return self
 
     def save_pretrained(
@@ -310,9 +214,12 @@ class CheckpointMixin(_Model):
 
         Raises:
             ValueError: the decoder is to be bundled and is not there.
+
+        Example:
+            >>> model.save_pretrained(folder / "compressor")
         """
         folder = Path(save_directory)
-        if self.config.bundle_decoder and self.decoder is None and state_dict is None:
+        if self.config.bundle_decoder and not self.has_decoder and state_dict is None:
             raise ValueError(
                 "config.bundle_decoder is set, but this model was loaded without its decoder, so "
                 "the checkpoint could not be loaded again; attach_decoder(llm) first, or set "
@@ -322,10 +229,10 @@ class CheckpointMixin(_Model):
         weights = {key: value for key, value in weights.items() if self._holds(key)}
         if is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            if self.processor is not None:
+            if "processor" in self.__dict__:
                 self.config.fingerprint = self.fingerprint
                 self.processor.save_pretrained(folder)
-            if self.config.bundle_decoder and self.decoder is not None:
+            if self.config.bundle_decoder and self.has_decoder:
                 self.decoder.generation_config.save_pretrained(folder / _DECODER_FOLDER)
             for source in sorted(Path(__file__).parent.glob("*_memslots.py")):
                 if source.parent.resolve() != folder.resolve():
@@ -354,22 +261,67 @@ class CheckpointMixin(_Model):
 
         Raises:
             ValueError: a model that others could not load.
+
+        Example:
+            >>> model.push_to_hub("me/my-compressor")  # doctest: +SKIP
         """
         for publisher in entry_points(group="memslots.push_to_hub"):
             return publisher.load()(self, repo_id, **kwargs)
         return super().push_to_hub(repo_id, **kwargs)
 
+    def freeze_sentence_encoder(self) -> None:
+        """Leave a sentence encoder out of training, unless the configuration has it trained.
+
+        Example:
+            >>> model.freeze_sentence_encoder()  # changes nothing: this encoder has memory tokens
+        """
+        if self.sentence_head is not None:
+            self.encoder.requires_grad_(self.config.train_encoder)
+            self.sentence_head.requires_grad_(self.config.train_encoder)
+
+    def load_memory(self, path, most_characters: int | None = None) -> Memory:
+        """Read a memory from disk onto this model's device; it must be this compressor's.
+
+        Args:
+            path: the file.
+            most_characters: give this for a file that a stranger sent: the most characters that
+                its texts may have. What no compressor writes is then refused, before it costs.
+
+        Raises:
+            ValueError: another compressor's memory, or what `Memory.load` raises; of a file that
+                was sent, whatever is wrong with it.
+
+        Example:
+            >>> model.compress("Ann is here.").save(folder / "ann.safetensors")
+            >>> len(model.load_memory(folder / "ann.safetensors"))
+            1
+        """
+        if most_characters is None:
+            memory = Memory.load(path, device=self.encoder.device)
+            self.check_memory(memory)
+            return memory
+        try:
+            check_header(path)
+            memory = Memory.load(path, most_characters=most_characters)
+            self.check_memory(memory)
+            check_sent(self, memory, most_characters)
+        except (ValueError, FileNotFoundError):
+            raise
+        except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise ValueError("memory is a file whose header is no memory's.") from error
+        return memory.to(self.encoder.device)
+
     def _holds(self, key: str) -> bool:
         """Whether a checkpoint of this model holds the weight `key`."""
         if key.startswith("decoder."):
             return self.config.bundle_decoder
-        if key.startswith(("encoder.", "sentence_head.")) and not self.config.bundle_encoder:
+        if key.startswith("encoder.") and not self.config.bundle_encoder:
             return False
         if key.startswith("encoder.") and self.config.encoder_lora is not None:
             return LORA_MARK in key
         return True
 
-    def _load_named_encoder(self, name, origin: dict[str, Any]) -> None:
+    def _load_named_encoder(self, hub: dict[str, Any]) -> None:
         """Read the frozen sentence encoder from where the configuration says it is."""
         config = self.config
         if config.encoder_name_or_path is None:
@@ -377,17 +329,20 @@ class CheckpointMixin(_Model):
                 "this checkpoint does not hold its sentence encoder and names none; set "
                 "encoder_name_or_path in its config."
             )
-        tokenizer = MemslotsProcessor.from_pretrained(name, **origin).encoder_tokenizer
-        hub = {"revision": config.encoder_revision} if config.encoder_revision else {}
-        hub.update({key: origin[key] for key in ("token", "local_files_only") if key in origin})
-        base, head, described = read_sentence_encoder(config.encoder_name_or_path, tokenizer, **hub)
-        if described != config.sentence_encoder:
+        base = load_encoder(
+            config.encoder_name_or_path,
+            config.encoder_config,
+            revision=config.encoder_revision,
+            dtype=self.markers.dtype,
+            **hub,
+        )
+        self.encoder = base.to(self.markers.device)
+        if config.fingerprint not in (None, self.fingerprint):
             raise ValueError(
                 f"{config.encoder_name_or_path!r} is another sentence encoder than this "
-                f"compressor was made with: {described}, not {config.sentence_encoder}."
+                f"compressor was made with: it is {self.fingerprint[:12]}, and was "
+                f"{config.fingerprint[:12]}."
             )
-        place = {"device": self.markers.device, "dtype": self.markers.dtype}
-        self.encoder, self.sentence_head = base.to(**place), head.to(**place)
 
     def _load_encoder_base(self, shared: dict[str, Any]) -> None:
         """Put the pretrained base under the adapter that the checkpoint held."""
@@ -404,7 +359,7 @@ class CheckpointMixin(_Model):
             **{"revision": config.encoder_revision, **shared},
             config=copy.deepcopy(config.encoder_config),  # it may have fewer layers
         )
-        add_lora(base, config.encoder_lora)
+        add_lora(base, config.encoder_lora or {})
         outcome = base.load_state_dict(adapter, strict=False)
         if outcome.unexpected_keys:
             raise ValueError(
@@ -415,74 +370,7 @@ class CheckpointMixin(_Model):
         self.encoder = base
 
 
-def _place(name: str | os.PathLike) -> str:
-    """A repository's name, or the absolute path of a folder that is here."""
-    name = os.fspath(name)
-    return os.path.abspath(name) if os.path.isdir(name) else name
-
-
-def _with_revision(kwargs, config_kwargs: dict[str, Any], field: str) -> dict[str, Any]:
-    """Loading arguments with their revision, which `config_kwargs` then names too."""
-    kwargs = dict(kwargs or {})
-    revision = kwargs.get("revision") or config_kwargs.get(field)
-    if revision is not None:
-        kwargs["revision"] = config_kwargs[field] = revision
-    return kwargs
-
-
-def _only_place(kwargs: dict[str, Any]) -> dict[str, Any]:
-    keys = (*_HUB_KWARGS, *_PLACE_KWARGS)
-    return {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
-
-
-def _kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint remembers of how its decoder is loaded; its revision has a field."""
-    return {key: kwargs[key] for key in ("subfolder", "gguf_file") if kwargs.get(key)} or None
-
-
-def _decoder_config(name: str, kwargs: dict[str, Any]):
-    """A decoder's configuration; of a LoRA adapter's folder, that of its base model."""
-    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
-        os.path.join(name, "config.json")
-    ):
-        return AutoConfig.from_pretrained(_adapter_base(name))
-    return AutoConfig.from_pretrained(name, **_only_place(kwargs))
-
-
-def _decoder_tokenizer(name: str, kwargs: dict[str, Any]):
-    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not any(
-        os.path.isfile(os.path.join(name, file))
-        for file in ("tokenizer.json", "tokenizer_config.json")
-    ):
-        return AutoTokenizer.from_pretrained(_adapter_base(name))
-    return AutoTokenizer.from_pretrained(name, **_only_place(kwargs))
-
-
-def _adapter_base(name: str) -> str:
-    with open(os.path.join(name, "adapter_config.json"), encoding="utf-8") as file:
-        return json.load(file)["base_model_name_or_path"]
-
-
-def _without_quantization(config):
-    """A decoder's configuration without its quantisation, which is the decoder's matter alone.
-
-    transformers would take it for that of the whole compressor, encoder included.
-    """
-    plain = copy.deepcopy(config)
-    if hasattr(plain, "quantization_config"):
-        del plain.quantization_config
-    return plain
-
-
-def _check_layers(count: int, layers: int, decoder: str) -> None:
-    if not 1 <= count <= layers:
-        raise ValueError(
-            f"encoder_layers={count}, but the decoder {decoder!r} has {layers} layers; use 1 to "
-            f"{layers} (about a third of them makes a light encoder)."
-        )
-
-
-def _pick_dtype(dtype):
+def pick_dtype(dtype):
     """The given dtype, else float32 where there is no accelerator: bfloat16 on a CPU without native
     support is about 300 times slower.
     """
@@ -491,7 +379,8 @@ def _pick_dtype(dtype):
     return "auto" if dtype is None else dtype
 
 
-def _mark_initialized(module: torch.nn.Module) -> None:
+def mark_initialized(module: torch.nn.Module) -> None:
+    """Keep transformers from drawing weights that are loaded anew."""
     for part in module.modules():
         part._is_hf_initialized = True  # type: ignore[assignment]
 

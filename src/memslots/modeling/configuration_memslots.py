@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .layout_memslots import max_positions
 from .literals_memslots import check_detectors
 from .pooling_memslots import POOLED
 
@@ -36,7 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "pooling": ("memory_tokens", *POOLED, "sentence"),
     "memory_positions": ("after", "spread"),
     "pool_unit": ("sentence", "paragraph", "text"),
-    "converter_type": ("mlp", "linear", "residual", "autoencoder", "vae", "queries"),
+    "converter_type": ("mlp", "linear", "residual", "autoencoder", "vae"),
 }
 """Allowed values of fields that name one of a few ways."""
 
@@ -101,7 +102,7 @@ class MemslotsConfig(PreTrainedConfig):
             encoder's window), and the only compression rate.
         pool_language: ISO 639-1 code of the language whose rules split sentences.
         sentence_encoder: what a sentence encoder is beside its backbone, see
-            `sentences_memslots.read_sentence_encoder`, which makes it.
+            `encoders_memslots.read_sentence_encoder`, which makes it.
         train_encoder: whether a sentence encoder is trained too; otherwise it is frozen.
         bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
             encoder may be named by `encoder_name_or_path` instead, and is then read from there.
@@ -109,9 +110,7 @@ class MemslotsConfig(PreTrainedConfig):
             (PCC's beside a linear map that starts as the identity), or the AIRI
             report's "autoencoder" and "vae", with a latent between the slot and the decoder. The
             latent of a "vae" is drawn from a normal distribution while training, and is its mean
-            otherwise. "queries" makes several decoder vectors of each slot.
-        converter_queries: learned queries of converter_type "queries", each of which reads one
-            vector, at a decoder position of its own, from every slot.
+            otherwise.
         converter_layers: linear layers from the latent to the decoder, of an autoencoder or a vae;
             `converter_hidden_size` is the width between them.
         converter_regularization: whether these layers have BatchNorm and Dropout.
@@ -121,9 +120,6 @@ class MemslotsConfig(PreTrainedConfig):
             the loss while training (0.1 in the report's code); 0 leaves it out.
         decoder_lora: `{"r", "alpha", "dropout", "target_modules"}` of a small LoRA on the decoder,
             which is kept with the compressor and acts only while a memory is read; None for none.
-        inject_layer: the decoder's layer, counted from 0, at whose input slots replace the hidden
-            states; below it the `<MEM>` marker stands in their places. None and 0 put them among
-            the input embeddings.
         memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
             has them, or "spread" over the segment, so that under rotary positions each memory token
             is near the text it stands for. Either way the first slots of a finer rate are those of
@@ -164,19 +160,23 @@ class MemslotsConfig(PreTrainedConfig):
     train_encoder: bool = False
     bundle_encoder: bool = True
     converter_type: str = "mlp"
-    converter_queries: int = 4
     converter_layers: int = 1
     converter_regularization: bool = False
     converter_dropout: float = 0.2
     latent_size: int | None = None
     kl_weight: float = 0.1
     decoder_lora: dict | None = None
-    inject_layer: int | None = None
     memory_positions: str = "after"
     literals: str | list[str] | tuple[str, ...] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        for name, plain in (("inject_layer", (None, 0)), ("converter_queries", (4,))):
+            if kwargs.pop(name, plain[0]) not in plain:
+                raise ValueError(
+                    f"{name} was tried, gained nothing and is no more (docs/log.md); the code "
+                    "inside the checkpoint that has it still loads it."
+                )
         self.encoder_config = _as_config(self.encoder_config, "gpt2")
         self.decoder_config = _as_config(self.decoder_config, "llama")
         self.compression_rates = sorted(self.compression_rates)
@@ -220,12 +220,6 @@ class MemslotsConfig(PreTrainedConfig):
             )
         self._validate_converter()
         self._validate_groups()
-        layers = self.get_text_config(decoder=True).num_hidden_layers
-        if self.inject_layer is not None and not 0 <= self.inject_layer < layers:
-            raise ValueError(
-                f"inject_layer must be one of the decoder's layers, 0 to {layers - 1}, got "
-                f"{self.inject_layer}."
-            )
         if self.pooling == "sentence":
             self._validate_sentence_pooling()
         elif not self.bundle_encoder:
@@ -254,7 +248,7 @@ class MemslotsConfig(PreTrainedConfig):
                 f"is {self.pooling!r}; leave it out."
             )
         if self.pooling == "groups":
-            embedding = getattr(self.encoder_config.get_text_config(), "embedding_size", None)
+            embedding = getattr(self.get_text_config(encoder=True), "embedding_size", None)
             if embedding not in (None, self.slot_size):
                 raise ValueError(
                     f"pooling='groups' adds token embeddings to states, and this encoder's have "
@@ -273,19 +267,8 @@ class MemslotsConfig(PreTrainedConfig):
                         f"{name}={getattr(self, name)!r} is for converter_type 'autoencoder' and "
                         f"'vae', and this one is {self.converter_type!r}; leave it out."
                     )
-        if self.converter_type == "queries" and self.memory_positions == "spread":
-            raise ValueError(
-                "memory_positions='spread' orders single vectors, and converter_type='queries' "
-                "makes several of a slot; use memory_positions='after'."
-            )
-        if self.converter_type != "queries" and self.converter_queries != 4:
-            raise ValueError(
-                f"converter_queries={self.converter_queries} is for converter_type 'queries', and "
-                f"this one is {self.converter_type!r}; leave it out."
-            )
         counts = (
             "converter_layers",
-            "converter_queries",
             "latent_size",
             "converter_hidden_size",
             "pool_hidden_size",
@@ -309,11 +292,11 @@ class MemslotsConfig(PreTrainedConfig):
                 f"must be left out (or [{self.segment_length}], the segment_length), got "
                 f"{self.compression_rates}."
             )
-        for name, wanted in (("encoder_lora", None), ("memory_positions", "after")):
-            if getattr(self, name) != wanted:
+        for name, default in (("encoder_lora", None), ("memory_positions", "after")):
+            if getattr(self, name) != default:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is for memory tokens, and "
-                    f"pooling='sentence' has none; use {name}={wanted!r}."
+                    f"pooling='sentence' has none; use {name}={default!r}."
                 )
         if self.segment_length < 16:
             raise ValueError(
@@ -343,11 +326,6 @@ class MemslotsConfig(PreTrainedConfig):
         return -(-self.segment_length // min(self.compression_rates))
 
     @property
-    def vectors_per_slot(self) -> int:
-        """Decoder positions that a slot takes."""
-        return self.converter_queries if self.converter_type == "queries" else 1
-
-    @property
     def slot_size(self) -> int:
         """Width of a slot before the converter."""
         if self.sentence_encoder is not None:
@@ -369,39 +347,20 @@ class MemslotsConfig(PreTrainedConfig):
         return self
 
 
-def _with_defaults(name: str, given: dict | None, defaults: dict[str, Any]) -> dict | None:
-    if given is None:
+def _with_defaults(name: str, settings: dict | None, defaults: dict[str, Any]) -> dict | None:
+    if settings is None:
         return None
-    unknown = sorted(set(given) - set(defaults))
+    unknown = sorted(set(settings) - set(defaults))
     if unknown:
         raise ValueError(f"{name} has unknown keys {unknown}; allowed are {sorted(defaults)}.")
-    return {**defaults, **given}
+    return {**defaults, **settings}
 
 
-def _as_config(given: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
-    if isinstance(given, PreTrainedConfig):
-        return given
-    values = dict(given or {})
+def _as_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    values = dict(config or {})
     return AutoConfig.for_model(values.pop("model_type", default), **values)
-
-
-def check_positions(config, needed: int) -> None:
-    """Refuse decoder rows that are longer than its positions.
-
-    Args:
-        config: the decoder's.
-        needed: positions of the longest row.
-
-    Raises:
-        ValueError: it has fewer.
-    """
-    limit = max_positions(config)
-    if limit is not None and needed > limit:
-        raise ValueError(
-            f"a row of slots, markers, prompt and target takes {needed} positions, and the decoder "
-            f"has {limit}; use a coarser rate, a shorter context or target, or, in training, fewer "
-            "training_segments, questions_per_context or a smaller completion_length."
-        )
 
 
 def decoder_place(config: "MemslotsConfig") -> str:
@@ -409,11 +368,3 @@ def decoder_place(config: "MemslotsConfig") -> str:
     if config.bundle_decoder:
         return "it is inside the checkpoint"
     return config.decoder_name_or_path or "the checkpoint does not name it"
-
-
-def max_positions(config) -> int | None:
-    """Most positions that a model of this configuration takes, or None where it sets no limit."""
-    if config is None or isinstance(config, dict):
-        return None
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None

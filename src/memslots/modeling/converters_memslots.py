@@ -1,18 +1,75 @@
-"""Converters with a latent between slot and decoder, plain or variational, or learned queries.
+"""Converters: slots from the encoder's space to the decoder's.
 
-Latents are after "LLM context compression" (Yanke, Pevnaya and Muravetsky, AIRI Summer School 2025,
-sections 3.3 and 4.1) and its published code, where one vector of a trained encoder stands for a
-whole chunk: linear layers lead from the latent to the frozen decoder, one or four of them, with
-BatchNorm and Dropout or without.
+PCC's MLP, the sentence-pools article's linear adapter, and converters with a latent between slot
+and decoder, plain or variational: after "LLM context compression" (Yanke, Pevnaya and Muravetsky,
+AIRI Summer School 2025, sections 3.3 and 4.1) and its published code, where one vector of a trained
+encoder stands for a whole chunk, and one or four linear layers lead from the latent to the frozen
+decoder, with BatchNorm and Dropout or without.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+
+class Converter(nn.Module):
+    """RMSNorm, Linear, GELU, Linear: slots from the encoder's space to the decoder's (PCC, 2.2).
+
+    Args:
+        d_encoder: width of a slot before.
+        hidden: width between the two linear layers.
+        d_decoder: width of a slot after.
+    """
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.up = nn.Linear(d_encoder, hidden)
+        self.activation = nn.GELU()
+        self.down = nn.Linear(hidden, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.down(self.activation(self.up(self.norm(slots))))
+
+    @torch.no_grad()
+    def init_weights(self, scale: float) -> None:
+        """Draw new weights such that outputs have the standard deviation `scale`."""
+        nn.init.ones_(self.norm.weight)
+        nn.init.normal_(self.up.weight, std=1 / math.sqrt(self.up.in_features))
+        nn.init.zeros_(self.up.bias)
+        # The second moment of GELU of a unit normal variable is 0.425.
+        nn.init.normal_(self.down.weight, std=scale / math.sqrt(0.425 * self.down.in_features))
+        nn.init.zeros_(self.down.bias)
+
+
+class LinearConverter(nn.Module):
+    """RMSNorm and one Linear: the adapter of the sentence-pools article.
+
+    The norm undoes only a slot's length, which sentence encoders mostly set to 1.
+
+    Args:
+        d_encoder: width of a slot before.
+        d_decoder: width of a slot after.
+    """
+
+    def __init__(self, d_encoder: int, d_decoder: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.map = nn.Linear(d_encoder, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.map(self.norm(slots))
+
+    @torch.no_grad()
+    def init_weights(self, scale: float) -> None:
+        """Draw new weights such that outputs have the standard deviation `scale`."""
+        nn.init.ones_(self.norm.weight)
+        nn.init.normal_(self.map.weight, std=scale / math.sqrt(self.map.in_features))
+        nn.init.zeros_(self.map.bias)
 
 
 class SlotNorm(nn.BatchNorm1d):
@@ -129,7 +186,7 @@ class ResidualConverter(nn.Module):
     """`skip(slot) + down(GELU(up(RMSNorm(slot))))`: PCC's converter beside a linear map.
 
     `down` starts at zero and `skip` as the identity (or, between two models, as the map of their
-    embeddings, see `from_encoder_decoder_pretrained`), so that slots which lie among the decoder's
+    embeddings, see `memslots.new_compressor`), so that slots which lie among the decoder's
     embeddings are read as they are from the first step.
 
     Args:
@@ -159,58 +216,37 @@ class ResidualConverter(nn.Module):
         nn.init.zeros_(self.down.bias)
 
 
-class QueryConverter(nn.Module):
-    """Several decoder vectors of one slot, read out of it by learned queries.
-
-    The sentence-pools article tried "learned queries, and Q-former attention" against the dilution
-    of a vector that stands for too much text, without success. A slot is cut into as many parts as
-    there are queries; each query attends to the parts, and what it read goes through an MLP.
-
-    Args:
-        d_encoder: width of a slot before.
-        hidden: width of parts and queries.
-        d_decoder: width of each vector after.
-        count: queries, and vectors a slot.
-    """
-
-    def __init__(self, d_encoder: int, hidden: int, d_decoder: int, count: int):
-        super().__init__()
-        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
-        self.parts = nn.Linear(d_encoder, count * hidden)
-        self.queries = nn.Parameter(torch.empty(count, hidden))
-        self.read_norm = nn.RMSNorm(hidden, eps=1e-6)
-        self.up = nn.Linear(hidden, hidden)
-        self.activation = nn.GELU()
-        self.down = nn.Linear(hidden, d_decoder)
-
-    def forward(self, slots: torch.Tensor) -> torch.Tensor:
-        """`(slots, d_encoder)` to `(slots * count, d_decoder)`, slot after slot."""
-        parts = self.parts(self.norm(slots)).unflatten(1, self.queries.shape)
-        queries = self.queries.expand_as(parts)
-        read = functional.scaled_dot_product_attention(queries, parts, parts)
-        states = self.activation(self.up(self.read_norm(queries + read)))
-        return self.down(states).flatten(0, 1)
-
-    @torch.no_grad()
-    def init_weights(self, scale: float) -> None:
-        """Draw new weights such that outputs have the standard deviation `scale`."""
-        nn.init.ones_(self.norm.weight)
-        nn.init.ones_(self.read_norm.weight)
-        nn.init.normal_(self.queries)
-        _draw(self.parts, 1.0)
-        _draw(self.up, 1.0)
-        _draw(self.down, scale / math.sqrt(0.425))  # GELU's second moment, see `Converter`
+AnyConverter = Converter | LinearConverter | ResidualConverter | AutoencoderConverter
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """While open, `module` draws, drops and counts nothing, whatever mode it is in."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
+def build_converter(config) -> AnyConverter:
+    """The converter of a `MemslotsConfig` with new weights."""
+    d_decoder = config.get_text_config(decoder=True).hidden_size
+    if config.converter_type == "linear":
+        return LinearConverter(config.slot_size, d_decoder)
+    hidden = config.converter_hidden_size or d_decoder
+    if config.converter_type in ("mlp", "residual"):
+        direct = Converter if config.converter_type == "mlp" else ResidualConverter
+        return direct(config.slot_size, hidden, d_decoder)
+    kind = VariationalConverter if config.converter_type == "vae" else AutoencoderConverter
+    return kind(
+        config.slot_size,
+        config.latent_size or config.slot_size,
+        hidden,
+        d_decoder,
+        layers=config.converter_layers,
+        dropout=config.converter_dropout if config.converter_regularization else None,
+    )
+
+
+def convert(
+    converter: AnyConverter, slots: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the decoder reads in place of slots, and the summed divergence of a vae's."""
+    slots = slots.to(next(converter.parameters()).dtype)
+    if isinstance(converter, VariationalConverter):
+        return converter.with_divergence(slots)
+    return converter(slots), None
 
 
 def _draw(layer: nn.Linear, gain: float) -> None:

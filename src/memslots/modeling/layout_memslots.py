@@ -1,14 +1,18 @@
 """How decoder rows are laid out: `[BOS] (<MEM> slots literals </MEM>) x n  [<AE>]  tokens`.
 
-One pure function makes the rows for training, generation and serving. A row is two integer rows of
+The same functions make the rows for training, generation and serving. A row is two integer rows of
 equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 where a token stands
 and otherwise names the learned or encoded vector that takes its place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
+
+from .memory_memslots import Memory
 
 MEM, MEM_END, AE, FIRST_SLOT = 1, 2, 3, 4
 """Values of `memory_ids`: the three markers, and the first slot of the batch."""
@@ -19,6 +23,12 @@ RECONSTRUCTION, COMPLETION, ANSWER = 0, 1, 2
 """Tasks of a row: text reconstruction (PCC, eq. 4), completion (eq. 3), supervised answers."""
 
 TASKS = ("reconstruction", "completion", "answer")
+
+CONTEXT_END = "\n\n"
+"""What parts a context that the decoder reads as text from what follows it."""
+
+Encode = Callable[[str], list[int]]
+"""From a text to decoder tokens, as `PlainText.encode`."""
 
 
 @dataclass
@@ -65,9 +75,130 @@ class Row:
         """Labels of `target`: its tokens where they are predicted, else `IGNORE`."""
         predicted = self.predicted or [i >= self.given for i in range(len(self.target))]
         return [
-            token if wanted else IGNORE
-            for token, wanted in zip(self.target, predicted, strict=True)
+            token if counts else IGNORE
+            for token, counts in zip(self.target, predicted, strict=True)
         ]
+
+
+class LaidOut(NamedTuple):
+    """One row, position by position.
+
+    Args:
+        input_ids: decoder tokens; the padding token where a vector stands.
+        memory_ids: 0 for a token, else which vector stands there.
+        labels: what is predicted of each position, or `IGNORE`.
+    """
+
+    input_ids: list[int]
+    memory_ids: list[int]
+    labels: list[int]
+
+
+def lay_out_row(
+    row: Row,
+    slot_ids: Sequence[range],
+    pad_id: int = 0,
+    markers: str = "segment",
+    spread: bool = False,
+) -> LaidOut:
+    """A row without padding; its length is the decoder positions that it takes.
+
+    Args:
+        row: the row.
+        slot_ids: of every segment of the batch, the `memory_ids` of its slots.
+        pad_id: any token id, masked.
+        markers: whether `<MEM>` and `</MEM>` stand around each "segment", once around the whole
+            "memory" that a row reads, or not at all ("none").
+        spread: whether memory tokens were spread over their segment; the decoder then reads its
+            slots in the order of the text, though they are kept with the coarsest rate's first.
+    """
+    ids, vectors = list(row.prompt.before), [0] * len(row.prompt.before)
+
+    def add(token_ids: Sequence[int], memory_ids: Sequence[int] | None = None) -> None:
+        ids.extend(token_ids)
+        vectors.extend([0] * len(token_ids) if memory_ids is None else memory_ids)
+
+    whole = markers == "memory" and any(len(slot_ids[i]) for i in row.segments)
+    if whole:
+        add([pad_id], [MEM])
+    for i, literal in zip(row.segments, row.literals or [[]] * len(row.segments), strict=True):
+        slots = list(slot_ids[i])
+        if spread:
+            places = spread_places(len(slots))
+            slots = [slots[j] for j in sorted(range(len(slots)), key=places.__getitem__)]
+        marked = markers == "segment" and bool(slots)  # without slots, it is plain text
+        if marked:
+            add([pad_id], [MEM])
+        add([pad_id] * len(slots), slots)
+        add(literal)
+        if marked:
+            add([pad_id], [MEM_END])
+    if whole:
+        add([pad_id], [MEM_END])
+    if row.task == RECONSTRUCTION:
+        add([pad_id], [AE])
+    add(row.prompt.after)
+    labels = [IGNORE] * len(ids) + row.target_labels()
+    add(row.target)
+    return LaidOut(ids, vectors, labels)
+
+
+def lay_out(
+    rows: Sequence[Row],
+    segment_slots: Sequence[int],
+    pad_id: int,
+    markers: str = "segment",
+    padding_side: str = "left",
+    spread: bool = False,
+) -> dict[str, torch.Tensor]:
+    """The tensors of a batch of rows.
+
+    Args:
+        rows: the rows.
+        segment_slots: slots of every segment of the batch.
+        pad_id: as in `lay_out_row`.
+        markers: as in `lay_out_row`.
+        padding_side: "left" (generation; targets end together) or "right".
+        spread: as in `lay_out_row`.
+
+    Returns:
+        `input_ids`, `attention_mask`, `memory_ids` and `labels`, each `(rows, length)`, and
+        `task_ids` `(rows,)`.
+    """
+    slot_ids = slot_ranges(segment_slots)
+    laid_out = [lay_out_row(row, slot_ids, pad_id, markers, spread) for row in rows]
+    length = max(len(row.input_ids) for row in laid_out)
+
+    def pad(values: Sequence[list[int]], filler: int) -> torch.Tensor:
+        if padding_side == "left":
+            return torch.tensor([[filler] * (length - len(row)) + row for row in values])
+        return torch.tensor([row + [filler] * (length - len(row)) for row in values])
+
+    return {
+        "input_ids": pad([row.input_ids for row in laid_out], pad_id),
+        "attention_mask": pad([[1] * len(row.input_ids) for row in laid_out], 0),
+        "memory_ids": pad([row.memory_ids for row in laid_out], 0),
+        "labels": pad([row.labels for row in laid_out], IGNORE),
+        "task_ids": torch.tensor([row.task for row in rows]),
+    }
+
+
+def slot_ranges(segment_slots: Sequence[int]) -> list[range]:
+    """`memory_ids` of the slots of each segment of a batch."""
+    ranges, first = [], FIRST_SLOT
+    for slots in segment_slots:
+        ranges.append(range(first, first + slots))
+        first += slots
+    return ranges
+
+
+def spread_places(count: int) -> list[float]:
+    """Places of spread memory tokens in their segment, above 0 and up to 1, its end.
+
+    The van der Corput sequence, counted from the end: any first k places lie evenly, so no rate is
+    favoured, and each ends a stretch of text that no other slot is nearer to.
+    """
+    return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
 
 
 def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
@@ -88,110 +219,90 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
     )
 
 
-def row_length(row: Row, segment_slots: list[int], markers: str, vectors_per_slot: int = 1) -> int:
-    """Decoder positions that a row takes; arguments as in `lay_out`."""
-    with_slots = sum(segment_slots[i] > 0 for i in row.segments)
-    pairs = {"segment": with_slots, "memory": min(1, with_slots), "none": 0}[markers]
-    return (
-        len(row.prompt.before)
-        + vectors_per_slot * sum(segment_slots[i] for i in row.segments)
-        + sum(map(len, row.literals))
-        + 2 * pairs
-        + (row.task == RECONSTRUCTION)
-        + len(row.prompt.after)
-        + len(row.target)
+def reading_row(
+    segment: int | None, before: list[int], ids: Sequence[int], beside: Sequence[int]
+) -> Row:
+    """A row that reads a segment back.
+
+    Args:
+        segment: its index, or None for what a decoder writes without any.
+        before: decoder tokens that begin the row.
+        ids: targets.
+        beside: decoder tokens of its literals.
+    """
+    return Row(
+        [] if segment is None else [segment],
+        Prompt(before),
+        list(ids),
+        task=RECONSTRUCTION,
+        literals=[list(beside)] if beside and segment is not None else [],
     )
 
 
-def spread_places(count: int) -> list[float]:
-    """Places of spread memory tokens in their segment, above 0 and up to 1, its end.
-
-    The van der Corput sequence, counted from the end: any first k places lie evenly, so no rate is
-    favoured, and each ends a stretch of text that no other slot is nearer to.
-    """
-    return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
+def literal_ids(literals: Sequence[Sequence], encode: Encode) -> list[list[int]]:
+    """Decoder tokens of each segment's literals (user text: never a control token)."""
+    return [
+        [token for literal in held for token in encode(f" {literal.text}")] for held in literals
+    ]
 
 
-def lay_out(
-    rows: list[Row],
-    segment_slots: list[int],
-    pad_id: int,
-    markers: str = "segment",
-    padding_side: str = "left",
-    spread: bool = False,
-    vectors_per_slot: int = 1,
-) -> dict[str, torch.Tensor]:
-    """The tensors of a batch of rows.
+def beside_slots(memory: Memory, encode: Encode) -> list[list[int]]:
+    """Decoder tokens of each segment's literals, after its text where that is read as text."""
+    beside = literal_ids(memory.literals, encode) or [[] for _ in memory.segments]
+    for i, text in enumerate(memory.segment_texts):
+        if text is not None:
+            beside[i] = encode(text) + beside[i]
+    return beside
+
+
+def memory_rows(memory: Memory, asked: Sequence[tuple[int, Prompt]], encode: Encode) -> list[Row]:
+    """A row for each prompt about a document of `memory`, without targets.
 
     Args:
-        rows: the rows.
-        segment_slots: slots of every segment of the batch.
-        pad_id: any token id, masked.
-        markers: whether `<MEM>` and `</MEM>` stand around each "segment", once around the whole
-            "memory" that a row reads, or not at all ("none").
-        padding_side: "left" (generation; targets end together) or "right".
-        spread: whether memory tokens were spread over their segment; the decoder then reads its
-            slots in the order of the text, though they are kept with the coarsest rate's first.
-        vectors_per_slot: decoder positions of a slot.
-
-    Returns:
-        `input_ids`, `attention_mask`, `memory_ids` and `labels`, each `(rows, length)`, and
-        `task_ids` `(rows,)`.
+        memory: what the rows' segments are indices in.
+        asked: index of the document and prompt of each row.
+        encode: from a text to decoder tokens.
     """
-    first_slot = [FIRST_SLOT]
-    for slots in segment_slots:
-        first_slot.append(first_slot[-1] + slots * vectors_per_slot)
-    ids, memory, labels = [], [], []
-    for row in rows:
-        wrapped: list[int] = []
-        wrapped_ids: list[int] = []
-        literals = row.literals or [[]] * len(row.segments)
-        for i, literal in zip(row.segments, literals, strict=True):
-            own = list(range(first_slot[i], first_slot[i + 1]))
-            if spread:
-                places = spread_places(len(own))
-                own = [own[j] for j in sorted(range(len(own)), key=places.__getitem__)]
-            own += [0] * len(literal)
-            filler = [pad_id] * (len(own) - len(literal))
-            marked = markers == "segment" and bool(filler)  # without slots, it is plain text
-            wrapped += [MEM, *own, MEM_END] if marked else own
-            wrapped_ids += [pad_id, *filler, *literal, pad_id] if marked else [*filler, *literal]
-        if markers == "memory" and any(memory_id >= FIRST_SLOT for memory_id in wrapped):
-            wrapped = [MEM, *wrapped, MEM_END]
-            wrapped_ids = [pad_id, *wrapped_ids, pad_id]
-        if row.task == RECONSTRUCTION:
-            wrapped.append(AE)
-            wrapped_ids.append(pad_id)
-        before, after, target = row.prompt.before, row.prompt.after, row.target
-        ids.append([*before, *wrapped_ids, *after, *target])
-        memory.append([*[0] * len(before), *wrapped, *[0] * (len(after) + len(target))])
-        prompted = len(before) + len(wrapped) + len(after)
-        labels.append([*[IGNORE] * prompted, *row.target_labels()])
-    length = max(len(row) for row in ids)
-
-    def pad(values: list[list[int]], filler: int) -> torch.Tensor:
-        if padding_side == "left":
-            return torch.tensor([[filler] * (length - len(row)) + row for row in values])
-        return torch.tensor([row + [filler] * (length - len(row)) for row in values])
-
-    return {
-        "input_ids": pad(ids, pad_id),
-        "attention_mask": pad([[1] * len(row) for row in ids], 0),
-        "memory_ids": pad(memory, 0),
-        "labels": pad(labels, IGNORE),
-        "task_ids": torch.tensor([row.task for row in rows]),
-    }
+    beside, texts = beside_slots(memory, encode), memory.segment_texts
+    places: list[range] = []
+    for document in memory.documents:
+        start = places[-1].stop if places else 0
+        for i, (segment, following) in enumerate(pairwise(document), start):
+            if segment.text != following.text and texts[i] and texts[i + 1]:
+                beside[i] = beside[i] + encode(CONTEXT_END)
+        places.append(range(start, start + len(document)))
+    rows = []
+    for i, prompt in asked:
+        place = places[i]
+        if prompt.after and place and texts[place[-1]] is not None:  # as after a full text
+            prompt = Prompt(prompt.before, encode(CONTEXT_END) + prompt.after)
+        literals = [beside[j] for j in place]
+        rows.append(Row(list(place), prompt, literals=literals if any(literals) else []))
+    return rows
 
 
-def token_batches(lengths: list[int], slots: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of segments, longest first, in batches of at most `batch_tokens` padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: -(lengths[i] + slots[i]))
-    batch: list[int] = []
-    for i in order:
-        longest = lengths[batch[0]] + slots[batch[0]] if batch else 0
-        if batch and longest * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def max_positions(config) -> int | None:
+    """Most positions that a model of this configuration takes, or None where it sets no limit."""
+    if config is None or isinstance(config, dict):
+        return None
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def check_positions(config, needed: int) -> None:
+    """Refuse decoder rows that are longer than its positions.
+
+    Args:
+        config: the decoder's.
+        needed: positions of the longest row.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    limit = max_positions(config)
+    if limit is not None and needed > limit:
+        raise ValueError(
+            f"a row of slots, markers, prompt and target takes {needed} positions, and the decoder "
+            f"has {limit}; use a coarser rate, a shorter context or target, or, in training, fewer "
+            "training_segments, questions_per_context or a smaller completion_length."
+        )

@@ -106,22 +106,22 @@ def check_detectors(literals: Detectors | None, names_only: bool = False) -> lis
     if literals is None:
         return []
     single = isinstance(literals, str) or callable(literals)
-    given = [literals] if single else literals
-    if not isinstance(given, (list, tuple)):
-        given = [given]
-    found = []
-    for one in given:
-        if isinstance(one, str) and one in DETECTORS:
-            found.append(DETECTORS[one])
-        elif callable(one) and not names_only:
-            found.append(one)
+    named = [literals] if single else literals
+    if not isinstance(named, (list, tuple)):
+        named = [named]
+    detectors = []
+    for detector in named:
+        if isinstance(detector, str) and detector in DETECTORS:
+            detectors.append(DETECTORS[detector])
+        elif callable(detector) and not names_only:
+            detectors.append(detector)
         else:
             others = "" if names_only else ", or a function from a text to (start, end) spans"
             raise ValueError(
-                f"literals={one!r} is no detector of literals; use names of {sorted(DETECTORS)}"
-                f"{others}."
+                f"literals={detector!r} is no detector of literals; "
+                f"use names of {sorted(DETECTORS)}{others}."
             )
-    return found
+    return detectors
 
 
 def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
@@ -172,13 +172,13 @@ def literals_of_spans(
             left.
         literals: as for `check_detectors`.
     """
-    own: list[list[Literal]] = [[] for _ in ends]
+    by_segment: list[list[Literal]] = [[] for _ in ends]
     segment = 0
     for literal in find_literals(text, literals):
         while segment < len(ends) - 1 and literal.start >= ends[segment]:
             segment += 1
-        own[segment].append(literal)
-    return [tuple(found) for found in own]
+        by_segment[segment].append(literal)
+    return [tuple(literals_) for literals_ in by_segment]
 
 
 def check_span(span: object, text: str) -> tuple[int, int]:

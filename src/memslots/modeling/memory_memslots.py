@@ -7,52 +7,42 @@ memory then serves every decoder whose converter was trained for the same encode
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 
-from .coarser_memslots import coarsened
 from .literals_memslots import Literal
-from .memory_files_memslots import FORMAT as FORMAT
-from .memory_files_memslots import bytes_tensor, read_memory_file, tensor_bytes, write_memory_file
-from .memory_report_memslots import MemoryReport, readable, report_of
-from .patches_memslots import stored_text
-from .pooling_memslots import MERGED
-from .segment_check_memslots import SegmentCheck, checks_from_json, slots_for
+from .memory_files_memslots import (
+    Segment,
+    SegmentCheck,
+    check_kept_text,
+    read_memory_file,
+    write_memory_file,
+)
+from .pooling_memslots import MERGED, coarsened
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+NEEDS_TEXT = (
+    "compress the text with keep_text=True (memory files of version 3 may hold patches to their "
+    "slots instead of the text: memslots 0.1.0 as of November 2026, or the code inside the "
+    "checkpoint that wrote one, reads those exactly)"
+)
 
-FORMAT_VERSION = 3
-"""Version 1 has no literals, version 2 no checks of segments; a memory is written as the oldest
-version that holds it."""
-
-Own = TypeVar("Own")
+Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class Segment:
-    """One independently compressed span of a text.
+def slots_for(tokens: int, rate: int) -> int:
+    """Slots of a segment of `tokens` encoder tokens: a short last segment gets no full set.
 
-    Args:
-        text: index of the text in `Memory.text_sha256`.
-        start: first character of the span.
-        end: one past its last character.
-        tokens: encoder tokens in the span.
-        slots: memory slots that stand for them; none where the decoder reads the text itself.
+    Rate 0 stands for text in the slots' place.
     """
-
-    text: int
-    start: int
-    end: int
-    tokens: int
-    slots: int
+    return -(-tokens // rate) if rate else 0
 
 
 # By identity: comparing fields would compare tensors, which have no single truth value.
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """A batch of documents as memory slots.
+    """A batch of documents as memory slots; `MemslotsModel.compress` makes one.
 
     Args:
         slots: `(total_slots, d_encoder)`, all segments of all documents one after another.
@@ -69,8 +59,10 @@ class Memory:
             slots, those of a coarse rate are made of a finer one's.
         literals: of each of `segments`, in order, the exact strings that the decoder reads beside
             its slots, as `(start, end, text)` of its text; empty where no segment has any.
-        checks: of each of `segments`, in order, its own rate, what its slots lose and what is kept
-            of it beside them; empty where nothing was checked (see `segment_check_memslots`).
+        checks: of each of `segments`, in order, its own rate, what its slots lose and the text that
+            is read in their place; empty where nothing was checked (see `memslots.verified`).
+        texts: of each of `text_sha256`, the text itself where it was kept, else None; empty where
+            none was. On disk it is deflated.
     """
 
     slots: torch.Tensor
@@ -84,32 +76,35 @@ class Memory:
     pooling: str = "memory_tokens"
     literals: tuple[tuple[Literal, ...], ...] = ()
     checks: tuple[SegmentCheck, ...] = ()
+    texts: tuple[str | None, ...] = ()
 
     def __post_init__(self):
-        total = sum(segment.slots for segment in self.segments)
+        total, count = sum(segment.slots for segment in self.segments), len(self.segments)
         if self.slots.dim() != 2 or self.slots.shape[0] != total:
             raise ValueError(
                 f"the segments of this memory need slots of shape ({total}, d_encoder), "
                 f"got {tuple(self.slots.shape)}."
             )
-        given, wanted = len(self.literals), len(self.segments)
-        if self.literals and given != wanted:
-            raise ValueError(
-                f"literals go with segments, one tuple each: {given} for {wanted} segments."
-            )
-        if self.checks and len(self.checks) != wanted:
-            raise ValueError(f"checks go with segments: {len(self.checks)} for {wanted} segments.")
+        for name, parts, expected in (
+            ("literals", self.literals, count),
+            ("checks", self.checks, count),
+            ("texts", self.texts, len(self.text_sha256)),
+        ):
+            if parts and len(parts) != expected:
+                kind = "hashes" if name == "texts" else "segments"
+                raise ValueError(f"{name} go with {kind}: {len(parts)} for {expected} {kind}.")
         for segment, rate in zip(self.segments, self.segment_rates, strict=True):
             if self.checks and segment.slots != slots_for(segment.tokens, rate):
                 raise ValueError(
                     f"a segment of {segment.tokens} tokens has {segment.slots} slots; that is not "
                     f"how rate {rate} is written."
                 )
-        if not any(self.literals):
-            found: tuple[tuple[Literal, ...], ...] = ()
-        else:  # as read from JSON, they are bare tuples or lists
-            found = tuple(tuple(Literal(*one) for one in own) for own in self.literals)
-        object.__setattr__(self, "literals", found)
+        # As read from JSON, literals are bare tuples or lists.
+        literals = tuple(tuple(Literal(*literal) for literal in held) for held in self.literals)
+        object.__setattr__(self, "literals", literals if any(literals) else ())
+        object.__setattr__(
+            self, "texts", self.texts if any(text is not None for text in self.texts) else ()
+        )
 
     # -- shape ---------------------------------------------------------------------------------
 
@@ -131,8 +126,7 @@ class Memory:
     @property
     def n_literals(self) -> tuple[int, ...]:
         """Literals of each document."""
-        counts = iter([len(own) for own in self.literals] or [0] * len(self.segments))
-        return tuple(sum(next(counts) for _ in document) for document in self.documents)
+        return tuple(sum(map(len, held)) for held in self._by_document(self.literals, ()))
 
     @property
     def segment_rates(self) -> tuple[int, ...]:
@@ -148,9 +142,10 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that slots, texts and patches take."""
-        kept = sum(len(c.exact) + len((c.text or "").encode()) for c in self.checks)
-        return self.slots.numel() * self.slots.element_size() + kept
+        """Bytes that slots and texts take."""
+        texts = [*self.texts, *(check.text for check in self.checks)]
+        text_bytes = sum(len(text.encode()) for text in texts if text is not None)
+        return self.slots.numel() * self.slots.element_size() + text_bytes
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +171,7 @@ class Memory:
             f"Memory({len(self)} document{'s' * (len(self) != 1)}, {segments} "
             f"segment{'s' * (segments != 1)}: {sum(self.n_tokens)} tokens in "
             f"{self.slots.shape[0]} slots of {self.slots.shape[1]}{beside} ({rate}), "
-            f"{readable(self.nbytes)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"{_readable(self.nbytes)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"compressor {self.fingerprint[:12]})"
         )
 
@@ -192,23 +187,22 @@ class Memory:
             chosen = [index % len(self)]
         else:
             raise TypeError(f"index a memory with an int or a slice, not {type(index).__name__}.")
-        offsets = self._document_offsets()
-        kept = [torch.arange(offsets[i], offsets[i + 1]) for i in chosen]
-        rows = torch.cat(kept) if kept else torch.arange(0)
+        parts = self.slots.split(list(self.n_slots))
         texts = sorted({s.text for i in chosen for s in self.documents[i]})
         renumber = {old: new for new, old in enumerate(texts)}
         literals = self._by_document(self.literals, ())
         checks = self._by_document(self.checks, None)
         return replace(
             self,
-            literals=tuple(own for i in chosen for own in literals[i]),
-            checks=tuple(own for i in chosen for own in checks[i] if own is not None),
-            slots=self.slots[rows.to(self.slots.device)],
+            slots=torch.cat([self.slots[:0], *(parts[i] for i in chosen)]),
             documents=tuple(
                 tuple(replace(s, text=renumber[s.text]) for s in self.documents[i]) for i in chosen
             ),
+            literals=tuple(held for i in chosen for held in literals[i]),
+            checks=tuple(check for i in chosen for check in checks[i] if check is not None),
             text_sha256=tuple(self.text_sha256[i] for i in texts),
             unknown_tokens=tuple(self.unknown_tokens[i] for i in texts),
+            texts=tuple(self.texts[i] for i in texts) if self.texts else (),
         )
 
     @staticmethod
@@ -217,6 +211,11 @@ class Memory:
 
         Raises:
             ValueError: nothing to join, or memories of different compressors or rates.
+
+        Example:
+            >>> both = Memory.cat([model.compress("Ann is here."), model.compress("Bo is not.")])
+            >>> len(both)
+            2
         """
         memories = list(memories)
         if not memories:
@@ -232,28 +231,34 @@ class Memory:
                         f"is {getattr(first, field)!r} and {getattr(other, field)!r}. "
                         "Compress the texts again with one model, or use at_rate()."
                     )
-        documents, shift = [], 0
-        for memory in memories:
-            documents += [
-                tuple(replace(s, text=s.text + shift) for s in document)
-                for document in memory.documents
-            ]
-            shift += len(memory.text_sha256)
+        shifts = accumulate((len(memory.text_sha256) for memory in memories), initial=0)
         return replace(
             first,
             slots=torch.cat([m.slots.to(first.slots) for m in memories]),
-            documents=tuple(documents),
+            documents=tuple(
+                tuple(replace(segment, text=segment.text + shift) for segment in document)
+                for memory, shift in zip(memories, shifts, strict=False)
+                for document in memory.documents
+            ),
             text_sha256=tuple(h for m in memories for h in m.text_sha256),
             unknown_tokens=tuple(u for m in memories for u in m.unknown_tokens),
             literals=tuple(
-                own for m in memories for own in (m.literals or ((),) * len(m.segments))
+                held for m in memories for held in (m.literals or ((),) * len(m.segments))
             ),
             rate=min(m.rate for m in memories),
             checks=tuple(check for m in memories for check in m.all_checks()) if mixed else (),
+            texts=tuple(
+                text for m in memories for text in (m.texts or (None,) * len(m.text_sha256))
+            ),
         )
 
     def join(self) -> "Memory":
-        """All documents as one context, in order: what a question over several documents reads."""
+        """All documents as one context, in order: what a question over several documents reads.
+
+        Example:
+            >>> len(model.compress(["Ann is here.", "Bo is not."]).join())
+            1
+        """
         return replace(self, documents=(self.segments,))
 
     def without_oldest(self) -> "Memory":
@@ -261,6 +266,11 @@ class Memory:
 
         Raises:
             ValueError: several documents, or a single segment.
+
+        Example:
+            >>> memory = model.compress(["Ann is here.", "Bo is not."]).join()
+            >>> len(memory.without_oldest().segments)
+            1
         """
         if len(self) != 1 or len(self.segments) < 2:
             raise ValueError(
@@ -278,28 +288,48 @@ class Memory:
     def at_rate(self, rate: int) -> "Memory":
         """The same documents at a coarser rate, without encoding again.
 
-        Literals, stored texts and segments read as text stay; what the new slots lose is not known,
-        and patches to the old ones go. A warning says so where there was any.
+        Literals, kept texts and segments read as text stay; what the new slots lose is not known. A
+        warning says so where it was.
 
         Raises:
             ValueError: a rate that the compressor was not trained for, a finer rate than this
                 memory's, or slots that are no part of the coarse rate's (compress again instead).
+
+        Example:
+            >>> model.compress("Ann owns 27 maps of Lagos.", rate=2).at_rate(8).rate
+            8
         """
         return coarsened(self, rate)
 
     def coarsens_to(self, rate: int) -> bool:
-        """Whether `at_rate(rate)` needs no second encoding."""
+        """Whether `at_rate(rate)` needs no second encoding.
+
+        Example:
+            >>> model.compress("Ann is here.", rate=4).coarsens_to(8)
+            True
+        """
         if self.pooling in MERGED:
-            finer = [own for own in self.segment_rates if 0 < own < rate]
-            return rate >= self.rate and all(rate % own == 0 for own in finer)
+            finer = [segment_rate for segment_rate in self.segment_rates if 0 < segment_rate < rate]
+            return rate >= self.rate and all(rate % segment_rate == 0 for segment_rate in finer)
         return rate == self.rate or (self.nested and rate > self.rate)
 
     def to(self, *args, **kwargs) -> "Memory":
-        """The same memory on another device or in another floating dtype, as `torch.Tensor.to`."""
+        """The same memory on another device or in another floating dtype, as `torch.Tensor.to`.
+
+        Example:
+            >>> model.compress("Ann is here.").to(torch.bfloat16).dtype
+            torch.bfloat16
+        """
         return replace(self, slots=self.slots.to(*args, **kwargs))
 
     def prefill(self, model, **kwargs):
-        """The decoder's reading of this memory, for many questions: `MemslotsModel.prefill`."""
+        """The decoder's reading of this memory, for many questions: `MemslotsModel.prefill`.
+
+        Example:
+            >>> prefix = model.compress("Ann is here.").prefill(model)
+            >>> len(model.generate(memory=prefix, question=["Who?", "Where?"], max_new_tokens=2))
+            2
+        """
         return model.prefill(self, **kwargs)
 
     def as_text(self, texts: Mapping[int, str]) -> "Memory":
@@ -307,83 +337,101 @@ class Memory:
 
         Args:
             texts: by index in `segments`, the text to read in the slots' place.
+
+        Example:
+            >>> model.compress("Ann is here.").as_text({0: "Ann is here."}).segment_rates
+            (0,)
         """
-        counts = [segment.slots for segment in self.segments]
         checks, literals = list(self.all_checks()), list(self.literals)
         for i, text in texts.items():
-            checks[i] = checks[i].as_text(text)
+            tokens = checks[i].tokens
+            checks[i] = SegmentCheck(0, tokens, tokens, checks[i].lost, text)
             if literals:  # what a cut divides is not whole in the text
-                literals[i] = tuple(one for one in literals[i] if one.end > self.segments[i].end)
-        parts = self.slots.split(counts)
-        kept = [part for i, part in enumerate(parts) if i not in texts]
+                end = self.segments[i].end
+                literals[i] = tuple(literal for literal in literals[i] if literal.end > end)
+        parts = self.slots.split([segment.slots for segment in self.segments])
         segments = iter(
             replace(s, slots=0) if i in texts else s for i, s in enumerate(self.segments)
         )
         return replace(
             self,
-            slots=torch.cat([self.slots[:0], *kept]),
-            documents=tuple(tuple(next(segments) for _ in own) for own in self.documents),
+            slots=torch.cat(
+                [self.slots[:0], *(part for i, part in enumerate(parts) if i not in texts)]
+            ),
+            documents=tuple(tuple(next(segments) for _ in doc) for doc in self.documents),
             checks=tuple(checks),
             literals=tuple(literals),
         )
 
     def all_checks(self) -> tuple[SegmentCheck, ...]:
-        """A check of each segment, with nothing but its rate where none was made."""
+        """A check of each segment, with nothing but its rate where none was made.
+
+        Example:
+            >>> model.compress("Ann is here.", rate=4).all_checks()[0].rate
+            4
+        """
         return self.checks or tuple(SegmentCheck(rate) for rate in self.segment_rates)
 
-    def _by_document(self, values: Sequence[Own], default: Any) -> list[tuple[Own, ...]]:
+    def _by_document(self, values: Sequence[Part], default: Any) -> list[tuple[Part, ...]]:
         """What goes with segments, document by document; `default` where there is nothing."""
         rest = iter(values or (default,) * len(self.segments))
         return [tuple(next(rest) for _ in document) for document in self.documents]
 
-    def _document_offsets(self) -> list[int]:
-        offsets = [0]
-        for slots in self.n_slots:
-            offsets.append(offsets[-1] + slots)
-        return offsets
+    # -- texts -------------------------------------------------------------------------------------
 
-    # -- what it holds ----------------------------------------------------------------------------
-
-    def report(self, texts: str | Sequence[str] | None = None) -> MemoryReport:
-        """What each segment takes and gives back; `str`, `to_json` and `to_html` of it show it.
+    def kept_texts(self, chosen: Sequence[int]) -> list[str | None]:
+        """The exact texts of segments where they are at hand, kept or read as text, else None.
 
         Args:
-            texts: what was compressed, one for each of `text_sha256`, for the map over the text; by
-                default what can be read without a decoder (`MemslotsModel.report` reads the rest).
+            chosen: indices in `segments`.
 
         Raises:
-            ValueError: other texts than those.
-        """
-        return report_of(self, texts)
+            ValueError: a kept text is not the one that was compressed.
 
-    def expand(self, i: int, model: "PreTrainedModel | None" = None) -> str:
+        Example:
+            >>> model.compress("Ann is here.", keep_text=True).kept_texts([0])
+            ['Ann is here.']
+        """
+        segments, as_text = self.segments, self.segment_texts
+        needed = {segments[i].text for i in chosen if as_text[i] is None} if self.texts else set()
+        for t in needed:
+            check_kept_text(self.texts[t], self.text_sha256[t])
+        whole = [self.texts[segments[i].text] if self.texts else None for i in chosen]
+        return [
+            as_text[i]
+            if text is None or as_text[i] is not None
+            else text[segments[i].start : segments[i].end]
+            for i, text in zip(chosen, whole, strict=True)
+        ]
+
+    def expand(self, i: int, model=None) -> str:
         """The text of segment `i`, counted over all documents.
 
         Args:
             i: index in `segments`; negative ones count from the end.
-            model: the `MemslotsModel` that reads the slots, needed where the text is not at hand.
+            model: the `MemslotsModel` that reads the slots, needed where the text was not kept.
 
         Returns:
-            The exact text where it is kept (as text, stored, or as patches), else what the decoder
+            The exact text where it was kept (`keep_text=True`, or as text), else what the decoder
             reads back, its uncertain tokens in `⟦⟧`.
 
         Raises:
-            ValueError: a model is needed, or reads another text than patches say.
+            ValueError: a model is needed, or the kept text has another SHA-256.
             IndexError: there is no such segment.
+
+        Example:
+            >>> model.compress("Ann is here.", keep_text=True).expand(0)
+            'Ann is here.'
         """
         if not -len(self.segments) <= i < len(self.segments):
             raise IndexError(f"memory has {len(self.segments)} segments, there is no index {i}.")
-        check = self.all_checks()[i]
-        if check.text is not None:
-            return check.text
-        if check.standalone:
-            return stored_text(check.exact, self.segments[i].end - self.segments[i].start)
-        if model is None:
+        (text,) = self.kept_texts([i])
+        if text is None and model is None:
             raise ValueError(
                 f"the text of segment {i} has to be read from its slots: give memory.expand({i}, "
-                f"model), or call model.expand(memory, {i})."
+                f"model), or call model.expand(memory, {i}). To have it at hand, {NEEDS_TEXT}."
             )
-        return model.expand(self, i)  # type: ignore[operator]
+        return model.expand(self, i) if text is None else text
 
     # -- disk ------------------------------------------------------------------------------------
 
@@ -392,57 +440,45 @@ class Memory:
 
         Raises:
             ValueError: `path` is a folder, or its folder does not exist.
+
+        Example:
+            >>> model.compress("Ann is here.").save(folder / "ann.safetensors")
         """
-        header: dict[str, Any] = {
-            "version": 3 if self.checks else 2 if self.literals else 1,
-            "rate": self.rate,
-            "rates": list(self.rates),
-            "nested": self.nested,
-            "pooling": self.pooling,
-            "fingerprint": self.fingerprint,
-            "text_sha256": list(self.text_sha256),
-            "unknown_tokens": list(self.unknown_tokens),
-            "documents": [len(document) for document in self.documents],
-            "segments": [[s.text, s.start, s.end, s.tokens, s.slots] for s in self.segments],
-        }
-        if self.literals:
-            header["literals"] = self.literals
-        tensors = {"slots": self.slots.detach().to("cpu").contiguous()}
-        if self.checks:
-            header["checks"] = [check.to_json() for check in self.checks]
-            tensors["exact"] = bytes_tensor(b"".join(check.exact for check in self.checks))
-        write_memory_file(path, header, tensors)
+        write_memory_file(path, self)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Memory":
+    def load(
+        cls,
+        path: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        most_characters: int | None = None,
+    ) -> "Memory":
         """Read a memory that `save` wrote.
 
         The compressor is not needed; it checks the fingerprint when the memory is used.
 
+        Args:
+            path: the file.
+            device: where slots are put.
+            most_characters: that kept texts may have, of a file that somebody sent.
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: no memory, a newer format, or a file that was cut off or altered.
+
+        Example:
+            >>> len(Memory.load(folder / "ann.safetensors"))
+            1
         """
-        header, tensors = read_memory_file(path, FORMAT_VERSION)
-        segments = [Segment(*numbers) for numbers in header["segments"]]
-        documents, start = [], 0
-        for count in header["documents"]:
-            documents.append(tuple(segments[start : start + count]))
-            start += count
-        if start != len(segments):
-            raise ValueError(f"{str(path)!r} has {len(segments)} segments, its documents {start}.")
-        return cls(
-            slots=tensors["slots"].to(device),
-            documents=tuple(documents),
-            text_sha256=tuple(header["text_sha256"]),
-            unknown_tokens=tuple(header["unknown_tokens"]),
-            rate=header["rate"],
-            rates=tuple(header["rates"]),
-            nested=header["nested"],
-            fingerprint=header["fingerprint"],
-            pooling=header.get("pooling", "memory_tokens"),
-            literals=tuple(header.get("literals", ())),
-            checks=checks_from_json(header["checks"], tensor_bytes(tensors["exact"]))
-            if "checks" in header
-            else (),
-        )
+        fields = read_memory_file(path, most_characters)
+        return cls(**{**fields, "slots": fields["slots"].to(device)})
+
+
+def _readable(n_bytes: int) -> str:
+    """Bytes in the largest unit of which there is one."""
+    size = float(n_bytes)
+    units = ["B", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.4g} {units[0]}"

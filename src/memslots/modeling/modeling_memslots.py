@@ -1,53 +1,84 @@
 """MemslotsModel: an encoder writes slots, a converter maps them, a frozen decoder reads them.
 
 Implements PCC ("Pretraining Context Compressor for Large Language Models with Embedding-Based
-Memory"); section and equation numbers are the paper's.
+Memory"); section and equation numbers are the paper's. To be read after `configuration_memslots`
+and before `processing_memslots` and `memory_memslots`; encoders, converters, frozen decoders and
+checkpoints have files of these names.
 """
 
-import inspect
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .activations_memslots import fuse_activations
-from .checkpoint_memslots import CheckpointMixin
-from .configuration_memslots import MemslotsConfig, check_positions, decoder_place
-from .converters_memslots import QueryConverter, ResidualConverter, VariationalConverter
-from .decoder_lora_memslots import DecoderLora, LoraUp
-from .distillation_memslots import Teacher, divergence
-from .encoding_memslots import EncodingMixin
-from .generation_memslots import AnsweringMixin
-from .inject_memslots import Injection, injected_at, state_scale
-from .layout_memslots import FIRST_SLOT, IGNORE, RECONSTRUCTION, TASKS
-from .parts_memslots import (
+from .checkpoint_memslots import SavedModel
+from .configuration_memslots import MemslotsConfig, decoder_place
+from .converters_memslots import (
     Converter,
     LinearConverter,
-    add_lora,
+    ResidualConverter,
     build_converter,
-    build_encoder,
-    check_takes_positions,
-    embedding_scale,
-    encoder_embedding_dim,
-    fingerprint,
+    convert,
 )
-from .per_layer_memslots import per_layer_inputs
+from .decoders_memslots import (
+    DecoderLora,
+    LoraUp,
+    check_generate_kwargs,
+    generation_defaults,
+    per_layer_inputs,
+    prefilled_with,
+    reading,
+    run_decoder,
+)
+from .distillation_memslots import Teacher, divergence
+from .encoders_memslots import (
+    SentenceHead,
+    StatesRead,
+    add_lora,
+    build_encoder,
+    check_compiler,
+    check_takes_positions,
+    encoder_embedding_dim,
+    evaluating,
+    fuse_activations,
+    memory_token_slots,
+    pooled_slots,
+    sentence_slots,
+    states_read,
+    to_device,
+    token_batches,
+    weights_digest,
+)
+from .layout_memslots import (
+    IGNORE,
+    RECONSTRUCTION,
+    TASKS,
+    Prompt,
+    Row,
+    check_positions,
+    max_positions,
+    pair,
+)
+from .literals_memslots import Detectors, Literal
+from .memory_files_memslots import Segment
+from .memory_memslots import Memory, slots_for
 from .pooling_memslots import GroupPool
-from .prefix_memslots import PrefillMixin
-from .processing_memslots import MemslotsProcessor
-from .reading_back_memslots import ReadingBackMixin
-from .sentences_memslots import SentenceHead
-
-MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
-"""What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
+from .prefix_memslots import Prefix
+from .prefix_memslots import prefill as _prefill
+from .reading_back_memslots import expand as _expand
+from .reading_back_memslots import expanded as _expanded
+from .reading_back_memslots import reconstruct as _reconstruct
+from .texts_memslots import Span, as_list, check_text
 
 
 @dataclass
@@ -77,25 +108,28 @@ class MemslotsOutput(ModelOutput):
     kl_loss: torch.Tensor | None = None
 
 
-class MemslotsModel(
-    CheckpointMixin,
-    EncodingMixin,
-    AnsweringMixin,
-    ReadingBackMixin,
-    PrefillMixin,
-    PreTrainedModel,
-):
+class NotLoaded(ValueError, AttributeError):
+    """A part of the model is asked for that it was made without."""
+
+
+class MemslotsModel(SavedModel):
     """A context compressor and the frozen decoder that it writes for.
 
+    `model.decoder` and `model.processor` raise a `ValueError` that says what to do where the model
+    was made without them; `has_decoder` asks. Several threads may use one model, and several
+    compressors one decoder: while it reads for one of them, the others wait.
+
     Args:
-        config: what to build; weights are new. See `from_pretrained` and
-            `from_encoder_decoder_pretrained` for trained ones.
+        config: what to build; weights are new. See `from_pretrained` for
+            trained ones, and `memslots.new_compressor`.
         encoder: an encoder to take in place of a new one.
         load_decoder: False leaves the decoder out even where the checkpoint holds it.
         sentence_head: a head that goes with `encoder`, with pooling "sentence".
     """
 
     config: MemslotsConfig
+    memory_tokens: nn.Parameter | None
+    pooling_query: nn.Parameter | None
     base_model_prefix = "memslots"
     main_input_name = "segment_input_ids"
     supports_gradient_checkpointing = True
@@ -122,17 +156,17 @@ class MemslotsModel(
             self._keys_to_ignore_on_load_missing = [r"^encoder\.(?!.*\.lora_)"]
         self.encoder.config.use_cache = False
         d_decoder = config.get_text_config(decoder=True).hidden_size
-        self.sentence_head: SentenceHead | None = None
+        self.sentence_head = None
         if config.pooling == "sentence":
             if config.sentence_encoder is None:
                 raise ValueError(
                     "pooling='sentence' needs a sentence encoder; make the compressor with "
-                    "from_encoder_decoder_pretrained(encoder, decoder, pooling='sentence')."
+                    "memslots.new_compressor(encoder, decoder, pooling='sentence')."
                 )
             self.sentence_head = sentence_head or SentenceHead(config.sentence_encoder["head"])
             self.freeze_sentence_encoder()
             if not config.bundle_encoder:  # read from where it is named, after the rest
-                self._keys_to_ignore_on_load_missing = [r"^encoder\.", r"^sentence_head\."]
+                self._keys_to_ignore_on_load_missing = [r"^encoder\."]
         self.register_parameter("memory_tokens", None)
         if config.pooling == "memory_tokens":
             self.memory_tokens = nn.Parameter(
@@ -147,18 +181,41 @@ class MemslotsModel(
             self.group_pool = GroupPool(config.slot_size, hidden, max(config.compression_rates))
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
+        self.slot_size = config.slot_size
         self.converter = build_converter(config)
         self.markers = nn.Parameter(torch.empty(3, d_decoder))
         self.decoder_lora: DecoderLora | None = None
         if config.decoder_lora is not None:
             self.decoder_lora = DecoderLora(config.decoder_config, config.decoder_lora)
-        self.decoder: PreTrainedModel | None = None
         if config.bundle_decoder and (load_decoder or config.encoder_layers):
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
             self.decoder.requires_grad_(False)
-        self.processor: MemslotsProcessor | None = None
-        self._fingerprint: tuple[tuple[int, ...], str] | None = None
+        self._fingerprint = None
         self.post_init()
+
+    def __getattr__(self, name: str):
+        """As `torch.nn.Module`, but says what to do where the decoder or processor is missing."""
+        if name == "decoder" and not self.has_decoder:
+            raise NotLoaded(self.needs_decoder)
+        if name == "processor":
+            raise NotLoaded(
+                "this model has no processor, so it cannot read text; load it with "
+                "from_pretrained, or set model.processor = MemslotsProcessor(...)."
+            )
+        return super().__getattr__(name)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the decoder is at hand."""
+        return self.__dict__.get("_modules", {}).get("decoder") is not None
+
+    @property
+    def needs_decoder(self) -> str:
+        """What to do where it is not."""
+        return (
+            f"this compressor was loaded without its decoder ({decoder_place(self.config)}); call "
+            "model.attach_decoder(llm) first, or load it with load_decoder=True."
+        )
 
     # -- weights -----------------------------------------------------------------------------------
 
@@ -177,8 +234,6 @@ class MemslotsModel(
             module.init_weights()
         elif isinstance(module, ResidualConverter):
             module.init_weights(1.0)
-        elif isinstance(module, QueryConverter):
-            init.normal_(module.queries)
         elif isinstance(module, LoraUp):
             init.zeros_(module.weight)
         elif isinstance(module, MemslotsModel):
@@ -188,48 +243,16 @@ class MemslotsModel(
                 init.zeros_(module.pooling_query)
             init.normal_(module.markers, std=self.config.initializer_range)
 
-    @torch.no_grad()
-    def match_scales(self) -> None:
-        """Draw memory tokens, markers and converter anew, at the scale of what they join.
-
-        A slot that is ten times as large as a token embedding (or the states of `inject_layer`), or
-        a tenth of it, is where training starts slowest.
-        """
-        if self.memory_tokens is not None:
-            nn.init.normal_(self.memory_tokens, std=embedding_scale(self.encoder))
-        scale = embedding_scale(self._need_decoder())
-        nn.init.normal_(self.markers, std=scale)
-        if isinstance(self.converter, ResidualConverter):
-            self._markers_from_words()
-        if self.config.inject_layer:
-            scale = state_scale(self._need_decoder(), self.config.inject_layer)
-        self.converter.init_weights(scale)
-
-    def _markers_from_words(self) -> None:
-        """Markers start as the words that they stand for: blank lines, and a plea to repeat."""
-        encode = self._need_processor().decoder_text.encode
-        embed = self._need_decoder().get_input_embeddings()
-        for marker, words in zip(self.markers, MARKER_WORDS, strict=True):
-            ids = torch.tensor(encode(words), device=embed.weight.device)
-            if len(ids):
-                marker.copy_(embed(ids).float().mean(dim=0))
-
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
         super().train(mode)
         if mode:  # fused optimizers change weights without counting it, so the version is no proof
             self._fingerprint = None
-        if self.decoder is not None:
+        if self.has_decoder:
             self.decoder.eval()
         if self.sentence_head is not None and not self.config.train_encoder:
             self.encoder.eval()
         return self
-
-    def freeze_sentence_encoder(self) -> None:
-        """Leave a sentence encoder out of training, unless the configuration has it trained."""
-        if self.sentence_head is not None:
-            self.encoder.requires_grad_(self.config.train_encoder)
-            self.sentence_head.requires_grad_(self.config.train_encoder)
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's: where the text enters."""
@@ -237,101 +260,302 @@ class MemslotsModel(
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The decoder's language-model head."""
-        return self.decoder.get_output_embeddings() if self.decoder is not None else None
+        return self.decoder.get_output_embeddings() if self.has_decoder else None
 
     @property
     def fingerprint(self) -> str:
-        """Identity of encoder, memory tokens, encoder tokenizer and segmentation (SHA-256)."""
+        """Identity of encoder, memory tokens, encoder tokenizer and segmentation (SHA-256).
+
+        Example:
+            >>> model.compress("Ann is here.").fingerprint == model.fingerprint
+            True
+        """
         # Weights count their in-place changes, so training makes the kept value stale.
         version = self._weight_versions()
         if self._fingerprint is None or self._fingerprint[0] != version:
-            tokenizer = self._need_processor().encoder_text.backend.to_str()
-            segmentation = f"{self.config.segment_length} {self.config.memory_positions}"
-            if self.config.pooling != "memory_tokens":
-                segmentation += f" {self.config.pooling}"
-            if self.config.pooling == "sentence":
-                kind = json.dumps(self.config.sentence_encoder, sort_keys=True)
-                segmentation += f" {self.config.pool_unit} {self.config.pool_language} {kind}"
-            value = fingerprint(
-                self.encoder,
-                self.memory_tokens,
-                tokenizer,
-                segmentation,
-                self.sentence_head,
-                self.pooling_query,
-                self.group_pool,
-                self.config.encoder_layers is not None,
-            )
-            self._fingerprint = (version, value)
+            self._fingerprint = (version, self.fingerprint_of(self.state_dict()))
         return self._fingerprint[1]
+
+    def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
+        """The fingerprint that this model has with these weights, of which it reads the encoder's.
+
+        Args:
+            weights: by name, as `state_dict` has them.
+
+        Example:
+            >>> model.fingerprint_of(model.state_dict()) == model.fingerprint
+            True
+        """
+        config = self.config
+        segmentation = f"{config.segment_length} {config.memory_positions}"
+        if config.pooling != "memory_tokens":
+            segmentation += f" {config.pooling}"
+        if config.pooling == "sentence":
+            kind = json.dumps(config.sentence_encoder, sort_keys=True)
+            segmentation += f" {config.pool_unit} {config.pool_language} {kind}"
+        tokenizer = self.processor.encoder_text.backend.to_str()
+        beside = f"memslots 1 {segmentation}\n{tokenizer}"
+        return weights_digest(weights, beside, adapter_only=config.encoder_layers is not None)
 
     def _trust_fingerprint(self, value: str) -> None:
         self._fingerprint = (self._weight_versions(), value)
 
     def _weight_versions(self) -> tuple[int, ...]:
         weights = [*self.encoder.parameters()]
-        weights += [] if self.sentence_head is None else [*self.sentence_head.parameters()]
-        weights += [] if self.memory_tokens is None else [self.memory_tokens]
-        weights += [] if self.pooling_query is None else [self.pooling_query]
-        weights += [] if self.group_pool is None else [*self.group_pool.parameters()]
+        for part in (self.sentence_head, self.group_pool):
+            weights += [] if part is None else [*part.parameters()]
+        weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
         return tuple(weight._version for weight in weights)
 
-    def _need_decoder(self) -> PreTrainedModel:
-        if self.decoder is None:
-            raise ValueError(
-                "this compressor was loaded without its decoder "
-                f"({decoder_place(self.config)}); call "
-                "model.attach_decoder(llm) first, or load it with load_decoder=True."
-            )
-        return self.decoder
+    # -- writing slots -----------------------------------------------------------------------------
 
-    def _need_processor(self) -> MemslotsProcessor:
-        if self.processor is None:
-            raise ValueError(
-                "this model has no processor, so it cannot read text; load it with "
-                "from_pretrained, or set model.processor = MemslotsProcessor(...)."
-            )
-        return self.processor
-
-    # -- decoding ----------------------------------------------------------------------------------
-
-    def embed_rows(
-        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, slots: torch.Tensor
+    def encode(
+        self,
+        segment_input_ids: torch.Tensor,
+        segment_attention_mask: torch.Tensor,
+        segment_rates: torch.Tensor,
+        read: StatesRead | None = None,
     ) -> torch.Tensor:
-        """Decoder input embeddings of laid-out rows (see `layout_memslots`).
+        """Slots of a batch of segments, one encoder pass (PCC, eq. 1).
 
         Args:
-            input_ids: `(rows, length)`.
-            memory_ids: `(rows, length)`; 0 for tokens.
-            slots: `(total_slots, d_encoder)`, before the converter.
+            segment_input_ids: `(segments, tokens)`, right-padded.
+            segment_attention_mask: `(segments, tokens)`, 1 for tokens.
+            segment_rates: `(segments,)`, encoder tokens per slot of each.
+            read: of `states_read` for these segments, its places on their device; without it, it is
+                found there, for which a GPU is waited for.
 
         Returns:
-            `(rows, length, d_decoder)` in the decoder's dtype; with `inject_layer` there is a
-            marker where slots come in later, see `reading`.
+            `(total_slots, d_encoder)`, segment after segment.
+
+        Example:
+            >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
+            >>> model.encode(**inputs, segment_rates=torch.tensor([4])).shape[1]
+            24
         """
-        return self._place(input_ids, memory_ids, self._convert(slots)[0])[0]
+        config = self.config
+        lengths = segment_attention_mask.sum(dim=1)
+        if self.sentence_head is not None:
+            head, described = self.sentence_head, config.sentence_encoder or {}
+            return sentence_slots(self.encoder, head, described, segment_input_ids, lengths)
+        counts = -(-lengths // segment_rates)
+        if read is None:
+            read = states_read(lengths, counts, self.memory_tokens is None)
+        causal = config.encoder_is_causal
+        if self.memory_tokens is not None:
+            spread = config.memory_positions == "spread"
+            return memory_token_slots(
+                self.encoder,
+                self.memory_tokens,
+                segment_input_ids,
+                lengths,
+                counts,
+                read,
+                causal,
+                spread,
+            )
+        return pooled_slots(
+            self.encoder,
+            segment_input_ids,
+            lengths,
+            segment_rates,
+            counts,
+            read,
+            causal,
+            config.pooling,
+            self.pooling_query,
+            self.group_pool,
+        )
 
-    def _convert(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the decoder reads in place of slots, and the summed divergence of a vae's."""
-        slots = slots.to(next(self.converter.parameters()).dtype)
-        if isinstance(self.converter, VariationalConverter):
-            return self.converter.with_divergence(slots)
-        return self.converter(slots), None
+    @torch.no_grad()
+    def compress(
+        self,
+        text: str | Sequence[str],
+        rate: int | None = None,
+        literals: Detectors | None = None,
+        keep_text: bool = False,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+    ) -> Memory:
+        """Compress one text or several, once; the memory then answers any number of questions.
 
-    def _place(
-        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
-    ) -> tuple[torch.Tensor, Injection | None]:
-        """Input embeddings of rows, and what is injected into them."""
-        check_positions(self._need_decoder().config, input_ids.shape[1])
-        tokens = self._need_decoder().get_input_embeddings()(input_ids)
-        vectors = torch.cat([self.markers, converted]).to(tokens)
-        chosen = vectors[(memory_ids - 1).clamp(min=0)]
-        injected = None
-        if self.config.inject_layer:
-            is_slot = memory_ids >= FIRST_SLOT
-            injected = Injection(chosen, is_slot)
-            chosen = torch.where(is_slot.unsqueeze(-1), vectors[0], chosen)
-        return torch.where((memory_ids > 0).unsqueeze(-1), chosen, tokens), injected
+        How well slots give a text back is checked by `memslots.verified.compress`, which chooses
+        rates by it.
+
+        Args:
+            text: a text, or n texts (n documents).
+            rate: encoder tokens per slot; one of `config.compression_rates`, by default the finest.
+            literals: what rides beside the slots as ordinary tokens and so comes back exactly:
+                "numbers", another name of `literals_memslots.DETECTORS`, a function from a text to
+                `(start, end)` spans, or a list of these; `[]` for nothing, None for what the
+                checkpoint's config says.
+            keep_text: whether the text itself goes into the memory (deflated on disk; the decoder
+                does not read it), for `reconstruct(memory, exact=True)` and `expand`.
+            batch_tokens: most encoder tokens, padding included, in one encoder pass; by default
+                4,096 on a CPU, where larger ones are slower, and 16,384 elsewhere.
+            progress: show a progress bar; by default when there are more than 20 passes.
+
+        Returns:
+            A `Memory` of n documents on this model's device.
+
+        Raises:
+            ValueError: an empty text, a lone surrogate, or a rate it was not trained for.
+            TypeError: not a string.
+
+        Example:
+            >>> memory = model.compress("Ann owns 27 maps of Lagos.", rate=4)
+            >>> len(memory), memory.rate
+            (1, 4)
+        """
+        texts = as_list(text, "context")
+        if not texts:
+            raise ValueError("compress needs at least one text, got an empty list.")
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
+        rate = self.processor.check_rate(rate)
+        spans = self.segment(texts)
+        memory = self.outline(texts, spans, rate, literals, keep_text)
+        flat = [span for document in spans for span in document]
+        return replace(memory, slots=self.encode_spans(flat, rate, batch_tokens, progress))
+
+    def segment(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Spans of each text, which `compress` encodes independently; errors name the text.
+
+        Example:
+            >>> [[(span.start, span.end) for span in spans] for spans in model.segment(["Ann."])]
+            [[(0, 4)]]
+        """
+        for i, text in enumerate(texts):
+            check_text(text, "context" if len(texts) == 1 else f"context[{i}]")
+        return [self.processor.segment(text) for text in texts]
+
+    def outline(
+        self,
+        texts: Sequence[str],
+        spans: Sequence[Sequence[Span]],
+        rate: int,
+        literals: Detectors | None = None,
+        keep_text: bool = False,
+    ) -> Memory:
+        """The memory before anything is encoded: its slots have a shape alone.
+
+        Example:
+            >>> model.outline(["Ann is here."], model.segment(["Ann is here."]), 4).device
+            device(type='meta')
+        """
+        count = sum(slots_for(len(span.ids), rate) for document in spans for span in document)
+        slots = torch.empty(count, self.slot_size, device="meta")
+        find = self.processor.segment_literals
+        beside = [find(text, parts, literals) for text, parts in zip(texts, spans, strict=True)]
+        memory = self.memory_of(texts, spans, slots, rate, beside)
+        return replace(memory, texts=tuple(texts)) if keep_text else memory
+
+    @torch.no_grad()
+    def encode_spans(
+        self,
+        flat: Sequence[Span],
+        rate: int,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+    ) -> torch.Tensor:
+        """Slots `(total_slots, d_encoder)` of segments, one after another, encoded in batches.
+
+        Example:
+            >>> model.encode_spans(processor.segment("Ann is here."), rate=4).shape[1]
+            24
+        """
+        counts = [slots_for(len(span.ids), rate) for span in flat]
+        offsets = [0]
+        for count in counts:
+            offsets.append(offsets[-1] + count)
+        device = self.encoder.device
+        slots = torch.empty(offsets[-1], self.slot_size, device=device, dtype=self.dtype)
+        pooled = self.config.pooling != "memory_tokens"
+        appended = [0] * len(flat) if pooled else counts
+        most = batch_tokens or (4096 if device.type == "cpu" else 16384)
+        batches = list(token_batches([len(span.ids) for span in flat], appended, most))
+        with evaluating(self.encoder), torch.inference_mode():
+            show = len(batches) > 20 if progress is None else progress
+            # `slots` was made outside, so that what is returned may be trained on. Nothing of ours
+            # waits for a GPU: the next pass is put together and sent while it works. (transformers
+            # waits once a pass, as it looks for packed texts, when that is done.)
+            for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
+                inputs = self.processor.collate_segments([flat[i] for i in batch])
+                lengths = inputs["segment_attention_mask"].sum(dim=1)
+                numbers = torch.tensor([counts[i] for i in batch])
+                read = states_read(lengths, numbers, pooled, rate)
+                encoded = self.encode(
+                    **{name: to_device(tensor, device) for name, tensor in inputs.items()},
+                    segment_rates=torch.full((len(batch),), rate, device=device),
+                    read=read._replace(places=to_device(read.places, device)),
+                )
+                places = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
+                slots[to_device(places, device)] = encoded.to(slots.dtype)
+        return slots
+
+    def compile_encoder(self, **options: Any) -> None:
+        """Compile the encoder in place with `torch.compile`: for a corpus, or a server's life.
+
+        Shapes are symbolic, so whatever lengths texts have there are no more graphs than two: for
+        passes of several segments, and of one. Each takes up to half a minute when it is first
+        needed. Slots are those of the encoder as it is, up to rounding; nothing of it is saved.
+
+        Args:
+            options: of `torch.compile`; `dynamic=True` by default.
+
+        Raises:
+            ValueError: on a CPU, no C++ compiler.
+
+        Example:
+            >>> model.compile_encoder(backend="eager")
+        """
+        if self.encoder.device.type == "cpu" and "backend" not in options:
+            check_compiler()
+        self.encoder.compile(**{"dynamic": True, **options})
+
+    def memory_of(
+        self,
+        texts: Sequence[str],
+        spans: Sequence[Sequence[Span]],
+        slots: torch.Tensor,
+        rate: int,
+        literals: Sequence[Sequence[tuple[Literal, ...]]] = (),
+    ) -> Memory:
+        """A memory of this compressor.
+
+        Args:
+            texts: the documents.
+            spans: of each.
+            slots: `(total_slots, d_encoder)` of all spans at `rate`.
+            rate: encoder tokens per slot.
+            literals: of each span of each text, or none.
+
+        Example:
+            >>> spans = model.segment(["Ann is here."])
+            >>> len(model.memory_of(["Ann is here."], spans, model.encode_spans(spans[0], 4), 4))
+            1
+        """
+        unk = self.processor.encoder_text.unk_id
+        return Memory(
+            slots=slots,
+            documents=tuple(
+                tuple(
+                    Segment(i, s.start, s.end, len(s.ids), slots_for(len(s.ids), rate))
+                    for s in document
+                )
+                for i, document in enumerate(spans)
+            ),
+            text_sha256=tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts),
+            unknown_tokens=tuple(sum(s.ids.count(unk) for s in document) for document in spans),
+            rate=rate,
+            rates=tuple(self.config.compression_rates),
+            nested=self.config.encoder_is_causal and self.config.pooling == "memory_tokens",
+            pooling=self.config.pooling,
+            literals=tuple(held for document in literals for held in document),
+            fingerprint=self.fingerprint,
+        )
+
+    # -- training ----------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -372,15 +596,18 @@ class MemslotsModel(
             teacher: what the decoder predicts from the full text for the targets of completion and
                 then of answers, row after row; its mean divergence is added to the loss.
             distillation_weight: of that divergence.
+
+        Example:
+            >>> inputs = processor(context="Ann is here.", question="Who?", answer="Ann")
+            >>> model(**inputs).loss.shape
+            torch.Size([])
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
-        converted, spread_from_normal = self._convert(slots)
-        embeds, injected = self._place(input_ids, memory_ids, converted)
-        per_layer = per_layer_inputs(self._need_decoder(), input_ids)
+        converted, kl_sum = convert(self.converter, slots)
+        embeds = self._embed(input_ids, memory_ids, converted)
+        per_layer = per_layer_inputs(self.decoder, input_ids)
         if labels is None:
-            logits = self._run_decoder(
-                embeds, attention_mask, per_layer=per_layer, injected=injected
-            )
+            logits = self.decoder_logits(embeds, attention_mask, per_layer=per_layer)
             return MemslotsOutput(logits=logits, slots=slots)
         if task_ids is None:
             task_ids = torch.full_like(labels[:, 0], len(TASKS) - 1)
@@ -390,21 +617,19 @@ class MemslotsModel(
         for task in range(len(TASKS)):
             rows = (task_ids == task).nonzero().squeeze(1)
             if rows.numel():
-                own = None if per_layer is None else per_layer[rows]
-                logits, wanted = self._target_logits(
+                logits, targets = self._target_logits(
                     embeds[rows],
                     attention_mask[rows],
                     labels[rows],
-                    own,
-                    None if injected is None else injected[rows],
+                    None if per_layer is None else per_layer[rows],
                 )
-                total = functional.cross_entropy(logits.float(), wanted, reduction="sum")
+                total = functional.cross_entropy(logits.float(), targets, reduction="sum")
                 sums = sums + functional.one_hot(torch.tensor(task), len(TASKS)).to(sums) * total
-                counts[task] = len(wanted)
+                counts[task] = len(targets)
                 if teacher is not None and task != RECONSTRUCTION:
-                    part = teacher.part(taught, taught + len(wanted))
+                    part = teacher.part(taught, taught + len(targets))
                     distilled = distilled + divergence(logits, part)
-                    taught += len(wanted)
+                    taught += len(targets)
         totals = counts if task_totals is None else task_totals.to(counts.device)
         task_losses = sums / totals.clamp(min=1)
         loss = (task_losses * torch.tensor(task_weights, device=sums.device)).sum()
@@ -418,10 +643,8 @@ class MemslotsModel(
             distillation_loss = distilled / totals[RECONSTRUCTION + 1 :].sum().clamp(min=1)
             loss = loss + distillation_weight * distillation_loss
         kl_loss = None
-        if spread_from_normal is not None:
-            kl_loss = spread_from_normal / (
-                max(len(slots), 1) if slot_total is None else slot_total
-            )
+        if kl_sum is not None:
+            kl_loss = kl_sum / (max(len(slots), 1) if slot_total is None else slot_total)
             loss = loss + self.config.kl_weight * kl_loss
         return MemslotsOutput(
             loss=loss,
@@ -437,59 +660,428 @@ class MemslotsModel(
         embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
-        per_layer: torch.Tensor | None = None,
-        injected: Injection | None = None,
+        per_layer: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `(targets, vocabulary)` of rows of one task, and the targets `(targets,)`."""
         used = attention_mask.any(dim=0).nonzero()
-        first, last = int(used[0]), int(used[-1]) + 1
-        embeds, labels = embeds[:, first:last], labels[:, first:last]
-        per_layer = None if per_layer is None else per_layer[:, first:last]
-        injected = None if injected is None else injected[:, first:last]
+        place = slice(int(used[0]), int(used[-1]) + 1)
+        embeds, labels = embeds[:, place], labels[:, place]
+        per_layer = None if per_layer is None else per_layer[:, place]
         targets = (labels != IGNORE).any(dim=0).nonzero()
         # The state before a target predicts it.
         start = max(int(targets[0]) - 1, 0) if targets.numel() else embeds.shape[1] - 1
-        logits = self._run_decoder(
-            embeds, attention_mask[:, first:last], start, per_layer, injected
-        )[:, :-1]
-        wanted = labels[:, start + 1 :]
-        return logits[wanted != IGNORE], wanted[wanted != IGNORE]
+        logits = self.decoder_logits(embeds, attention_mask[:, place], start, per_layer)[:, :-1]
+        labels = labels[:, start + 1 :]
+        return logits[labels != IGNORE], labels[labels != IGNORE]
 
-    @contextmanager
-    def reading(self, injected: Injection | None = None) -> Iterator[None]:
-        """While this context is open, the decoder reads with `decoder_lora`, where there is one.
+    # -- reading slots -----------------------------------------------------------------------------
+
+    def reading(self) -> AbstractContextManager[None]:
+        """While this context is open, the decoder reads for this thread alone, with `decoder_lora`.
 
         Outside, the decoder is the plain one, as for baselines that read text.
 
-        Args:
-            injected: with `inject_layer`, what `row_inputs` gives as "injected" for the rows.
+        Example:
+            >>> with model.reading():
+            ...     logits = model.decoder(input_ids=torch.tensor([[5, 6]])).logits
         """
-        decoder = self._need_decoder()
-        lora = nullcontext() if self.decoder_lora is None else self.decoder_lora.active(decoder)
-        with lora, injected_at(decoder, self.config.inject_layer or 0, injected):
-            yield
+        return reading(self.decoder, self.decoder_lora)
 
-    def _run_decoder(
+    def embed_rows(
+        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, slots: torch.Tensor
+    ) -> torch.Tensor:
+        """Decoder input embeddings of laid-out rows (see `layout_memslots`).
+
+        Args:
+            input_ids: `(rows, length)`.
+            memory_ids: `(rows, length)`; 0 for tokens.
+            slots: `(total_slots, d_encoder)`, before the converter.
+
+        Returns:
+            `(rows, length, d_decoder)` in the decoder's dtype.
+
+        Example:
+            >>> tokens = torch.tensor([[5, 6]])
+            >>> model.embed_rows(tokens, torch.zeros_like(tokens), torch.zeros(0, 24)).shape
+            torch.Size([1, 2, 32])
+        """
+        return self._embed(input_ids, memory_ids, convert(self.converter, slots)[0])
+
+    def _embed(
+        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
+    ) -> torch.Tensor:
+        check_positions(self.decoder.config, input_ids.shape[1])
+        tokens = self.decoder.get_input_embeddings()(input_ids)
+        vectors = torch.cat([self.markers, converted]).to(tokens)
+        chosen = vectors[(memory_ids - 1).clamp(min=0)]
+        return torch.where((memory_ids > 0).unsqueeze(-1), chosen, tokens)
+
+    def decoder_logits(
         self,
         embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         start: int = 0,
         per_layer: torch.Tensor | None = None,
-        injected: Injection | None = None,
     ) -> torch.Tensor:
-        """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on."""
-        decoder = self._need_decoder()
-        accepted = inspect.signature(decoder.forward).parameters
-        kwargs: dict[str, Any] = {} if per_layer is None else {"per_layer_inputs": per_layer}
-        if "position_ids" in accepted:
-            kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        if start and "logits_to_keep" in accepted:
-            kwargs["logits_to_keep"] = embeds.shape[1] - start
-        with self.reading(injected):
-            logits = decoder(
-                inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, **kwargs
-            ).logits
-        return logits[:, -(embeds.shape[1] - start) :]
+        """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on.
+
+        Example:
+            >>> model.decoder_logits(torch.zeros(1, 5, 32), torch.ones(1, 5).long(), 3).shape[1]
+            2
+        """
+        with self.reading():
+            output = run_decoder(
+                self.decoder, embeds, attention_mask, start, per_layer, use_cache=False
+            )
+        return output.logits[:, -(embeds.shape[1] - start) :]
+
+    def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
+        """A decoder row for each prompt about a document: `MemslotsProcessor.memory_rows`.
+
+        Example:
+            >>> prompt = processor.prompt(question="Who?")
+            >>> len(model.memory_rows(model.compress("Ann is here."), [(0, prompt)]))
+            1
+        """
+        return self.processor.memory_rows(memory, asked)
+
+    def memory_positions(self, memory: Memory) -> list[int]:
+        """Decoder positions that each document takes: slots, literals' tokens and markers.
+
+        Example:
+            >>> memory = model.compress("Ann owns 27 maps of Lagos.", rate=2)
+            >>> model.memory_positions(memory)[0] == memory.n_slots[0] + 2
+            True
+        """
+        slots = [segment.slots for segment in memory.segments]
+        rows = self.memory_rows(memory, [(i, Prompt()) for i in range(len(memory))])
+        return [self.processor.row_length(row, slots) for row in rows]
+
+    def generation_inputs(self, rows: Sequence[Row], memory: Memory | None) -> dict[str, Any]:
+        """As `row_inputs`, left-padded and without targets.
+
+        Example:
+            >>> memory = model.compress("Ann is here.", rate=4)
+            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
+            >>> model.generation_inputs(rows, memory)["inputs_embeds"].shape[2]
+            32
+        """
+        asked = [replace(row, target=[], given=0, predicted=None) for row in rows]
+        inputs = self.row_inputs(asked, memory)
+        return {name: tensor for name, tensor in inputs.items() if name != "labels"}
+
+    @torch.no_grad()
+    def row_inputs(
+        self, rows: Sequence[Row], memory: Memory | None, padding_side: str = "left"
+    ) -> dict[str, Any]:
+        """What the decoder reads for rows.
+
+        Args:
+            rows: that read segments of `memory`, or none.
+            memory: the memory.
+            padding_side: "left" or "right".
+
+        Returns:
+            `inputs_embeds` `(rows, length, d_decoder)`, `attention_mask` and `labels`, and
+            `per_layer_inputs` where the decoder has per-layer embeddings.
+
+        Example:
+            >>> memory = model.compress("Ann is here.", rate=4)
+            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
+            >>> sorted(model.row_inputs(rows, memory))
+            ['attention_mask', 'inputs_embeds', 'labels']
+        """
+        device = self.encoder.device
+        used = sorted({i for row in rows for i in row.segments})
+        renumber = {old: new for new, old in enumerate(used)}
+        counts: list[int] = []
+        slots = self.markers.new_zeros(0, self.slot_size)
+        if memory is not None and used:
+            counts = [segment.slots for segment in memory.segments]
+            parts = memory.slots.split(counts)
+            slots = torch.cat([parts[i] for i in used])
+        laid_out = self.processor.lay_out(
+            [replace(row, segments=[renumber[i] for i in row.segments]) for row in rows],
+            [counts[i] for i in used],
+            padding_side,
+        )
+        laid_out = {name: tensor.to(device) for name, tensor in laid_out.items()}
+        with evaluating(self.converter):
+            converted, _ = convert(self.converter, slots.to(device))
+        per_layer = per_layer_inputs(self.decoder, laid_out["input_ids"])
+        return {
+            **({} if per_layer is None else {"per_layer_inputs": per_layer}),
+            "inputs_embeds": self._embed(laid_out["input_ids"], laid_out["memory_ids"], converted),
+            "attention_mask": laid_out["attention_mask"],
+            "labels": laid_out["labels"],
+        }
+
+    # -- answering ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        context: str | Sequence[str] | None = None,
+        question: str | Sequence[str] | None = None,
+        memory: Memory | Prefix | None = None,
+        messages: list | None = None,
+        rate: int | None = None,
+        batch_size: int = 32,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        literals: Detectors | None = None,
+        expand: Sequence[int] | None = None,
+        **generate_kwargs,
+    ):
+        """Answer questions from contexts or from memories of them.
+
+        Args:
+            context: a text or n texts, compressed on the spot.
+            question: a question or n questions. n contexts with n questions pair; one of either is
+                used for all of the other.
+            memory: what `compress` returned, or `prefill`, in place of `context`.
+            messages: a chat, or n chats, in place of `question`; `[{"role", "content"}, ...]`.
+            rate: encoder tokens per slot for `context`; for `memory`, a coarser rate than its own.
+            batch_size: rows that the decoder generates for at once.
+            chat_template_kwargs: passed to the chat template.
+            literals: for `context`, as for `compress`.
+            expand: for `memory`, segments (indices in `memory.segments`) whose text the decoder
+                reads beside the slots of the rest, see `Memory.expand`.
+            generate_kwargs: any argument of `transformers`' `generate` (sampling, beams, streamer,
+                stop strings, ...); those that cannot work with embeddings are refused by name.
+
+        Returns:
+            One string where both sides were single, else a list in order (with
+            `num_return_sequences=k`, k consecutive strings an answer). With
+            `return_dict_in_generate=True`, what the decoder's `generate` returns.
+
+        Raises:
+            ValueError: empty texts, lists that do not go together, a rate it was not trained for, a
+                memory of another compressor, refused arguments, no decoder, or more positions than
+                the decoder has.
+            TypeError: arguments of another type.
+
+        Example:
+            >>> memory = model.compress("Ann owns 27 maps.")
+            >>> answers = model.generate(memory=memory, question=["Who?", "Why?"], max_new_tokens=2)
+            >>> len(answers)
+            2
+        """
+        processor = self.processor
+        if not self.has_decoder:
+            raise NotLoaded(self.needs_decoder)
+        check_generate_kwargs(generate_kwargs)
+        if (context is None) == (memory is None):
+            raise ValueError(
+                "give either context=... or memory=..., "
+                f"got {'both' if context is not None else 'neither'}."
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        prompts, single = processor.prompts(question, messages, chat_template_kwargs or {})
+        # Of this module or a copy of it; see `check_memory`.
+        prefix: Any = memory if hasattr(memory, "states") else None
+        held: Any = memory if prefix is None else prefix.memory
+        if prefix is not None:
+            prefix.check(self, prompts, rate, generate_kwargs)
+        if expand is not None and (memory is None or prefix is not None):
+            raise ValueError("expand=[...] goes with a memory that compress or load_memory gave.")
+        spans: list[list[Span]] = []
+        if context is not None:
+            texts = as_list(context, "context")
+            if not texts:
+                raise ValueError("context is an empty list; give at least one text.")
+            spans = self.segment(texts)
+            held = self.outline(texts, spans, processor.check_rate(rate), literals)
+        else:
+            self.check_memory(held)
+            if literals is not None:
+                raise ValueError(
+                    "literals=... goes with context=...; a memory keeps those that it was "
+                    "compressed with."
+                )
+        single = single and (isinstance(context, str) if spans else len(held) == 1)
+        pairs = pair(len(held), len(prompts))
+        if not spans:
+            held = held if rate is None else held.at_rate(processor.check_rate(rate))
+            held = held if expand is None else self.expanded(held, expand)
+        rows = self.memory_rows(held, [(i, prompts[j]) for i, j in pairs])
+        self.check_room(held, rows, [i for i, _ in pairs], generate_kwargs)
+        if spans:  # that all fits is known before anything is encoded
+            flat = [span for document in spans for span in document]
+            held = replace(held, slots=self.encode_spans(flat, held.rate))
+        answers = self.answer_rows(rows, held, batch_size, generate_kwargs, prefix)
+        if generate_kwargs.get("return_dict_in_generate"):
+            return answers
+        return answers[0] if single and len(answers) == 1 else answers
+
+    def check_memory(self, memory: Memory) -> None:
+        """Refuse what is no memory of this compressor.
+
+        Raises:
+            TypeError: no memory.
+            ValueError: no document, or another compressor's.
+
+        Example:
+            >>> model.check_memory(model.compress("Ann is here."))
+        """
+        # A memory made by a copy of this code (remote code beside an installed package) is another
+        # class, so it is recognised by what it holds.
+        if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
+            raise TypeError(
+                "memory must be a Memory from compress or load_memory, got "
+                f"{type(memory).__name__}."
+            )
+        if not memory.documents:
+            raise ValueError("memory has no document; an empty slice answers nothing.")
+        if memory.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "
+                f"is {self.fingerprint[:12]}; its slots mean nothing here. Load the checkpoint "
+                "that wrote it, or compress the text again."
+            )
+
+    def check_room(
+        self,
+        memory: Memory,
+        rows: Sequence[Row],
+        documents: Sequence[int],
+        generate_kwargs: Mapping[str, Any],
+    ) -> None:
+        """Refuse what the decoder's positions cannot hold, and say what would fit.
+
+        Args:
+            memory: what rows read.
+            rows: of `memory_rows`.
+            documents: of each row, for messages.
+            generate_kwargs: that say how long answers get.
+
+        Raises:
+            ValueError: a row is too long.
+
+        Example:
+            >>> memory = model.compress("Ann is here.")
+            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
+            >>> model.check_room(memory, rows, [0], {"max_new_tokens": 8})
+        """
+        limit = max_positions(self.decoder.config)
+        if limit is None:
+            return
+        config = generate_kwargs.get("generation_config")
+        new_tokens = (
+            generate_kwargs.get("max_new_tokens") or (config and config.max_new_tokens) or 1
+        )
+        length, rate = self.processor.row_length, memory.rate
+        counts = [segment.slots for segment in memory.segments]
+        for i, row in zip(documents, rows, strict=True):
+            needed = length(row, counts) + new_tokens
+            if needed <= limit:
+                continue
+            advice = "no rate of this checkpoint would fit, so split the context"
+            sizes = list(zip(memory.segments, memory.segment_rates, strict=True))
+            for coarser in self.config.compression_rates:
+                slots = [slots_for(s.tokens, max(r, coarser) if r else 0) for s, r in sizes]
+                if coarser > rate and length(row, slots) + new_tokens <= limit:
+                    advice = f"rate={coarser} would fit"
+                    break
+            row_slots = sum(counts[j] for j in row.segments)
+            exact = sum(map(len, row.literals))
+            beside = f"{exact} tokens of literals, " if exact else ""
+            raise ValueError(
+                f"context {i} has {row_slots} slots at rate {rate}; with markers, {beside}prompt "
+                f"and {new_tokens} new tokens that is {needed} positions, and the decoder has "
+                f"{limit}: {max(0, row_slots + limit - needed)} slots fit; {advice}."
+            )
+
+    def answer_rows(
+        self,
+        rows: Sequence[Row],
+        memory: Memory | None,
+        batch_size: int,
+        generate_kwargs: Mapping[str, Any],
+        prefix: Prefix | None = None,
+    ):
+        """Answers to laid-out rows, in order.
+
+        Args:
+            rows: without targets, of one context's room each.
+            memory: what they read; None where they read tokens alone.
+            batch_size: rows that the decoder generates for at once.
+            generate_kwargs: arguments of `generate`, checked.
+            prefix: of `memory`, where the decoder has read it.
+
+        Returns:
+            A list of strings, or with `return_dict_in_generate=True` what the decoder returns.
+
+        Example:
+            >>> memory = model.compress("Ann is here.")
+            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
+            >>> len(model.answer_rows(rows, memory, 1, {"max_new_tokens": 2}))
+            1
+        """
+        whole = generate_kwargs.get("return_dict_in_generate")
+        if whole and len(rows) > batch_size:
+            raise ValueError(
+                f"return_dict_in_generate=True returns one batch; {len(rows)} answers need "
+                f"batch_size={len(rows)}, got {batch_size}."
+            )
+        kwargs = self.generation_kwargs(rows, memory, generate_kwargs)
+        answers: list[str] = []
+        for start in range(0, len(rows), batch_size):
+            output = self.generate_rows(rows[start : start + batch_size], memory, kwargs, prefix)
+            if whole:
+                return output
+            answers += [self.processor.decode(ids).strip() for ids in output]
+        return answers
+
+    def generation_kwargs(
+        self, rows: Sequence[Row], memory: Memory | None, generate_kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """`generate_kwargs`, with what the decoder's own generation configuration leaves open.
+
+        Example:
+            >>> rows = [Row([], processor.prompt(question="Who?"))]
+            >>> model.generation_kwargs(rows, None, {})["max_new_tokens"]
+            256
+        """
+        room = max_positions(self.decoder.config)
+        if room is not None:
+            slots = [] if memory is None else [segment.slots for segment in memory.segments]
+            room -= max(self.processor.row_length(row, slots) for row in rows)
+        return generation_defaults(self.decoder, generate_kwargs, self.processor, room)
+
+    @torch.no_grad()
+    def generate_rows(
+        self,
+        rows: Sequence[Row],
+        memory: Memory | None,
+        kwargs: dict[str, Any],
+        prefix: Prefix | None = None,
+    ):
+        """New token ids of laid-out rows, `(rows, new tokens)`, by arguments that are complete.
+
+        Example:
+            >>> rows = [Row([], processor.prompt(question="Who?"))]
+            >>> model.generate_rows(rows, None, {"max_new_tokens": 2}).shape[0]
+            1
+        """
+        inputs = self.generation_inputs(rows, memory)
+        per_layer = inputs.pop("per_layer_inputs", None)
+        if prefix is not None:
+            cache = prefix.cache(self.decoder, rows, kwargs)
+            if cache is not None:  # generate leaves out the embeddings of what it holds
+                inputs["past_key_values"] = cache
+                per_layer = (
+                    per_layer if per_layer is None else per_layer[:, cache.get_seq_length() :]
+                )
+        lora = None if memory is None else self.decoder_lora
+        with reading(self.decoder, lora), prefilled_with(self.decoder, per_layer):
+            return self.decoder.generate(**inputs, **kwargs)
+
+    # -- reading back and reading ahead ------------------------------------------------------------
+
+    reconstruct = _reconstruct
+    expand = _expand
+    expanded = _expanded
+    prefill = _prefill
 
 
 __all__ = ["MemslotsModel", "MemslotsOutput"]

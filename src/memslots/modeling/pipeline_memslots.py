@@ -15,7 +15,7 @@ from transformers import Pipeline
 
 from .layout_memslots import pair
 from .memory_memslots import Memory
-from .processing_memslots import as_list
+from .texts_memslots import as_list
 
 Item = dict[str, Any]
 
@@ -135,19 +135,19 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             asked.append(key)
         # Memories of unequal rates cannot be joined: each rate is answered by itself.
         answers: list[Any] = [None] * len(items)
-        for wanted in dict.fromkeys(memory.rate for memory in memories.values()):
-            own = [i for i, key in enumerate(asked) if memories[key].rate == wanted]
-            keys = [asked[i] for i in own]
+        for each_rate in dict.fromkeys(memory.rate for memory in memories.values()):
+            chosen = [i for i, key in enumerate(asked) if memories[key].rate == each_rate]
+            keys = [asked[i] for i in chosen]
             memory = memories[keys[0]]
             if len(set(keys)) > 1:
                 memory = Memory.cat([memories[key] for key in keys])
             produced = self.model.generate(
-                memory=memory, question=[items[i]["question"] for i in own], **parameters
+                memory=memory, question=[items[i]["question"] for i in chosen], **parameters
             )
-            each = len(produced) // len(own)  # more than 1 with num_return_sequences
-            for n, i in enumerate(own):
-                found = produced[n * each : (n + 1) * each]
-                answers[i] = found[0] if each == 1 else found
+            each = len(produced) // len(chosen)  # more than 1 with num_return_sequences
+            for n, i in enumerate(chosen):
+                several = produced[n * each : (n + 1) * each]
+                answers[i] = several[0] if each == 1 else several
         return {"answers": answers, "memories": [memories[key] for key in asked]}
 
     def _check_room(
@@ -155,21 +155,14 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
     ) -> None:
         """Refuse a text that does not fit beside a question about it, before it is compressed."""
         model, processor = self.model, self.model.processor
-        rate = processor.check_rate(rate)
-        segments = model.segment(texts)
-        literals = model._find_literals(texts, segments, None)
         asked = [item for item in items if "context" in item]
-        prompts, _ = model._prompts(
+        prompts, _ = processor.prompts(
             [item["question"] for item in asked], None, parameters.get("chat_template_kwargs") or {}
         )
-        model._check_room(
-            [[(len(segment.ids), rate) for segment in document] for document in segments],
-            [processor.literal_ids(beside) for beside in literals],
-            rate,
-            prompts,
-            [(texts.index(item["context"]), i) for i, item in enumerate(asked)],
-            parameters,
-        )
+        memory = model.outline(texts, model.segment(texts), processor.check_rate(rate))
+        documents = [texts.index(item["context"]) for item in asked]
+        rows = model.memory_rows(memory, list(zip(documents, prompts, strict=True)))
+        model.check_room(memory, rows, documents, parameters)
 
     def postprocess(self, model_outputs: dict[str, Any], **parameters) -> Any:
         """One result an answer."""

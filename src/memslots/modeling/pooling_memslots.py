@@ -1,6 +1,9 @@
-"""Slots without memory tokens: one vector of the states of every `rate` tokens of a segment."""
+"""Pooling of states into slots, and slots at a coarser rate, without encoding again."""
 
 import math
+import warnings
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -151,3 +154,67 @@ def merge_slots(
     sums = sums.index_add(0, groups, slots.float() * counts)
     weights = torch.zeros_like(sums[:, :1]).index_add(0, groups, counts.float())
     return (sums / weights).to(slots.dtype)
+
+
+def coarsened(memory, rate: int):
+    """See `Memory.at_rate`."""
+    if rate not in memory.rates:
+        raise ValueError(
+            f"rate {rate!r} is not one that the compressor was trained for: {list(memory.rates)}."
+        )
+    if rate < memory.rate:
+        raise ValueError(
+            f"this memory has rate {memory.rate}; the finer rate {rate} needs slots that it does "
+            "not hold. Compress the text again with that rate."
+        )
+    if rate == memory.rate:
+        return memory
+    if not memory.coarsens_to(rate):
+        raise ValueError(
+            f"the slots of rate {rate} cannot be made of those of rate {memory.rate} "
+            + (
+                "(only those of its multiples can)"
+                if memory.pooling in MERGED
+                else "(attention's weights are not kept)"
+                if memory.pooling == "attention"
+                else "(the encoder is not causal)"
+            )
+            + f"; compress the text again with rate={rate}."
+        )
+    checked = sum(0 < check.rate < rate and check.lost is not None for check in memory.checks)
+    if checked:
+        warnings.warn(
+            f"at rate {rate} {checked} of {len(memory.segments)} segments have other slots than "
+            "those that were checked: what these lose is not known. Literals, kept texts and "
+            "segments read as text stay. To have it checked, call verified.compress with "
+            f"rate={rate} or rates=[{rate}]",
+            stacklevel=3,
+        )
+    kept: list[torch.Tensor] = []
+    documents, checks, start = [], list[Any](), 0
+    rates = iter(memory.segment_rates)
+    for document in memory.documents:
+        coarse = []
+        for segment in document:
+            slots, finer = memory.slots[start : start + segment.slots], next(rates)
+            start += segment.slots
+            check = memory.checks[len(checks)] if memory.checks else None
+            if 0 < finer < rate:  # else it is text, or as coarse already
+                count = -(-segment.tokens // rate)
+                if memory.pooling in MERGED:
+                    slots = merge_slots(slots, segment.tokens, finer, rate, memory.pooling)
+                slots = slots[:count]
+                check = check and check.with_other_slots(rate, segment.slots - count)
+                segment = replace(segment, slots=count)
+            kept.append(slots)
+            coarse.append(segment)
+            if check is not None:
+                checks.append(check)
+        documents.append(tuple(coarse))
+    return replace(
+        memory,
+        slots=torch.cat(kept) if kept else memory.slots[:0],
+        documents=tuple(documents),
+        rate=rate,
+        checks=tuple(checks),
+    )

@@ -12,21 +12,17 @@ positions anew. So the rows of both runs are the same, sliding windows included.
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
+from .decoders_memslots import reading, run_decoder
 from .layout_memslots import Prompt, Row
 from .memory_memslots import Memory
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Model
-else:
-    _Model = object
 
 States = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of one document by layer, each `(heads, positions, head size)`."""
@@ -82,14 +78,14 @@ class Prefix:
             for tensor in pair
         )
 
-    def check(self, model: _Model, prompts: list[Prompt], rate: int | None, given: dict) -> None:
+    def check(self, model, prompts: list[Prompt], rate: int | None, kwargs: dict) -> None:
         """Refuse what this prefix was not made for.
 
         Args:
             model: that is asked.
             prompts: of the questions.
             rate: that is asked for, or None.
-            given: arguments of `generate`.
+            kwargs: arguments of `generate`.
 
         Raises:
             ValueError: another decoder, device, dtype or trained state than the one that read it,
@@ -101,35 +97,38 @@ class Prefix:
                 f"this prefix was read at rate {self.memory.rate}, so rate={rate} needs one of its "
                 "own: memory.at_rate(rate).prefill(model)."
             )
-        if given.get("cache_implementation") is not None:
+        if kwargs.get("cache_implementation") is not None:
             raise ValueError(
                 "a prefix is continued in a dynamic cache; leave out cache_implementation="
-                f"{given['cache_implementation']!r}, or give the memory instead of its prefix."
+                f"{kwargs['cache_implementation']!r}, or give the memory instead of its prefix."
             )
         for prompt in prompts:
             if prompt.before != self.before:
-                decode = model._need_processor().tokenizer.decode
+                decode = model.processor.tokenizer.decode
                 raise ValueError(
                     f"this question has {decode(prompt.before)[-80:]!r} before the memory, and "
                     f"the prefix was read with {decode(self.before)[-80:]!r}; make one with "
                     "memory.prefill(model, messages=...), giving what stands before the memory."
                 )
 
-    def cache(self, decoder: PreTrainedModel, rows: list[Row], copies: int) -> DynamicCache | None:
+    def cache(
+        self, decoder: PreTrainedModel, rows: Sequence[Row], kwargs: dict[str, Any]
+    ) -> DynamicCache | None:
         """A cache of its own for a batch of rows that read this memory.
 
         Args:
             decoder: that goes on from it.
             rows: of one batch, laid out left-padded.
-            copies: sequences of each row (beams).
+            kwargs: arguments of `generate`.
 
         Returns:
-            The states of `(rows * copies)` sequences up to the position where the longest question
-            begins; None where no row has anything before that.
+            The states of `(rows * sequences)` sequences (beams, or samples) up to the position
+            where the longest question begins; None where no row has anything before that.
         """
+        copies = sequences_of(decoder, kwargs)
         documents = [self._documents[tuple(row.segments)] for row in rows]
         asked = [len(row.prompt.after) for row in rows]
-        ends = [self.positions[i] + own for i, own in zip(documents, asked, strict=True)]
+        ends = [self.positions[i] + n for i, n in zip(documents, asked, strict=True)]
         length = max(ends) - max(asked)
         if length <= 0:
             return None
@@ -147,90 +146,92 @@ class Prefix:
         return cache
 
 
-class PrefillMixin(_Model):
-    """`prefill` of `MemslotsModel`."""
+@torch.no_grad()
+def prefill(
+    self,
+    memory: Memory,
+    messages: list[dict[str, Any]] | None = None,
+    batch_size: int = 32,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> Prefix:
+    """Let the decoder read a memory once, for any number of questions about it.
 
-    @torch.no_grad()
-    def prefill(
-        self,
-        memory: Memory,
-        messages: list[dict[str, Any]] | None = None,
-        batch_size: int = 32,
-        chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> Prefix:
-        """Let the decoder read a memory once, for any number of questions about it.
+    Worth it from the second question on: a prefix takes as many bytes as the decoder's cache of the
+    memory's positions (`Prefix.nbytes`), far more than the memory.
 
-        Worth it from the second question on: a prefix takes as many bytes as the decoder's cache of
-        the memory's positions (`Prefix.nbytes`), far more than the memory.
+    Args:
+        self: a `MemslotsModel`.
+        memory: one document or several.
+        messages: for chats, what stands before the memory, a system message for instance; what
+            follows it is ignored. By default what stands there for `question=...`.
+        batch_size: documents that are read at once.
+        chat_template_kwargs: passed to the chat template; as in `generate` later.
 
-        Args:
-            memory: one document or several.
-            messages: for chats, what stands before the memory, a system message for instance;
-                what follows it is ignored. By default what stands there for `question=...`.
-            batch_size: documents that are read at once.
-            chat_template_kwargs: passed to the chat template; as in `generate` later.
+    Raises:
+        ValueError: another compressor's memory, more positions than the decoder has, or a decoder
+            whose state is more than keys and values (recurrent layers).
 
-        Raises:
-            ValueError: another compressor's memory, more positions than the decoder has, or a
-                decoder whose state is more than keys and values (recurrent layers).
-        """
-        processor, decoder = self._need_processor(), self._need_decoder()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        self._check_memory(memory)
-        check_keeps_states(decoder)
-        template = chat_template_kwargs or {}
-        if messages is None:
-            before = processor.prompt(question="?", **template).before
-        else:
-            asked = any(isinstance(one, dict) and one.get("role") == "user" for one in messages)
-            chat = list(messages) if asked else [*messages, {"role": "user", "content": "?"}]
-            before = processor.prompt(messages=chat, **template).before
-        prompt = Prompt(before)
-        alone = [(i, 0) for i in range(len(memory))]
-        sizes, beside = self._sizes(memory), self._document_literals(memory)
-        self._check_room(sizes, beside, memory.rate, [prompt], alone, {})
-        rows = self.memory_rows(memory, [(i, prompt) for i in range(len(memory))])
-        lengths = [own + len(before) for own in self.memory_positions(memory)]
-        order = sorted(range(len(rows)), key=lengths.__getitem__)
-        states: list[States] = [{} for _ in rows]
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            inputs = self.row_inputs([rows[i] for i in batch], memory, "right")
-            for layer, keys, values in self._states(decoder, inputs):
-                for i, own_keys, own_values in zip(batch, keys, values, strict=True):
-                    own = own_keys[:, : lengths[i]], own_values[:, : lengths[i]]
-                    states[i][layer] = own[0].clone(), own[1].clone()
-        return Prefix(memory, before, states, _Marks(self))
+    Example:
+        >>> prefix = model.prefill(model.compress("Ann is here."))
+        >>> isinstance(model.generate(memory=prefix, question="Who?", max_new_tokens=2), str)
+        True
+    """
+    processor, decoder = self.processor, self.decoder
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    self.check_memory(memory)
+    check_keeps_states(decoder)
+    template = chat_template_kwargs or {}
+    if messages is None:
+        before = processor.prompt(question="?", **template).before
+    else:
+        asked = any(isinstance(one, dict) and one.get("role") == "user" for one in messages)
+        chat = list(messages) if asked else [*messages, {"role": "user", "content": "?"}]
+        before = processor.prompt(messages=chat, **template).before
+    documents = range(len(memory))
+    rows = self.memory_rows(memory, [(i, Prompt(before)) for i in documents])
+    self.check_room(memory, rows, documents, {})
+    lengths = [positions + len(before) for positions in self.memory_positions(memory)]
+    order = sorted(documents, key=lengths.__getitem__)
+    states: list[States] = [{} for _ in rows]
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        inputs = self.row_inputs([rows[i] for i in batch], memory, "right")
+        for layer, keys, values in _read_states(decoder, self.decoder_lora, inputs):
+            for i, row_keys, row_values in zip(batch, keys, values, strict=True):
+                states[i][layer] = (
+                    row_keys[:, : lengths[i]].clone(),
+                    row_values[:, : lengths[i]].clone(),
+                )
+    return Prefix(memory, before, states, _Marks(self))
 
-    def _states(
-        self, decoder: PreTrainedModel, inputs: dict[str, Any]
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Layer, keys and values `(rows, heads, length, head size)` of right-padded rows."""
-        mask = inputs["attention_mask"]
-        kwargs: dict[str, Any] = {
-            name: inputs[name]
-            for name in ("inputs_embeds", "attention_mask", "per_layer_inputs")
-            if name in inputs
-        }
-        accepted = inspect.signature(decoder.forward).parameters
-        if "position_ids" in accepted:
-            kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        if "logits_to_keep" in accepted:
-            kwargs["logits_to_keep"] = 1
-        # Not of the decoder's configuration, with which a sliding layer would forget what a
-        # batch's shorter questions read anew.
-        cache = DynamicCache()
-        with self.reading(inputs.get("injected")):
-            decoder(**kwargs, past_key_values=cache, use_cache=True)
-        found = [
-            (i, layer.keys, layer.values)
-            for i, layer in enumerate(cache.layers)
-            if layer.is_initialized  # those that share another's keys and values have none
-        ]
-        if not found or any(keys.shape[2] != mask.shape[1] for _, keys, _ in found):
-            raise _cannot_keep(decoder)
-        yield from found
+
+def _read_states(
+    decoder: PreTrainedModel, lora, inputs: dict[str, Any]
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Layer, keys and values `(rows, heads, length, head size)` of right-padded rows."""
+    embeds, mask = inputs["inputs_embeds"], inputs["attention_mask"]
+    # Not of the decoder's configuration, with which a sliding layer would forget what a batch's
+    # shorter questions read anew.
+    cache = DynamicCache()
+    with reading(decoder, lora):
+        run_decoder(
+            decoder,
+            embeds,
+            mask,
+            start=embeds.shape[1] - 1,
+            per_layer=inputs.get("per_layer_inputs"),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    layers = [
+        (i, layer.keys, layer.values)
+        for i, layer in enumerate(cache.layers)
+        if layer.is_initialized  # those that share another's keys and values have none
+    ]
+    if not layers or any(keys.shape[2] != mask.shape[1] for _, keys, _ in layers):
+        raise _cannot_keep(decoder)
+    yield from layers
 
 
 def check_keeps_states(decoder: PreTrainedModel) -> None:
@@ -255,11 +256,11 @@ def _cannot_keep(decoder: PreTrainedModel) -> ValueError:
 def sequences_of(decoder: PreTrainedModel, kwargs: dict[str, Any]) -> int:
     """How many sequences `generate` makes of each row: beams, or samples."""
     configs = [kwargs.get("generation_config"), decoder.generation_config]
-    found = [1]
+    counts = [1]
     for name in ("num_beams", "num_return_sequences"):
-        values = [kwargs.get(name), *(getattr(one, name, None) for one in configs)]
-        found.append(next((value for value in values if value is not None), 1))
-    return max(found)
+        values = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
+        counts.append(next((value for value in values if value is not None), 1))
+    return max(counts)
 
 
 class _Marks:
@@ -269,16 +270,16 @@ class _Marks:
         model: a `MemslotsModel` with its decoder.
     """
 
-    def __init__(self, model: _Model):
-        decoder = model._need_decoder()
+    def __init__(self, model):
+        decoder = model.decoder
         self._decoder = weakref.ref(decoder)
         self._place = str(decoder.device), str(decoder.dtype)
         self._versions = _versions(decoder)
         self._sample = _sample(model)
 
-    def check(self, model: _Model) -> None:
+    def check(self, model) -> None:
         """Raise `ValueError` where `model` would read the memory otherwise now."""
-        decoder = model._need_decoder()
+        decoder = model.decoder
         place = str(decoder.device), str(decoder.dtype)
         if self._decoder() is not decoder:
             raise ValueError(
@@ -298,10 +299,10 @@ class _Marks:
 
 
 def _versions(decoder: PreTrainedModel) -> tuple[int, ...]:
-    return tuple(0 if one.is_inference() else one._version for one in decoder.parameters())
+    return tuple(0 if weight.is_inference() else weight._version for weight in decoder.parameters())
 
 
-def _sample(model: _Model) -> list[torch.Tensor]:
+def _sample(model) -> list[torch.Tensor]:
     # Values, since fused optimizers change weights without counting it; a few of each tensor, since
     # a training step moves all.
     weights = [model.markers, *model.converter.parameters()]

@@ -10,14 +10,19 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
 
 from .configuration_memslots import AUTO_MAP, PLAIN_PROMPT, MemslotsConfig
-from .layout_memslots import Prompt, Row, lay_out
+from .layout_memslots import (
+    CONTEXT_END,
+    Prompt,
+    Row,
+    lay_out,
+    lay_out_row,
+    literal_ids,
+    memory_rows,
+    slot_ranges,
+)
 from .literals_memslots import Detectors, Literal, literals_of_spans
-from .memory_memslots import slots_for
-from .sentences_memslots import UnitSplitter
-from .tokenization_memslots import PlainText, Span, check_text
-
-CONTEXT_END = "\n\n"
-"""What parts a context that the decoder reads as text from what follows it."""
+from .memory_memslots import Memory, slots_for
+from .texts_memslots import PlainText, Span, UnitSplitter, as_list, check_text
 
 # Private-use characters stand for the user's text while a chat template is rendered, so that only
 # the template's own text is read with added-token matching.
@@ -40,8 +45,7 @@ class MemslotsProcessor(ProcessorMixin):
         markers: where `<MEM>` and `</MEM>` stand, see `MemslotsConfig`.
         spread: whether memory tokens are spread over their segment (`memory_positions`).
         literals: detectors of what rides beside the slots, see `MemslotsConfig`.
-        units: arguments of `sentences_memslots.UnitSplitter` with pooling "sentence", else None.
-        vectors_per_slot: decoder positions of a slot.
+        units: arguments of `texts_memslots.UnitSplitter` with pooling "sentence", else None.
     """
 
     def __init__(
@@ -56,8 +60,8 @@ class MemslotsProcessor(ProcessorMixin):
         spread: bool = False,
         literals: str | Sequence[str] | None = None,
         units: dict[str, Any] | None = None,
-        vectors_per_slot: int = 1,
         chat_template=None,
+        vectors_per_slot: int = 1,  # as older checkpoints have it
     ):
         super().__init__(tokenizer, encoder_tokenizer, chat_template=chat_template)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
@@ -69,7 +73,6 @@ class MemslotsProcessor(ProcessorMixin):
         self.spread = spread
         self.literals = literals
         self.units = units
-        self.vectors_per_slot = vectors_per_slot
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ValueError(
                 "prompt_format='chat' needs a decoder tokenizer with a chat template, and "
@@ -80,7 +83,13 @@ class MemslotsProcessor(ProcessorMixin):
     def for_config(
         cls, config: MemslotsConfig, tokenizer, encoder_tokenizer
     ) -> "MemslotsProcessor":
-        """A processor that segments and prompts as `config` says."""
+        """A processor that segments and prompts as `config` says.
+
+        Example:
+            >>> tokenizers = processor.tokenizer, processor.encoder_tokenizer
+            >>> MemslotsProcessor.for_config(model.config, *tokenizers).compression_rates
+            [2, 4, 8]
+        """
         units, described = None, config.sentence_encoder
         if described is not None:
             units = {"unit": config.pool_unit, "language": config.pool_language}
@@ -94,7 +103,6 @@ class MemslotsProcessor(ProcessorMixin):
             plain_prompt=config.plain_prompt,
             markers=config.markers,
             spread=config.memory_positions == "spread",
-            vectors_per_slot=config.vectors_per_slot,
             literals=config.literals,
             units=units,
         )
@@ -105,8 +113,8 @@ class MemslotsProcessor(ProcessorMixin):
     ):
         # An empty config, because the checkpoint's own names remote code, which a tokenizer does
         # not need: AutoTokenizer would ask the user to trust it a second time.
-        own = "" if sub_processor_type == "tokenizer" else sub_processor_type
-        folder = "/".join(part for part in (subfolder, own) if part)
+        name = "" if sub_processor_type == "tokenizer" else sub_processor_type
+        folder = "/".join(part for part in (subfolder, name) if part)
         return AutoTokenizer.from_pretrained(
             pretrained_model_name_or_path, subfolder=folder, config=PreTrainedConfig(), **kwargs
         )
@@ -156,6 +164,10 @@ class MemslotsProcessor(ProcessorMixin):
 
         Raises:
             ValueError: a text that cannot be compressed; see `check_text`.
+
+        Example:
+            >>> [span.end for span in processor.segment("Ann is here.")]
+            [12]
         """
         check_text(text, "context")
         spans = self.spans(text)
@@ -167,7 +179,12 @@ class MemslotsProcessor(ProcessorMixin):
         return spans
 
     def spans(self, text: str) -> list[Span]:
-        """As `segment`, of a text that is checked; one span without tokens where it has none."""
+        """As `segment`, of a text that is checked; one span without tokens where it has none.
+
+        Example:
+            >>> len(processor.spans("Ann is here."))
+            1
+        """
         if self.units is None:
             return self.encoder_text.segment(text, self.segment_length)
         splitter = UnitSplitter(self.encoder_text, window=self.segment_length, **self.units)
@@ -176,8 +193,16 @@ class MemslotsProcessor(ProcessorMixin):
     def segment_literals(
         self, text: str, spans: Sequence[Span], literals: Detectors | None = None
     ) -> list[tuple[Literal, ...]]:
-        """The literals of each span of `text`; `literals` as for `MemslotsModel.compress`."""
+        """The literals of each span of `text`; `literals` as for `MemslotsModel.compress`.
+
+        Example:
+            >>> text = "Ann owns 27 maps."
+            >>> processor.segment_literals(text, processor.segment(text), "numbers")[0][0].text
+            '27'
+        """
         detectors = self.literals if literals is None else literals
+        if not detectors:
+            return [() for _ in spans]
         return literals_of_spans(text, [span.end for span in spans], detectors)
 
     def literal_ids(self, literals: Sequence[Sequence[Literal]]) -> list[list[int]]:
@@ -185,14 +210,20 @@ class MemslotsProcessor(ProcessorMixin):
 
         Returns:
             One list a segment; an empty list where no segment has any.
+
+        Example:
+            >>> processor.literal_ids([()])
+            []
         """
-        if not any(literals):
-            return []
-        encode = self.decoder_text.encode
-        return [[i for one in own for i in encode(f" {one.text}")] for own in literals]
+        return literal_ids(literals, self.decoder_text.encode) if any(literals) else []
 
     def check_rate(self, rate: int | None) -> int:
-        """`rate`, or the finest one; `ValueError` where the checkpoint was not trained for it."""
+        """`rate`, or the finest one; `ValueError` where the checkpoint was not trained for it.
+
+        Example:
+            >>> processor.check_rate(None)
+            2
+        """
         if rate is None:
             return min(self.compression_rates)
         if type(rate) is not int or rate not in self.compression_rates:
@@ -222,6 +253,10 @@ class MemslotsProcessor(ProcessorMixin):
 
         Raises:
             ValueError: neither or both of `question` and `messages`, or no chat template.
+
+        Example:
+            >>> processor.decode(processor.prompt(question="Who?").after).split()
+            ['Question:', 'Who?', 'Answer:']
         """
         if (question is None) == (messages is None):
             raise ValueError(
@@ -238,10 +273,49 @@ class MemslotsProcessor(ProcessorMixin):
             messages = [{"role": "user", "content": question}]
         return self._chat(messages, context, template_kwargs)
 
+    def prompts(
+        self,
+        question: str | Sequence[str] | None,
+        messages: list | None,
+        template_kwargs: dict[str, Any],
+    ) -> tuple[list[Prompt], bool]:
+        """A prompt for each of one or several questions or chats, and whether it was one.
+
+        Raises:
+            ValueError: neither or both, or an empty list.
+            TypeError: arguments of another type.
+
+        Example:
+            >>> prompts, single = processor.prompts(["Who?", "Why?"], None, {})
+            >>> len(prompts), single
+            (2, False)
+        """
+        if messages is None:
+            if question is None:
+                raise ValueError("give question=... or messages=[...], got neither.")
+            questions = as_list(question, "question")
+            if not questions:
+                raise ValueError("question is an empty list; give at least one question.")
+            prompts = [self.prompt(question=text, **template_kwargs) for text in questions]
+            return prompts, isinstance(question, str)
+        if question is not None:
+            raise ValueError("give either question=... or messages=[...], got both.")
+        if not isinstance(messages, (list, tuple)):
+            raise TypeError(f"messages must be a list, got {type(messages).__name__}.")
+        single = bool(messages) and isinstance(messages[0], dict)
+        chats: list[Any] = [messages] if single else list(messages)
+        if not chats:
+            raise ValueError("messages is an empty list; give at least one message.")
+        return [self.prompt(messages=chat, **template_kwargs) for chat in chats], single
+
     def answer_ids(self, answer: str) -> list[int]:
         """Decoder tokens of an answer as they follow the prompt, with EOS.
 
         A plain prompt that does not end in white space is followed by one space.
+
+        Example:
+            >>> processor.decode(processor.answer_ids("Ann"))
+            'Ann'
         """
         spaced = self.prompt_format == "plain" and not self.plain_prompt[-1:].isspace()
         return self.decoder_text.encode(" " + answer if spaced else answer) + self.eos_ids
@@ -258,8 +332,7 @@ class MemslotsProcessor(ProcessorMixin):
         )
         pieces = _SENTINEL_PATTERN.split(rendered)
         used = pieces[1::2]
-        wanted = [str(i) for i in range(len(texts))]
-        if sorted(used) != sorted([*wanted, "memory"]):
+        if sorted(used) != sorted([*map(str, range(len(texts))), "memory"]):
             raise ValueError(
                 "the decoder's chat template drops or repeats a message: it rendered "
                 f"{[messages[0]['role'], '...']} into parts {used}. Use the roles that it supports."
@@ -326,6 +399,11 @@ class MemslotsProcessor(ProcessorMixin):
     def collate_segments(self, spans: Sequence[Span]) -> dict[str, torch.Tensor]:
         """Right-padded encoder inputs of segments: `segment_input_ids` and
         `segment_attention_mask`, each `(segments, tokens)`.
+
+        Example:
+            >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
+            >>> inputs["segment_input_ids"].shape == inputs["segment_attention_mask"].shape
+            True
         """
         length = max(len(span.ids) for span in spans)
         pad = self.encoder_tokenizer.pad_token_id or 0
@@ -338,17 +416,39 @@ class MemslotsProcessor(ProcessorMixin):
             ),
         }
 
-    def lay_out(self, rows: list[Row], segment_slots: list[int], padding_side="left"):
-        """The tensors of decoder rows, see `layout_memslots.lay_out`."""
-        return lay_out(
-            rows,
-            segment_slots,
-            self.pad_id,
-            self.markers,
-            padding_side,
-            self.spread,
-            self.vectors_per_slot,
-        )
+    def lay_out(self, rows: Sequence[Row], segment_slots: Sequence[int], padding_side="left"):
+        """The tensors of decoder rows, see `layout_memslots.lay_out`.
+
+        Example:
+            >>> row = Row([0], processor.prompt(question="Who?"))
+            >>> (processor.lay_out([row], [3])["memory_ids"] > 0).sum().item()  # with two markers
+            5
+        """
+        return lay_out(rows, segment_slots, self.pad_id, self.markers, padding_side, self.spread)
+
+    def row_length(self, row: Row, segment_slots: Sequence[int]) -> int:
+        """Decoder positions that a row takes; arguments as in `lay_out`.
+
+        Example:
+            >>> row = Row([0], processor.prompt(question="Who?"))
+            >>> processor.row_length(row, [3]) == processor.lay_out([row], [3])["labels"].shape[1]
+            True
+        """
+        return len(lay_out_row(row, slot_ranges(segment_slots), markers=self.markers).input_ids)
+
+    def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
+        """A decoder row for each prompt about a document of `memory`, without targets.
+
+        Args:
+            memory: what the rows' segments are indices in.
+            asked: index of the document and prompt of each row.
+
+        Example:
+            >>> prompt = processor.prompt(question="Who?")
+            >>> processor.memory_rows(model.compress("Ann is here."), [(0, prompt)])[0].segments
+            [0]
+        """
+        return memory_rows(memory, asked, self.decoder_text.encode)
 
     def __call__(
         self,
@@ -369,6 +469,10 @@ class MemslotsProcessor(ProcessorMixin):
             rate: encoder tokens per slot, by default the finest.
             padding_side: of the decoder's rows.
             literals: as for `MemslotsModel.compress`.
+
+        Example:
+            >>> sorted(processor(context="Ann is here.", question="Who?", answer="Ann"))[:3]
+            ['attention_mask', 'input_ids', 'labels']
         """
         contexts, questions = as_list(context, "context"), as_list(question, "question")
         answers = as_list(answer, "answer") if answer is not None else [None] * len(contexts)
@@ -381,11 +485,11 @@ class MemslotsProcessor(ProcessorMixin):
         spans: list[Span] = []
         rows: list[Row] = []
         for text, asked, answered in zip(contexts, questions, answers, strict=True):
-            own = self.segment(text)
-            segments = list(range(len(spans), len(spans) + len(own)))
-            spans += own
+            new = self.segment(text)
+            segments = list(range(len(spans), len(spans) + len(new)))
+            spans += new
             target = self.answer_ids(answered) if answered is not None else []
-            beside = self.literal_ids(self.segment_literals(text, own, literals))
+            beside = self.literal_ids(self.segment_literals(text, new, literals))
             rows.append(Row(segments, self.prompt(asked), target, literals=beside))
         slots = [slots_for(len(span.ids), rate) for span in spans]
         return BatchFeature(
@@ -397,19 +501,20 @@ class MemslotsProcessor(ProcessorMixin):
         )
 
     def decode(self, ids, **kwargs) -> str:
-        """Text of decoder tokens."""
+        """Text of decoder tokens.
+
+        Example:
+            >>> processor.decode(processor.decoder_text.encode("Ann is here."))
+            'Ann is here.'
+        """
         kwargs = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False, **kwargs}
         return self.tokenizer.decode(ids, **kwargs)
 
     def batch_decode(self, ids, **kwargs) -> list[str]:
-        """Texts of rows of decoder tokens."""
+        """Texts of rows of decoder tokens.
+
+        Example:
+            >>> processor.batch_decode([processor.decoder_text.encode("Ann")])
+            ['Ann']
+        """
         return [self.decode(row, **kwargs) for row in ids]
-
-
-def as_list(value, name: str) -> list:
-    """`value` as a list; `TypeError` for anything but a string or a list or tuple."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memslots.modeling.tokenization_memslots import check_text
+from memslots.modeling.texts_memslots import check_text
 
 from .store_files import first_line
 from .store_format import check_new_ids, encode_metadata, pa

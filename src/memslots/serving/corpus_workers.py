@@ -39,8 +39,8 @@ class CompressorSpec:
         threads: Of a worker on a CPU; None leaves torch's choice.
         literals: Names of what rides beside the slots; None leaves it to the checkpoint.
         compiled: Whether each worker compiles the encoder first.
-        verification: `rates`, `fidelity`, `max_slots`, `exact` and `patches` of `compress`. Each
-            worker then holds the decoder too.
+        verification: `rates`, `fidelity`, `max_slots`, `exact` and `keep_text` of
+            `verified.compress`. Each worker then holds the decoder too.
     """
 
     model: str
@@ -128,13 +128,16 @@ class CorpusCompressor:
         )
 
     def _compress(self, documents: list[dict[str, str]]) -> pa.Table:
+        from memslots import verified
+
         spec = self.spec
         verification = dict(spec.verification)
         if verification and spec.slot_dtype == "bfloat16":
             import torch
 
             verification["slot_dtype"] = torch.bfloat16  # what is verified is what will be read
-        memory = self.model.compress(
+        memory = verified.compress(
+            self.model,
             [document["text"] for document in documents],
             rate=spec.rate,
             progress=False,

@@ -95,7 +95,7 @@ class EmbeddingsOnlyDecoder(PreTrainedModel):
         """
         raise ValueError(
             "this needs the decoder itself, and here are only its input embeddings: an engine "
-            "holds it (fidelity, max_slots, exact and patches of a memory, and expand, ask the "
+            "holds it (fidelity, max_slots and exact of a memory, and expand, ask the "
             "decoder what the slots hold). Start the gateway with --with-decoder, or compress "
             "elsewhere and send the memory's file."
         )

@@ -42,9 +42,9 @@ async def check_decoder(model: MemslotsModel, client: VllmClient) -> None:
         DecoderMismatch: The server takes one of both and not the other, or answers otherwise.
         EngineError: No answer at all.
     """
-    processor = model._need_processor()
+    processor = model.processor
     ids = [[*processor.bos_ids, *processor.decoder_text.encode(text)] for text in _TEXTS]
-    decoder = model._need_decoder()
+    decoder = model.decoder
     table = decoder.get_input_embeddings()
     with torch.no_grad():
         embeds = [table(torch.tensor(prompt, device=decoder.device)) for prompt in ids]

@@ -130,7 +130,7 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, model: MemslotsModel, prefix_bytes: int = 2**30):
-        decoder = model._need_decoder()
+        decoder = model.decoder
         self._model = model
         self.prefixes: PrefixCache | None = None
         if prefix_bytes:
@@ -224,7 +224,7 @@ class _Writer(BaseStreamer):
     """
 
     def __init__(self, model: MemslotsModel, sampling: Sampling, show: Callable[[Piece], object]):
-        self._processor = model._need_processor()
+        self._processor = model.processor
         self._ends = set(end_tokens(model))
         self._sampling, self._show = sampling, show
         self._visible = VisibleText(sampling.stop)

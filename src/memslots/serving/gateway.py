@@ -25,10 +25,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from memslots import verified
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.configuration_memslots import max_positions
-from memslots.modeling.generation_memslots import DEFAULT_NEW_TOKENS
-from memslots.modeling.layout_memslots import row_length
+from memslots.modeling.decoders_memslots import DEFAULT_NEW_TOKENS
+from memslots.modeling.layout_memslots import max_positions
 
 from .admission import Admission
 from .decoder_probe import decoder_name
@@ -160,7 +160,8 @@ class Gateway:
                 verification = asked.verification
                 if any(value or value == [] for value in verification.values()):
                     verification["slot_dtype"] = self._shelf.slot_dtype
-                return self._model.compress(
+                return verified.compress(
+                    self._model,
                     asked.text,
                     asked.rate,
                     progress=False,
@@ -188,7 +189,7 @@ class Gateway:
             await self._describe(key, reply)
         elif form == "report":
             (memory,) = await self._files.run(self._shelf.get, [key])
-            await reply.json({"id": key, **memory.report().to_dict()})
+            await reply.json({"id": key, **verified.report(memory).to_dict()})
         elif form == "safetensors":
             (memory,) = await self._files.run(self._shelf.get, [key])
             content = await self._files.run(write_memory_file, memory)
@@ -317,7 +318,7 @@ class Gateway:
         most = chat.max_completion_tokens or chat.max_tokens
         if most is None:
             most = min(DEFAULT_NEW_TOKENS, self._settings.max_tokens)
-            room = max_positions(self._model._need_decoder().config)
+            room = max_positions(self._model.decoder.config)
             if room is not None:
                 most = max(1, min(most, room - self._positions(asked)))
         sampling = replace(default_sampling(self._model, most), seed=chat.seed, stop=chat.stops)
@@ -328,9 +329,7 @@ class Gateway:
 
     def _positions(self, asked: Asked) -> int:
         slots = [segment.slots for segment in asked.memory.segments]
-        return row_length(
-            asked.row, slots, self._model.config.markers, self._model.config.vectors_per_slot
-        )
+        return self._model.processor.row_length(asked.row, slots)
 
     def _count(self, answer: _Answer) -> None:
         self.metrics.tokens.labels("prompt").inc(answer.positions)

@@ -158,7 +158,7 @@ class ChatRequest(BaseModel):
 class MemoryRequest(BaseModel):
     """`POST /v1/memories`: a text to compress, or a memory file to keep.
 
-    What says how a text is compressed is as in `MemslotsModel.compress`, of what JSON can hold.
+    What says how a text is compressed is as in `verified.compress`, of what JSON can hold.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -172,7 +172,7 @@ class MemoryRequest(BaseModel):
     fidelity: Annotated[float, Field(gt=0, le=1)] | None = None
     max_slots: Annotated[int, Field(ge=1)] | None = None
     exact: StrictBool | list[Text] | None = None
-    patches: StrictBool | None = None
+    keep_text: StrictBool | None = None
     metadata: dict[str, Any] = {}
 
     @field_validator("metadata")
@@ -185,7 +185,7 @@ class MemoryRequest(BaseModel):
     @property
     def verification(self) -> dict[str, Any]:
         """What is asked for beside slots, by the names of `compress`."""
-        names = ("rates", "fidelity", "max_slots", "exact", "patches")
+        names = ("rates", "fidelity", "max_slots", "exact", "keep_text")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

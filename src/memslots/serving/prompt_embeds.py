@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.configuration_memslots import max_positions
-from memslots.modeling.layout_memslots import Row, pair
-from memslots.modeling.memory_loading_memslots import check_slots
+from memslots.modeling.layout_memslots import Row, max_positions, pair
+from memslots.modeling.memory_files_memslots import check_slots
 
 
 def prompt_embeds(
@@ -66,23 +65,22 @@ def prompt_rows(
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[list[Row], Memory]:
     """The checked rows behind `prompt_embeds`, and the memory at the rate that they read it at."""
-    model._check_memory(memory)
+    model.check_memory(memory)
     _check_literals(model, memory)
-    prompts, _ = model._prompts(question, messages, chat_template_kwargs or {})
+    prompts, _ = model.processor.prompts(question, messages, chat_template_kwargs or {})
     if rate is not None:
-        memory = memory.at_rate(model._need_processor().check_rate(rate))
+        memory = memory.at_rate(model.processor.check_rate(rate))
     pairs = pair(len(memory), len(prompts))
-    beside = model._document_literals(memory)
-    new = {"max_new_tokens": max_new_tokens}
-    model._check_room(model._sizes(memory), beside, memory.rate, prompts, pairs, new)
+    rows = model.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
+    model.check_room(memory, rows, [i for i, _ in pairs], {"max_new_tokens": max_new_tokens})
     if not memory.slots.is_meta:  # else they are not written yet: see `uncompressed`
         check_slots(model, memory)
-    return model.memory_rows(memory, [(i, prompts[j]) for i, j in pairs]), memory
+    return rows, memory
 
 
 def _check_literals(model: MemslotsModel, memory: Memory) -> None:
     """Refuse literals that cannot fit, of which each takes a position, before they are read."""
-    most = max_positions(model._need_decoder().config)
+    most = max_positions(model.decoder.config)
     literals = max(memory.n_literals)
     if most is not None and literals > most:
         raise ValueError(
@@ -105,19 +103,12 @@ def check_engine_can_read(model: MemslotsModel) -> None:
     """Refuse a decoder for which the embeddings of a prompt are not the whole prompt.
 
     Raises:
-        ValueError: A LoRA on the decoder, slots that enter at a middle layer, or per-layer
-            embeddings.
+        ValueError: A LoRA on the decoder, or per-layer embeddings.
     """
     if model.config.decoder_lora is not None:
         raise ValueError(
             "this compressor reads with a LoRA on its decoder (decoder_lora), which an engine that "
             "holds the plain decoder has not; serve it with the transformers backend."
-        )
-    if model.config.inject_layer:
-        raise ValueError(
-            f"this compressor's slots enter its decoder at layer {model.config.inject_layer} "
-            "(inject_layer), and prompt embeddings enter it at the first; serve it with the "
-            "transformers backend."
         )
     decoder = model.config.get_text_config(decoder=True)
     if getattr(decoder, "hidden_size_per_layer_input", 0):

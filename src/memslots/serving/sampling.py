@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memslots.modeling import MemslotsModel
-from memslots.modeling.generation_memslots import DEFAULT_NEW_TOKENS
+from memslots.modeling.decoders_memslots import DEFAULT_NEW_TOKENS
 
 GREEDY_BELOW = 0.01
 """A temperature under which nothing is drawn: scores divided by it are soon no numbers any more,
@@ -66,7 +66,7 @@ class Sampling:
 
 def default_sampling(model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS) -> Sampling:
     """What `model.generate` does without being told: the decoder's own generation configuration."""
-    defaults = model._need_decoder().generation_config
+    defaults = model.decoder.generation_config
     if not defaults.do_sample:
         return Sampling(max_tokens)
     return Sampling(
@@ -79,7 +79,7 @@ def default_sampling(model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS)
 
 def end_tokens(model: MemslotsModel) -> list[int]:
     """Tokens that end an answer, as `model.generate` knows them."""
-    ends = model._need_decoder().generation_config.eos_token_id
+    ends = model.decoder.generation_config.eos_token_id
     if ends is None:
-        return model._need_processor().eos_ids[:1]
+        return model.processor.eos_ids[:1]
     return [ends] if isinstance(ends, int) else list(ends)

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from memslots.modeling.configuration_memslots import max_positions
+from memslots.modeling.layout_memslots import max_positions
 
 HOURS_A_MONTH = 730
 _PREFILL_USE = 0.4

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 
 from memslots.modeling import Memory
-from memslots.modeling.segment_check_memslots import checks_to_json
 
 from .store import MemoryStore
 from .store_format import check_new_ids, encode_memory, encode_metadata
@@ -47,9 +46,11 @@ def derived_id(memory: Memory) -> str:
         memory: One document.
     """
     named = [memory.fingerprint, memory.rate, memory.text_sha256, memory.documents]
-    literals = [[tuple(literal) for literal in held] for held in memory.literals]
+    literals: list[Any] = [[tuple(literal) for literal in held] for held in memory.literals]
     if memory.checks:
-        literals.append(checks_to_json(memory.checks))
+        literals.append([check.to_json() for check in memory.checks])
+    if memory.texts:
+        literals.append([text is not None for text in memory.texts])
     text = json.dumps([*named, literals], default=vars)
     return f"mem-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 

@@ -88,12 +88,12 @@ def watch(model: MemslotsModel) -> MemslotsModel:
     Args:
         model: With its processor, and the decoder that it will have.
     """
-    processor = model._need_processor()
+    processor = model.processor
     for text in (processor.encoder_text, processor.decoder_text):
         if not isinstance(text.backend, _WatchedTokenizer):
             text.backend = _WatchedTokenizer(text.backend)  # type: ignore[assignment]
-    for module in (model.encoder, model.decoder):
-        if module is not None and module not in _watched:
+    for module in (model.encoder, *([model.decoder] if model.has_decoder else [])):
+        if module not in _watched:
             module.register_forward_pre_hook(_look)
             _watched.add(module)
     return model

@@ -6,6 +6,7 @@ and its checksum covers all of it.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -14,13 +15,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
+from memslots.modeling.memory_files_memslots import Segment, SegmentCheck, pack_text, unpack_text
+from memslots.modeling.memory_memslots import Memory
 
-from memslots.modeling.memory_memslots import Memory, Segment
-from memslots.modeling.patches_memslots import needs_slots
-from memslots.modeling.segment_check_memslots import checks_from_json, checks_to_json
-
-from .quantise import as_stored, from_bytes, to_bytes
+from .quantise import from_bytes, to_bytes
 
 try:
     import pyarrow as pa
@@ -72,6 +70,7 @@ _OWN_COLUMNS = {
     "fingerprint",
     "literals",
     "checks",
+    "texts",
 }
 
 
@@ -199,7 +198,7 @@ def encode_memory(
             "slot_dtype": slot_dtype,
             "slots": slots,
             "scales": scales,
-            "literals": _beside(document, slot_dtype),
+            "literals": _beside(document),
             "metadata": metadata[i],
             "fingerprint": document.fingerprint,
             "compressor": compressor,
@@ -234,7 +233,8 @@ def decode_row(row: Mapping[str, Any]) -> Memory:
         beside = json.loads(row["literals"])
         if isinstance(beside, dict):  # with checks; a list holds literals alone
             more["literals"] = beside["literals"]
-            more["checks"] = checks_from_json(beside["checks"])
+            more["checks"] = tuple(map(SegmentCheck.from_json, beside["checks"]))
+            more["texts"] = _texts_from_json(beside.get("texts", []))
         else:
             more["literals"] = beside
     unknown = set(more) - {field.name for field in dataclasses.fields(Memory)}
@@ -257,7 +257,10 @@ def decode_row(row: Mapping[str, Any]) -> Memory:
         unknown_tokens=tuple(row["unknown_tokens"]),
         rate=row["rate"],
         fingerprint=row["fingerprint"],
-        **{name: value if name == "checks" else _tuples(value) for name, value in more.items()},
+        **{
+            name: value if name in ("checks", "texts") else _tuples(value)
+            for name, value in more.items()
+        },
     )
 
 
@@ -291,24 +294,27 @@ def _documents(memory: Memory) -> Iterator[Memory]:
             yield part[i]
 
 
-def _beside(document: Memory, slot_dtype: str) -> bytes | None:
-    """Literals as a list, or with checks a dict of both, as JSON; None where there is neither.
-
-    Raises:
-        ValueError: patches to slots that this store rounds: what they were made for would be gone.
-    """
-    if not document.checks:
+def _beside(document: Memory) -> bytes | None:
+    """Literals as a list, or with checks or a kept text a dict, as JSON; None where none is."""
+    if not document.checks and not document.texts:
         return json.dumps(document.literals).encode() if document.literals else None
-    patched = any(check.exact and needs_slots(check.exact) for check in document.checks)
-    slots = document.slots.detach().to("cpu")
-    if patched and not torch.equal(as_stored(slots, slot_dtype).float(), slots.float()):
-        raise ValueError(
-            f"this memory has patches to slots in {str(slots.dtype).removeprefix('torch.')}, and "
-            f"the store keeps slots in {slot_dtype}, to which they do not apply: compress the text "
-            "with slot_dtype=torch.bfloat16 for a store that keeps bfloat16, or without patches."
-        )
-    held = {"literals": document.literals, "checks": checks_to_json(document.checks)}
+    held = {
+        "literals": document.literals,
+        "checks": [check.to_json() for check in document.checks],
+        "texts": [
+            None
+            if text is None
+            else [base64.b64encode(pack_text(text)).decode(), len(text.encode())]
+            for text in document.texts
+        ],
+    }
     return json.dumps(held).encode()
+
+
+def _texts_from_json(texts: Sequence[Any]) -> tuple[str | None, ...]:
+    return tuple(
+        None if kept is None else unpack_text(base64.b64decode(kept[0]), kept[1]) for kept in texts
+    )
 
 
 def _compressor_json(memory: Memory) -> str:

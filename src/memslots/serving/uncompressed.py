@@ -30,7 +30,7 @@ class LaidOut:
         rate: int | None = None,
         literals: list[str] | None = None,
     ):
-        processor = model._need_processor()
+        processor = model.processor
         self._model, self._rate = model, processor.check_rate(rate)
         self._segments = model.segment(list(texts))
         beside = [

@@ -80,6 +80,6 @@ def export_decoder(model: MemslotsModel, folder: str | Path) -> Path:
         ValueError: The compressor was loaded without its decoder.
     """
     folder = Path(folder)
-    model._need_decoder().save_pretrained(folder)
-    model._need_processor().tokenizer.save_pretrained(folder)
+    model.decoder.save_pretrained(folder)
+    model.processor.tokenizer.save_pretrained(folder)
     return folder

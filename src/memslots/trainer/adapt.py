@@ -8,8 +8,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memslots.modeling import MemslotsModel, MemslotsProcessor
-from memslots.modeling.decoder_lora_memslots import DecoderLora
-from memslots.modeling.parts_memslots import build_converter, embedding_scale
+from memslots.modeling.converters_memslots import build_converter
+from memslots.modeling.decoders_memslots import DecoderLora
+from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.trainer.embedding_map import carry_over, fit_embedding_map
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def adapt_to_decoder(
     """
     check_trained(train)
     check_start(start)
-    old = model.decoder
+    old = model.decoder if model.has_decoder else None
     if start == "embeddings" and old is None:
         raise ValueError(
             "start 'embeddings' reads the embeddings of the old decoder, which this model was "
@@ -57,7 +58,7 @@ def adapt_to_decoder(
     tokenizer = AutoTokenizer.from_pretrained(decoder, revision=options.get("revision"))
     mapping = None
     if start == "embeddings":
-        old_tokenizer = model._need_processor().tokenizer
+        old_tokenizer = model.processor.tokenizer
         mapping, explained = fit_embedding_map(old, old_tokenizer, llm, tokenizer)
         logger.info("the old decoder's embeddings explain %.0f%% of the new one's", 100 * explained)
         # A hidden layer that is as wide as the decoder by default stays as wide as it was.
@@ -84,7 +85,7 @@ def adapt_to_decoder(
     model.processor = MemslotsProcessor.for_config(
         config,
         tokenizer,
-        model._need_processor().encoder_tokenizer,
+        model.processor.encoder_tokenizer,
     )
     model.attach_decoder(llm)
     choose_trained(model, train)

@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from memslots.modeling import MemslotsModel
-from memslots.modeling.parts_memslots import LinearConverter, embedding_scale
+from memslots.modeling.converters_memslots import LinearConverter
+from memslots.modeling.encoders_memslots import embedding_scale
 
 RIDGE = 0.03
 """Strength of the penalty on the map's weights, in units of the number of sentences."""
@@ -41,7 +42,7 @@ def start_from_embeddings(model: MemslotsModel, texts: Sequence[str]) -> float:
             "starting from the decoder's embeddings fits a linear adapter; use "
             "converter_type='linear', or leave `start` out."
         )
-    processor = model._need_processor()
+    processor = model.processor
     memory = model.compress(list(texts), progress=False)
     found: dict[str, int] = {}
     for number, segment in enumerate(memory.segments):
@@ -58,7 +59,7 @@ def start_from_embeddings(model: MemslotsModel, texts: Sequence[str]) -> float:
     wanted = (targets - middle).double()
     weights = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ wanted)
     predicted = inputs @ weights
-    scale = embedding_scale(model._need_decoder()) / predicted.std()
+    scale = embedding_scale(model.decoder) / predicted.std()
     converter.norm.weight.fill_(1.0)
     converter.map.weight.copy_((weights[:-1] * scale).T)
     converter.map.bias.copy_(weights[-1] * scale)
@@ -68,7 +69,7 @@ def start_from_embeddings(model: MemslotsModel, texts: Sequence[str]) -> float:
 
 def _weighted_sums(model: MemslotsModel, texts: list[list[int]]) -> torch.Tensor:
     """`(texts, d_decoder)`: sums of token embeddings, each times log(texts / texts with it)."""
-    embed = model._need_decoder().get_input_embeddings()
+    embed = model.decoder.get_input_embeddings()
     device = embed.weight.device
     counts = torch.ones(embed.weight.shape[0])
     for ids in texts:

@@ -11,14 +11,15 @@ import torch
 from memslots.modeling.layout_memslots import (
     ANSWER,
     COMPLETION,
+    CONTEXT_END,
     RECONSTRUCTION,
     TASKS,
     Prompt,
     Row,
 )
 from memslots.modeling.memory_memslots import slots_for
-from memslots.modeling.processing_memslots import CONTEXT_END, MemslotsProcessor
-from memslots.modeling.tokenization_memslots import Span
+from memslots.modeling.processing_memslots import MemslotsProcessor
+from memslots.modeling.texts_memslots import Span
 from memslots.trainer.compressor_config import CompressorConfig
 
 logger = logging.getLogger(__name__)

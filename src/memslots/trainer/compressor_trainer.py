@@ -63,8 +63,9 @@ class CompressorTrainer(SFTTrainer):
     ):
         if not isinstance(args, CompressorConfig):
             raise TypeError(f"args must be a CompressorConfig, got {type(args).__name__}.")
-        model._need_decoder()
-        processor = model._need_processor()
+        if not model.has_decoder:
+            raise ValueError(model.needs_decoder)
+        processor = model.processor
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         named = {f"evaluation {key}".strip(): value for key, value in evaluated.items()}
         for name, dataset in {"training": train_dataset, **named}.items():

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from memslots.data import ADAPTERS
 from memslots.modeling import MemslotsConfig, MemslotsModel
+from memslots.modeling.encoders_memslots import SHARED_ENCODER, first_layers_config
 from memslots.modeling.memory_memslots import slots_for
-from memslots.modeling.shared_encoder_memslots import SHARED_ENCODER, first_layers_config
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.pool_units import pooled_plan
 from memslots.trainer.run import adaptation, previous_stage, trained_part, training_arguments
@@ -158,7 +158,7 @@ def _plan_stage(
     rates = arguments.get("training_rates") or config.compression_rates
     slots = slots_for(length, min(rates))
     # Decoder positions of a row: what its slots become, and a text of its length.
-    read = slots * config.vectors_per_slot + length
+    read = slots + length
     bytes_each = 2 if torch.cuda.is_available() else 4
     kept = _CHECKPOINT_BYTES if arguments.get("gradient_checkpointing") else _ACTIVATION_BYTES
     activations = kept * each * (bytes_each / 2)

@@ -23,7 +23,7 @@ def change_pool_unit(model: MemslotsModel, unit: str) -> None:
         )
     if unit not in CHOICES["pool_unit"]:
         raise ValueError(f"pool_unit must be one of {list(CHOICES['pool_unit'])}, got {unit!r}.")
-    processor = model._need_processor()
+    processor = model.processor
     model.config.pool_unit = unit
     processor.units = {**(processor.units or {}), "unit": unit}
     model.config.fingerprint = None

@@ -13,6 +13,7 @@ import yaml
 from datasets import IterableDataset
 from transformers import TrainerCallback
 
+from memslots.making import new_compressor
 from memslots.modeling import MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder, choose_trained
 from memslots.trainer.compressor_config import CompressorConfig
@@ -202,7 +203,7 @@ def _run_stage(
             **training_arguments(section, settings, world_size),
         }
     )
-    rows = stage_dataset(settings["data"], sources, model._need_processor(), endless=True)
+    rows = stage_dataset(settings["data"], sources, model.processor, endless=True)
     if "start" in settings and last_checkpoint(checkpoints) is None:
         start_adapter(model, settings["start"], rows, args)
     trainer = CompressorTrainer(model, args, rows, card_writer=card_writer)
@@ -336,7 +337,7 @@ def _first_model(recipe: dict[str, Any], name: str) -> MemslotsModel:
         return take_compressor(recipe["compressor"]["checkpoint"], None, options)
     section = first_section(recipe["compressor"], name)
     torch.manual_seed(section["seed"])
-    return MemslotsModel.from_encoder_decoder_pretrained(
+    return new_compressor(
         section["encoder"],
         section["decoder"],
         encoder_kwargs=section.get("encoder_kwargs"),

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from memslots.modeling.layout_memslots import TASKS, Prompt, Row
 from memslots.modeling.modeling_memslots import MemslotsModel
 
@@ -30,32 +28,6 @@ def with_tasks(rows: list[Row], present: list[bool], token: int) -> tuple[list[R
     return [*rows, *added], made_up
 
 
-class _Gathered:
-    """A sharded model as `MemslotsModel.fingerprint` reads it, with whole weights."""
-
-    def __init__(self, model: MemslotsModel, weights: dict[str, torch.Tensor]):
-        self.config = model.config
-        self._need_processor = model._need_processor
-        self._weight_versions = tuple
-        self._fingerprint = None
-        self.memory_tokens = weights.get("memory_tokens")
-        self.pooling_query = weights.get("pooling_query")
-        self.encoder = _GatheredPart("encoder.", weights)
-        head = _GatheredPart("sentence_head.", weights)
-        self.sentence_head = head if model.sentence_head is not None else None
-
-
-class _GatheredPart:
-    """The whole weights of a sharded module, for what asks it for nothing else."""
-
-    def __init__(self, mark: str, weights: dict[str, torch.Tensor]):
-        self._weights = {k.removeprefix(mark): v for k, v in weights.items() if k.startswith(mark)}
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Names and weights."""
-        return self._weights
-
-
 def trust_gathered(model: MemslotsModel, weights: dict[str, Any]) -> None:
     """Computes a sharded model's fingerprint from its whole weights, for it to be saved with.
 
@@ -63,5 +35,4 @@ def trust_gathered(model: MemslotsModel, weights: dict[str, Any]) -> None:
         model: whose weights are spread over processes.
         weights: its state, whole, as the main process has it.
     """
-    read: Any = MemslotsModel.fingerprint.fget  # type: ignore[attr-defined]
-    model._trust_fingerprint(read(_Gathered(model, weights)))
+    model._trust_fingerprint(model.fingerprint_of(weights))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from memslots.modeling import MemslotsModel
-from memslots.modeling.encoding_memslots import StatesRead
+from memslots.modeling.encoders_memslots import StatesRead
 
 
 def is_cacheable(model: MemslotsModel) -> bool:

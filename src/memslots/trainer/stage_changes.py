@@ -10,9 +10,9 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from memslots.modeling.encoders_memslots import build_encoder
 from memslots.modeling.literals_memslots import check_detectors
 from memslots.modeling.modeling_memslots import MemslotsModel
-from memslots.modeling.parts_memslots import build_encoder
 from memslots.trainer.adapter_start import start_from_embeddings
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.pool_units import change_pool_unit
@@ -64,7 +64,7 @@ def change_stage(model: MemslotsModel, settings: dict[str, Any], is_new: bool) -
     if "literals" in changes:
         check_detectors(changes["literals"], names_only=True)
         model.config.literals = changes["literals"]
-        model._need_processor().literals = changes["literals"]
+        model.processor.literals = changes["literals"]
     if {"train_encoder", "bundle_encoder"} & set(changes):
         for name in {"train_encoder", "bundle_encoder"} & set(changes):
             setattr(model.config, name, changes[name])

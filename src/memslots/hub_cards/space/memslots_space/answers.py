@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from memslots import verified
+
 FULL_TEXT, MEMORY, NO_CONTEXT = "Full text", "Memory", "No context"
 SOURCES = (FULL_TEXT, MEMORY, NO_CONTEXT)
 
@@ -85,8 +87,10 @@ def verify(model: Any, document: Document) -> Document:
     if document.report is not None:
         return document
     # Nothing has to come back exactly (exact=[]), so the slots are those of the memory: only asked.
-    checked = model.compress(document.text, rate=document.memory.rate, exact=[], progress=False)
-    return replace(document, report=checked.report(document.text))
+    checked = verified.compress(
+        model, document.text, rate=document.memory.rate, exact=[], progress=False
+    )
+    return replace(document, report=verified.report(checked, document.text))
 
 
 def warm_up(model: Any) -> None:

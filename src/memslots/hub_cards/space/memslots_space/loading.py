@@ -1,4 +1,4 @@
-"""Loading a checkpoint with its own code; memslots need not be installed."""
+"""Loading a checkpoint with the parts of memslots that this Space carries."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from memslots.chat import ChatMemory
+from memslots.modeling import MemslotsModel
 
 from .settings import Settings
 
@@ -17,36 +18,35 @@ class Compressor:
     """A checkpoint in hand.
 
     Args:
-        model: a `MemslotsModel` with its decoder, of the installed package or of remote code.
-        chat_memory: `ChatMemory` of the same code.
+        model: a `MemslotsModel` with its decoder.
+        chat_memory: `memslots.ChatMemory`.
     """
 
     model: Any
-    chat_memory: type[Any]
+    chat_memory: type[Any] = ChatMemory
 
 
 def load_compressor(settings: Settings) -> Compressor:
-    """Loads model and chat class from the checkpoint's repository, at the pinned revision.
+    """Loads the checkpoint's weights at the pinned revision; none of its code is run.
 
     Raises:
         ValueError: a model of another kind.
     """
+    config, _ = MemslotsModel.config_class.get_config_dict(
+        settings.model, revision=settings.revision
+    )
+    if config.get("model_type") != "memslots":
+        raise ValueError(
+            f"{settings.model} is a {config.get('model_type')!r} model, no memslots checkpoint; "
+            "set the variable MEMSLOTS_MODEL to one."
+        )
     # Without an accelerator bfloat16 can be some hundred times slower than float32.
     accelerated = torch.accelerator.is_available()
-    model = AutoModel.from_pretrained(
+    model = MemslotsModel.from_pretrained(
         settings.model,
         revision=settings.revision,
-        trust_remote_code=True,
         dtype="auto" if accelerated else torch.float32,
     )
-    if model.config.model_type != "memslots":
-        raise ValueError(
-            f"{settings.model} is a {model.config.model_type!r} model, no memslots checkpoint; set "
-            "the variable MEMSLOTS_MODEL to one."
-        )
     if accelerated:
         model = model.to(torch.accelerator.current_accelerator())
-    chat_memory = get_class_from_dynamic_module(
-        "chat_memslots.ChatMemory", settings.model, revision=settings.revision
-    )
-    return Compressor(model.eval(), chat_memory)
+    return Compressor(model.eval())

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from .literals_memslots import (
+from memslots.modeling.literals_memslots import (
     DETECTORS,
     Detector,
     Literal,
@@ -24,7 +24,7 @@ def exact_detectors(exact: Exact | None) -> list[Detector]:
     """Detectors of what has to be exact; none for None and False.
 
     Args:
-        exact: as for `MemslotsModel.compress`. A function gets a text and gives `(start, end)`
+        exact: as for `verified.compress`. A function gets a text and gives `(start, end)`
             spans, as for `literals`; or it gets one word (its characters up to white space, without
             punctuation around them) and says whether that must be exact.
 

@@ -50,17 +50,17 @@ def check_budget(max_slots: int | None) -> int | None:
 
 
 def spend(
-    options: Sequence[Sequence[Option]], budget: int, wanted: Sequence[float], name: str
+    options: Sequence[Sequence[Option]], budget: int, enough: Sequence[float], name: str
 ) -> list[Option]:
     """An option of each segment of a text, the positions going where they save most.
 
     Greedy: of all steps to a dearer option the one with the most tokens recovered per position is
-    taken, as long as the budget holds; a segment that has what is wanted takes no more.
+    taken, as long as the budget holds; a segment that has enough takes no more.
 
     Args:
         options: of each segment.
         budget: most positions of all together.
-        wanted: tokens of each segment that are enough.
+        enough: tokens of each segment that are enough.
         name: of the text, for errors.
 
     Raises:
@@ -78,15 +78,15 @@ def spend(
         )
     queue: list[tuple[float, int, Option]] = []
     for i in range(len(options)):
-        _offer(queue, i, options[i], chosen[i], wanted[i], left)
+        _offer(queue, i, options[i], chosen[i], enough[i], left)
     while queue:
         _, i, step = heapq.heappop(queue)
         if step.cost - chosen[i].cost > left:  # another was bought since; what still fits?
-            _offer(queue, i, options[i], chosen[i], wanted[i], left)
+            _offer(queue, i, options[i], chosen[i], enough[i], left)
             continue
         left -= step.cost - chosen[i].cost
         chosen[i] = step
-        _offer(queue, i, options[i], step, wanted[i], left)
+        _offer(queue, i, options[i], step, enough[i], left)
     return chosen
 
 
@@ -95,11 +95,11 @@ def _offer(
     i: int,
     options: Sequence[Option],
     now: Option,
-    wanted: float,
+    enough: float,
     left: int,
 ) -> None:
     """Queue the best next step of a segment, if there is one that fits."""
-    if now.recovered >= wanted:
+    if now.recovered >= enough:
         return
     steps = [
         one for one in options if one.recovered > now.recovered and 0 < one.cost - now.cost <= left

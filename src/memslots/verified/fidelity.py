@@ -7,17 +7,12 @@ writes the segment, and what it writes is aligned with the truth.
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from .configuration_memslots import max_positions
-from .layout_memslots import RECONSTRUCTION, Prompt, Row, row_length
-from .memory_memslots import Memory
-from .processing_memslots import MemslotsProcessor
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
+from memslots.modeling.layout_memslots import Row, max_positions, reading_row
 
 LOGITS = 2**27
 """Most numbers of logits at once (0.5 GB in float32)."""
@@ -52,22 +47,9 @@ def read(processor: MemslotsProcessor, text: str) -> Reading:
     return Reading(text, ids, places)
 
 
-def reading_row(
-    processor: MemslotsProcessor, i: int | None, ids: Sequence[int], beside: Sequence[int]
-) -> Row:
-    """A row that reads segment `i` back, or nothing at all with None."""
-    return Row(
-        [] if i is None else [i],
-        Prompt(processor.bos_ids),
-        list(ids),
-        task=RECONSTRUCTION,
-        literals=[list(beside)] if beside and i is not None else [],
-    )
-
-
 @torch.no_grad()
 def teacher_forced(
-    model: "PreTrainedModel",
+    model: MemslotsModel,
     memory: Memory | None,
     readings: Sequence[Reading],
     beside: Sequence[Sequence[int]],
@@ -83,16 +65,14 @@ def teacher_forced(
     Returns:
         A list a segment, a bool a decoder token; all False where the segment is too long to read.
     """
-    processor, decoder = model._need_processor(), model._need_decoder()  # type: ignore[operator]
+    processor, decoder = model.processor, model.decoder
     slots = [] if memory is None else [segment.slots for segment in memory.segments]
     rows = [
-        reading_row(processor, i if memory is not None else None, one.ids, own)
-        for i, (one, own) in enumerate(zip(readings, beside, strict=True))
+        reading_row(i if memory is not None else None, processor.bos_ids, reading.ids, literal_ids)
+        for i, (reading, literal_ids) in enumerate(zip(readings, beside, strict=True))
     ]
-    right = [[False] * len(one.ids) for one in readings]
-    lengths = [
-        row_length(row, slots, model.config.markers, model.config.vectors_per_slot) for row in rows
-    ]
+    right = [[False] * len(reading.ids) for reading in readings]
+    lengths = [processor.row_length(row, slots) for row in rows]
     most = max_positions(decoder.config)
     longest = LONG * model.config.segment_length
     asked = [
@@ -101,24 +81,23 @@ def teacher_forced(
         if 0 < len(row.target) <= longest and (most is None or lengths[i] <= most)
     ]
     for batch in _batches(asked, rows, lengths, decoder.config.get_text_config().vocab_size):
-        inputs = model.row_inputs([rows[i] for i in batch], memory)  # type: ignore[operator]
-        wanted = max(len(rows[i].target) for i in batch)  # targets end together, at the right
-        start = inputs["inputs_embeds"].shape[1] - wanted - 1
-        logits = model._run_decoder(  # type: ignore[operator]
+        inputs = model.row_inputs([rows[i] for i in batch], memory)
+        n_targets = max(len(rows[i].target) for i in batch)  # they end together, at the right
+        start = inputs["inputs_embeds"].shape[1] - n_targets - 1
+        logits = model.decoder_logits(
             inputs["inputs_embeds"],
             inputs["attention_mask"],
             start,
             inputs.get("per_layer_inputs"),
-            inputs.get("injected"),
         )
         hits = (logits[:, :-1].argmax(dim=-1) == inputs["labels"][:, start + 1 :]).tolist()
-        for i, row in zip(batch, hits, strict=True):
-            right[i] = row[wanted - len(rows[i].target) :]
+        for i, row_hits in zip(batch, hits, strict=True):
+            right[i] = row_hits[n_targets - len(rows[i].target) :]
     return [_without_unknown(processor, one, own) for one, own in zip(readings, right, strict=True)]
 
 
 def free_running(
-    model: "PreTrainedModel",
+    model: MemslotsModel,
     memory: Memory,
     readings: Sequence[Reading],
     beside: Sequence[Sequence[int]],
@@ -139,18 +118,17 @@ def free_running(
         A list for each of `chosen`, a bool a decoder token; tokens next to one that is not
         recovered may be counted as lost too.
     """
-    processor, decoder = model._need_processor(), model._need_decoder()  # type: ignore[operator]
+    processor = model.processor
     control = set(processor.eos_ids) | processor.decoder_text.control_ids
     found: dict[int, list[bool]] = {}
     order = sorted(chosen, key=lambda i: len(readings[i].ids))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        rows = [reading_row(processor, i, [], beside[i]) for i in batch]
+        rows = [reading_row(i, processor.bos_ids, [], beside[i]) for i in batch]
         most = max(len(readings[i].ids) for i in batch)
-        kwargs = model._generation_defaults(  # type: ignore[operator]
-            rows, memory, {"max_new_tokens": most + 8, "do_sample": False, "num_beams": 1}
-        )
-        output = model._generate_rows(decoder, rows, memory, kwargs)  # type: ignore[operator]
+        kwargs = {"max_new_tokens": most + 8, "do_sample": False, "num_beams": 1}
+        kwargs = model.generation_kwargs(rows, memory, kwargs)
+        output = model.generate_rows(rows, memory, kwargs)
         for i, ids in zip(batch, output.tolist(), strict=True):
             end = next((n for n, token in enumerate(ids) if token in control), len(ids))
             found[i] = aligned(readings[i].ids, ids[: min(end, len(readings[i].ids) + 8)])

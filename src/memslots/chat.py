@@ -14,16 +14,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .configuration_memslots import max_positions as positions_of
-from .layout_memslots import Prompt, Row, row_length
-from .literals_memslots import Detectors, check_detectors
-from .memory_memslots import Memory
-from .tokenization_memslots import check_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Model
+from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
+from memslots.modeling.decoders_memslots import check_generate_kwargs
+from memslots.modeling.layout_memslots import Prompt, Row
+from memslots.modeling.layout_memslots import max_positions as positions_of
+from memslots.modeling.literals_memslots import Detectors, check_detectors
+from memslots.modeling.texts_memslots import check_text
 
 FORMAT = "memslots.chat"
 FORMAT_VERSION = 1
@@ -65,7 +63,7 @@ class ChatMemory:
 
     def __init__(
         self,
-        model: "_Model",
+        model: MemslotsModel,
         keep_last: int = 4,
         rate: int | None = None,
         block_tokens: int | None = None,
@@ -86,7 +84,7 @@ class ChatMemory:
         check_detectors(literals)
         self.model = model
         self.keep_last = keep_last
-        self.rate = model._need_processor().check_rate(rate)
+        self.rate = model.processor.check_rate(rate)
         if block_tokens is None:
             block_tokens = 0 if model.config.pooling == "sentence" else model.config.segment_length
         self.block_tokens = block_tokens
@@ -116,6 +114,12 @@ class ChatMemory:
 
         Raises:
             ValueError: an unknown role, or an empty text.
+
+        Example:
+            >>> chat = ChatMemory(model, keep_last=1, rate=4)
+            >>> chat.add("user", "Ann owns 27 maps.")
+            >>> len(chat)
+            1
         """
         if role not in ROLES:
             raise ValueError(f"role must be one of {list(ROLES)}, got {role!r}.")
@@ -138,13 +142,17 @@ class ChatMemory:
         Raises:
             ValueError: an empty question, refused arguments, or more positions than the decoder
                 has.
+
+        Example:
+            >>> isinstance(ChatMemory(model).ask("Who are you?", max_new_tokens=2), str)
+            True
         """
         if generate_kwargs.get("return_dict_in_generate"):
             raise ValueError("ask returns text; return_dict_in_generate is for generate.")
         model = self.model
-        model._check_generate_kwargs(generate_kwargs)
+        check_generate_kwargs(generate_kwargs)
         row = self._row(question)
-        limit = positions_of(model._need_decoder().config)
+        limit = positions_of(model.decoder.config)
         needed = self._length(row) + (generate_kwargs.get("max_new_tokens") or 1)
         if limit is not None and needed > limit:
             raise ValueError(
@@ -166,8 +174,8 @@ class ChatMemory:
         return self._length(row) - len(self._processor.prompt(question="?").after)
 
     @property
-    def _processor(self):
-        return self.model._need_processor()
+    def _processor(self) -> MemslotsProcessor:
+        return self.model.processor
 
     def _text(self, turn: Turn) -> str:
         # Not str.format: braces in a turn are text.
@@ -199,7 +207,7 @@ class ChatMemory:
 
     def _length(self, row: Row) -> int:
         slots = [] if self.memory is None else [s.slots for s in self.memory.segments]
-        return row_length(row, slots, self.model.config.markers, self.model.config.vectors_per_slot)
+        return self._processor.row_length(row, slots)
 
     # -- old turns -------------------------------------------------------------------------------
 
@@ -236,6 +244,9 @@ class ChatMemory:
 
         Raises:
             ValueError: literals that are found by a function, which cannot be written.
+
+        Example:
+            >>> ChatMemory(model, keep_last=1).save(folder / "chat")
         """
         check_detectors(self.literals, names_only=True)
         folder = Path(folder)
@@ -271,12 +282,17 @@ class ChatMemory:
                 other.unlink()
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, model: "_Model") -> "ChatMemory":
+    def load(cls, folder: str | os.PathLike, model: MemslotsModel) -> "ChatMemory":
         """Read a chat that `save` wrote; `model` must be the compressor that it was held with.
 
         Raises:
             FileNotFoundError: no chat there.
             ValueError: no chat of this format, or another compressor's.
+
+        Example:
+            >>> ChatMemory(model, keep_last=1).save(folder / "chat")
+            >>> ChatMemory.load(folder / "chat", model).keep_last
+            1
         """
         path = Path(folder) / CHAT_FILE
         if not path.is_file():

@@ -5,12 +5,9 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .patches_memslots import needs_slots, stored_text
-
-if TYPE_CHECKING:
-    from .memory_memslots import Memory
+from memslots.modeling import Memory
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,8 @@ class SegmentReport:
         effective_rate: encoder tokens a decoder position; where nothing was checked, a slot.
         fidelity: share of decoder tokens that slots, literals or text give; None if not known.
         lost: decoder tokens that none of these gives; None if not known.
-        exact: how the exact text is kept: "text", "patches", "stored", or "" for not at all.
-        patch_bytes: what patches or the stored text take on the disk.
+        exact: how the exact text is kept: "text" where it is read as text, "kept" beside the slots,
+            or "" for not at all.
     """
 
     index: int
@@ -52,7 +49,6 @@ class SegmentReport:
     fidelity: float | None
     lost: int | None
     exact: str
-    patch_bytes: int
 
 
 _COLUMNS = {
@@ -66,7 +62,7 @@ _COLUMNS = {
     "effective rate": lambda one: f"{one.effective_rate:.2f}",
     "fidelity": lambda one: "?" if one.fidelity is None else f"{one.fidelity:.1%}",
     "lost": lambda one: "?" if one.lost is None else str(one.lost),
-    "exact by": lambda one: f"{one.exact} ({one.patch_bytes} B)" if one.exact else "-",
+    "exact text": lambda one: one.exact or "-",
 }
 
 
@@ -106,7 +102,6 @@ class MemoryReport:
             "effective_rate": tokens / max(1, slots if positions is None else positions),
             "fidelity": 1 - lost / decoder_tokens if len(known) == len(lines) and known else None,
             "lost": lost if len(known) == len(lines) else None,
-            "patch_bytes": sum(one.patch_bytes for one in lines),
         }
 
     def __str__(self) -> str:
@@ -130,10 +125,9 @@ class MemoryReport:
         takes += f", {found['as_text']} segments read as text" if found["as_text"] else ""
         takes += "" if positions is None else f": {positions} decoder positions"
         known = "not checked" if fidelity is None else f"{fidelity:.2%} of the tokens"
-        kept = f"; {found['patch_bytes']} bytes of patches" if found["patch_bytes"] else ""
         return (
             f"{found['tokens']} tokens in {takes}, an effective rate of "
-            f"{found['effective_rate']:.2f}; given back: {known}{kept}."
+            f"{found['effective_rate']:.2f}; given back: {known}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,26 +206,40 @@ _MAP = """<style>
 """
 
 
-def report_of(memory: "Memory", texts: str | Sequence[str] | None = None) -> MemoryReport:
-    """See `Memory.report`."""
-    given = [texts] if isinstance(texts, str) else None if texts is None else list(texts)
-    if given is not None:
-        hashes = tuple(hashlib.sha256(text.encode()).hexdigest() for text in given)
+def report(memory: Memory, texts: str | Sequence[str] | None = None) -> MemoryReport:
+    """What each segment of a memory takes and gives back.
+
+    Args:
+        memory: any memory; of one that `verified.compress` made, what its slots lose is known.
+        texts: what was compressed, one for each of `memory.text_sha256`, for the map over the text;
+            by default what the memory keeps of it.
+
+    Returns:
+        A report, which `str`, `to_json` and `to_html` of it show.
+
+    Raises:
+        ValueError: other texts than those.
+
+    Example:
+        >>> from memslots import verified
+        >>> len(verified.report(model.compress("Ann owns 27 maps.")).segments)
+        1
+    """
+    sources = [texts] if isinstance(texts, str) else None if texts is None else list(texts)
+    if sources is not None:
+        hashes = tuple(hashlib.sha256(text.encode()).hexdigest() for text in sources)
         if hashes != tuple(memory.text_sha256):
             raise ValueError(
                 f"report(texts=...) takes the {len(memory.text_sha256)} texts that were "
-                f"compressed; those given ({len(given)}) have another SHA-256."
+                f"compressed; those given ({len(sources)}) have another SHA-256."
             )
     lines, marks = [], []
-    known: list[str | None] = []
     checks, literals = memory.all_checks(), memory.literals or ((),) * len(memory.segments)
-    documents = [d for d, own in enumerate(memory.documents) for _ in own]
+    documents = [d for d, segments in enumerate(memory.documents) for _ in segments]
+    known = memory.kept_texts(range(len(memory.segments)))
     for i, segment in enumerate(memory.segments):
-        check, own = checks[i], literals[i]
-        kept = "patches" if check.exact and needs_slots(check.exact) else "stored"
-        kept = "text" if check.text is not None else kept if check.exact else ""
-        beside = None if check.positions is None else check.positions - segment.slots
-        positions = max(1, segment.slots if check.positions is None else check.positions)
+        check = checks[i]
+        positions = segment.slots if check.positions is None else check.positions
         lost = None if check.lost is None else len(check.lost)
         lines.append(
             SegmentReport(
@@ -243,28 +251,22 @@ def report_of(memory: "Memory", texts: str | Sequence[str] | None = None) -> Mem
                 decoder_tokens=check.tokens,
                 rate=check.rate,
                 slots=segment.slots,
-                literals=len(own),
-                literal_positions=beside,
+                literals=len(literals[i]),
+                literal_positions=None if check.positions is None else positions - segment.slots,
                 positions=check.positions,
-                effective_rate=segment.tokens / positions,
+                effective_rate=segment.tokens / max(1, positions),
                 fidelity=check.fidelity,
                 lost=lost if check.text is None else 0,
-                exact=kept,
-                patch_bytes=len(check.exact),
+                exact="text" if check.text is not None else "" if known[i] is None else "kept",
             )
         )
-        if given is not None:
-            known.append(given[segment.text][segment.start : segment.end])
-        elif check.text is not None:
-            known.append(check.text)
-        else:
-            length = segment.end - segment.start
-            known.append(stored_text(check.exact, length) if check.standalone else None)
         places = [(a, b, "lost") for a, b in check.lost or ()]
-        places += [(one.start, one.end, "literal") for one in own]
+        places += [(literal.start, literal.end, "literal") for literal in literals[i]]
         marks.append(
             tuple((a - segment.start, b - segment.start, kind) for a, b, kind in sorted(places))
         )
+    if sources is not None:
+        known = [sources[s.text][s.start : s.end] for s in memory.segments]
     return MemoryReport(tuple(lines), tuple(known), tuple(marks))
 
 
@@ -281,13 +283,3 @@ def _marked(text: str, marks: Sequence[tuple[int, int, str]]) -> str:
             parts.append(f'<span class="{kinds[start]}">{piece}</span>' if kinds[start] else piece)
             start = i
     return "".join(parts)
-
-
-def readable(n_bytes: int) -> str:
-    """Bytes in the largest unit of which there is one."""
-    size = float(n_bytes)
-    units = ["B", "kB", "MB", "GB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.4g} {units[0]}"

@@ -1,31 +1,28 @@
 """Verified compression: what the slots would lose is found while compressing, and kept.
 
-The decoder that will read the slots is asked what is in them (`fidelity_memslots`). By its answer a
-segment gets the coarsest rate that is good enough, or its share of a budget, or stays text; spans
-that must be exact and would be lost ride beside the slots; and patches make the whole exact.
+The decoder that will read the slots is asked what is in them (`fidelity`). By its answer a segment
+gets the coarsest rate that is good enough, or its share of a budget, or stays text; and spans that
+must be exact and would be lost ride beside the slots.
 """
 
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from .configuration_memslots import decoder_place
-from .exact_literals_memslots import keep_exact_spans
-from .exact_spans_memslots import Exact, exact_detectors
-from .fidelity_memslots import teacher_forced
-from .literals_memslots import Detector, Detectors
-from .lossless_memslots import make_exact
-from .memory_memslots import Memory, Segment, slots_for
-from .rate_choice_memslots import Option, check_budget, check_fidelity, spend
-from .segment_check_memslots import SegmentCheck
-from .segment_draft_memslots import Draft, ask, beside_ids, drafts_of
+from memslots.modeling import Memory, MemslotsModel, Segment
+from memslots.modeling.literals_memslots import Detector, Detectors
+from memslots.modeling.memory_files_memslots import SegmentCheck
+from memslots.modeling.memory_memslots import slots_for
+from memslots.modeling.texts_memslots import as_list
 
-if TYPE_CHECKING:
-    from .modeling_memslots import MemslotsModel
+from .drafts import Draft, ask, beside_ids, drafts_of
+from .exact_literals import keep_exact_spans
+from .exact_spans import Exact, exact_detectors
+from .fidelity import teacher_forced
+from .rate_choice import Option, check_budget, check_fidelity, spend
 
 NO_HELP = 0.05
 """Slots that give back no more than this share beyond what the decoder guesses without them were
@@ -36,7 +33,7 @@ FEW = 8
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Request:
     """What `compress` was asked for beside slots.
 
     Args:
@@ -44,7 +41,6 @@ class Wanted:
         fidelity: share of each segment's decoder tokens to give back, or None.
         max_slots: most slots of each text, tokens of segments left as text included, or None.
         exact: detectors of spans that must come back exactly.
-        patches: whether the exact text is kept, as patches or stored.
         slot_dtype: what slots are rounded to before anything is checked, or None.
     """
 
@@ -52,20 +48,96 @@ class Wanted:
     fidelity: float | None = None
     max_slots: int | None = None
     exact: list[Detector] = field(default_factory=list)
-    patches: bool = False
     slot_dtype: torch.dtype | None = None
 
 
-def wanted_of(
-    model: "MemslotsModel",
+@torch.no_grad()
+def compress(
+    model: MemslotsModel,
+    text: str | Sequence[str],
+    rate: int | None = None,
+    *,
+    fidelity: float | None = None,
+    max_slots: int | None = None,
+    rates: Sequence[int] | None = None,
+    exact: Exact | None = None,
+    keep_text: bool | None = None,
+    literals: Detectors | None = None,
+    slot_dtype: torch.dtype | None = None,
+    batch_tokens: int | None = None,
+    progress: bool | None = None,
+) -> Memory:
+    """Compress texts and check, by the decoder, what their slots give back.
+
+    The memory is an ordinary one: any checkpoint of the compressor reads it, without this package.
+    Asked for nothing beside slots, it is what `model.compress` gives.
+
+    Args:
+        model: a compressor with its decoder.
+        text: a text, or n texts (n documents).
+        rate: encoder tokens per slot, where neither `fidelity` nor `max_slots` chooses it.
+        fidelity: share of each segment's decoder tokens, above 0 and up to 1, that its slots must
+            give back (teacher-forced); each segment gets the coarsest rate that does, and stays
+            text where none does.
+        max_slots: most slots of each text, spent where they give back most; with `fidelity`,
+            segments that have that take no more, and the tokens of those left as text count.
+        rates: with `fidelity` or `max_slots`, the rates to choose from, by default all.
+        exact: what must come back exactly: True for every kind of `literals_memslots.DETECTORS`
+            and the whole text, a name of one, a compiled regular expression, a function (see
+            `exact_spans`), or a list of these. Spans that the slots do not give back,
+            teacher-forced and free-running, become literals beside them. `[]` only checks.
+        keep_text: as for `model.compress`; by default where `exact` is True.
+        literals: as for `model.compress`.
+        slot_dtype: what slots are rounded to before they are checked, such as the dtype of a store
+            that they go to.
+        batch_tokens: as for `model.compress`.
+        progress: as for `model.compress`.
+
+    Returns:
+        A `Memory` of n documents, with a check of each segment.
+
+    Raises:
+        ValueError: an empty text, a lone surrogate, a rate it was not trained for, a fidelity
+            outside (0, 1], fewer `max_slots` than the coarsest rate takes, or no decoder to ask.
+        TypeError: not a string.
+
+    Example:
+        >>> from memslots import verified
+        >>> memory = verified.compress(model, "Ann owns 27 maps.", rate=4, exact="numbers")
+        >>> len(memory.checks) == len(verified.report(memory).segments) == 1
+        True
+    """
+    texts = as_list(text, "context")
+    if not texts:
+        raise ValueError("compress needs at least one text, got an empty list.")
+    request = request_of(model, rate, rates, fidelity, max_slots, exact, slot_dtype)
+    keep_text = exact is True if keep_text is None else keep_text
+    if request is None:
+        return model.compress(texts, rate, literals, keep_text, batch_tokens, progress)
+    parts = list(drafts_of(model, texts, literals))
+    slots = _RateSlots(model, parts, request, batch_tokens, progress)
+    if request.max_slots is not None:
+        _spend_budget(model, parts, slots, request, len(texts))
+    else:
+        _choose_coarsest(model, parts, slots, request)
+    _warn_if_untrained(model, parts)
+    if request.exact:
+        keep_exact_spans(model, texts, parts, request.exact)
+    for part in parts:
+        if part.slots is None:  # what a cut divides is not whole in the text
+            part.literals = tuple(one for one in part.literals if one.end > part.span.end)
+    return _memory(model, texts, parts, request, keep_text)
+
+
+def request_of(
+    model: MemslotsModel,
     rate: int | None,
     rates: Sequence[int] | None,
     fidelity: float | None,
     max_slots: int | None,
     exact: Exact | None,
-    patches: bool | None,
     slot_dtype: torch.dtype | None,
-) -> Wanted | None:
+) -> Request | None:
     """The arguments of `compress`, checked; None where it is only asked for slots.
 
     Raises:
@@ -74,8 +146,8 @@ def wanted_of(
     fidelity, max_slots = check_fidelity(fidelity), check_budget(max_slots)
     detectors = exact_detectors(exact)
     chosen = fidelity is not None or max_slots is not None
-    asked = chosen or (exact is not None and exact is not False) or bool(patches)
-    check_rate = model._need_processor().check_rate
+    asked = chosen or (exact is not None and exact is not False)
+    check_rate = model.processor.check_rate
     if rates is not None and not chosen:
         raise ValueError(
             "rates=[...] goes with fidelity=... or max_slots=...; give rate=... alone."
@@ -85,19 +157,16 @@ def wanted_of(
     ):
         raise ValueError(f"slot_dtype is a floating torch.dtype, got {slot_dtype!r}.")
     if not asked:
-        if slot_dtype is not None:
-            raise ValueError("slot_dtype goes with patches=True; or use memory.to(dtype).")
         return None
     if chosen and rate is not None:
         raise ValueError(
             f"rate={rate} fixes what fidelity and max_slots choose; give rates=[{rate}] instead, "
             "or the rates to choose from."
         )
-    if model.decoder is None:
+    if not model.has_decoder:
         raise ValueError(
-            "fidelity, max_slots, exact and patches ask the decoder what the slots hold, and this "
-            f"compressor was loaded without it ({decoder_place(model.config)}); call "
-            "model.attach_decoder(llm) first, or load it with load_decoder=True."
+            "fidelity, max_slots and exact ask the decoder what the slots hold: "
+            f"{model.needs_decoder}"
         )
     if rates is not None:
         if isinstance(rates, int) or not list(rates):
@@ -105,8 +174,7 @@ def wanted_of(
         own = tuple(sorted({check_rate(one) for one in rates}))
     else:
         own = tuple(sorted(model.config.compression_rates)) if chosen else (check_rate(rate),)
-    keep = (exact is True) if patches is None else bool(patches)
-    return Wanted(own, fidelity, max_slots, detectors, keep, slot_dtype)
+    return Request(own, fidelity, max_slots, detectors, slot_dtype)
 
 
 class _RateSlots:
@@ -114,20 +182,20 @@ class _RateSlots:
 
     def __init__(
         self,
-        model: "MemslotsModel",
+        model: MemslotsModel,
         parts: Sequence[Draft],
-        wanted: Wanted,
+        request: Request,
         batch_tokens: int | None,
         progress: bool | None,
     ):
-        self.model, self.parts, self.wanted = model, parts, wanted
+        self.model, self.parts, self.request = model, parts, request
         self.batch_tokens, self.progress = batch_tokens, progress
         self._finest: Memory | None = None
         self._apart: set[int] = set()
 
     def at(self, rate: int, chosen: Sequence[int]) -> list[torch.Tensor]:
         """Slots `(slots, d_encoder)` of each of the chosen parts."""
-        finest = min(self.wanted.rates)
+        finest = min(self.request.rates)
         if self._finest is None and self._serves(finest):
             everything = [i for i, part in enumerate(self.parts) if part.span.ids]
             self._finest = self._encode(finest, everything)
@@ -142,14 +210,14 @@ class _RateSlots:
                 self._say_apart()
             memory = self._encode(rate, chosen)
             found = list(memory.slots.split([segment.slots for segment in memory.segments]))
-        dtype = self.wanted.slot_dtype
+        dtype = self.request.slot_dtype
         return found if dtype is None else [one.to(dtype) for one in found]
 
     def _serves(self, finest: int) -> bool:
         """Whether one encoding at the finest rate gives another of the rates."""
         empty = self.model.memory_of([], [], self.model.markers.new_zeros(0, 1), finest)
-        return any(empty.coarsens_to(rate) for rate in self.wanted.rates if rate != finest) or (
-            self.wanted.rates == (finest,)
+        return any(empty.coarsens_to(rate) for rate in self.request.rates if rate != finest) or (
+            self.request.rates == (finest,)
         )
 
     def _encode(self, rate: int, chosen: Sequence[int]) -> Memory:
@@ -167,52 +235,18 @@ class _RateSlots:
             )
 
 
-@torch.no_grad()
-def compress_verified(
-    model: "MemslotsModel",
-    texts: Sequence[str],
-    literals: Detectors | None,
-    wanted: Wanted,
-    batch_tokens: int | None,
-    progress: bool | None,
-) -> Memory:
-    """See `MemslotsModel.compress`.
-
-    Args:
-        model: with its decoder.
-        texts: n texts.
-        literals: what rides beside the slots in any case.
-        wanted: what is asked for.
-        batch_tokens: most encoder tokens in one pass.
-        progress: whether encoding shows its progress.
-    """
-    parts = list(drafts_of(model, texts, literals))
-    slots = _RateSlots(model, parts, wanted, batch_tokens, progress)
-    if wanted.max_slots is not None:
-        _spend_budget(model, parts, slots, wanted, len(texts))
-    else:
-        _choose_coarsest(model, parts, slots, wanted)
-    _warn_if_untrained(model, parts)
-    if wanted.exact:
-        keep_exact_spans(model, texts, parts, wanted.exact)
-    for part in parts:
-        if part.slots is None:  # what a cut divides is not whole in the text
-            part.literals = tuple(one for one in part.literals if one.end > part.span.end)
-    return _memory(model, texts, parts, wanted)
-
-
 def _choose_coarsest(
-    model: "MemslotsModel", parts: list[Draft], slots: _RateSlots, wanted: Wanted
+    model: MemslotsModel, parts: list[Draft], slots: _RateSlots, request: Request
 ) -> None:
     """Coarsest first; only what failed is asked again, and what no rate serves stays text."""
     rest = [i for i, part in enumerate(parts) if part.span.ids]
-    for rate in sorted(wanted.rates, reverse=True):
+    for rate in sorted(request.rates, reverse=True):
         found = slots.at(rate, rest) if rest else []
         for i, own, right in zip(rest, found, ask(model, parts, rest, found), strict=True):
             parts[i].rate, parts[i].slots, parts[i].right = rate, own, right
-        if wanted.fidelity is not None:
-            rest = [i for i in rest if not _serves(parts[i], wanted.fidelity)]
-    if wanted.fidelity is not None:
+        if request.fidelity is not None:
+            rest = [i for i in rest if not _serves(parts[i], request.fidelity)]
+    if request.fidelity is not None:
         for i in rest:
             parts[i].rate, parts[i].slots = 0, None
 
@@ -222,35 +256,35 @@ def _serves(part: Draft, fidelity: float) -> bool:
 
 
 def _spend_budget(
-    model: "MemslotsModel", parts: list[Draft], slots: _RateSlots, wanted: Wanted, n_texts: int
+    model: MemslotsModel, parts: list[Draft], slots: _RateSlots, request: Request, n_texts: int
 ) -> None:
     """Ask at every rate, then spend each text's slots where they give back most."""
     chosen = [i for i, part in enumerate(parts) if part.span.ids]
     kept: dict[tuple[int, int], tuple[torch.Tensor, list[bool]]] = {}
     options: list[list[Option]] = [[] for _ in parts]
-    for rate in sorted(wanted.rates, reverse=True):
+    for rate in sorted(request.rates, reverse=True):
         found = slots.at(rate, chosen) if chosen else []
         for i, own, right in zip(chosen, found, ask(model, parts, chosen, found), strict=True):
             kept[i, rate] = own, right
             options[i].append(Option(rate, len(own), parts[i].recovered(right)))
     for part, ways in zip(parts, options, strict=True):
-        if wanted.fidelity is not None or not part.span.ids:
+        if request.fidelity is not None or not part.span.ids:
             tokens = len(part.reading.ids)
             ways.append(Option(0, tokens, tokens))
-    share = 1.0 if wanted.fidelity is None else wanted.fidelity
+    share = 1.0 if request.fidelity is None else request.fidelity
     for t in range(n_texts):
         own_parts = [i for i, part in enumerate(parts) if part.text == t]
         enough = [share * len(parts[i].reading.ids) for i in own_parts]
         name = "the text" if n_texts == 1 else f"text {t}"
-        picked = spend([options[i] for i in own_parts], wanted.max_slots or 0, enough, name)
+        picked = spend([options[i] for i in own_parts], request.max_slots or 0, enough, name)
         for i, option in zip(own_parts, picked, strict=True):
             parts[i].rate = option.rate
             if parts[i].span.ids:
-                own, parts[i].right = kept[i, option.rate or min(wanted.rates)]
+                own, parts[i].right = kept[i, option.rate or min(request.rates)]
                 parts[i].slots = own if option.rate else None
 
 
-def _warn_if_untrained(model: "MemslotsModel", parts: Sequence[Draft]) -> None:
+def _warn_if_untrained(model: MemslotsModel, parts: Sequence[Draft]) -> None:
     """Say so where the slots tell the decoder no more than it guesses."""
     asked = [part for part in parts if part.span.ids and part.reading.ids]
     tokens = sum(len(part.right) for part in asked)
@@ -271,59 +305,44 @@ def _warn_if_untrained(model: "MemslotsModel", parts: Sequence[Draft]) -> None:
 
 
 def _memory(
-    model: "MemslotsModel", texts: Sequence[str], parts: list[Draft], wanted: Wanted
+    model: MemslotsModel,
+    texts: Sequence[str],
+    parts: list[Draft],
+    request: Request,
+    keep_text: bool,
 ) -> Memory:
-    processor = model._need_processor()
-    dtype = wanted.slot_dtype or model.dtype
+    dtype = request.slot_dtype or model.dtype
     empty = torch.zeros(0, model.config.slot_size, device=model.encoder.device, dtype=dtype)
     slots = torch.cat([empty, *(part.slots for part in parts if part.slots is not None)])
-    rate = min((part.rate for part in parts if part.rate), default=max(wanted.rates))
-    beside = beside_ids(model, parts)
+    rate = min((part.rate for part in parts if part.rate), default=max(request.rates))
     markers = 2 if model.config.markers == "segment" else 0
-    checks, documents = [], []
-    for part, own in zip(parts, beside, strict=True):
-        as_text = part.slots is None
-        around = len(part.reading.ids) if as_text else slots_for(len(part.span.ids), part.rate)
+    checks = []
+    documents: list[list[Segment]] = [[] for _ in texts]
+    unknown = [0] * len(texts)
+    unk = model.processor.encoder_text.unk_id
+    for part, literal_ids in zip(parts, beside_ids(model, parts), strict=True):
+        span, tokens = part.span, len(part.span.ids)
+        as_text, n_slots = part.slots is None, slots_for(tokens, part.rate)
+        around = len(part.reading.ids) if as_text else n_slots + markers
         checks.append(
             SegmentCheck(
                 rate=part.rate,
                 tokens=len(part.reading.ids),
-                positions=around + len(own) + (0 if as_text else markers),
-                lost=tuple(part.lost() if part.span.ids else ()),
+                positions=around + len(literal_ids),
+                lost=tuple(part.lost() if span.ids else ()),
                 text=part.reading.text if as_text else None,
             )
         )
-    for t in range(len(texts)):
-        documents.append(
-            tuple(
-                Segment(
-                    t, p.span.start, p.span.end, len(p.span.ids), slots_for(len(p.span.ids), p.rate)
-                )
-                for p in parts
-                if p.text == t
-            )
-        )
-    unk = processor.encoder_text.unk_id
-    unknown = [0] * len(texts)
-    for part in parts:
-        unknown[part.text] += 0 if part.slots is None else part.span.ids.count(unk)
+        documents[part.text].append(Segment(part.text, span.start, span.end, tokens, n_slots))
+        unknown[part.text] += 0 if as_text else span.ids.count(unk)
     base = model.memory_of([""], [[]], empty, rate)
-    memory = Memory(
-        **{
-            **vars(base),
-            "slots": slots,
-            "documents": tuple(documents),
-            "text_sha256": tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts),
-            "unknown_tokens": tuple(unknown),
-            "literals": tuple(part.literals for part in parts),
-            "checks": tuple(checks),
-        }
+    return replace(
+        base,
+        slots=slots,
+        documents=tuple(map(tuple, documents)),
+        text_sha256=tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts),
+        unknown_tokens=tuple(unknown),
+        literals=tuple(part.literals for part in parts),
+        checks=tuple(checks),
+        texts=tuple(texts) if keep_text else (),
     )
-    if not wanted.patches:
-        return memory
-    exact = make_exact(model, memory, [p.reading for p in parts], beside, [p.right for p in parts])
-    kept = [
-        check if check.text is not None else SegmentCheck(**{**vars(check), "exact": own})
-        for check, own in zip(checks, exact, strict=True)
-    ]
-    return Memory(**{**vars(memory), "checks": tuple(kept)})

@@ -1,10 +1,19 @@
-"""User text is data: encoding without control tokens, and cutting a text into segments."""
+"""User text is data: tokens without control tokens, and segments to be compressed one by one."""
 
 import json
+import re
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+NEEDS_SENTENCEX = (
+    "splitting a text into sentences needs sentencex: pip install sentencex (or "
+    "memslots[sentence]); pool_unit='paragraph' and 'text' need nothing."
+)
 
 
 class Span(NamedTuple):
@@ -157,3 +166,116 @@ def check_text(text: object, name: str) -> str:
             "which no tokenizer can represent; decode the source with errors='replace'."
         ) from error
     return text
+
+
+def as_list(value, name: str) -> list:
+    """`value` as a list; `TypeError` for anything but a string or a list or tuple."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}.")
+
+
+def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, int]]:
+    """Character spans of the sentences, the paragraphs or the whole of `text`; they tile it.
+
+    Args:
+        text: any text.
+        unit: "sentence", "paragraph" (between blank lines) or "text".
+        language: ISO 639-1 code, for sentences.
+
+    Raises:
+        ImportError: sentences without sentencex.
+    """
+    if unit == "text":
+        return [(0, len(text))]
+    if unit == "paragraph":
+        ends = [match.end() for match in re.finditer(r"\n[^\S\n]*\n\s*", text)]
+    else:
+        try:
+            import sentencex
+        except ImportError as error:
+            raise ImportError(NEEDS_SENTENCEX) from error
+        ends = [one["end_index"] for one in sentencex.get_sentence_boundaries(language, text)]
+    ends = [*[end for end in ends if end < len(text)], len(text)]
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for end in ends:
+        if end > start and (text[start:end].strip() or not spans):
+            spans.append((start, end))
+        elif end > start:  # white space between paragraphs ends the unit before it
+            spans[-1] = (spans[-1][0], end)
+        start = end
+    return spans
+
+
+class UnitSplitter:
+    """Cuts texts into the units that get one vector each.
+
+    Args:
+        encoder_text: plain-text view of the encoder's tokenizer.
+        unit: "sentence", "paragraph" or "text".
+        language: ISO 639-1 code, for sentences.
+        window: most encoder tokens of a unit; longer ones are cut, and a warning says so.
+        lead: white space before each unit, where the encoder's prompt ends in some.
+        lower_case: whether the encoder was trained on lower-cased text.
+    """
+
+    def __init__(
+        self,
+        encoder_text: PlainText,
+        unit: str,
+        language: str,
+        window: int,
+        lead: str = "",
+        lower_case: bool = False,
+    ):
+        self.encoder_text = encoder_text
+        self.unit = unit
+        self.language = language
+        self.window = window
+        self.lead = lead
+        self.lower_case = lower_case
+
+    def segment(self, text: str) -> list[Span]:
+        """The spans of `text`, which tile it; ids are those of a span without white space around.
+
+        Units without a token (control characters) join the one before them.
+        """
+        spans: list[Span] = []
+        cut = pieces = 0
+        for start, end in split_units(text, self.unit, self.language):
+            own = [Span(start, end, self._ids(text[start:end]))]
+            if len(own[0].ids) > self.window:
+                own = self._cut(text, start, end)
+                cut, pieces = cut + 1, pieces + len(own)
+            for span in own:
+                if span.ids or not spans:
+                    spans.append(span)
+                else:
+                    spans[-1] = spans[-1]._replace(end=span.end)
+        if cut:
+            logger.warning(
+                f"{cut} {self.unit}{'s are' if cut > 1 else ' is'} longer than the sentence "
+                f"encoder's window of {self.window} tokens; cut into {pieces} pieces, one slot "
+                "each."
+            )
+        if len(spans) > 1 and not spans[0].ids:
+            spans[1] = spans[1]._replace(start=spans[0].start)
+            del spans[0]
+        return spans
+
+    def _ids(self, text: str) -> list[int]:
+        text = text.strip()
+        return self.encoder_text.encode(self.lead + (text.lower() if self.lower_case else text))
+
+    def _cut(self, text: str, start: int, end: int) -> list[Span]:
+        room = self.window
+        while True:
+            pieces = self.encoder_text.segment(text[start:end], room)
+            places = [(start + piece.start, start + piece.end) for piece in pieces]
+            spans = [Span(first, last, self._ids(text[first:last])) for first, last in places]
+            if room == 1 or all(len(span.ids) <= self.window for span in spans):
+                return spans
+            room = max(1, room - 1)  # without the white space around it, a piece may take more

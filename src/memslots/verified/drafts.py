@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
-from .fidelity_memslots import Places, Reading, lost_places, read, teacher_forced
-from .literals_memslots import Detectors, Literal
-from .memory_memslots import Memory, Segment
-from .tokenization_memslots import Span, check_text
+from memslots.modeling import Memory, MemslotsModel, Segment
+from memslots.modeling.literals_memslots import Detectors, Literal
+from memslots.modeling.texts_memslots import Span, check_text
 
-if TYPE_CHECKING:
-    from .modeling_memslots import MemslotsModel
+from .fidelity import Places, Reading, lost_places, read, teacher_forced
 
 
 @dataclass
@@ -57,7 +54,7 @@ class Draft:
 
 
 def drafts_of(
-    model: "MemslotsModel", texts: Sequence[str], literals: Detectors | None
+    model: MemslotsModel, texts: Sequence[str], literals: Detectors | None
 ) -> Iterator[Draft]:
     """The segments of all texts, those included that the encoder sees nothing of.
 
@@ -70,12 +67,10 @@ def drafts_of(
         ValueError: an empty text, or a lone surrogate.
         TypeError: not a string.
     """
-    processor = model._need_processor()
+    processor = model.processor
     for t, text in enumerate(texts):
         name = "context" if len(texts) == 1 else f"context[{t}]"
-        # White space alone is nothing to compress, and yet a text that can be kept.
-        check_text(f"{text}." if isinstance(text, str) and text else text, name)
-        spans = processor.spans(text) if text.strip() else [Span(0, len(text), [])]
+        spans = processor.spans(check_text(text, name))
         found = (
             processor.segment_literals(text, spans, literals)
             if spans[0].ids
@@ -86,7 +81,7 @@ def drafts_of(
 
 
 def ask(
-    model: "MemslotsModel",
+    model: MemslotsModel,
     parts: Sequence[Draft],
     chosen: Sequence[int],
     slots: Sequence[torch.Tensor],
@@ -100,7 +95,7 @@ def ask(
 
 
 def trial_memory(
-    model: "MemslotsModel", parts: Sequence[Draft], slots: Sequence[torch.Tensor]
+    model: MemslotsModel, parts: Sequence[Draft], slots: Sequence[torch.Tensor]
 ) -> Memory:
     """The slots as a memory of one document, for the decoder to read."""
     segments = tuple(
@@ -114,7 +109,7 @@ def trial_memory(
     )
 
 
-def beside_ids(model: "MemslotsModel", parts: Sequence[Draft]) -> list[list[int]]:
+def beside_ids(model: MemslotsModel, parts: Sequence[Draft]) -> list[list[int]]:
     """Decoder tokens of each draft's literals."""
-    found = model._need_processor().literal_ids([part.literals for part in parts])
+    found = model.processor.literal_ids([part.literals for part in parts])
     return found or [[] for _ in parts]

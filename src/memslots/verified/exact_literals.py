@@ -1,22 +1,20 @@
 """Spans that must be exact: those that the slots would lose become literals beside them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from .exact_spans_memslots import exact_spans
-from .fidelity_memslots import Places, free_running
-from .literals_memslots import Detector, Literal
-from .segment_draft_memslots import Draft, ask, beside_ids, trial_memory
+from memslots.modeling import MemslotsModel
+from memslots.modeling.literals_memslots import Detector, Literal
 
-if TYPE_CHECKING:
-    from .modeling_memslots import MemslotsModel
+from .drafts import Draft, ask, beside_ids, trial_memory
+from .exact_spans import exact_spans
+from .fidelity import Places, free_running
 
 ROUNDS = 3
 """How often new literals may change what else is lost; then all of a segment's spans are kept."""
 
 
 def keep_exact_spans(
-    model: "MemslotsModel", texts: Sequence[str], parts: list[Draft], detectors: list[Detector]
+    model: MemslotsModel, texts: Sequence[str], parts: list[Draft], detectors: list[Detector]
 ) -> None:
     """Make literals of the spans of which anything is lost, teacher-forced or free-running."""
     open_spans: list[tuple[Literal, list[int]]] = []
@@ -65,7 +63,7 @@ def _owners(spans: Sequence[Literal], parts: Sequence[Draft]) -> list[tuple[Lite
 
 
 def _lost_either_way(
-    model: "MemslotsModel", parts: Sequence[Draft], chosen: Sequence[int]
+    model: MemslotsModel, parts: Sequence[Draft], chosen: Sequence[int]
 ) -> dict[int, Places]:
     """Characters that the chosen parts lose, teacher-forced or free-running."""
     if not chosen:

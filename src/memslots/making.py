@@ -1,0 +1,364 @@
+"""New compressors: two pretrained models, a converter between them, and what they are measured for.
+
+A sentence-transformers model is read here, once: the checkpoint then holds what it consists of
+(backbone, pooling, dense layers) and is loaded with transformers alone.
+"""
+
+import copy
+import json
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
+from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
+from memslots.modeling.converters_memslots import ResidualConverter
+from memslots.modeling.encoders_memslots import (
+    ACTIVATIONS,
+    POOLINGS,
+    SHARED_ENCODER,
+    SentenceHead,
+    add_lora,
+    embedding_scale,
+    first_layers,
+    first_layers_config,
+    load_encoder,
+)
+from memslots.modeling.texts_memslots import PlainText
+
+_PLACE_KWARGS = ("revision", "subfolder", "gguf_file", "trust_remote_code")
+"""Loading arguments that say which model a name means; configuration and tokenizer take them."""
+
+NEEDS_SENTENCE_TRANSFORMERS = (
+    "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers "
+    "(or memslots[sentence])."
+)
+
+MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
+"""What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
+
+
+def new_compressor(
+    encoder: str,
+    decoder: str,
+    *,
+    dtype=None,
+    device_map=None,
+    encoder_kwargs: dict[str, Any] | None = None,
+    decoder_kwargs: dict[str, Any] | None = None,
+    **config_kwargs,
+) -> MemslotsModel:
+    """A new compressor from two pretrained models; converter and memory tokens are untrained.
+
+    Args:
+        encoder: repository or folder of the encoder, a causal LM or a bidirectional encoder; or
+            "decoder": the decoder's own first `encoder_layers` layers (all by default), weights
+            shared, with a LoRA (`encoder_lora`).
+        decoder: repository or folder of the decoder, a causal LM that stays as it is.
+        dtype: of both; float32 where there is no accelerator and nothing is said.
+        device_map: of both.
+        encoder_kwargs: for the encoder's `from_pretrained` alone.
+        decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
+            What says which model it is (`revision`, `subfolder`, `gguf_file`) is kept in the
+            configuration, and used again by `from_pretrained`.
+        config_kwargs: fields of `MemslotsConfig`, such as `compression_rates=[4, 16]`,
+            `segment_length=256`, `encoder_lora={}` (PCC-Large's) or `encoder_revision=...`.
+
+    Raises:
+        ValueError: fields that do not go together; see `MemslotsConfig`.
+
+    Example:
+        >>> model = memslots.new_compressor(
+        ...     "decoder", "HuggingFaceTB/SmolLM2-135M-Instruct", encoder_layers=8,
+        ...     pooling="groups", converter_type="residual", compression_rates=[2, 4, 8],
+        ... )  # doctest: +SKIP
+    """
+    encoder, decoder = _place(encoder), _place(decoder)
+    shared = {"dtype": pick_dtype(dtype), "device_map": device_map}
+    encoder_kwargs = _with_revision(encoder_kwargs, config_kwargs, "encoder_revision")
+    decoder_kwargs = _with_revision(decoder_kwargs, config_kwargs, "decoder_revision")
+    decoder_config = _decoder_config(decoder, decoder_kwargs)
+    decoder_tokenizer = _decoder_tokenizer(decoder, decoder_kwargs)
+    shares = encoder == SHARED_ENCODER
+    head = None
+    if shares:
+        layers = decoder_config.get_text_config(decoder=True).num_hidden_layers
+        count = config_kwargs.setdefault("encoder_layers", layers)
+        _check_layers(count, layers, decoder)
+        encoder_config = first_layers_config(decoder_config, count)
+        encoder_tokenizer = copy.deepcopy(decoder_tokenizer)
+    else:
+        if config_kwargs.get("encoder_layers") is not None:
+            raise ValueError(
+                f"encoder_layers={config_kwargs['encoder_layers']} cuts the decoder's own "
+                f"layers, and the encoder is {encoder!r}; give encoder='decoder', or for that "
+                "encoder encoder_kwargs={'num_hidden_layers': ...}."
+            )
+        place = _only_place(encoder_kwargs)
+        encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
+        if config_kwargs.get("pooling") != "sentence":
+            encoder_config = AutoConfig.from_pretrained(encoder, **place)
+        else:
+            base, head, described = read_sentence_encoder(encoder, encoder_tokenizer, **place)
+            base.to(dtype=shared["dtype"] if isinstance(shared["dtype"], torch.dtype) else None)
+            # A copy: what is made of a configuration writes its attention kernel into it.
+            encoder_config = type(base.config).from_dict(base.config.to_dict())
+            config_kwargs = {
+                "segment_length": described["window"],
+                "sentence_encoder": described,
+                **config_kwargs,
+            }
+    config = MemslotsConfig(
+        encoder_config=encoder_config,
+        decoder_config=_without_quantization(decoder_config),
+        encoder_name_or_path=decoder if shares else encoder,
+        decoder_name_or_path=decoder,
+        decoder_loading=_kept_place(decoder_kwargs),
+        **config_kwargs,
+    )
+    processor = MemslotsProcessor.for_config(config, decoder_tokenizer, encoder_tokenizer)
+    llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
+    if shares:
+        base = first_layers(llm, config.encoder_layers)
+    elif head is None:
+        base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
+        # Arguments such as num_hidden_layers have changed what the repository says.
+        config.encoder_config = type(base.config).from_dict(base.config.to_dict())
+    else:
+        mark_initialized(head)
+    base.eval()
+    config.encoder_is_causal = head is None and is_causal(base)
+    if config.encoder_lora is not None:
+        llm.requires_grad_(False)
+        add_lora(base, config.encoder_lora)
+    mark_initialized(base)
+    model = MemslotsModel(config, encoder=base, load_decoder=False, sentence_head=head)
+    model.to(device=base.device, dtype=None if shares else base.dtype)
+    model.processor = processor
+    model.attach_decoder(llm)
+    match_scales(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def match_scales(model: MemslotsModel) -> None:
+    """Draw memory tokens, markers and converter anew, at the scale of what they join.
+
+    A slot that is ten times as large as a token embedding, or a tenth of it, is where training
+    starts slowest.
+    """
+    if model.memory_tokens is not None:
+        nn.init.normal_(model.memory_tokens, std=embedding_scale(model.encoder))
+    scale = embedding_scale(model.decoder)
+    nn.init.normal_(model.markers, std=scale)
+    if isinstance(model.converter, ResidualConverter):  # blank lines, and a plea to repeat
+        embed = model.decoder.get_input_embeddings()
+        for marker, words in zip(model.markers, MARKER_WORDS, strict=True):
+            ids = model.processor.decoder_text.encode(words)
+            if ids:
+                tokens = embed(torch.tensor(ids, device=embed.weight.device))
+                marker.copy_(tokens.float().mean(dim=0))
+    model.converter.init_weights(scale)
+
+
+def _place(name: str | os.PathLike) -> str:
+    """A repository's name, or the absolute path of a folder that is here."""
+    name = os.fspath(name)
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def _with_revision(kwargs, config_kwargs: dict[str, Any], field: str) -> dict[str, Any]:
+    """Loading arguments with their revision, which `config_kwargs` then names too."""
+    kwargs = dict(kwargs or {})
+    revision = kwargs.get("revision") or config_kwargs.get(field)
+    if revision is not None:
+        kwargs["revision"] = config_kwargs[field] = revision
+    return kwargs
+
+
+def _only_place(kwargs: dict[str, Any]) -> dict[str, Any]:
+    keys = (*HUB_KWARGS, *_PLACE_KWARGS)
+    return {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
+
+
+def _kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint remembers of how its decoder is loaded; its revision has a field."""
+    return {key: kwargs[key] for key in ("subfolder", "gguf_file") if kwargs.get(key)} or None
+
+
+def _decoder_config(name: str, kwargs: dict[str, Any]):
+    """A decoder's configuration; of a LoRA adapter's folder, that of its base model."""
+    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
+        os.path.join(name, "config.json")
+    ):
+        return AutoConfig.from_pretrained(_adapter_base(name))
+    return AutoConfig.from_pretrained(name, **_only_place(kwargs))
+
+
+def _decoder_tokenizer(name: str, kwargs: dict[str, Any]):
+    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not any(
+        os.path.isfile(os.path.join(name, file))
+        for file in ("tokenizer.json", "tokenizer_config.json")
+    ):
+        return AutoTokenizer.from_pretrained(_adapter_base(name))
+    return AutoTokenizer.from_pretrained(name, **_only_place(kwargs))
+
+
+def _adapter_base(name: str) -> str:
+    with open(os.path.join(name, "adapter_config.json"), encoding="utf-8") as file:
+        return json.load(file)["base_model_name_or_path"]
+
+
+def _without_quantization(config):
+    """A decoder's configuration without its quantisation, which is the decoder's matter alone.
+
+    transformers would take it for that of the whole compressor, encoder included.
+    """
+    plain = copy.deepcopy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    return plain
+
+
+def _check_layers(count: int, layers: int, decoder: str) -> None:
+    if not 1 <= count <= layers:
+        raise ValueError(
+            f"encoder_layers={count}, but the decoder {decoder!r} has {layers} layers; use 1 to "
+            f"{layers} (about a third of them makes a light encoder)."
+        )
+
+
+@torch.no_grad()
+def is_causal(encoder: PreTrainedModel) -> bool:
+    """Whether a change of the last input leaves the states before it as they were.
+
+    No configuration field says it reliably, so it is tried.
+    """
+    layer = encoder.get_input_embeddings()
+    ids = torch.arange(8, device=layer.weight.device).unsqueeze(0) % layer.weight.shape[0]
+    embeds = layer(ids)
+    changed = embeds.clone()
+    changed[:, -1] = -changed[:, -1] + embeds.std()
+    before = encoder(inputs_embeds=embeds).last_hidden_state[:, :-1]
+    after = encoder(inputs_embeds=changed).last_hidden_state[:, :-1]
+    # Masked positions get a weight of exactly 0, so a causal encoder differs by rounding at most;
+    # one that sees the change may differ by little where its weights are small.
+    return (before - after).abs().max().item() <= 1e-5 * before.abs().max().item()
+
+
+def read_sentence_encoder(
+    name: str, tokenizer, **kwargs
+) -> tuple[PreTrainedModel, SentenceHead, dict[str, Any]]:
+    """The parts of a sentence-transformers model.
+
+    Args:
+        name: repository or folder.
+        tokenizer: its tokenizer.
+        kwargs: for its loading: `revision`, `token`, `cache_folder`, `local_files_only`, ...
+
+    Returns:
+        The backbone, the head, and the description that `MemslotsConfig.sentence_encoder` keeps:
+        `head` (the layers), `slot_size`, `window` (most tokens of a text, special ones left out),
+        `prefix_ids` and `suffix_ids` (special tokens and prompt around it), `lead` (white space
+        that a prompt puts before it) and `lower_case`.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        ValueError: a model with parts other than a transformer, pooling, dense and norm layers.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(NEEDS_SENTENCE_TRANSFORMERS) from error
+    whole = SentenceTransformer(name, **kwargs)
+    first, *others = whole
+    backbone = first.model if hasattr(first, "model") else first.auto_model
+    if getattr(backbone, "pooler", None) is not None:  # token states are all that is read
+        backbone.pooler = None
+    layers, states = [], []
+    for module in others:
+        kind, given = type(module).__name__, module.get_config_dict()
+        if kind == "Pooling":
+            layers.append({"kind": "pooling", "modes": _pooling_modes(name, given)})
+        elif kind == "Dense":
+            layers.append(_dense(name, given))
+            states.append({"0." + k.partition(".")[2]: v for k, v in module.state_dict().items()})
+        elif kind == "LayerNorm":
+            layers.append({"kind": "layer_norm", "outputs": given["dimension"]})
+            states.append({k.partition(".")[2]: v for k, v in module.state_dict().items()})
+        elif kind == "Normalize":
+            layers.append({"kind": "normalize"})
+        else:
+            raise ValueError(
+                f"{name!r} has a {kind} module, which memslots cannot keep; use a sentence encoder "
+                "of a transformer with Pooling, Dense, LayerNorm and Normalize."
+            )
+    if [layer["kind"] for layer in layers].count("pooling") != 1:
+        raise ValueError(f"{name!r} pools no token states, so it gives no vector of a sentence.")
+    head = SentenceHead(layers).to(backbone.dtype)
+    loaded = [layer for layer in head.layers if any(True for _ in layer.parameters())]
+    for module, state in zip(loaded, states, strict=True):
+        module.load_state_dict(state)
+    prompts = whole.prompts or {}
+    prompt = prompts.get("document") or prompts.get(whole.default_prompt_name) or ""
+    plain = PlainText(tokenizer)
+    prefix, suffix = _around(tokenizer, plain)
+    prefix += plain.encode(prompt.rstrip()) if prompt.strip() else []
+    window = min(whole.max_seq_length or 512, tokenizer.model_max_length)
+    width = backbone.config.get_text_config().hidden_size
+    for layer in layers:
+        width = layer.get("outputs", width * len(layer.get("modes", [0])))
+    description = {
+        "head": layers,
+        "slot_size": width,
+        "window": window - len(prefix) - len(suffix),
+        "prefix_ids": prefix,
+        "suffix_ids": suffix,
+        "lead": prompt[len(prompt.rstrip()) :],
+        "lower_case": bool(getattr(first, "do_lower_case", False)),
+    }
+    return backbone, head, description
+
+
+def _pooling_modes(name: str, given: dict[str, Any]) -> list[str]:
+    modes = given["pooling_mode"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    unknown = sorted(set(modes) - set(POOLINGS))
+    if unknown or not given.get("include_prompt", True):
+        raise ValueError(
+            f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot; "
+            f"it knows {list(POOLINGS)} over all tokens."
+        )
+    return modes
+
+
+def _dense(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    activation = str(given["activation_function"]).rpartition(".")[2]
+    if activation not in ACTIVATIONS or given.get("use_residual"):
+        raise ValueError(
+            f"{name!r} has a dense layer that memslots cannot keep: {given}; it knows the "
+            f"activations {sorted(ACTIVATIONS)}, and no residual."
+        )
+    return {
+        "kind": "dense",
+        "inputs": given["in_features"],
+        "outputs": given["out_features"],
+        "bias": given["bias"],
+        "activation": activation,
+    }
+
+
+def _around(tokenizer, plain: PlainText) -> tuple[list[int], list[int]]:
+    """Special tokens before and after a text."""
+    probe = "a"
+    whole, own = tokenizer(probe)["input_ids"], plain.encode(probe)
+    for start in range(len(whole) - len(own) + 1):
+        if whole[start : start + len(own)] == own:
+            return list(whole[:start]), list(whole[start + len(own) :])
+    raise ValueError(
+        f"the sentence encoder's {type(tokenizer).__name__} reads {probe!r} as {whole}, in which "
+        f"its plain tokens {own} do not stand together; memslots cannot tell text from specials."
+    )

@@ -1,0 +1,317 @@
+"""The one place where a frozen decoder is touched: run, made to generate, and hooked into.
+
+Hooks are there only while a memory is read (`reading`), and a lock a decoder is held that long: the
+decoder's modules, weights and state stay as they are, be they quantized, shared by compressors or
+used by several threads.
+
+- `DecoderLora`: weights of the compressor whose product is added to the outputs of the decoder's
+  layers. peft would put its own layers in place of the decoder's, so that whoever uses the decoder
+  beside the compressor would meet another model.
+- Per-layer embeddings (Gemma 4 E2B, Gemma 3n): such a decoder looks every token up a second time,
+  for each of its layers. Given embeddings alone it tries to find the tokens that they belong to,
+  and slots belong to none. So the second look-up is done here: the tokens' own, and the padding
+  token's where slots and markers stand, which is what Gemma 4 does with images. It is given to the
+  prefill alone; generation goes on from its cache with tokens.
+"""
+
+import inspect
+import math
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+DEFAULT_NEW_TOKENS = 256
+
+REFUSED = {
+    "input_ids": "give context=, memory= and question=",
+    "inputs": "give context=, memory= and question=",
+    "inputs_embeds": "give context=, memory= and question=",
+    "attention_mask": "memslots makes it",
+    "position_ids": "memslots makes them",
+    "past_key_values": "a memory takes its place",
+    "assistant_model": "assisted generation needs token ids, not embeddings",
+    "assistant_tokenizer": "assisted generation needs token ids, not embeddings",
+    "assistant_early_exit": "assisted generation needs token ids, not embeddings",
+    "prompt_lookup_num_tokens": "prompt lookup needs token ids, not embeddings",
+    "use_mtp": "assisted generation needs token ids, not embeddings",
+    "guidance_scale": "classifier-free guidance needs token ids, not embeddings",
+    "negative_prompt_ids": "classifier-free guidance needs token ids, not embeddings",
+    "negative_prompt_attention_mask": "classifier-free guidance needs token ids, not embeddings",
+    "encoder_repetition_penalty": "it penalises prompt token ids, and slots have none",
+    "encoder_no_repeat_ngram_size": "it compares prompt token ids, and slots have none",
+    "custom_generate": "it replaces the decoder's generate; call it on model.decoder",
+}
+"""Arguments of `generate` that cannot work when the prompt is made of embeddings."""
+
+_NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
+"""Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
+
+
+_LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+def lock_of(decoder: PreTrainedModel) -> Any:
+    """The lock that is held while a decoder reads; one thread may take it several times."""
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(decoder, threading.RLock())
+
+
+@contextmanager
+def reading(decoder: PreTrainedModel, lora: "DecoderLora | None" = None) -> Iterator[None]:
+    """While this context is open, `decoder` reads for this thread alone, with `lora`."""
+    with lock_of(decoder):
+        if lora is None:
+            yield
+        else:
+            with lora.active(decoder):
+                yield
+
+
+def run_decoder(
+    decoder: PreTrainedModel,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    start: int = 0,
+    per_layer: torch.Tensor | None = None,
+    **kwargs,
+):
+    """The decoder's output for embeddings, its positions counted without padding.
+
+    Args:
+        decoder: a causal LM.
+        embeds: `(rows, length, d_decoder)`.
+        attention_mask: `(rows, length)`.
+        start: first position that logits are wanted of.
+        per_layer: of `per_layer_inputs`.
+        kwargs: for the decoder.
+    """
+    accepted = inspect.signature(decoder.forward).parameters
+    if per_layer is not None:
+        kwargs["per_layer_inputs"] = per_layer
+    if "position_ids" in accepted:
+        kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    if start and "logits_to_keep" in accepted:
+        kwargs["logits_to_keep"] = embeds.shape[1] - start
+    return decoder(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+
+
+def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
+    """Refuse arguments of `generate` that cannot work, by name.
+
+    Raises:
+        ValueError: one of `REFUSED` that asks for something.
+    """
+    values = dict(kwargs)
+    generation_config = kwargs.get("generation_config")
+    if isinstance(generation_config, GenerationConfig):
+        values.update(generation_config.to_diff_dict())
+    for name, reason in REFUSED.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        if isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0):
+            continue
+        raise ValueError(f"generate does not take {name} here: {reason}.")
+
+
+def generation_defaults(
+    decoder: PreTrainedModel, kwargs: Mapping[str, Any], processor, room: int | None
+) -> dict[str, Any]:
+    """`kwargs`, with what the decoder's own generation configuration leaves open.
+
+    Args:
+        decoder: that generates.
+        kwargs: arguments of `generate`.
+        processor: a `MemslotsProcessor`.
+        room: positions that are left for new tokens, or None where there is no limit.
+    """
+    kwargs = dict(kwargs)
+    defaults = decoder.generation_config
+    config = kwargs.get("generation_config") or defaults
+    # What a given configuration leaves open is the decoder's own, and only then ours.
+    if config.eos_token_id is None and defaults.eos_token_id is None and processor.eos_ids:
+        kwargs.setdefault("eos_token_id", processor.eos_ids[0])
+    if config.pad_token_id is None and defaults.pad_token_id is None:
+        kwargs.setdefault("pad_token_id", processor.pad_id)
+    limits = ("max_new_tokens", "max_length", "max_time")
+    chosen = [kwargs.get(name) for name in limits]
+    if config is not defaults:
+        chosen += [getattr(config, name) for name in limits]
+    if all(limit is None for limit in chosen):
+        most = DEFAULT_NEW_TOKENS if room is None else min(DEFAULT_NEW_TOKENS, room)
+        kwargs["max_new_tokens"] = max(1, most)
+    if kwargs.get("stop_strings") or config.stop_strings:
+        kwargs.setdefault("tokenizer", processor.tokenizer)
+    return kwargs
+
+
+class LoraUp(nn.Linear):
+    """The second matrix, which starts at 0, so that a new LoRA changes nothing."""
+
+
+class LoraPair(nn.Module):
+    """The two matrices beside one linear layer.
+
+    Args:
+        inputs: width of the layer's input.
+        outputs: width of its output.
+        rank: width between the matrices.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int):
+        super().__init__()
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = LoraUp(rank, outputs, bias=False)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+
+
+class DecoderLora(nn.Module):
+    """LoRA weights for a decoder, and the context in which they act.
+
+    Args:
+        decoder_config: the decoder's configuration; its layers are last_names without weights.
+        settings: `MemslotsConfig.decoder_lora`.
+
+    Raises:
+        ValueError: the decoder has no linear layer of the asked names.
+    """
+
+    def __init__(self, decoder_config, settings: dict[str, Any]):
+        super().__init__()
+        self.scale = settings["alpha"] / settings["r"]
+        self.dropout = nn.Dropout(settings["dropout"])
+        self.pairs = nn.ModuleDict()
+        self._acting = False
+        last_names = set()
+        for name, (inputs, outputs) in linear_layers(decoder_config).items():
+            last = name.rpartition(".")[2]
+            last_names.add(last)
+            if last in settings["target_modules"]:
+                self.pairs[_key(name)] = LoraPair(inputs, outputs, settings["r"])
+        missing = sorted(set(settings["target_modules"]) - last_names)
+        if missing:
+            raise ValueError(
+                f"decoder_lora: the decoder has no linear layers named {missing}; it has "
+                f"{sorted(last_names)}. Give some of these as target_modules."
+            )
+
+    @contextmanager
+    def active(self, decoder: PreTrainedModel) -> Iterator[None]:
+        """While open, `decoder` answers with these weights; contexts may be nested.
+
+        For `reading`, which holds the decoder's lock meanwhile.
+
+        Raises:
+            ValueError: a decoder without the layers that these weights are for.
+        """
+        if self._acting:
+            yield
+            return
+        layers = {_key(name): module for name, module in decoder.named_modules()}
+        missing = sorted(set(self.pairs) - set(layers))
+        if missing:
+            raise ValueError(
+                f"decoder_lora has weights for {missing[0]!r} and {len(missing) - 1} more layers "
+                f"that {type(decoder).__name__} lacks; attach the decoder that it was trained on."
+            )
+        hooks = [
+            layers[key].register_forward_hook(self._hook(pair))
+            for key, pair in self.pairs.items()
+            if isinstance(pair, LoraPair)
+        ]
+        self._acting = True
+        try:
+            yield
+        finally:
+            self._acting = False
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, pair: LoraPair):
+        def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor):
+            values = inputs[0].to(pair.down.weight)
+            change = pair.up(pair.down(self.dropout(values))) * self.scale
+            return output + change.to(output)
+
+        return add
+
+
+def linear_layers(decoder_config) -> dict[str, tuple[int, int]]:
+    """Names of a decoder's linear layers, its head left out, with their input and output widths."""
+    with torch.device("meta"):
+        decoder = AutoModelForCausalLM.from_config(decoder_config)
+    head = decoder.get_output_embeddings()
+    widths = {}
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            widths[name] = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            widths[name] = (module.weight.shape[0], module.weight.shape[1])
+    return widths
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "-")  # a ModuleDict takes no dots
+
+
+def per_layer_inputs(decoder: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor | None:
+    """What each layer gets of each position's token; None where the decoder has no such thing.
+
+    Args:
+        decoder: a causal LM.
+        input_ids: `(rows, length)`, the padding token's where slots and markers stand.
+
+    Returns:
+        `(rows, length, layers, hidden_size_per_layer_input)`.
+    """
+    if not getattr(decoder.config.get_text_config(), "hidden_size_per_layer_input", 0):
+        return None
+    for module in decoder.modules():
+        if hasattr(module, "embed_tokens_per_layer"):
+            return module.get_per_layer_inputs(input_ids).detach()  # type: ignore[operator]
+    raise ValueError(
+        f"{type(decoder).__name__} has per-layer embeddings that memslots does not find "
+        "(embed_tokens_per_layer); it works with those of Gemma 3n and Gemma 4."
+    )
+
+
+@contextmanager
+def prefilled_with(decoder: PreTrainedModel, per_layer: torch.Tensor | None) -> Iterator[None]:
+    """While open, a forward of `decoder` from embeddings gets `per_layer` beside them.
+
+    `generate` would pass it to every step, and the steps after the prefill have their own tokens.
+
+    Args:
+        decoder: a causal LM, about to generate.
+        per_layer: of `per_layer_inputs`, or None, which changes nothing.
+    """
+    if per_layer is None:
+        yield
+        return
+
+    def add(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]):
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            return None
+        times, rest = divmod(len(embeds), len(per_layer))  # beams repeat each row
+        if rest or embeds.shape[1] != per_layer.shape[1]:
+            raise ValueError(
+                f"{type(decoder).__name__} has per-layer embeddings, which are prefilled in one "
+                "pass and with a cache; leave out use_cache=False and prefill_chunk_size."
+            )
+        return args, {**kwargs, "per_layer_inputs": per_layer.repeat_interleave(times, dim=0)}
+
+    hook = decoder.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

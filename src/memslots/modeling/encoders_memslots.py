@@ -1,0 +1,527 @@
+"""Encoders: how text segments become slots, and what an encoder is.
+
+`memory_tokens` are appended to a segment and read off behind it (PCC); with the other ways of
+`MemslotsConfig.pooling` the states of its own tokens are pooled, or a sentence encoder gives one
+vector.
+"""
+
+import copy
+import hashlib
+import inspect
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from .layout_memslots import spread_places
+from .pooling_memslots import GroupPool, pool_groups
+
+SHARED_ENCODER = "decoder"
+"""In place of an encoder's name: the decoder's own first layers."""
+
+LORA_MARK = ".lora_"
+"""What the names of peft's adapter weights contain."""
+
+NEEDS_PEFT = (
+    "this compressor's encoder is a LoRA adapter, which needs peft: pip install peft. "
+    "(A checkpoint saved after model.merge_encoder() does not.)"
+)
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "GELU": nn.GELU, "ReLU": nn.ReLU}
+
+# -- the model ------------------------------------------------------------------------------------
+
+
+def build_encoder(config) -> PreTrainedModel:
+    """The encoder of `config` with new weights: the base model without any head."""
+    return AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
+
+
+def load_encoder(name: str, encoder_config, **kwargs) -> PreTrainedModel:
+    """The pretrained base model `name`, without any head."""
+    return AutoModel.from_pretrained(name, **_without_pooler(encoder_config), **kwargs)
+
+
+def _without_pooler(encoder_config) -> dict[str, bool]:
+    """Arguments that leave BERT's pooler out: slots are token states, so it would never train."""
+    model_class = MODEL_MAPPING.get(type(encoder_config), None)
+    if model_class is None or isinstance(model_class, (list, tuple)):
+        return {}
+    takes = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}
+
+
+def first_layers(decoder: PreTrainedModel, count: int | None = None) -> PreTrainedModel:
+    """The decoder's base model, cut after its first layers, over the decoder's own parameters.
+
+    PCC-Large starts its encoder from the decoder's weights and trains a LoRA (PCC, section 3.1.2).
+    Here those weights are not copied: adapters in the other tree of modules leave the decoder as it
+    is, and a compressor costs its adapter and no more.
+
+    Args:
+        decoder: a causal LM.
+        count: layers; all of them by default.
+
+    Returns:
+        A base model whose parameters are the decoder's, and whose modules are not.
+
+    Raises:
+        ValueError: more layers than the decoder has, or a decoder whose layers are not in one list.
+    """
+    body, name, layers = _body_and_layers(decoder)
+    count = len(layers) if count is None else count
+    if not 1 <= count <= len(layers):
+        raise ValueError(
+            f"encoder_layers={count}, but the decoder {type(decoder).__name__} has {len(layers)} "
+            f"layers; use 1 to {len(layers)} (about a third of them makes a light encoder)."
+        )
+    if count < len(layers) and getattr(body.config, "hidden_size_per_layer_input", False):
+        raise ValueError(
+            f"{type(decoder).__name__} has embeddings of its own for each layer, so its first "
+            f"{count} layers cannot be run by themselves; leave encoder_layers out (all layers)."
+        )
+    encoder = _over_same_parameters(body)
+    setattr(encoder, name, getattr(encoder, name)[:count])
+    encoder.config = first_layers_config(body.config, count)
+    return encoder
+
+
+def first_layers_config(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
+    """A copy of a text model's configuration with its first `count` layers."""
+    shorter = copy.deepcopy(config.get_text_config())
+    total = shorter.num_hidden_layers
+    shorter.num_hidden_layers = count
+    for key, value in list(vars(shorter).items()):  # layer_types and its like: an entry a layer
+        if isinstance(value, (list, tuple)) and len(value) == total:
+            setattr(shorter, key, type(value)(value[:count]))
+    sharing: Any = getattr(shorter, "num_kv_shared_layers", None)
+    if sharing:  # Gemma's last layers take keys and values of earlier ones: which ones stays fixed
+        shorter.num_kv_shared_layers = max(0, count - (total - sharing))
+    return shorter
+
+
+def _body_and_layers(decoder: PreTrainedModel) -> tuple[PreTrainedModel, str, nn.ModuleList]:
+    """The model that runs the decoder's layers, and the name and list of them."""
+    total = decoder.config.get_text_config(decoder=True).num_hidden_layers
+    places = [
+        (module, name, child)
+        for module in decoder.modules()
+        if isinstance(module, PreTrainedModel)
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList)
+        and len(child) == total
+        and all(isinstance(layer, GradientCheckpointingLayer) for layer in child)
+    ]
+    if len(places) != 1:
+        raise ValueError(
+            f"encoder {SHARED_ENCODER!r} needs a decoder whose {total} layers stand in one list, "
+            f"and {type(decoder).__name__} has {len(places)} such lists; name an encoder of its "
+            "own instead."
+        )
+    return places[0]
+
+
+def _over_same_parameters(module: nn.Module) -> nn.Module:
+    """Another tree of modules that holds the very parameters and buffers of this one."""
+    twin = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        twin.__dict__[name] = copy.copy(module.__dict__[name])
+    for name in list(twin.__dict__):
+        if name.endswith("_hooks"):
+            twin.__dict__[name] = type(module.__dict__[name])()
+    twin.__dict__["_modules"] = {
+        name: None if child is None else _over_same_parameters(child)
+        for name, child in module._modules.items()
+    }
+    return twin
+
+
+def fuse_activations(module: nn.Module) -> int:
+    """Put torch's tanh-GELU in the place of spelled-out ones, in place; how many there were.
+
+    transformers spells GPT-2's out: eight passes over a tensor that is four times as wide as the
+    model, and as many kept for the backward pass. It has no weights, so the checkpoint and its
+    configuration stay as they are.
+
+    Args:
+        module: an encoder of the compressor's own. A decoder is its user's and is left alone.
+    """
+    spelled_out = [
+        (parent, name)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child).__name__ in {"NewGELUActivation", "FastGELUActivation"}
+    ]
+    for parent, name in spelled_out:
+        setattr(parent, name, ACT2FN["gelu_pytorch_tanh"])
+    return len(spelled_out)
+
+
+def add_lora(encoder: PreTrainedModel, lora: dict) -> None:
+    """Inject LoRA into `encoder` in place and freeze its base (PCC-Large).
+
+    Args:
+        encoder: the base model.
+        lora: `MemslotsConfig.encoder_lora`.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: the encoder has no layer of the asked names.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+    adapter = LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=list(lora["target_modules"]),
+    )
+    encoder.requires_grad_(False)
+    inject_adapter_in_model(adapter, encoder)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(LORA_MARK in name)
+
+
+def merge_lora(encoder: PreTrainedModel) -> None:
+    """Fold the LoRA weights into the base layers in place."""
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent = encoder.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    encoder.requires_grad_(True)
+
+
+def check_compiler() -> None:
+    """Refuse to compile for a CPU without the C++ compiler that torch would call.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"compiling for a CPU needs a C++ compiler, and there is no {compiler!r} here; "
+            "install one (Debian: apt install g++), name another in CXX, or do not compile."
+        )
+
+
+def check_takes_positions(encoder: PreTrainedModel) -> None:
+    """Refuse an encoder whose memory tokens cannot be given positions.
+
+    Raises:
+        ValueError: its forward takes no `position_ids`, or its attention kernel would misread them.
+    """
+    if "position_ids" not in inspect.signature(encoder.forward).parameters:
+        raise ValueError(
+            f"memory_positions='spread' needs an encoder that takes position_ids, and "
+            f"{type(encoder).__name__} does not; use 'after'."
+        )
+    attention = encoder.config._attn_implementation or ""
+    if "flash" in attention:  # it takes positions that do not rise for several packed texts
+        raise ValueError(
+            f"memory_positions='spread' does not work with attn_implementation={attention!r}; "
+            "use 'sdpa' or 'eager', or memory_positions='after'."
+        )
+
+
+def encoder_embedding_dim(encoder: PreTrainedModel) -> int:
+    """Width of the encoder's input embeddings (ALBERT's and ELECTRA's differ from its states)."""
+    return encoder.get_input_embeddings().weight.shape[1]
+
+
+@torch.no_grad()
+def embedding_scale(model: PreTrainedModel) -> float:
+    """Standard deviation of what the model's input embedding layer gives (some scale inside)."""
+    layer = model.get_input_embeddings()
+    rows = layer.weight.shape[0]
+    ids = torch.arange(0, rows, max(1, rows // 4096), device=layer.weight.device)
+    return layer(ids).float().std().item()
+
+
+def weights_digest(
+    weights: Mapping[str, torch.Tensor], beside: str, adapter_only: bool = False
+) -> str:
+    """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
+
+    Args:
+        weights: a compressor's, of which those that write slots are read.
+        beside: what else decides: segmentation, and the encoder's tokenizer.
+        adapter_only: the encoder's base is the decoder's own, which the checkpoint names and which
+            may be held in another precision: only the adapter counts.
+    """
+    digest = hashlib.sha256(beside.encode())
+    parts: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        part, _, rest = name.partition(".")
+        if part == "encoder" and (LORA_MARK in name or not adapter_only):
+            parts[rest] = tensor
+        elif part in ("sentence_head", "group_pool"):
+            parts[f"{'head' if part == 'sentence_head' else 'pool'} {rest}"] = tensor
+        elif name in ("memory_tokens", "pooling_query"):
+            parts[name] = tensor
+    for name in sorted(parts):
+        tensor = parts[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# -- slots ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While open, `module` draws, drops and counts nothing, whatever mode it is in."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+class StatesRead(NamedTuple):
+    """Which of the encoder's states become slots.
+
+    Args:
+        width: positions of the encoder's rows.
+        places: `(states,)`, in the states flattened to `(segments * width, d)`: those of
+            memory tokens or, where states are pooled, of tokens.
+        slots: how many slots they make.
+        rate: most tokens of a slot, where that is known.
+    """
+
+    width: int
+    places: torch.Tensor
+    slots: int
+    rate: int | None = None
+
+
+def states_read(
+    lengths: torch.Tensor, counts: torch.Tensor, pooled: bool, rate: int | None = None
+) -> StatesRead:
+    """Of a batch of segments. For a GPU's tensors this waits.
+
+    Args:
+        lengths: `(segments,)`, tokens of each.
+        counts: `(segments,)`, slots of each.
+        pooled: slots are made of the tokens' states, not of memory tokens'.
+        rate: most tokens of a slot, where that is known.
+    """
+    first = torch.zeros_like(lengths) if pooled else lengths
+    ends = lengths if pooled else lengths + counts
+    width = int(ends.max())
+    positions = torch.arange(width, device=lengths.device)
+    read = (positions >= first.unsqueeze(1)) & (positions < ends.unsqueeze(1))
+    return StatesRead(width, read.flatten().nonzero().squeeze(1), int(counts.sum()), rate)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`; a GPU fetches it from pinned memory while the host goes on."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def token_batches(
+    lengths: Sequence[int], slots: Sequence[int], batch_tokens: int
+) -> Iterator[list[int]]:
+    """Indices of segments, longest first, in batches of at most `batch_tokens` padded tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: -(lengths[i] + slots[i]))
+    batch: list[int] = []
+    for i in order:
+        longest = lengths[batch[0]] + slots[batch[0]] if batch else 0
+        if batch and longest * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def memory_token_slots(
+    encoder: PreTrainedModel,
+    memory_tokens: torch.Tensor,
+    segment_input_ids: torch.Tensor,
+    lengths: torch.Tensor,
+    counts: torch.Tensor,
+    read: StatesRead,
+    causal: bool,
+    spread: bool,
+) -> torch.Tensor:
+    """Last states of memory tokens, `(slots, d_encoder)`.
+
+    They follow each segment's last token, and padding follows them, so that a short segment sees
+    neither padding nor a gap in its positions.
+
+    Args:
+        encoder: the encoder.
+        memory_tokens: `(max_slots, d_embedding)`.
+        segment_input_ids: `(segments, tokens)`, right-padded.
+        lengths: `(segments,)`, tokens of each.
+        counts: `(segments,)`, slots of each.
+        read: of `states_read`.
+        causal: whether the encoder is.
+        spread: whether positions of memory tokens are spread over the segment.
+    """
+    embeds = encoder.get_input_embeddings()(segment_input_ids)
+    lengths = lengths.unsqueeze(1)
+    ends = lengths + counts.unsqueeze(1)
+    positions = torch.arange(read.width, device=embeds.device).unsqueeze(0)
+    is_slot = (positions >= lengths) & (positions < ends)
+    slot_index = (positions - lengths).clamp(0, memory_tokens.shape[0] - 1)
+    token_index = positions.clamp(max=embeds.shape[1] - 1).expand(embeds.shape[0], -1)
+    tokens = embeds.gather(1, token_index.unsqueeze(-1).expand(-1, -1, embeds.shape[2]))
+    # Some encoders scale inside their embedding layer; memory tokens are made at that scale.
+    memory = memory_tokens.to(embeds.dtype)[slot_index]
+    inputs = torch.where(is_slot.unsqueeze(-1), memory, tokens)
+    # Under a causal encoder what follows cannot be seen, so no mask (and no slower kernel).
+    mask = None if causal else (positions < ends).long()
+    placed = {}
+    if spread:
+        places = to_device(torch.tensor(spread_places(len(memory_tokens))), embeds.device)
+        spread_positions = (places[slot_index] * lengths).ceil().long() - 1
+        placed["position_ids"] = torch.where(is_slot, spread_positions, positions)
+        if mask is None:  # without one, transformers takes falling positions for packed texts
+            mask = torch.ones_like(placed["position_ids"])
+    states = encoder(inputs_embeds=inputs, attention_mask=mask, **placed).last_hidden_state
+    return states.flatten(0, 1)[read.places]
+
+
+def pooled_slots(
+    encoder: PreTrainedModel,
+    segment_input_ids: torch.Tensor,
+    lengths: torch.Tensor,
+    rates: torch.Tensor,
+    counts: torch.Tensor,
+    read: StatesRead,
+    causal: bool,
+    pooling: str,
+    query: torch.Tensor | None = None,
+    group_pool: GroupPool | None = None,
+) -> torch.Tensor:
+    """One vector of the last states of `rate` tokens each; a last group may be short.
+
+    Arguments are those of `memory_token_slots`, and `rates` `(segments,)`, `pooling` and `query`
+    as for `pool_groups`, and what pools groups where they are pooled.
+    """
+    positions = torch.arange(read.width, device=segment_input_ids.device).unsqueeze(0)
+    # Under a causal encoder padding, which follows, cannot be seen.
+    mask = None if causal else (positions < lengths.unsqueeze(1)).long()
+    input_ids = segment_input_ids[:, : read.width]
+    states = encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    first = counts.cumsum(dim=0) - counts
+    groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
+    groups, states = groups.flatten()[read.places], states.flatten(0, 1)[read.places]
+    if group_pool is not None:
+        embeds = encoder.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
+        return group_pool(embeds, states, groups, read.slots, read.rate)
+    return pool_groups(states, groups, read.slots, pooling, query)
+
+
+def sentence_slots(
+    encoder: PreTrainedModel,
+    head: "SentenceHead",
+    described: dict[str, Any],
+    segment_input_ids: torch.Tensor,
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    """One vector a segment, as its sentence encoder makes it: with its special tokens.
+
+    Args:
+        encoder: the backbone.
+        head: what makes a vector of its states.
+        described: `MemslotsConfig.sentence_encoder`.
+        segment_input_ids: `(segments, tokens)`, right-padded.
+        lengths: `(segments,)`, tokens of each.
+    """
+    prefix, suffix = (
+        to_device(torch.tensor(described[name], dtype=torch.long), segment_input_ids.device)
+        for name in ("prefix_ids", "suffix_ids")
+    )
+    rows = segment_input_ids.shape[0]
+    ends = (lengths + len(prefix)).unsqueeze(1)
+    ids = torch.cat([prefix.expand(rows, -1), segment_input_ids], dim=1)
+    ids = functional.pad(ids, (0, len(suffix)))
+    for i, token in enumerate(suffix):
+        ids = ids.scatter(1, ends + i, token.expand(rows, 1))
+    positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+    mask = (positions < ends + len(suffix)).long()
+    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return head(states, mask)
+
+
+# -- sentence encoders ----------------------------------------------------------------------------
+
+
+class SentenceHead(nn.Module):
+    """What stands between the token states of a sentence encoder and its one vector.
+
+    Args:
+        layers: a dict each, of the kind "pooling", "dense", "layer_norm" or "normalize", as
+            `memslots.making.read_sentence_encoder` makes them.
+    """
+
+    def __init__(self, layers: Sequence[dict[str, Any]]):
+        super().__init__()
+        self.kinds = [layer["kind"] for layer in layers]
+        self.poolings = [layer.get("modes", []) for layer in layers]
+        made: list[nn.Module] = []
+        for layer in layers:
+            if layer["kind"] == "dense":
+                dense = nn.Linear(layer["inputs"], layer["outputs"], bias=layer["bias"])
+                made.append(nn.Sequential(dense, ACTIVATIONS[layer["activation"]]()))
+            elif layer["kind"] == "layer_norm":
+                made.append(nn.LayerNorm(layer["outputs"]))
+            else:
+                made.append(nn.Identity())
+        self.layers = nn.ModuleList(made)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`(sentences, tokens, d)` and `(sentences, tokens)` to `(sentences, slot_size)`."""
+        vectors = states
+        for kind, modes, layer in zip(self.kinds, self.poolings, self.layers, strict=True):
+            if kind == "pooling":
+                vectors = torch.cat([_pool(vectors, mask, mode) for mode in modes], dim=1)
+            elif kind == "normalize":
+                vectors = functional.normalize(vectors, dim=1)
+            else:
+                vectors = layer(vectors)
+        return vectors
+
+
+def _pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    if mode == "cls":
+        return states[:, 0]
+    if mode == "max":
+        return states.masked_fill(weights == 0, float("-inf")).amax(dim=1)
+    if mode == "lasttoken":
+        last = mask.sum(dim=1) - 1
+        return states[torch.arange(len(states), device=states.device), last]
+    if mode == "weightedmean":
+        positions = torch.arange(1, states.shape[1] + 1, device=states.device)
+        weights = weights * positions.to(states.dtype)[None, :, None]
+    total = weights.sum(dim=1).clamp(min=1e-9)
+    return (states * weights).sum(dim=1) / (
+        total.sqrt() if mode == "mean_sqrt_len_tokens" else total
+    )
