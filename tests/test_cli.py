@@ -190,6 +190,35 @@ def test_init_makes_a_checkpoint(run, refused, zoo, tmp_path):
     assert "not an empty folder" in refused(*make, "segment_length=64")
 
 
+def test_init_chooses_what_it_is_not_told_and_says_so(run, refused, zoo, tmp_path):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    shutil.copytree(zoo.folder("llama", "decoder"), tmp_path / "models" / "small")
+    make = ["init", "decoder", tmp_path / "models"]
+    extra = ["--decoder-arg", "subfolder=small", "--set", "segment_length=16"]
+    code, out, _ = run(*make, tmp_path / "new", *extra)
+    assert code == 0
+    said = " ".join(out.split())
+    assert "Chosen: prompt_format=chat, encoder_layers=1, pooling=groups" in said
+    config = memslots.MemslotsConfig.from_pretrained(tmp_path / "new")
+    assert (config.prompt_format, config.pooling, config.encoder_layers) == ("chat", "groups", 1)
+    assert config.decoder_loading == {"subfolder": "small"}
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models" / "small")
+    tokenizer.chat_template = None
+    for file in (tmp_path / "models" / "small").glob("chat_template*"):
+        file.unlink()
+    tokenizer.save_pretrained(tmp_path / "models" / "small")
+    code, out, _ = run(*make, tmp_path / "plain", *extra, "--set", "pooling=mean")
+    assert code == 0
+    assert "prompt_format" not in out
+    config = memslots.MemslotsConfig.from_pretrained(tmp_path / "plain")
+    assert (config.prompt_format, config.pooling) == ("plain", "mean")
+    assert "is not KEY=VALUE" in refused(*make, tmp_path / "bad", "--decoder-arg", "small")
+
+
 def test_suite_writes_results_and_card(run, checkpoints, tmp_path, capsys):
     asked = ["suite", str(checkpoints / "other"), "--questions", "1", "--card", "--check"]
     code = lab([*asked, "--output", str(tmp_path / "r.json")])

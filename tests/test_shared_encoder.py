@@ -255,3 +255,15 @@ def test_an_adapter_folder_is_a_decoder(zoo, tmp_path):
     torch.testing.assert_close(loaded.decoder(ids).logits, adapted(input_ids=ids).logits)
     with pytest.raises(TypeError, match="merge_and_unload"):
         model.attach_decoder(adapted)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_without_names_the_adapter_is_on_all_linear_layers(zoo, family):
+    model = shared(zoo, family, encoder_lora=LORA)
+    adapted = {n.rpartition(".lora_A")[0] for n, _ in model.encoder.named_parameters()} - {""}
+    matrices = {
+        n.removesuffix(".base_layer.weight")
+        for n, p in model.encoder.named_parameters()
+        if n.endswith(".weight") and p.dim() == 2 and "lora_" not in n and "emb" not in n
+    } - {"wte.weight", "wpe.weight"}
+    assert adapted == matrices

@@ -36,7 +36,8 @@ def new_tiny_compressor(recipe: dict[str, Any], output: Path) -> MemslotsModel:
     initialize_local(model, _shared_embeddings(decoder_dir, tokenizer))
     # Both are inside the checkpoint, so it names no folder of this machine.
     model.config.encoder_name_or_path = model.config.decoder_name_or_path = None
-    for part in (model.config.encoder_config, model.config.decoder_config):
+    parts: list[Any] = [model.config.encoder_config, model.config.decoder_config]
+    for part in parts:
         part._name_or_path = ""
     return model
 

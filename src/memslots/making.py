@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
@@ -56,7 +57,7 @@ def new_compressor(
     Args:
         encoder: repository or folder of the encoder, a causal LM or a bidirectional encoder; or
             "decoder": the decoder's own first `encoder_layers` layers (all by default), weights
-            shared, with a LoRA (`encoder_lora`).
+            shared, with a LoRA (`encoder_lora`, by default on all their linear layers).
         decoder: repository or folder of the decoder, a causal LM that stays as it is.
         dtype: of both; float32 where there is no accelerator and nothing is said.
         device_map: of both.
@@ -123,6 +124,8 @@ def new_compressor(
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
     if shares:
         base = first_layers(llm, config.encoder_layers)
+        if "target_modules" not in (config_kwargs.get("encoder_lora") or {}):
+            config.encoder_lora["target_modules"] = _linear_layers(base)
     elif head is None:
         base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
         # Arguments such as num_hidden_layers have changed what the repository says.
@@ -141,6 +144,43 @@ def new_compressor(
     model.attach_decoder(llm)
     match_scales(model)
     return model.eval()
+
+
+def usual_settings(
+    decoder: str, decoder_kwargs: dict[str, Any] | None = None, shares: bool = False
+) -> dict[str, Any]:
+    """What `memslots init` sets where the user does not.
+
+    Args:
+        decoder: repository or folder.
+        decoder_kwargs: for its loading.
+        shares: whether the encoder is the decoder's own first layers.
+
+    Returns:
+        Fields of `MemslotsConfig`: the chat format where the tokenizer has a template; and for a
+        shared encoder a third of the layers, `pooling="groups"`, `converter_type="residual"` and
+        rates of 2, 4 and 8, the start that learns soonest.
+    """
+    decoder, kwargs = _place(decoder), decoder_kwargs or {}
+    settings: dict[str, Any] = {}
+    if _decoder_tokenizer(decoder, kwargs).chat_template:
+        settings["prompt_format"] = "chat"
+    if shares:
+        text_config = _decoder_config(decoder, kwargs).get_text_config(decoder=True)
+        settings |= {
+            "encoder_layers": max(1, round(text_config.num_hidden_layers / 3)),
+            "pooling": "groups",
+            "converter_type": "residual",
+            "compression_rates": [2, 4, 8],
+        }
+    return settings
+
+
+def _linear_layers(layers: nn.Module) -> list[str]:
+    """Names of the linear layers of a decoder's layers, which a LoRA may stand on."""
+    kinds = (nn.Linear, Conv1D)
+    names = {name.rpartition(".")[2] for name, m in layers.named_modules() if isinstance(m, kinds)}
+    return sorted(names)
 
 
 @torch.no_grad()

@@ -48,29 +48,60 @@ def info(
 
 
 def init(
-    encoder: Annotated[str, typer.Argument(help="Folder or repository of the encoder.")],
+    encoder: Annotated[
+        str,
+        typer.Argument(help="Folder or repository; or decoder: the decoder's own first layers."),
+    ],
     decoder: Annotated[str, typer.Argument(help="Folder or repository of the decoder.")],
     output: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
     sets: Sets = None,
+    encoder_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder-arg", metavar="KEY=VALUE", help="For its from_pretrained; repeatable."
+        ),
+    ] = None,
+    decoder_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder-arg",
+            metavar="KEY=VALUE",
+            help="For its from_pretrained, such as gguf_file=model.gguf; repeatable.",
+        ),
+    ] = None,
     dtype: Dtype = None,
 ) -> None:
     """Make a new, untrained compressor from two pretrained models."""
-    from .inspection import settable_fields
+    from .inspection import loading_arguments, settable_fields
 
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise ValueError(f"{output} is not an empty folder; name a new one.")
     settings = settable_fields(sets or [])
+    encoder_kwargs = loading_arguments("--encoder-arg", encoder_args or [])
+    decoder_kwargs = loading_arguments("--decoder-arg", decoder_args or [])
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
     import torch
 
-    from memslots.making import new_compressor
+    from memslots.making import SHARED_ENCODER, new_compressor, usual_settings
 
     quiet()
+    usual = usual_settings(decoder, decoder_kwargs, shares=encoder == SHARED_ENCODER)
+    chosen = {name: value for name, value in usual.items() if name not in settings}
     kind = dtype if dtype in (None, "auto") else getattr(torch, dtype)
-    made = new_compressor(encoder, decoder, dtype=kind, **settings)
+    made = new_compressor(
+        encoder,
+        decoder,
+        dtype=kind,
+        encoder_kwargs=encoder_kwargs,
+        decoder_kwargs=decoder_kwargs,
+        **{**chosen, **settings},
+    )
     made.save_pretrained(output)
     out.print(f"{output}: new compressor, rates {made.config.compression_rates}; it is untrained.")
+    if chosen:
+        told = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        out.print(f"Chosen: {told}; --set KEY=VALUE chooses otherwise.", style="dim")
 
 
 def train(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -44,6 +45,24 @@ def settable_fields(overrides: Sequence[str]) -> dict[str, Any]:
     changed = apply_overrides(defaults, overrides)
     named = {override.partition("=")[0].strip().split(".")[0] for override in overrides}
     return {name: changed[name] for name in defaults if name in named}
+
+
+def loading_arguments(option: str, given: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` from `KEY=VALUE`, the value in YAML.
+
+    Raises:
+        ValueError: no `=`, or a value that is no YAML.
+    """
+    arguments = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ValueError(f"{option} {text!r} is not KEY=VALUE, such as subfolder=models.")
+        try:
+            arguments[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{option} {text!r}: the value is no YAML ({error}).") from error
+    return arguments
 
 
 def describe(
