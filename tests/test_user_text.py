@@ -180,3 +180,34 @@ def test_any_valid_unicode_works(model, zoo, kind):
         assert torch.isfinite(memory.slots).all()
         answer = compressor.generate(memory=memory, question=text, max_new_tokens=2)
         assert isinstance(answer, str)
+
+
+def test_a_byte_order_mark_changes_no_slot_and_comes_back(model, tmp_path):
+    """Windows Notepad writes one before a text; it turned answers into others."""
+    marked, plain = "\ufeff" + TEXTS[1], TEXTS[1]
+    memory = model.compress(marked, rate=2, keep_text=True)
+    assert torch.equal(memory.slots, model.compress(plain, rate=2).slots)
+    assert [s.tokens for s in memory.segments] == [
+        s.tokens for s in model.compress(plain, rate=2).segments
+    ]
+    assert model.reconstruct(memory, exact=True) == marked
+    for processed in (model.processor.encoder_text, model.processor.decoder_text):
+        assert processed.encode(marked) == processed.encode(plain)
+    asked = model.processor.prompt(question="Why?", context=marked)
+    assert asked == model.processor.prompt(question="Why?", context=plain)
+
+
+def test_files_with_a_byte_order_mark_are_read_as_those_without(tmp_path):
+    from memslots.cli.options import read_text
+    from memslots.data import load_rows
+    from memslots.data.books import iterate_books
+
+    row = json.dumps({"text": "A short text."})
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + row.encode())
+    (tmp_path / "notes.txt").write_bytes(b"\xef\xbb\xbfA short text.")
+    assert list(iterate_books(str(tmp_path / "rows.jsonl"))) == ["A short text."]
+    rows = load_rows("jsonl", "train", data_dir=tmp_path / "rows.jsonl")
+    assert [r["text"] for r in rows] == ["A short text."]
+    rows = load_rows("text", "train", data_dir=tmp_path / "notes.txt")
+    assert [r["text"].removeprefix("\ufeff") for r in rows] == ["A short text."]
+    assert read_text(str(tmp_path / "notes.txt")).encode() == b"\xef\xbb\xbfA short text."

@@ -49,7 +49,8 @@ def _book_files(path: Path, split: str) -> list[Path]:
 def _local_books(files: list[Path]) -> Iterator[str]:
     for file in files:
         rows = 0
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+        opened = gzip.open if file.suffix == ".gz" else open
+        with opened(file, "rt", encoding="utf-8-sig") as lines:
             for line in lines:
                 if not line.strip():
                     continue

@@ -130,6 +130,8 @@ def local_rows(adapter: Adapter, files: list[Path]) -> Callable[[], Iterator[Raw
 def _stream(builder: str, file: Path, **options: Any) -> Iterator[Mapping[str, Any]]:
     # A path is a pattern to `datasets`, hence the escape.
     files = {"train": [glob.escape(str(file.resolve()))]}
+    if builder == "text":
+        options["encoding"] = "utf-8-sig"  # without a byte order mark
     try:
         yield from _load_dataset()(
             builder, data_files=files, split="train", streaming=True, **options

@@ -16,6 +16,10 @@ NEEDS_SENTENCEX = (
 )
 
 
+BYTE_ORDER_MARK = "\ufeff"
+"""What some editors (Windows Notepad) write before a text in UTF-8; no model reads it."""
+
+
 class Span(NamedTuple):
     """A segment of a text before it is compressed.
 
@@ -76,6 +80,9 @@ class PlainText:
         return self._encode(text)
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        if text.startswith(BYTE_ORDER_MARK):  # says how a file is written, and nothing of its text
+            ids, offsets = self._encode(text[1:])
+            return ids, [(start + 1, end + 1) for start, end in offsets]
         encoding = self.backend.encode(text, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets
         if self.control_ids.isdisjoint(ids):
