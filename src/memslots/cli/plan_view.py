@@ -31,12 +31,16 @@ def plan_table(recipe: str, stages: list[StagePlan]) -> Table:
             _count(stage.trained),
             _count(stage.frozen),
             f"{stage.rows_per_step:,}",
-            "by the data" if stage.steps is None else f"{stage.steps:,}",
+            f"{stage.steps:,}" if stage.steps is not None else _open_steps(stage),
             "-" if stage.tokens is None else _count(stage.tokens),
             f"{stage.memory / 2**30:,.1f}",
             "-" if stage.seconds is None else _time(stage.seconds),
         )
     return table
+
+
+def _open_steps(stage: StagePlan) -> str:
+    return "by the data" if stage.seconds is None else "by time"
 
 
 def _time(seconds: float) -> str:
