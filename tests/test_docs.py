@@ -73,6 +73,9 @@ def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
         with suppress(SkipTest):  # a block that says why it is skipped
             example.evaluate()
             ran += 1
+        said = iter(capsys.readouterr().out.splitlines())
+        for shown in re.findall(r"# prints: (.*)$", str(example.parsed), re.MULTILINE):
+            assert shown in said, f"{page.name} shows {shown!r}, which is not printed there"
     assert ran
 
 
