@@ -9,7 +9,10 @@ from memslots.cli import main
 from memslots.cli.options import verification
 from memslots.serving.store import MemoryStore
 
-pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:from the slots the decoder"),
+    pytest.mark.filterwarnings("ignore:the exact text of segments"),
+]
 
 TEXT = "She lives in Lagos and owns 27 maps. He left on 2024-05-01 with 3 keys. " * 3
 

@@ -18,7 +18,10 @@ from memslots.serving.memory_upload import write_memory_file
 from memslots.serving.shelf import ProcessShelf, StoreShelf
 from memslots.serving.store import MemoryStore
 
-pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:from the slots the decoder"),
+    pytest.mark.filterwarnings("ignore:the exact text of segments"),
+]
 
 CHAT, MEMORIES = "/v1/chat/completions", "/v1/memories"
 NEW = 6

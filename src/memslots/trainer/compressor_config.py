@@ -173,6 +173,9 @@ class CompressorConfig(SFTConfig):
             # Each process reads the stream and keeps its own share: segments and rows of a batch
             # are no tensors that one process could hand to the others.
             self.accelerator_config = {"dispatch_batches": False}
+        # Newer transformers call it so, and warn of the old name, which TRL still sets.
+        if getattr(self, "activation_checkpointing", True) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
 
