@@ -1,14 +1,17 @@
-"""Every public method of model, memory and processor has an example, and each one runs."""
+"""Every public method of model, memory, processor and trainer has an example, and each one runs."""
 
 import doctest
 import inspect
 
 import pytest
 import torch
+from datasets import Dataset
 
 from memslots import Memory, MemslotsModel, MemslotsProcessor, verified
 from memslots.chat import ChatMemory
 from memslots.modeling.layout_memslots import Row
+from memslots.trainer.compressor_config import CompressorConfig
+from memslots.trainer.compressor_trainer import CompressorTrainer
 
 INHERITED = {"train", "get_input_embeddings", "get_output_embeddings", "to_dict"}
 """Methods that are as those of transformers or torch."""
@@ -36,8 +39,24 @@ PUBLIC += [
 ]
 
 
+PUBLIC += [
+    pytest.param(name, member, id=f"CompressorTrainer.{name}")
+    for name, member in [
+        ("CompressorTrainer", CompressorTrainer),
+        *((n, getattr(CompressorTrainer, n)) for n in ("rate_of_step", "gathered_weights")),
+    ]
+]
+
+
 @pytest.fixture(scope="module")
-def names(zoo, tmp_path_factory):
+def trainer(zoo, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("trainer"))
+    args = CompressorConfig(folder, report_to="none", use_cpu=True)
+    return CompressorTrainer(zoo.compressor(), args, Dataset.from_list([{"text": "Ann."}]))
+
+
+@pytest.fixture(scope="module")
+def names(zoo, trainer, tmp_path_factory):
     model = zoo.compressor().eval()
     folder = tmp_path_factory.mktemp("examples")
     model.compress("Ann is here.").save(folder / "ann.safetensors")
@@ -48,6 +67,9 @@ def names(zoo, tmp_path_factory):
         "MemslotsModel": MemslotsModel,
         "MemslotsProcessor": MemslotsProcessor,
         "ChatMemory": ChatMemory,
+        "CompressorConfig": CompressorConfig,
+        "CompressorTrainer": CompressorTrainer,
+        "trainer": trainer,
         "Row": Row,
         "torch": torch,
         "folder": folder,

@@ -47,6 +47,18 @@ class CompressorTrainer(SFTTrainer):
     Raises:
         ValueError: a model without decoder or processor, a dataset without the columns, an empty
             dataset, or rates that the model does not have.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> texts = Dataset.from_list([{"text": "Ann is here. Bob is there. Eve is late."}] * 4)
+        >>> args = CompressorConfig(
+        ...     str(folder), max_steps=1, report_to="none", save_strategy="no", use_cpu=True
+        ... )
+        >>> trainer = CompressorTrainer(model, args, texts)
+        >>> outcome = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> outcome.global_step
+        1
     """
 
     _tag_names = ["memslots"]  # noqa: RUF012, the name and form are TRL's
@@ -126,6 +138,10 @@ class CompressorTrainer(SFTTrainer):
     def rate_of_step(self, step: int) -> int:
         """The rate that optimizer step `step` trains: the same after resuming, on every process and
         in every accumulated batch.
+
+        Example:
+            >>> trainer.rate_of_step(3) in trainer.rates
+            True
         """
         return random.Random(f"rate-{self.args.seed}-{step}").choice(self.rates)
 
@@ -181,6 +197,10 @@ class CompressorTrainer(SFTTrainer):
         """Weights to save a model by that is spread over processes; None where none is.
 
         To be called by all processes; the main one gets them.
+
+        Example:
+            >>> trainer.gathered_weights() is None
+            True
         """
         if not self.is_fsdp_enabled:
             return None
