@@ -113,3 +113,47 @@ def test_a_model_that_loading_cast_saves_the_fingerprint_of_its_weights(zoo, tmp
     )
     loaded = MemslotsModel.from_pretrained(tmp_path / "half", dtype=torch.float16)
     assert loaded.config.fingerprint == loaded.fingerprint_of(loaded.state_dict())
+
+
+def test_a_shared_encoder_that_is_quantized_has_another_fingerprint(zoo, wide_decoder, tmp_path):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    model = new_compressor(
+        "decoder", wide_decoder, encoder_layers=1, encoder_lora={"r": 2}, **SETTINGS
+    )
+    model.save_pretrained(tmp_path / "saved")
+    how = QUANTIZED["Linear4bit"]
+    loaded = MemslotsModel.from_pretrained(tmp_path / "saved", quantization_config=how)
+    with pytest.raises(ValueError, match="this memory was written by compressor"):
+        loaded.check_memory(model.compress(TEXT))
+    loaded.check_memory(loaded.compress(TEXT))
+    loaded.save_pretrained(tmp_path / "quantized")
+    again = MemslotsModel.from_pretrained(tmp_path / "quantized", quantization_config=how)
+    again.check_memory(loaded.compress(TEXT))
+
+
+def test_a_quantized_encoder_is_not_saved(zoo, wide_decoder, tmp_path):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    model = new_compressor(
+        wide_decoder,
+        wide_decoder,
+        encoder_kwargs={"quantization_config": QUANTIZED["Linear8bitLt"]},
+        **SETTINGS,
+    )
+    with pytest.raises(ValueError, match="quantized encoder"):
+        model.save_pretrained(tmp_path / "saved")
+
+
+def test_new_compressors_quantization_is_the_decoders(zoo, wide_decoder):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    model = new_compressor(
+        wide_decoder, wide_decoder, quantization_config=QUANTIZED["Linear4bit"], **SETTINGS
+    )
+    assert "Linear4bit" in kinds(model.decoder)
+    assert "Linear4bit" not in kinds(model.encoder)
+    assert not hasattr(model.config, "quantization_config")
+
+
+def test_a_gguf_decoder_is_loaded_again(zoo, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    llm = AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "decoder"))
+    _write_gguf(gguf, llm, tmp_path / "models" / "small.gguf", zoo.folder("llama", "decoder"))

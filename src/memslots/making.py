@@ -78,6 +78,9 @@ def new_compressor(
         ... )  # doctest: +SKIP
     """
     encoder, decoder = _place(encoder), _place(decoder)
+    if "quantization_config" in config_kwargs:
+        how = config_kwargs.pop("quantization_config")
+        decoder_kwargs = {"quantization_config": how, **(decoder_kwargs or {})}
     shared = {"dtype": pick_dtype(dtype), "device_map": device_map}
     encoder_kwargs = _with_revision(encoder_kwargs, config_kwargs, "encoder_revision")
     decoder_kwargs = _with_revision(decoder_kwargs, config_kwargs, "decoder_revision")
@@ -114,7 +117,7 @@ def new_compressor(
             }
     config = MemslotsConfig(
         encoder_config=encoder_config,
-        decoder_config=_without_quantization(decoder_config),
+        decoder_config=decoder_config,
         encoder_name_or_path=decoder if shares else encoder,
         decoder_name_or_path=decoder,
         decoder_loading=_kept_place(decoder_kwargs),
@@ -250,17 +253,6 @@ def _decoder_tokenizer(name: str, kwargs: dict[str, Any]):
 def _adapter_base(name: str) -> str:
     with open(os.path.join(name, "adapter_config.json"), encoding="utf-8") as file:
         return json.load(file)["base_model_name_or_path"]
-
-
-def _without_quantization(config):
-    """A decoder's configuration without its quantisation, which is the decoder's matter alone.
-
-    transformers would take it for that of the whole compressor, encoder included.
-    """
-    plain = copy.deepcopy(config)
-    if hasattr(plain, "quantization_config"):
-        del plain.quantization_config
-    return plain
 
 
 def _check_layers(count: int, layers: int, decoder: str) -> None:
