@@ -128,7 +128,8 @@ def new_compressor(
     if shares:
         base = first_layers(llm, config.encoder_layers)
         if "target_modules" not in (config_kwargs.get("encoder_lora") or {}):
-            config.encoder_lora["target_modules"] = _linear_layers(base)
+            names = {"target_modules": _linear_layers(base)}
+            config.encoder_lora = {**(config.encoder_lora or {}), **names}
     elif head is None:
         base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
         # Arguments such as num_hidden_layers have changed what the repository says.

@@ -114,8 +114,13 @@ class SavedModel(PreTrainedModel):
         model.processor = MemslotsProcessor.from_pretrained(
             pretrained_model_name_or_path, **hub, **origin
         )
-        if not config.bundle_encoder:
+        if not config.bundle_encoder and dtype == "auto":
             model._load_named_encoder(hub)
+        elif not config.bundle_encoder:  # known by its weights as they were, and cast afterwards
+            kwargs.update(load_decoder=False, dtype="auto")
+            model = cls.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            model.to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
+            config = model.config
         model.freeze_sentence_encoder()  # loading makes every weight trainable
         if config.fingerprint is not None:
             model._trust_fingerprint(config.fingerprint)
