@@ -94,6 +94,10 @@ def test_a_named_encoder_is_not_in_the_checkpoint(make, pools, tmp_path):
     assert torch.equal(loaded.compress(TEXTS).slots, pools.compress(TEXTS).slots)
     loaded._fingerprint = None
     assert loaded.fingerprint == model.fingerprint
+    half = MemslotsModel.from_pretrained(tmp_path, dtype=torch.float16)
+    assert half.dtype == half.encoder.dtype == half.decoder.dtype == torch.float16
+    half.train().eval().check_memory(loaded.compress(TEXTS))
+    half.check_memory(half.compress(TEXTS))
     loaded.config.encoder_name_or_path = None
     loaded.save_pretrained(tmp_path / "nameless")
     with pytest.raises(ValueError, match="does not hold its sentence encoder and names none"):

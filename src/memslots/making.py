@@ -77,12 +77,15 @@ def new_compressor(
         ...     pooling="groups", converter_type="residual", compression_rates=[2, 4, 8],
         ... )  # doctest: +SKIP
     """
-    encoder, decoder = _place(encoder), _place(decoder)
+    encoder, decoder = absolute(encoder), absolute(decoder)
+    if "quantization_config" in config_kwargs:
+        how = config_kwargs.pop("quantization_config")
+        decoder_kwargs = {"quantization_config": how, **(decoder_kwargs or {})}
     shared = {"dtype": pick_dtype(dtype), "device_map": device_map}
     encoder_kwargs = _with_revision(encoder_kwargs, config_kwargs, "encoder_revision")
     decoder_kwargs = _with_revision(decoder_kwargs, config_kwargs, "decoder_revision")
     decoder_config = _decoder_config(decoder, decoder_kwargs)
-    decoder_tokenizer = _decoder_tokenizer(decoder, decoder_kwargs)
+    tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
     shares = encoder == SHARED_ENCODER
     head = None
     if shares:
@@ -90,7 +93,7 @@ def new_compressor(
         count = config_kwargs.setdefault("encoder_layers", layers)
         _check_layers(count, layers, decoder)
         encoder_config = first_layers_config(decoder_config, count)
-        encoder_tokenizer = copy.deepcopy(decoder_tokenizer)
+        encoder_tokenizer = copy.deepcopy(tokenizer)
     else:
         if config_kwargs.get("encoder_layers") is not None:
             raise ValueError(
@@ -114,18 +117,19 @@ def new_compressor(
             }
     config = MemslotsConfig(
         encoder_config=encoder_config,
-        decoder_config=_without_quantization(decoder_config),
+        decoder_config=decoder_config,
         encoder_name_or_path=decoder if shares else encoder,
         decoder_name_or_path=decoder,
-        decoder_loading=_kept_place(decoder_kwargs),
+        decoder_loading=kept_place(decoder_kwargs),
         **config_kwargs,
     )
-    processor = MemslotsProcessor.for_config(config, decoder_tokenizer, encoder_tokenizer)
+    processor = MemslotsProcessor.for_config(config, tokenizer, encoder_tokenizer)
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
     if shares:
         base = first_layers(llm, config.encoder_layers)
         if "target_modules" not in (config_kwargs.get("encoder_lora") or {}):
-            config.encoder_lora["target_modules"] = _linear_layers(base)
+            names = {"target_modules": _linear_layers(base)}
+            config.encoder_lora = {**(config.encoder_lora or {}), **names}
     elif head is None:
         base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
         # Arguments such as num_hidden_layers have changed what the repository says.
@@ -161,9 +165,9 @@ def usual_settings(
         shared encoder a third of the layers, `pooling="groups"`, `converter_type="residual"` and
         rates of 2, 4 and 8, the start that learns soonest.
     """
-    decoder, kwargs = _place(decoder), decoder_kwargs or {}
+    decoder, kwargs = absolute(decoder), decoder_kwargs or {}
     settings: dict[str, Any] = {}
-    if _decoder_tokenizer(decoder, kwargs).chat_template:
+    if decoder_tokenizer(decoder, kwargs).chat_template:
         settings["prompt_format"] = "chat"
     if shares:
         text_config = _decoder_config(decoder, kwargs).get_text_config(decoder=True)
@@ -204,7 +208,7 @@ def match_scales(model: MemslotsModel) -> None:
     model.converter.init_weights(scale)
 
 
-def _place(name: str | os.PathLike) -> str:
+def absolute(name: str | os.PathLike) -> str:
     """A repository's name, or the absolute path of a folder that is here."""
     name = os.fspath(name)
     return os.path.abspath(name) if os.path.isdir(name) else name
@@ -224,7 +228,7 @@ def _only_place(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
 
 
-def _kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+def kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """What a checkpoint remembers of how its decoder is loaded; its revision has a field."""
     return {key: kwargs[key] for key in ("subfolder", "gguf_file") if kwargs.get(key)} or None
 
@@ -238,7 +242,8 @@ def _decoder_config(name: str, kwargs: dict[str, Any]):
     return AutoConfig.from_pretrained(name, **_only_place(kwargs))
 
 
-def _decoder_tokenizer(name: str, kwargs: dict[str, Any]):
+def decoder_tokenizer(name: str, kwargs: dict[str, Any]):
+    """A decoder's tokenizer; of a LoRA adapter's folder without any, that of its base model."""
     if os.path.isfile(os.path.join(name, "adapter_config.json")) and not any(
         os.path.isfile(os.path.join(name, file))
         for file in ("tokenizer.json", "tokenizer_config.json")
@@ -250,17 +255,6 @@ def _decoder_tokenizer(name: str, kwargs: dict[str, Any]):
 def _adapter_base(name: str) -> str:
     with open(os.path.join(name, "adapter_config.json"), encoding="utf-8") as file:
         return json.load(file)["base_model_name_or_path"]
-
-
-def _without_quantization(config):
-    """A decoder's configuration without its quantisation, which is the decoder's matter alone.
-
-    transformers would take it for that of the whole compressor, encoder included.
-    """
-    plain = copy.deepcopy(config)
-    if hasattr(plain, "quantization_config"):
-        del plain.quantization_config
-    return plain
 
 
 def _check_layers(count: int, layers: int, decoder: str) -> None:

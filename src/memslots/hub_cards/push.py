@@ -217,7 +217,9 @@ def _loaded(folder: Path) -> MemslotsModel:
     publishable(config)  # known before anything is read or downloaded
     try:
         # A named decoder has its own repository; it may be far too large for this machine.
-        model = MemslotsModel.from_pretrained(folder, load_decoder=config.bundle_decoder)
+        model = MemslotsModel.from_pretrained(
+            folder, load_decoder=config.bundle_decoder, dtype="auto"
+        )
         if not isinstance(model.processor, MemslotsProcessor):
             raise ValueError("it has no processor.")
         if config.fingerprint is not None:

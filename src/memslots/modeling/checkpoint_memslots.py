@@ -25,6 +25,7 @@ from .encoders_memslots import (
     SentenceHead,
     add_lora,
     first_layers,
+    is_quantized,
     load_encoder,
     merge_lora,
 )
@@ -47,7 +48,7 @@ class SavedModel(PreTrainedModel):
     decoder: PreTrainedModel
     processor: MemslotsProcessor
     sentence_head: SentenceHead | None
-    _fingerprint: tuple[tuple[int, ...], str] | None
+    _fingerprint: tuple[tuple[tuple[int, torch.dtype], ...], str] | None
 
     @classmethod
     def from_pretrained(
@@ -65,10 +66,12 @@ class SavedModel(PreTrainedModel):
             *model_args: as for any `PreTrainedModel`.
             load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
             decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
-            kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too.
+            kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too,
+                and `quantization_config` to it alone.
 
         Raises:
-            ValueError: weights missing from the checkpoint.
+            ValueError: weights missing from the checkpoint, or a bundled decoder is to be
+                quantized.
             OSError: no such checkpoint, or no such decoder.
 
         Example:
@@ -76,6 +79,9 @@ class SavedModel(PreTrainedModel):
             True
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        decoder_kwargs = dict(decoder_kwargs or {})
+        if (quantization := kwargs.pop("quantization_config", None)) is not None:
+            decoder_kwargs.setdefault("quantization_config", quantization)
         dtype = pick_dtype(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path,
@@ -97,13 +103,24 @@ class SavedModel(PreTrainedModel):
             key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs
         }
         config = model.config
+        if config.bundle_decoder and decoder_kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                f"quantization_config is for a decoder that is loaded by its name, and that of "
+                f"{str(pretrained_model_name_or_path)!r} is bundled with it; load with "
+                "load_decoder=False and attach_decoder a quantized one."
+            )
         if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
         model.processor = MemslotsProcessor.from_pretrained(
             pretrained_model_name_or_path, **hub, **origin
         )
-        if not config.bundle_encoder:
+        if not config.bundle_encoder and dtype == "auto":
             model._load_named_encoder(hub)
+        elif not config.bundle_encoder:  # known by its weights as they were, and cast afterwards
+            kwargs.update(load_decoder=False, dtype="auto")
+            model = cls.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            model.to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
+            config = model.config
         model.freeze_sentence_encoder()  # loading makes every weight trainable
         if config.fingerprint is not None:
             model._trust_fingerprint(config.fingerprint)
@@ -119,7 +136,7 @@ class SavedModel(PreTrainedModel):
                     "revision": config.decoder_revision,
                     **(config.decoder_loading or {}),
                     **shared,
-                    **(decoder_kwargs or {}),
+                    **decoder_kwargs,
                 },
             )
             model.attach_decoder(decoder)
@@ -176,6 +193,8 @@ class SavedModel(PreTrainedModel):
             if LORA_MARK in name:  # trained in the compressor's precision, not the decoder's
                 parameter.data = parameter.data.to(self.markers.dtype)
         base.config.use_cache = False
+        if is_quantized(decoder):  # other slots, so another fingerprint than the stated
+            self._fingerprint = None
         mark_initialized(base)
         self.encoder = base.train(self.training)
 
@@ -213,7 +232,8 @@ class SavedModel(PreTrainedModel):
             kwargs: as for `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: the decoder is to be bundled and is not there.
+            ValueError: the decoder is to be bundled and is not there or is quantized; a quantized
+                encoder.
 
         Example:
             >>> model.save_pretrained(folder / "compressor")
@@ -225,18 +245,19 @@ class SavedModel(PreTrainedModel):
                 "the checkpoint could not be loaded again; attach_decoder(llm) first, or set "
                 "config.bundle_decoder = False and name the decoder in config.decoder_name_or_path."
             )
+        self._refuse_quantized()
         weights = self.state_dict() if state_dict is None else state_dict
-        weights = {key: value for key, value in weights.items() if self._holds(key)}
         if is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             if "processor" in self.__dict__:
-                self.config.fingerprint = self.fingerprint
+                self.config.fingerprint = self.fingerprint_of(weights)
                 self.processor.save_pretrained(folder)
             if self.config.bundle_decoder and self.has_decoder:
                 self.decoder.generation_config.save_pretrained(folder / _DECODER_FOLDER)
             for source in sorted(Path(__file__).parent.glob("*_memslots.py")):
                 if source.parent.resolve() != folder.resolve():
                     shutil.copyfile(source, folder / source.name)
+        weights = {key: value for key, value in weights.items() if self._holds(key)}
         repository = {
             key: kwargs.pop(key)
             for key in ("repo_id", "commit_message", "create_pr", "private", "revision")
@@ -248,6 +269,19 @@ class SavedModel(PreTrainedModel):
             # PreTrainedModel.save_pretrained writes.
             token = {"token": kwargs["token"]} if "token" in kwargs else {}
             self.push_to_hub(repository.pop("repo_id", folder.name), **repository, **token)
+
+    def _refuse_quantized(self) -> None:
+        """Packed weights do not load into the plain layers that a checkpoint is read into."""
+        if self.config.bundle_decoder and self.has_decoder and is_quantized(self.decoder):
+            raise ValueError(
+                "a quantized decoder cannot be bundled; set model.config.bundle_decoder = False "
+                "and name it in config.decoder_name_or_path, or attach_decoder it unquantized."
+            )
+        if self.config.encoder_lora is None and is_quantized(self.encoder):
+            raise ValueError(
+                "a quantized encoder cannot be saved; make the compressor with one that is not, "
+                "or with encoder_lora={}, whose checkpoint names the encoder."
+            )
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         """Upload everything that loads this model again, in one commit.

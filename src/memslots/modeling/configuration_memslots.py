@@ -178,7 +178,7 @@ class MemslotsConfig(PreTrainedConfig):
                     "inside the checkpoint that has it still loads it."
                 )
         self.encoder_config = _as_config(self.encoder_config, "gpt2")
-        self.decoder_config = _as_config(self.decoder_config, "llama")
+        self.decoder_config = _plain(_as_config(self.decoder_config, "llama"))
         self.compression_rates = sorted(self.compression_rates)
         if self.encoder_layers is not None and self.encoder_lora is None:
             self.encoder_lora = {}
@@ -361,6 +361,16 @@ def _as_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrain
         return config
     values = dict(config or {})
     return AutoConfig.for_model(values.pop("model_type", default), **values)
+
+
+def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A decoder's configuration without its quantization, which is the decoder's matter alone:
+    transformers would take it for that of the whole compressor, encoder included.
+    """
+    if hasattr(config, "quantization_config"):
+        config = deepcopy(config)
+        del config.quantization_config
+    return config
 
 
 def decoder_place(config: "MemslotsConfig") -> str:

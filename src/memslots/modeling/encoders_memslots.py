@@ -257,6 +257,12 @@ def embedding_scale(model: PreTrainedModel) -> float:
     return layer(ids).float().std().item()
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some weights are held in 8 bit or fewer."""
+    packed = any(weight.element_size() == 1 for weight in model.parameters())
+    return packed or bool(getattr(model, "is_quantized", False))
+
+
 def weights_digest(
     weights: Mapping[str, torch.Tensor], beside: str, adapter_only: bool = False
 ) -> str:

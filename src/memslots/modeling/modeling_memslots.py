@@ -51,6 +51,7 @@ from .encoders_memslots import (
     encoder_embedding_dim,
     evaluating,
     fuse_activations,
+    is_quantized,
     memory_token_slots,
     pooled_slots,
     sentence_slots,
@@ -191,6 +192,8 @@ class MemslotsModel(SavedModel):
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
             self.decoder.requires_grad_(False)
         self._fingerprint = None
+        self._stated: str | None = None  # the checkpoint's fingerprint, until weights may change
+        self._names: dict[str, str] = {}  # what it stated, by the digest of the weights then
         self.post_init()
 
     def __getattr__(self, name: str):
@@ -247,6 +250,7 @@ class MemslotsModel(SavedModel):
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
         super().train(mode)
         if mode:  # fused optimizers change weights without counting it, so the version is no proof
+            self._name_weights()
             self._fingerprint = None
         if self.has_decoder:
             self.decoder.eval()
@@ -273,7 +277,8 @@ class MemslotsModel(SavedModel):
         # Weights count their in-place changes, so training makes the kept value stale.
         version = self._weight_versions()
         if self._fingerprint is None or self._fingerprint[0] != version:
-            self._fingerprint = (version, self.fingerprint_of(self.state_dict()))
+            digest = self.fingerprint_of(self.state_dict())
+            self._fingerprint = (version, self._names.get(digest, digest))
         return self._fingerprint[1]
 
     def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
@@ -293,19 +298,28 @@ class MemslotsModel(SavedModel):
         if config.pooling == "sentence":
             kind = json.dumps(config.sentence_encoder, sort_keys=True)
             segmentation += f" {config.pool_unit} {config.pool_language} {kind}"
+        if config.encoder_layers is not None and is_quantized(self.encoder):
+            segmentation += " quantized"  # the base is no part of the digest
         tokenizer = self.processor.encoder_text.backend.to_str()
         beside = f"memslots 1 {segmentation}\n{tokenizer}"
         return weights_digest(weights, beside, adapter_only=config.encoder_layers is not None)
 
     def _trust_fingerprint(self, value: str) -> None:
-        self._fingerprint = (self._weight_versions(), value)
+        self._fingerprint, self._stated = (self._weight_versions(), value), value
 
-    def _weight_versions(self) -> tuple[int, ...]:
+    def _name_weights(self) -> None:
+        """Remember which weights the checkpoint's fingerprint stands for: loading may cast them."""
+        stated, self._stated = self._stated, None
+        whole = all(type(weight) is nn.Parameter for weight in self.parameters())
+        if stated is not None and whole and self._fingerprint == (self._weight_versions(), stated):
+            self._names = {self.fingerprint_of(self.state_dict()): stated}
+
+    def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
         weights = [*self.encoder.parameters()]
         for part in (self.sentence_head, self.group_pool):
             weights += [] if part is None else [*part.parameters()]
         weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
-        return tuple(weight._version for weight in weights)
+        return tuple((weight._version, weight.dtype) for weight in weights)
 
     # -- writing slots -----------------------------------------------------------------------------
 

@@ -134,7 +134,10 @@ def attach_decoder_embeddings(
             "this compressor neither holds its decoder nor names it (decoder_name_or_path), so its "
             "embeddings are nowhere to be read."
         )
-    revision = revision if config.bundle_decoder else config.decoder_revision
+    within = ""
+    if not config.bundle_decoder:
+        revision = config.decoder_revision
+        within = (config.decoder_loading or {}).get("subfolder", "")
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(decoder_config)
     layer = skeleton.get_input_embeddings()
@@ -147,13 +150,13 @@ def attach_decoder_embeddings(
     shape = tuple(layer.weight.shape)
     tied = bool(decoder_config.get_text_config().tie_word_embeddings)
     names = _possible_names(f"{layer_name}.weight", skeleton.base_model_prefix, tied)
-    file, key = _find_table(name, revision, prefix, names)
+    file, key = _find_table(name, revision, prefix, names, within)
     read = _row_reader(file, key, shape, dtype or (None if prefix else decoder_config.dtype))
     model.attach_decoder(
         EmbeddingsOnlyDecoder(
             decoder_config,
             RowsOnly(_without_weight(skeleton, layer), read),
-            _generation_config(name, revision, model),
+            _generation_config(name, revision, model, within),
         )
     )
     return model
@@ -178,15 +181,15 @@ def _possible_names(full_name: str, base: str, tied: bool) -> list[str]:
 
 
 def _find_table(
-    name: str, revision: str | None, prefix: str, names: Sequence[str]
+    name: str, revision: str | None, prefix: str, names: Sequence[str], within: str = ""
 ) -> tuple[Path, str]:
     """The file that holds the table of embeddings, and what it is called there."""
-    file = _file_of(name, _WHOLE, revision)
+    file = _file_of(name, _WHOLE, revision, within)
     if file is not None:
         with _opened(file) as weights:
             where = dict.fromkeys(weights.keys(), _WHOLE)
     else:
-        index = _file_of(name, _INDEX, revision)
+        index = _file_of(name, _INDEX, revision, within)
         if index is None:
             raise ValueError(
                 f"the decoder {name!r} has no {_WHOLE} (nor {_INDEX}), from which its embeddings "
@@ -203,7 +206,7 @@ def _find_table(
             f"the weights of {name!r} have no table of embeddings (looked for {list(names)}); "
             "start the gateway with --with-decoder."
         )
-    part = _file_of(name, where[matches[0]], revision)
+    part = _file_of(name, where[matches[0]], revision, within)
     if part is None:
         raise ValueError(
             f"the weights of {name!r} lack {where[matches[0]]}, which its index names."
@@ -211,8 +214,9 @@ def _find_table(
     return part, matches[0]
 
 
-def _file_of(name: str, file: str, revision: str | None) -> Path | None:
+def _file_of(name: str, file: str, revision: str | None, within: str = "") -> Path | None:
     """A file of a folder or of a repository on the Hub; None where it has none."""
+    file = "/".join(part for part in (within, file) if part)
     if Path(name).is_dir():
         path = Path(name) / file
         return path if path.is_file() else None
@@ -266,10 +270,12 @@ def _runs(ids: list[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _generation_config(name: str, revision: str | None, model: MemslotsModel) -> GenerationConfig:
+def _generation_config(
+    name: str, revision: str | None, model: MemslotsModel, within: str
+) -> GenerationConfig:
     """How the decoder says that answers are drawn and ended."""
-    where = {"subfolder": "decoder"} if model.config.bundle_decoder else {}
+    folder = "decoder" if model.config.bundle_decoder else within
     try:
-        return GenerationConfig.from_pretrained(name, revision=revision or "main", **where)
+        return GenerationConfig.from_pretrained(name, revision=revision or "main", subfolder=folder)
     except OSError:  # saved without one
         return GenerationConfig.from_model_config(model.config.decoder_config)

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from memslots.making import absolute, decoder_tokenizer, kept_place
 from memslots.modeling import MemslotsModel, MemslotsProcessor
 from memslots.modeling.converters_memslots import build_converter
 from memslots.modeling.decoders_memslots import DecoderLora
@@ -52,10 +53,11 @@ def adapt_to_decoder(
             "loaded without; load it with load_decoder=True, or use start 'random'."
         )
     options = decoder_kwargs or {}
+    decoder = absolute(decoder)
     device = model.encoder.device
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{"dtype": model.dtype, **options})
     config = model.config
-    tokenizer = AutoTokenizer.from_pretrained(decoder, revision=options.get("revision"))
+    tokenizer = decoder_tokenizer(decoder, options)
     mapping = None
     if start == "embeddings":
         old_tokenizer = model.processor.tokenizer
@@ -67,6 +69,7 @@ def adapt_to_decoder(
     config.decoder_config = llm.config
     config.decoder_name_or_path = decoder
     config.decoder_revision = options.get("revision")
+    config.decoder_loading = kept_place(options)
     config.bundle_decoder = False
     width = config.get_text_config(decoder=True).hidden_size
     scale = embedding_scale(llm)

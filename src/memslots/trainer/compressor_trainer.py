@@ -22,7 +22,7 @@ from memslots.trainer.contrast_groups import ContrastGroups
 from memslots.trainer.decoder_checkpointing import decoder_checkpointing
 from memslots.trainer.length_groups import GROUPED, LengthGroupedRows, row_lengths
 from memslots.trainer.saving import last_checkpoint, whole_or_removed
-from memslots.trainer.sharded import trust_gathered, with_tasks
+from memslots.trainer.sharded import with_tasks
 from memslots.trainer.slot_cache import cached_slots
 from memslots.trainer.step_metrics import StepMetrics
 
@@ -204,15 +204,7 @@ class CompressorTrainer(SFTTrainer):
         """
         if not self.is_fsdp_enabled:
             return None
-        weights = self.accelerator.get_state_dict(self.model)
-        if self.is_world_process_zero():
-            trust_gathered(self.model, weights)
-        return weights
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.is_fsdp_enabled and state_dict:
-            trust_gathered(self.model, state_dict)
-        super()._save(output_dir, state_dict=state_dict)
+        return self.accelerator.get_state_dict(self.model)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset

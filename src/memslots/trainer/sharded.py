@@ -1,10 +1,8 @@
 """Training a model whose weights are spread over processes (FSDP)."""
 
 from dataclasses import replace
-from typing import Any
 
 from memslots.modeling.layout_memslots import TASKS, Prompt, Row
-from memslots.modeling.modeling_memslots import MemslotsModel
 
 
 def with_tasks(rows: list[Row], present: list[bool], token: int) -> tuple[list[Row], list[bool]]:
@@ -26,13 +24,3 @@ def with_tasks(rows: list[Row], present: list[bool], token: int) -> tuple[list[R
     blank = Row(rows[0].segments[:1], Prompt([token]), [token])
     added = [replace(blank, task=task) for task, missing in enumerate(made_up) if missing]
     return [*rows, *added], made_up
-
-
-def trust_gathered(model: MemslotsModel, weights: dict[str, Any]) -> None:
-    """Computes a sharded model's fingerprint from its whole weights, for it to be saved with.
-
-    Args:
-        model: whose weights are spread over processes.
-        weights: its state, whole, as the main process has it.
-    """
-    model._trust_fingerprint(model.fingerprint_of(weights))

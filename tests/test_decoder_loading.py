@@ -1,0 +1,297 @@
+"""Decoders that are quantised on disk or on loading, and checkpoints cast to another precision."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from test_decoder_precision import QUANTIZED, kinds, wide_decoder  # noqa: F401 a fixture
+from tiny_models import words
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from memslots import MemslotsModel
+from memslots.hub_cards.push import _loaded
+from memslots.making import new_compressor
+from memslots.serving.decoder_embeddings import attach_decoder_embeddings
+from memslots.trainer.adapt import adapt_to_decoder
+
+SETTINGS = {"compression_rates": [4], "segment_length": 16}
+TEXT = words(20)
+
+
+@pytest.fixture(params=QUANTIZED)
+def quantized(request, wide_decoder, tmp_path):  # noqa: F811
+    """The name of a layer, and a decoder's folder that transformers saved with such layers."""
+    pytest.importorskip("bitsandbytes")
+    AutoModelForCausalLM.from_pretrained(
+        wide_decoder, quantization_config=QUANTIZED[request.param]
+    ).save_pretrained(tmp_path / "quantized")
+    AutoTokenizer.from_pretrained(wide_decoder).save_pretrained(tmp_path / "quantized")
+    return request.param, tmp_path / "quantized"
+
+
+def test_a_decoder_that_was_saved_quantized_is_loaded_again(zoo, quantized, tmp_path):
+    layer, decoder = quantized
+    model = new_compressor(zoo.folder("qwen3", "encoder"), decoder, **SETTINGS)
+    assert layer in kinds(model.decoder)
+    answer = model.generate(context=TEXT, question="who?", max_new_tokens=4)
+    model.save_pretrained(tmp_path / "saved")
+    # What a checkpoint says that was made before its decoder's configuration was kept plain.
+    older = type(model.config).from_pretrained(tmp_path / "saved")
+    older.decoder_config.quantization_config = model.decoder.config.quantization_config
+    older.save_pretrained(tmp_path / "saved")
+    loaded = MemslotsModel.from_pretrained(tmp_path / "saved")
+    assert layer in kinds(loaded.decoder)
+    assert layer not in kinds(loaded.encoder)
+    assert torch.equal(loaded.compress(TEXT).slots, model.compress(TEXT).slots)
+    assert loaded.generate(context=TEXT, question="who?", max_new_tokens=4) == answer
+
+
+def test_quantization_on_loading_is_the_decoders(zoo, wide_decoder, tmp_path):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    model = new_compressor(wide_decoder, wide_decoder, **SETTINGS)
+    model.save_pretrained(tmp_path / "saved")
+    for layer, how in QUANTIZED.items():
+        loaded = MemslotsModel.from_pretrained(tmp_path / "saved", quantization_config=how)
+        assert layer in kinds(loaded.decoder)
+        assert layer not in kinds(loaded.encoder)
+        assert torch.equal(loaded.compress(TEXT).slots, model.compress(TEXT).slots)
+        assert isinstance(loaded.generate(context=TEXT, question="who?", max_new_tokens=2), str)
+
+
+def test_a_bundled_decoder_is_not_quantized_on_loading(zoo, wide_decoder, tmp_path):  # noqa: F811
+    model = new_compressor(
+        zoo.folder("qwen3", "encoder"), wide_decoder, bundle_decoder=True, **SETTINGS
+    )
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"quantization_config.*bundled"):
+        MemslotsModel.from_pretrained(
+            tmp_path / "saved", quantization_config=QUANTIZED["Linear4bit"]
+        )
+
+
+def test_a_quantized_decoder_is_not_bundled(zoo, quantized, tmp_path):
+    _, decoder = quantized
+    model = new_compressor(zoo.folder("qwen3", "encoder"), decoder, **SETTINGS)
+    model.config.bundle_decoder = True
+    with pytest.raises(ValueError, match=r"quantized decoder.*bundle_decoder = False"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_model_takes_its_memory_until_a_weight_changes(zoo, tmp_path, dtype):
+    made = new_compressor(
+        zoo.folder("qwen3", "encoder"), zoo.folder("llama", "decoder"), **SETTINGS
+    )
+    made.save_pretrained(tmp_path / "saved")
+    model = MemslotsModel.from_pretrained(tmp_path / "saved", dtype=dtype)
+    memory = model.compress(TEXT)
+    for _ in range(2):
+        model.train().eval()
+        model.check_memory(memory)
+    model.check_memory(made.compress(TEXT))
+    weight = next(model.encoder.parameters())
+    model.train()
+    weight.data += 1  # as a fused optimizer: no version counts it
+    model.eval()
+    with pytest.raises(ValueError, match="this memory was written by compressor"):
+        model.check_memory(memory)
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_a_saved_cast_states_the_fingerprint_of_its_weights(zoo, tmp_path, loaded_before):
+    model = new_compressor(
+        zoo.folder("qwen3", "encoder"), zoo.folder("llama", "decoder"), **SETTINGS
+    )
+    if loaded_before:
+        model.save_pretrained(tmp_path / "whole")
+        model = MemslotsModel.from_pretrained(tmp_path / "whole")
+    whole = model.fingerprint
+    model.to(torch.float16).save_pretrained(tmp_path / "half")
+    loaded = MemslotsModel.from_pretrained(tmp_path / "half", dtype=torch.float16)
+    assert loaded.config.fingerprint == loaded.fingerprint_of(loaded.state_dict()) != whole
+    assert loaded.fingerprint == model.fingerprint
+    loaded.check_memory(model.compress(TEXT))
+
+
+def test_a_model_that_loading_cast_saves_the_fingerprint_of_its_weights(zoo, tmp_path):
+    made = new_compressor(
+        zoo.folder("qwen3", "encoder"), zoo.folder("llama", "decoder"), **SETTINGS
+    )
+    made.save_pretrained(tmp_path / "whole")
+    MemslotsModel.from_pretrained(tmp_path / "whole", dtype=torch.float16).save_pretrained(
+        tmp_path / "half"
+    )
+    loaded = MemslotsModel.from_pretrained(tmp_path / "half", dtype=torch.float16)
+    assert loaded.config.fingerprint == loaded.fingerprint_of(loaded.state_dict())
+
+
+def test_a_shared_encoder_that_is_quantized_has_another_fingerprint(zoo, wide_decoder, tmp_path):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    model = new_compressor(
+        "decoder", wide_decoder, encoder_layers=1, encoder_lora={"r": 2}, **SETTINGS
+    )
+    model.save_pretrained(tmp_path / "saved")
+    how = QUANTIZED["Linear4bit"]
+    loaded = MemslotsModel.from_pretrained(tmp_path / "saved", quantization_config=how)
+    with pytest.raises(ValueError, match="this memory was written by compressor"):
+        loaded.check_memory(model.compress(TEXT))
+    loaded.check_memory(loaded.compress(TEXT))
+    loaded.save_pretrained(tmp_path / "quantized")
+    again = MemslotsModel.from_pretrained(tmp_path / "quantized", quantization_config=how)
+    again.check_memory(loaded.compress(TEXT))
+
+
+def test_a_quantized_encoder_is_not_saved(zoo, wide_decoder, tmp_path):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    model = new_compressor(
+        wide_decoder,
+        wide_decoder,
+        encoder_kwargs={"quantization_config": QUANTIZED["Linear8bitLt"]},
+        **SETTINGS,
+    )
+    with pytest.raises(ValueError, match="quantized encoder"):
+        model.save_pretrained(tmp_path / "saved")
+
+
+def test_new_compressors_quantization_is_the_decoders(zoo, wide_decoder):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    model = new_compressor(
+        wide_decoder, wide_decoder, quantization_config=QUANTIZED["Linear4bit"], **SETTINGS
+    )
+    assert "Linear4bit" in kinds(model.decoder)
+    assert "Linear4bit" not in kinds(model.encoder)
+    assert not hasattr(model.config, "quantization_config")
+
+
+def _write_gguf(folder, file):
+    """The tiny llama of `folder` as llama.cpp's converter writes it."""
+    gguf = pytest.importorskip("gguf")
+    llm, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    config, model = llm.config, json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    file.parent.mkdir()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    writer.add_token_types([3] * 5 + [1] * (len(tokenizer) - 5))
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in llm.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        if (count := heads.get(name.split(".")[-2])) is not None:  # rotary halves side by side
+            half = tensor.reshape(count, 2, tensor.shape[0] // count // 2, -1)
+            tensor = half.swapaxes(1, 2).reshape(tensor.shape)
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight",)), tensor.float().contiguous().numpy()
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_decoder_is_loaded_again(zoo, tmp_path, monkeypatch):
+    _write_gguf(zoo.folder("llama", "decoder"), tmp_path / "models" / "small.gguf")
+    monkeypatch.chdir(tmp_path)
+    model = new_compressor(
+        zoo.folder("qwen3", "encoder"),
+        "models",
+        decoder_kwargs={"gguf_file": "small.gguf"},
+        **SETTINGS,
+    )
+    ids = torch.arange(5, 20).unsqueeze(0)
+    plain = AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "decoder"), dtype="float32")
+    torch.testing.assert_close(model.decoder(ids).logits, plain(ids).logits, atol=1e-3, rtol=1e-3)
+    answer = model.generate(context=TEXT, question="who?", max_new_tokens=4)
+    model.save_pretrained("made")
+    monkeypatch.chdir("/")
+    loaded = MemslotsModel.from_pretrained(tmp_path / "made")
+    assert loaded.config.decoder_loading == {"gguf_file": "small.gguf"}
+    assert loaded.generate(context=TEXT, question="who?", max_new_tokens=4) == answer
+
+
+def test_pins_are_kept_and_used_again(zoo, tmp_path, monkeypatch):
+    """Of encoder and decoder, by every loader; a folder has no revisions, so calls are watched."""
+    asked = []
+
+    def watched(loader):
+        load = loader.from_pretrained
+
+        def from_pretrained(name, *args, **kwargs):
+            asked.append((loader.__name__, str(name), kwargs.get("revision")))
+            return load(name, *args, **kwargs)
+
+        monkeypatch.setattr(loader, "from_pretrained", from_pretrained)
+
+    for loader in (AutoConfig, AutoTokenizer, AutoModel, AutoModelForCausalLM):
+        watched(loader)
+    encoder, decoder = zoo.folder("qwen3", "encoder"), zoo.folder("llama", "decoder")
+    asked.clear()
+    model = new_compressor(
+        encoder,
+        decoder,
+        encoder_kwargs={"revision": "e1"},
+        decoder_kwargs={"revision": "d1"},
+        encoder_lora={"r": 2},
+        **SETTINGS,
+    )
+    pins = {encoder: "e1", decoder: "d1"}
+    assert {a[:2] for a in asked} >= {
+        (kind, name) for kind in ("AutoConfig", "AutoTokenizer") for name in pins
+    }
+    assert all(revision == pins[name] for _, name, revision in asked if name in pins)
+    model.save_pretrained(tmp_path / "made")
+    asked.clear()
+    loaded = MemslotsModel.from_pretrained(tmp_path / "made")
+    assert (loaded.config.encoder_revision, loaded.config.decoder_revision) == ("e1", "d1")
+    assert ("AutoModel", encoder, "e1") in asked
+    assert ("AutoModelForCausalLM", decoder, "d1") in asked
+
+
+def test_another_decoder_is_found_again_where_it_was(zoo, tmp_path, monkeypatch):
+    shutil.copytree(zoo.folder("llama", "decoder"), tmp_path / "models" / "small")
+    monkeypatch.chdir(tmp_path)
+    model = zoo.compressor()
+    model.config.decoder_loading = {"gguf_file": "old.gguf"}  # of the decoder that it had
+    adapt_to_decoder(model, "models", decoder_kwargs={"subfolder": "small"})
+    model.save_pretrained("made")
+    monkeypatch.chdir("/")
+    loaded = MemslotsModel.from_pretrained(tmp_path / "made")
+    assert loaded.config.decoder_loading == {"subfolder": "small"}
+    ids = torch.arange(5, 20).unsqueeze(0)
+    torch.testing.assert_close(loaded.decoder(ids).logits, model.decoder(ids).logits)
+
+
+def test_the_gateway_reads_embeddings_in_a_subfolder(zoo, tmp_path):
+    shutil.copytree(zoo.folder("llama", "decoder"), tmp_path / "models" / "small")
+    model = new_compressor(
+        zoo.folder("qwen3", "encoder"),
+        tmp_path / "models",
+        decoder_kwargs={"subfolder": "small"},
+        **SETTINGS,
+    )
+    expected = model.decoder.get_input_embeddings()(torch.arange(9))
+    model.save_pretrained(tmp_path / "made")
+    bare = MemslotsModel.from_pretrained(tmp_path / "made", load_decoder=False)
+    attach_decoder_embeddings(bare, tmp_path / "made")
+    assert torch.equal(bare.decoder.get_input_embeddings()(torch.arange(9)), expected)
+
+
+def test_half_a_checkpoint_may_be_pushed_from_a_cpu(zoo, tmp_path):
+    zoo.compressor(bundle_decoder=True).to(torch.float16).save_pretrained(tmp_path / "half")
+    assert _loaded(tmp_path / "half").dtype == torch.float16
