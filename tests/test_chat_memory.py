@@ -237,3 +237,83 @@ def test_facts_of_the_first_turn_are_answered_after_200_turns(keep_last):
             asked += 1
     # 73% and 57% of 30; the same decoder with all turns as text: none (docs/how-to/chat.md).
     assert right >= 0.4 * asked
+
+
+STRICT = "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+STRICT += "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}"
+
+
+def test_turns_of_one_role_become_one_message(zoo):
+    model = zoo.compressor("llama", "llama", prompt_format="chat").eval()
+    tokenizer = model.processor.tokenizer
+    template = tokenizer.chat_template
+    tokenizer.chat_template = STRICT + template
+    try:
+        chat = ChatMemory(model, rate=4)
+        chat.add("user", "Ann is here.")  # as after an empty answer
+        chat.add("user", "She owns 27 maps.")
+        chat.add("assistant", "Yes.")
+        chat.add("assistant", "And more.")
+        chat.add("user", "Where?")
+        row = chat._row("Why?")
+        ids = [*row.prompt.before, *row.prompt.after]
+        read = model.processor.decode(ids, skip_special_tokens=False)
+        for text in ("Ann is here.\n\nShe owns 27 maps.", "Yes.\n\nAnd more.", "Where?\n\nWhy?"):
+            assert text in read
+        assert isinstance(chat.ask("Why?", **GREEDY), str)
+    finally:
+        tokenizer.chat_template = template
+
+
+def test_a_saver_deletes_only_what_its_predecessor_named(compressor, tmp_path, monkeypatch):
+    chats = [ChatMemory(compressor, keep_last=0, rate=4, block_tokens=0) for _ in range(2)]
+    for chat, text in zip(chats, SENTENCES, strict=False):
+        chat.add("user", text)
+    original = type(chats[0].memory).save
+
+    def save(memory, path):
+        original(memory, path)
+        if memory is chats[0].memory:
+            chats[1].save(tmp_path)  # another saver is through meanwhile
+
+    monkeypatch.setattr(type(chats[0].memory), "save", save)
+    chats[0].save(tmp_path)
+    assert torch.equal(ChatMemory.load(tmp_path, compressor).memory.slots, chats[0].memory.slots)
+
+
+def test_a_loader_reads_again_where_a_file_is_gone(compressor, tmp_path, monkeypatch):
+    chat = ChatMemory(compressor, keep_last=0, rate=4, block_tokens=0)
+    chat.add("user", SENTENCES[0])
+    chat.save(tmp_path)
+    original, loads = compressor.load_memory, []
+
+    def load(path):
+        loads.append(path)
+        if len(loads) == 1:
+            chat.save(tmp_path)  # its file is gone before it is read
+        return original(path)
+
+    monkeypatch.setattr(compressor, "load_memory", load)
+    assert torch.equal(ChatMemory.load(tmp_path, compressor).memory.slots, chat.memory.slots)
+    assert len(loads) == 2
+    loads[0:] = [None]
+    next(tmp_path.glob("memory-*")).unlink()
+    with pytest.raises(FileNotFoundError, match="memory"):
+        ChatMemory.load(tmp_path, compressor)
+
+
+def test_a_chat_on_a_full_disk(compressor, tmp_path):
+    resource = pytest.importorskip("resource")
+    chat = ChatMemory(compressor, keep_last=0, rate=4, block_tokens=0)
+    chat.add("user", SENTENCES[0])
+    chat.save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        for changed in (chat, ChatMemory(compressor)):
+            with pytest.raises(OSError):  # noqa: PT011
+                changed.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

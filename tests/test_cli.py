@@ -45,6 +45,23 @@ def text(tmp_path):
     return path
 
 
+def test_ask_refuses_what_does_not_fit_before_it_compresses(
+    run, checkpoints, tmp_path, monkeypatch
+):
+    path = tmp_path / "long.txt"
+    path.write_text(TEXT * 400, "utf-8")
+
+    def encode(*_, **__):
+        raise AssertionError("encoded a text that does not fit")
+
+    monkeypatch.setattr(memslots.MemslotsModel, "encode_spans", encode)
+    code, _, said = run(
+        "ask", "--model", checkpoints / "one", "-c", path, "-q", "Who?", "-q", "Why?"
+    )
+    assert code
+    assert "slots fit" in " ".join(said.split())
+
+
 @pytest.fixture
 def run(capsys):
     """Runs the command line: (exit code, stdout, stderr)."""

@@ -319,3 +319,44 @@ def test_reconstruct(model):
     assert isinstance(model.reconstruct(memory.join(), max_new_tokens=6), str)
     with pytest.raises(ValueError, match="return_dict_in_generate is for generate"):
         model.reconstruct(memory, return_dict_in_generate=True)
+
+
+def test_the_decoders_own_limit_of_new_tokens(zoo):
+    model = zoo.compressor()
+    memory = model.compress(TEXTS[0])
+    model.decoder.generation_config.max_new_tokens = 3
+    assert len(ids_of(model, memory, max_new_tokens=None)) == 3
+    config = GenerationConfig(do_sample=False)
+    assert len(ids_of(model, memory, max_new_tokens=None, generation_config=config)) == 3
+    row = Row(list(range(len(memory.segments))), model.processor.prompt(question=QUESTIONS[0]))
+    used = model.generation_inputs([row], memory)["inputs_embeds"].shape[1]
+    assert len(ids_of(model, memory, max_new_tokens=None, max_length=used + 5)) == 5
+    # More than the decoder's positions leave is cut, since nobody asked for it.
+    model.decoder.generation_config.max_new_tokens = 10**6
+    assert model.generation_kwargs([row], memory, {})["max_new_tokens"] < 10**6
+
+
+def test_a_length_that_the_prompt_exceeds(model, memory):
+    config = GenerationConfig(max_length=5)
+    for kwargs in ({"max_length": 5}, {"generation_config": config}):
+        with pytest.raises(ValueError, match=r"max_length=5 counts the prompt.*max_new_tokens"):
+            model.generate(memory=memory, question="Why?", **kwargs)
+    assert config.max_length == 5
+
+
+def test_a_generation_config_sets_off_no_deprecation(model, memory, monkeypatch):
+    warned = []
+    monkeypatch.setattr(
+        "transformers.generation.utils.logger.warning_once", lambda *a, **_: warned.append(a[0])
+    )
+    config = GenerationConfig()
+    before = config.to_dict()
+    model.generate(memory=memory, question="Why?", generation_config=config)
+    model.generate(memory=memory, question="Why?", generation_config=config, max_new_tokens=2)
+    assert not [text for text in warned if "deprecated" in text]
+    assert config.to_dict() == before
+
+
+def test_template_arguments_need_a_template(model, memory):
+    with pytest.raises(ValueError, match=r"chat_template_kwargs .*plain"):
+        model.generate(memory=memory, question="Why?", chat_template_kwargs={"think": True})

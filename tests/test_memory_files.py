@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import QUESTIONS, TEXTS
 
 from memslots.modeling import Memory
+from memslots.modeling.memory_files_memslots import write_file
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,45 @@ def test_fingerprint_follows_segment_length(zoo):
     one, two = (zoo.compressor(segment_length=n, compression_rates=[12]) for n in (22, 24))
     assert torch.equal(one.memory_tokens, two.memory_tokens)
     assert one.fingerprint != two.fingerprint
+
+
+def test_a_full_disk(memory, path):
+    resource = pytest.importorskip("resource")
+    whole, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*doc.safetensors") as error:
+            memory.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "disk" in str(error.value)
+    assert path.read_bytes() == whole
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("segments", 3),
+        ("segments", [[0, 1]]),
+        ("segments", [["a", 0, 1, 1, None]]),
+        ("documents", ["x"]),
+        ("text_sha256", None),
+        ("rates", 4),
+        ("rate", "4"),
+        ("unknown_tokens", 7),
+        ("fingerprint", 5),
+        ("literals", [3]),
+        ("checks", [[]]),
+        ("version", "1"),
+        ("version", None),
+    ],
+)
+def test_headers_of_other_types(memory, tmp_path, name, value):
+    path = tmp_path / "odd"
+    memory.save(path)
+    with safe_open(path, framework="pt") as file:
+        header, slots = json.loads(file.metadata()["memslots"]), file.get_tensor("slots")
+    write_file(path, {**header, name: value}, {"slots": slots})
+    with pytest.raises(ValueError, match=r"odd|literals go with segments|check has 5 parts"):
+        Memory.load(path)

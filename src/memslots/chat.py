@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +193,11 @@ class ChatMemory:
             if self.turns and self.turns[0].role == "assistant":
                 # Most templates want a user first: the older chat, which is the memory.
                 messages.append({"role": "user", "content": [{"type": "memory"}]})
-            messages += [{"role": turn.role, "content": turn.content} for turn in self.turns]
-            messages.append({"role": "user", "content": question})
+            # Neighbours of one role (an empty answer is no turn) are one message, since many
+            # templates want roles to alternate.
+            for role, turns in groupby([*self.turns, Turn("user", question)], lambda t: t.role):
+                text = "\n\n".join(turn.content for turn in turns)
+                messages.append({"role": role, "content": text})
             prompt = processor.prompt(messages=messages)
         else:
             texts = [*map(self._text, self.turns)]
@@ -242,7 +246,11 @@ class ChatMemory:
     def save(self, folder: str | os.PathLike) -> None:
         """Write the chat to a folder, made if missing; a chat that is there is replaced whole.
 
+        Several may save and load at once: the last to finish is what stays. Each deletes
+        only the file of the chat that it found, so savers that overlap may leave files unused.
+
         Raises:
+            OSError: it cannot be written, as on a full disk; the chat that is there stays.
             ValueError: literals that are found by a function, which cannot be written.
 
         Example:
@@ -251,14 +259,31 @@ class ChatMemory:
         check_detectors(self.literals, names_only=True)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        name = None
-        if self.memory is not None:
-            # A new name, so that the old chat stays readable until its file is replaced.
-            handle, path = tempfile.mkstemp(dir=folder, prefix="memory-", suffix=".safetensors")
-            os.close(handle)
-            name = Path(path).name
-            self.memory.save(path)
-        state = {
+        earlier = _memory_of(folder)
+        made: list[str] = []
+        try:
+            if self.memory is not None:
+                # A new name, so that the old chat stays readable until its file is replaced.
+                handle, path = tempfile.mkstemp(dir=folder, prefix="memory-", suffix=".safetensors")
+                made.append(path)
+                os.close(handle)
+                self.memory.save(path)
+            handle, partial = tempfile.mkstemp(dir=folder, prefix=".chat.")
+            made.append(partial)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                name = None if self.memory is None else Path(path).name
+                json.dump(self._state(name), file, ensure_ascii=False, indent=1)
+            os.replace(partial, folder / CHAT_FILE)
+        except BaseException:
+            for left in made:
+                Path(left).unlink(missing_ok=True)
+            raise
+        if earlier is not None:
+            earlier.unlink(missing_ok=True)
+
+    def _state(self, memory: str | None) -> dict[str, Any]:
+        """What `chat.json` holds; `memory` is the name of the memory's file."""
+        return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "keep_last": self.keep_last,
@@ -271,15 +296,8 @@ class ChatMemory:
             "turns": [[turn.role, turn.content] for turn in self.turns],
             "compressed_turns": self.compressed_turns,
             "forgotten_blocks": self.forgotten_blocks,
-            "memory": name,
+            "memory": memory,
         }
-        handle, partial = tempfile.mkstemp(dir=folder, prefix=".chat.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(state, file, ensure_ascii=False, indent=1)
-        os.replace(partial, folder / CHAT_FILE)
-        for other in folder.glob("memory-*.safetensors"):
-            if other.name != name:
-                other.unlink()
 
     @classmethod
     def load(cls, folder: str | os.PathLike, model: MemslotsModel) -> "ChatMemory":
@@ -313,8 +331,23 @@ class ChatMemory:
         )  # fmt: skip
         chat = cls(model, **{name: state[name] for name in settings})
         if state["memory"] is not None:
-            chat.memory = model.load_memory(path.parent / Path(state["memory"]).name)
+            file = path.parent / Path(state["memory"]).name
+            try:
+                chat.memory = model.load_memory(file)
+            except FileNotFoundError:
+                if _memory_of(path.parent) == file:
+                    raise
+                return cls.load(folder, model)  # it was saved again since
         chat.turns = [Turn(*turn) for turn in state["turns"]]
         chat.compressed_turns = state["compressed_turns"]
         chat.forgotten_blocks = state["forgotten_blocks"]
         return chat
+
+
+def _memory_of(folder: Path) -> Path | None:
+    """The memory's file that the chat in `folder` names; None without such a chat."""
+    try:
+        path = folder / Path(json.loads((folder / CHAT_FILE).read_text("utf-8"))["memory"]).name
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+    return path if path.match("memory-*.safetensors") else None  # `save` deletes it

@@ -70,6 +70,14 @@ def ask(
     started = time.perf_counter()
     seconds: dict[str, float | None] = {"compress": None}
     if text is not None:
+        if not asked:  # else what the slots take is known only once they are made
+            outline = compressor.outline(
+                [text], compressor.segment([text]), compressor.processor.check_rate(rate), beside
+            )
+            prompts, _ = compressor.processor.prompts(question, None, {})
+            rows = compressor.memory_rows(outline, [(0, prompt) for prompt in prompts])
+            length = {"max_new_tokens": max_new_tokens}
+            compressor.check_room(outline, rows, [0] * len(rows), length)
         kept = verified.compress(compressor, text, rate, literals=beside, **asked)
         seconds["compress"] = round(time.perf_counter() - started, 3)
     else:

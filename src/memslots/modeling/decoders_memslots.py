@@ -14,6 +14,7 @@ used by several threads.
   prefill alone; generation goes on from its cache with tokens.
 """
 
+import copy
 import inspect
 import math
 import threading
@@ -123,7 +124,11 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
 
 
 def generation_defaults(
-    decoder: PreTrainedModel, kwargs: Mapping[str, Any], processor, room: int | None
+    decoder: PreTrainedModel,
+    kwargs: Mapping[str, Any],
+    processor,
+    length: int,
+    positions: int | None,
 ) -> dict[str, Any]:
     """`kwargs`, with what the decoder's own generation configuration leaves open.
 
@@ -131,23 +136,40 @@ def generation_defaults(
         decoder: that generates.
         kwargs: arguments of `generate`.
         processor: a `MemslotsProcessor`.
-        room: positions that are left for new tokens, or None where there is no limit.
+        length: positions of the longest prompt.
+        positions: that the decoder has, or None where there is no limit.
+
+    Raises:
+        ValueError: a `max_length` that leaves no new token.
     """
     kwargs = dict(kwargs)
     defaults = decoder.generation_config
     config = kwargs.get("generation_config") or defaults
+    if config is not defaults:  # transformers wants arguments in the configuration, if there is one
+        config = kwargs["generation_config"] = copy.deepcopy(config)
+        for name in [name for name in kwargs if hasattr(config, name)]:
+            setattr(config, name, kwargs.pop(name))
+        settings: dict[str, Any] = vars(config)
+    else:
+        settings = kwargs
     # What a given configuration leaves open is the decoder's own, and only then ours.
-    if config.eos_token_id is None and defaults.eos_token_id is None and processor.eos_ids:
-        kwargs.setdefault("eos_token_id", processor.eos_ids[0])
-    if config.pad_token_id is None and defaults.pad_token_id is None:
-        kwargs.setdefault("pad_token_id", processor.pad_id)
-    limits = ("max_new_tokens", "max_length", "max_time")
-    chosen = [kwargs.get(name) for name in limits]
-    if config is not defaults:
-        chosen += [getattr(config, name) for name in limits]
-    if all(limit is None for limit in chosen):
-        most = DEFAULT_NEW_TOKENS if room is None else min(DEFAULT_NEW_TOKENS, room)
-        kwargs["max_new_tokens"] = max(1, most)
+    if settings.get("eos_token_id") is None and defaults.eos_token_id is None and processor.eos_ids:
+        settings["eos_token_id"] = processor.eos_ids[0]
+    if settings.get("pad_token_id") is None and defaults.pad_token_id is None:
+        settings["pad_token_id"] = processor.pad_id
+    most, whole = settings.get("max_new_tokens"), settings.get("max_length")
+    if most is None and whole is not None:
+        if whole <= length:
+            raise ValueError(
+                f"max_length={whole} counts the prompt too, which has {length} positions; give "
+                f"max_length of at least {length + 1}, or max_new_tokens, which counts the answer."
+            )
+        settings["max_new_tokens"] = whole - length
+        settings["max_length"] = None
+    elif most is None and settings.get("max_time") is None:
+        most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
+        most = most if positions is None else min(most, positions - length)
+        settings["max_new_tokens"] = max(1, most)
     if kwargs.get("stop_strings") or config.stop_strings:
         kwargs.setdefault("tokenizer", processor.tokenizer)
     return kwargs

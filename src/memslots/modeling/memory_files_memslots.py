@@ -102,6 +102,8 @@ class SegmentCheck:
     @classmethod
     def from_json(cls, value: list[Any]) -> "SegmentCheck":
         """What `to_json` gave; what older versions wrote behind it is left out."""
+        if len(value) < 5:
+            raise ValueError(f"a segment's check has 5 parts, got {value!r}.")
         rate, tokens, positions, lost, text, *_ = value
         places = None if lost is None else tuple((int(a), int(b)) for a, b in lost)
         return cls(rate, tokens, positions, places, text)
@@ -165,8 +167,12 @@ def write_file(
     try:
         save_file(dict(tensors), partial, metadata=metadata)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(partial)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise OSError(
+                f"cannot write {str(path)!r} ({error}); is the disk full? Nothing was changed."
+            ) from error
         raise
 
 
@@ -177,6 +183,11 @@ def read_memory_file(path: str | os.PathLike, most_characters: int | None = None
     ends = [0, *accumulate(header["documents"])]
     if ends[-1] != len(segments) or sorted(ends) != ends:
         raise ValueError(f"{str(path)!r} has {len(segments)} segments, its documents {ends[-1]}.")
+    for name, kind in (("rate", int), ("rates", list), ("fingerprint", str)):
+        if not isinstance(header[name], kind):
+            raise ValueError(
+                f"{str(path)!r} has {name} {_short(header[name])}, no {kind.__name__}."
+            )
     hashes = tuple(header["text_sha256"])
     return {
         "slots": tensors["slots"],
@@ -221,6 +232,8 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
                 )
             others = {3: ["exact"], 4: ["texts"]}.get(header["version"], [])
             tensors = {name: file.get_tensor(name) for name in ["slots", *others]}
+    except FileNotFoundError as error:  # since we looked
+        raise FileNotFoundError(f"there is no memory file at {str(path)!r}.") from error
     except (
         SafetensorError,
         json.JSONDecodeError,

@@ -440,6 +440,7 @@ class Memory:
 
         Raises:
             ValueError: `path` is a folder, or its folder does not exist.
+            OSError: it cannot be written, as on a full disk; a file that is there stays.
 
         Example:
             >>> model.compress("Ann is here.").save(folder / "ann.safetensors")
@@ -470,8 +471,13 @@ class Memory:
             >>> len(Memory.load(folder / "ann.safetensors"))
             1
         """
-        fields = read_memory_file(path, most_characters)
-        return cls(**{**fields, "slots": fields["slots"].to(device)})
+        try:
+            fields = read_memory_file(path, most_characters)
+            return cls(**{**fields, "slots": fields["slots"].to(device)})
+        except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            raise ValueError(
+                f"{str(path)!r} has a header that is no memory's ({error}); compress it again."
+            ) from error
 
 
 def _readable(n_bytes: int) -> str:

@@ -1056,11 +1056,10 @@ class MemslotsModel(SavedModel):
             >>> model.generation_kwargs(rows, None, {})["max_new_tokens"]
             256
         """
-        room = max_positions(self.decoder.config)
-        if room is not None:
-            slots = [] if memory is None else [segment.slots for segment in memory.segments]
-            room -= max(self.processor.row_length(row, slots) for row in rows)
-        return generation_defaults(self.decoder, generate_kwargs, self.processor, room)
+        slots = [] if memory is None else [segment.slots for segment in memory.segments]
+        length = max((self.processor.row_length(row, slots) for row in rows), default=0)
+        limit = max_positions(self.decoder.config)
+        return generation_defaults(self.decoder, generate_kwargs, self.processor, length, limit)
 
     @torch.no_grad()
     def generate_rows(

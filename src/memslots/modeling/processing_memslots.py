@@ -252,7 +252,8 @@ class MemslotsProcessor(ProcessorMixin):
             template_kwargs: passed to the chat template.
 
         Raises:
-            ValueError: neither or both of `question` and `messages`, or no chat template.
+            ValueError: neither or both of `question` and `messages`, no chat template, or
+                arguments of one for a plain prompt.
 
         Example:
             >>> processor.decode(processor.prompt(question="Who?").after).split()
@@ -266,6 +267,11 @@ class MemslotsProcessor(ProcessorMixin):
         if messages is None:
             question = check_text(question, "question")
             if self.prompt_format == "plain":
+                if template_kwargs:
+                    raise ValueError(
+                        f"chat_template_kwargs {sorted(template_kwargs)} go with a chat template, "
+                        "and this compressor's prompts are plain; give messages=[...] or none."
+                    )
                 text = self.plain_prompt.replace("{question}", question)
                 if context is not None:
                     text = context + CONTEXT_END + text
