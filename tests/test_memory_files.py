@@ -188,5 +188,5 @@ def test_headers_of_other_types(memory, tmp_path, name, value):
     with safe_open(path, framework="pt") as file:
         header, slots = json.loads(file.metadata()["memslots"]), file.get_tensor("slots")
     write_file(path, {**header, name: value}, {"slots": slots})
-    with pytest.raises(ValueError, match=r"odd|literals go with segments|check has 5 parts"):
+    with pytest.raises(ValueError, match=r"odd|literals go with segments|a check of 0 parts"):
         Memory.load(path)

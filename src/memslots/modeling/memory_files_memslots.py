@@ -103,7 +103,7 @@ class SegmentCheck:
     def from_json(cls, value: list[Any]) -> "SegmentCheck":
         """What `to_json` gave; what older versions wrote behind it is left out."""
         if len(value) < 5:
-            raise ValueError(f"a segment's check has 5 parts, got {value!r}.")
+            raise ValueError(f"a check of {len(value)} parts is no memory's.")
         rate, tokens, positions, lost, text, *_ = value
         places = None if lost is None else tuple((int(a), int(b)) for a, b in lost)
         return cls(rate, tokens, positions, places, text)
@@ -185,9 +185,7 @@ def read_memory_file(path: str | os.PathLike, most_characters: int | None = None
         raise ValueError(f"{str(path)!r} has {len(segments)} segments, its documents {ends[-1]}.")
     for name, kind in (("rate", int), ("rates", list), ("fingerprint", str)):
         if not isinstance(header[name], kind):
-            raise ValueError(
-                f"{str(path)!r} has {name} {_short(header[name])}, no {kind.__name__}."
-            )
+            raise ValueError(f"{str(path)!r} has {name} {_short(header[name])}: no memory's.")
     hashes = tuple(header["text_sha256"])
     return {
         "slots": tensors["slots"],
