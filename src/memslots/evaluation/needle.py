@@ -23,7 +23,7 @@ QUESTION = "What is the secret {kind} of the {place}?"
 PLACES = "castle harbor library mill bridge garden tower market station museum".split()
 
 FIRST_NAMES = (
-    "Amir Bela Carla Dora Elias Fatima Goran Hana Ines Jonas Kofi Lena Mira Noor Oskar Petra "
+    "Amir Bela Carla Dora Elias Fatima Goran Hana Ivan Jonas Kofi Lena Mira Noor Oskar Petra "
     "Quentin Rosa Samir Tomas Uma Vera Wanda Yusuf Zoe"
 ).split()
 LAST_NAMES = (
