@@ -116,7 +116,7 @@ class ChatMemory:
         Raises:
             ValueError: an unknown role, or an empty text.
 
-        Example:
+        Examples:
             >>> chat = ChatMemory(model, keep_last=1, rate=4)
             >>> chat.add("user", "Ann owns 27 maps.")
             >>> len(chat)
@@ -144,7 +144,7 @@ class ChatMemory:
             ValueError: an empty question, refused arguments, or more positions than the decoder
                 has.
 
-        Example:
+        Examples:
             >>> isinstance(ChatMemory(model).ask("Who are you?", max_new_tokens=2), str)
             True
         """
@@ -253,7 +253,7 @@ class ChatMemory:
             OSError: it cannot be written, as on a full disk; the chat that is there stays.
             ValueError: literals that are found by a function, which cannot be written.
 
-        Example:
+        Examples:
             >>> ChatMemory(model, keep_last=1).save(folder / "chat")
         """
         check_detectors(self.literals, names_only=True)
@@ -307,7 +307,7 @@ class ChatMemory:
             FileNotFoundError: no chat there.
             ValueError: no chat of this format, or another compressor's.
 
-        Example:
+        Examples:
             >>> ChatMemory(model, keep_last=1).save(folder / "chat")
             >>> ChatMemory.load(folder / "chat", model).keep_last
             1

@@ -23,7 +23,7 @@ def embedded(name: str = "tiny") -> str:
         ValueError: no such checkpoint.
         OSError: the code has changed and the folder cannot be written.
 
-    Example:
+    Examples:
         >>> from transformers import AutoModel
         >>> from memslots import embedded
         >>> model = AutoModel.from_pretrained(embedded("tiny"), trust_remote_code=True)

@@ -71,7 +71,7 @@ def new_compressor(
     Raises:
         ValueError: fields that do not go together; see `MemslotsConfig`.
 
-    Example:
+    Examples:
         >>> model = memslots.new_compressor(
         ...     "decoder", "HuggingFaceTB/SmolLM2-135M-Instruct", encoder_layers=8,
         ...     pooling="groups", converter_type="residual", compression_rates=[2, 4, 8],

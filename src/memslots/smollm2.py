@@ -33,7 +33,7 @@ def smollm2() -> str:
         FileNotFoundError: it is nowhere to be had; the message says how to get it.
         OSError: the cache has no room for the dequantised weights (270 MB).
 
-    Example:
+    Examples:
         >>> from memslots.smollm2 import smollm2
         >>> decoder = smollm2()  # doctest: +SKIP
     """

@@ -54,7 +54,7 @@ def own_recipe(
     Raises:
         ValueError: a budget too small for four stages.
 
-    Example:
+    Examples:
         >>> recipe = own_recipe("HuggingFaceTB/SmolLM2-135M-Instruct", "notes.txt", minutes=60)
         >>> [(stage["name"], stage["minutes"]) for stage in recipe["compressor"]["stages"]]
         [('begin', 6.0), ('grow', 12.0), ('read', 24.0), ('questions', 18.0)]
@@ -140,7 +140,7 @@ def minutes_of(budget: str) -> float:
     Raises:
         ValueError: anything else.
 
-    Example:
+    Examples:
         >>> minutes_of("1h30m"), minutes_of("45")
         (90.0, 45.0)
     """

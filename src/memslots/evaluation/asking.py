@@ -39,7 +39,7 @@ class Asking:
             chat template, the instruction its system message.
         one_line: whether an answer ends at its first newline.
 
-    Example:
+    Examples:
         >>> asking = Asking.of(model.processor, examples=3)                 # doctest: +SKIP
         >>> prompts = asking.prompts(model.processor, ["Who?"], [text])     # doctest: +SKIP
     """

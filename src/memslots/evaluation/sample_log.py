@@ -30,7 +30,7 @@ class SampleLog:
     Raises:
         ValueError: the file was written with other settings, or is no such file.
 
-    Example:
+    Examples:
         >>> log = SampleLog()
         >>> double = lambda places: [{"sample": i, "value": 2 * i} for i in places]
         >>> [scores["value"] for scores in log.collect(("task", "data", None), 3, double)]

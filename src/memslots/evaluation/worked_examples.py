@@ -84,7 +84,7 @@ def worked_examples(count: int, seed: int = 0) -> tuple[WorkedExample, ...]:
     Raises:
         ValueError: more than there are passages, or fewer than none.
 
-    Example:
+    Examples:
         >>> [example.answer for example in worked_examples(1)] != []
         True
     """

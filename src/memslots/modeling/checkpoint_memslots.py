@@ -74,7 +74,7 @@ class SavedModel(PreTrainedModel):
                 quantized.
             OSError: no such checkpoint, or no such decoder.
 
-        Example:
+        Examples:
             >>> MemslotsModel.from_pretrained(checkpoint).fingerprint == model.fingerprint
             True
         """
@@ -152,7 +152,7 @@ class SavedModel(PreTrainedModel):
             TypeError: not a model of transformers.
             ValueError: a decoder of another width or vocabulary than the compressor was made for.
 
-        Example:
+        Examples:
             >>> bare = MemslotsModel.from_pretrained(checkpoint, load_decoder=False)
             >>> bare.attach_decoder(model.decoder).has_decoder
             True
@@ -201,7 +201,7 @@ class SavedModel(PreTrainedModel):
     def merge_encoder(self) -> "SavedModel":
         """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft.
 
-        Example:
+        Examples:
             >>> model.merge_encoder().config.encoder_lora is None
             True
         """
@@ -235,7 +235,7 @@ class SavedModel(PreTrainedModel):
             ValueError: the decoder is to be bundled and is not there or is quantized; a quantized
                 encoder.
 
-        Example:
+        Examples:
             >>> model.save_pretrained(folder / "compressor")
         """
         folder = Path(save_directory)
@@ -296,7 +296,7 @@ class SavedModel(PreTrainedModel):
         Raises:
             ValueError: a model that others could not load.
 
-        Example:
+        Examples:
             >>> model.push_to_hub("me/my-compressor")  # doctest: +SKIP
         """
         for publisher in entry_points(group="memslots.push_to_hub"):
@@ -306,7 +306,7 @@ class SavedModel(PreTrainedModel):
     def freeze_sentence_encoder(self) -> None:
         """Leave a sentence encoder out of training, unless the configuration has it trained.
 
-        Example:
+        Examples:
             >>> model.freeze_sentence_encoder()  # changes nothing: this encoder has memory tokens
         """
         if self.sentence_head is not None:
@@ -325,7 +325,7 @@ class SavedModel(PreTrainedModel):
             ValueError: another compressor's memory, or what `Memory.load` raises; of a file that
                 was sent, whatever is wrong with it.
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.").save(folder / "ann.safetensors")
             >>> len(model.load_memory(folder / "ann.safetensors"))
             1

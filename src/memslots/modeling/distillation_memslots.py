@@ -48,7 +48,7 @@ def divergence(logits: torch.Tensor, teacher: Teacher) -> torch.Tensor:
         logits: `(targets, vocabulary)`, the student's.
         teacher: of the same targets.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
         >>> round(divergence(logits, teach(logits, top_k=2)).item(), 4)
         0.0

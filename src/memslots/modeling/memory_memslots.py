@@ -212,7 +212,7 @@ class Memory:
         Raises:
             ValueError: nothing to join, or memories of different compressors or rates.
 
-        Example:
+        Examples:
             >>> both = Memory.cat([model.compress("Ann is here."), model.compress("Bo is not.")])
             >>> len(both)
             2
@@ -255,7 +255,7 @@ class Memory:
     def join(self) -> "Memory":
         """All documents as one context, in order: what a question over several documents reads.
 
-        Example:
+        Examples:
             >>> len(model.compress(["Ann is here.", "Bo is not."]).join())
             1
         """
@@ -267,7 +267,7 @@ class Memory:
         Raises:
             ValueError: several documents, or a single segment.
 
-        Example:
+        Examples:
             >>> memory = model.compress(["Ann is here.", "Bo is not."]).join()
             >>> len(memory.without_oldest().segments)
             1
@@ -295,7 +295,7 @@ class Memory:
             ValueError: a rate that the compressor was not trained for, a finer rate than this
                 memory's, or slots that are no part of the coarse rate's (compress again instead).
 
-        Example:
+        Examples:
             >>> model.compress("Ann owns 27 maps of Lagos.", rate=2).at_rate(8).rate
             8
         """
@@ -304,7 +304,7 @@ class Memory:
     def coarsens_to(self, rate: int) -> bool:
         """Whether `at_rate(rate)` needs no second encoding.
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.", rate=4).coarsens_to(8)
             True
         """
@@ -316,7 +316,7 @@ class Memory:
     def to(self, *args, **kwargs) -> "Memory":
         """The same memory on another device or in another floating dtype, as `torch.Tensor.to`.
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.").to(torch.bfloat16).dtype
             torch.bfloat16
         """
@@ -325,7 +325,7 @@ class Memory:
     def prefill(self, model, **kwargs):
         """The decoder's reading of this memory, for many questions: `MemslotsModel.prefill`.
 
-        Example:
+        Examples:
             >>> prefix = model.compress("Ann is here.").prefill(model)
             >>> len(model.generate(memory=prefix, question=["Who?", "Where?"], max_new_tokens=2))
             2
@@ -338,7 +338,7 @@ class Memory:
         Args:
             texts: by index in `segments`, the text to read in the slots' place.
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.").as_text({0: "Ann is here."}).segment_rates
             (0,)
         """
@@ -366,7 +366,7 @@ class Memory:
     def all_checks(self) -> tuple[SegmentCheck, ...]:
         """A check of each segment, with nothing but its rate where none was made.
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.", rate=4).all_checks()[0].rate
             4
         """
@@ -388,7 +388,7 @@ class Memory:
         Raises:
             ValueError: a kept text is not the one that was compressed.
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.", keep_text=True).kept_texts([0])
             ['Ann is here.']
         """
@@ -419,7 +419,7 @@ class Memory:
             ValueError: a model is needed, or the kept text has another SHA-256.
             IndexError: there is no such segment.
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.", keep_text=True).expand(0)
             'Ann is here.'
         """
@@ -442,7 +442,7 @@ class Memory:
             ValueError: `path` is a folder, or its folder does not exist.
             OSError: it cannot be written, as on a full disk; a file that is there stays.
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.").save(folder / "ann.safetensors")
         """
         write_memory_file(path, self)
@@ -467,7 +467,7 @@ class Memory:
             FileNotFoundError: no such file.
             ValueError: no memory, a newer format, or a file that was cut off or altered.
 
-        Example:
+        Examples:
             >>> len(Memory.load(folder / "ann.safetensors"))
             1
         """

@@ -270,7 +270,7 @@ class MemslotsModel(SavedModel):
     def fingerprint(self) -> str:
         """Identity of encoder, memory tokens, encoder tokenizer and segmentation (SHA-256).
 
-        Example:
+        Examples:
             >>> model.compress("Ann is here.").fingerprint == model.fingerprint
             True
         """
@@ -287,7 +287,7 @@ class MemslotsModel(SavedModel):
         Args:
             weights: by name, as `state_dict` has them.
 
-        Example:
+        Examples:
             >>> model.fingerprint_of(model.state_dict()) == model.fingerprint
             True
         """
@@ -342,7 +342,7 @@ class MemslotsModel(SavedModel):
         Returns:
             `(total_slots, d_encoder)`, segment after segment.
 
-        Example:
+        Examples:
             >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
             >>> model.encode(**inputs, segment_rates=torch.tensor([4])).shape[1]
             24
@@ -416,7 +416,7 @@ class MemslotsModel(SavedModel):
             ValueError: an empty text, a lone surrogate, or a rate it was not trained for.
             TypeError: not a string.
 
-        Example:
+        Examples:
             >>> memory = model.compress("Ann owns 27 maps of Lagos.", rate=4)
             >>> len(memory), memory.rate
             (1, 4)
@@ -435,7 +435,7 @@ class MemslotsModel(SavedModel):
     def segment(self, texts: Sequence[str]) -> list[list[Span]]:
         """Spans of each text, which `compress` encodes independently; errors name the text.
 
-        Example:
+        Examples:
             >>> [[(span.start, span.end) for span in spans] for spans in model.segment(["Ann."])]
             [[(0, 4)]]
         """
@@ -453,7 +453,7 @@ class MemslotsModel(SavedModel):
     ) -> Memory:
         """The memory before anything is encoded: its slots have a shape alone.
 
-        Example:
+        Examples:
             >>> model.outline(["Ann is here."], model.segment(["Ann is here."]), 4).device
             device(type='meta')
         """
@@ -474,7 +474,7 @@ class MemslotsModel(SavedModel):
     ) -> torch.Tensor:
         """Slots `(total_slots, d_encoder)` of segments, one after another, encoded in batches.
 
-        Example:
+        Examples:
             >>> model.encode_spans(processor.segment("Ann is here."), rate=4).shape[1]
             24
         """
@@ -520,7 +520,7 @@ class MemslotsModel(SavedModel):
         Raises:
             ValueError: on a CPU, no C++ compiler.
 
-        Example:
+        Examples:
             >>> model.compile_encoder(backend="eager")
         """
         if self.encoder.device.type == "cpu" and "backend" not in options:
@@ -544,7 +544,7 @@ class MemslotsModel(SavedModel):
             rate: encoder tokens per slot.
             literals: of each span of each text, or none.
 
-        Example:
+        Examples:
             >>> spans = model.segment(["Ann is here."])
             >>> len(model.memory_of(["Ann is here."], spans, model.encode_spans(spans[0], 4), 4))
             1
@@ -611,7 +611,7 @@ class MemslotsModel(SavedModel):
                 then of answers, row after row; its mean divergence is added to the loss.
             distillation_weight: of that divergence.
 
-        Example:
+        Examples:
             >>> inputs = processor(context="Ann is here.", question="Who?", answer="Ann")
             >>> model(**inputs).loss.shape
             torch.Size([])
@@ -695,7 +695,7 @@ class MemslotsModel(SavedModel):
 
         Outside, the decoder is the plain one, as for baselines that read text.
 
-        Example:
+        Examples:
             >>> with model.reading():
             ...     logits = model.decoder(input_ids=torch.tensor([[5, 6]])).logits
         """
@@ -714,7 +714,7 @@ class MemslotsModel(SavedModel):
         Returns:
             `(rows, length, d_decoder)` in the decoder's dtype.
 
-        Example:
+        Examples:
             >>> tokens = torch.tensor([[5, 6]])
             >>> model.embed_rows(tokens, torch.zeros_like(tokens), torch.zeros(0, 24)).shape
             torch.Size([1, 2, 32])
@@ -739,7 +739,7 @@ class MemslotsModel(SavedModel):
     ) -> torch.Tensor:
         """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on.
 
-        Example:
+        Examples:
             >>> model.decoder_logits(torch.zeros(1, 5, 32), torch.ones(1, 5).long(), 3).shape[1]
             2
         """
@@ -752,7 +752,7 @@ class MemslotsModel(SavedModel):
     def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
         """A decoder row for each prompt about a document: `MemslotsProcessor.memory_rows`.
 
-        Example:
+        Examples:
             >>> prompt = processor.prompt(question="Who?")
             >>> len(model.memory_rows(model.compress("Ann is here."), [(0, prompt)]))
             1
@@ -762,7 +762,7 @@ class MemslotsModel(SavedModel):
     def memory_positions(self, memory: Memory) -> list[int]:
         """Decoder positions that each document takes: slots, literals' tokens and markers.
 
-        Example:
+        Examples:
             >>> memory = model.compress("Ann owns 27 maps of Lagos.", rate=2)
             >>> model.memory_positions(memory)[0] == memory.n_slots[0] + 2
             True
@@ -774,7 +774,7 @@ class MemslotsModel(SavedModel):
     def generation_inputs(self, rows: Sequence[Row], memory: Memory | None) -> dict[str, Any]:
         """As `row_inputs`, left-padded and without targets.
 
-        Example:
+        Examples:
             >>> memory = model.compress("Ann is here.", rate=4)
             >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
             >>> model.generation_inputs(rows, memory)["inputs_embeds"].shape[2]
@@ -799,7 +799,7 @@ class MemslotsModel(SavedModel):
             `inputs_embeds` `(rows, length, d_decoder)`, `attention_mask` and `labels`, and
             `per_layer_inputs` where the decoder has per-layer embeddings.
 
-        Example:
+        Examples:
             >>> memory = model.compress("Ann is here.", rate=4)
             >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
             >>> sorted(model.row_inputs(rows, memory))
@@ -873,7 +873,7 @@ class MemslotsModel(SavedModel):
                 the decoder has.
             TypeError: arguments of another type.
 
-        Example:
+        Examples:
             >>> memory = model.compress("Ann owns 27 maps.")
             >>> answers = model.generate(memory=memory, question=["Who?", "Why?"], max_new_tokens=2)
             >>> len(answers)
@@ -934,7 +934,7 @@ class MemslotsModel(SavedModel):
             TypeError: no memory.
             ValueError: no document, or another compressor's.
 
-        Example:
+        Examples:
             >>> model.check_memory(model.compress("Ann is here."))
         """
         # A memory made by a copy of this code (remote code beside an installed package) is another
@@ -971,7 +971,7 @@ class MemslotsModel(SavedModel):
         Raises:
             ValueError: a row is too long.
 
-        Example:
+        Examples:
             >>> memory = model.compress("Ann is here.")
             >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
             >>> model.check_room(memory, rows, [0], {"max_new_tokens": 8})
@@ -1025,7 +1025,7 @@ class MemslotsModel(SavedModel):
         Returns:
             A list of strings, or with `return_dict_in_generate=True` what the decoder returns.
 
-        Example:
+        Examples:
             >>> memory = model.compress("Ann is here.")
             >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
             >>> len(model.answer_rows(rows, memory, 1, {"max_new_tokens": 2}))
@@ -1051,7 +1051,7 @@ class MemslotsModel(SavedModel):
     ) -> dict[str, Any]:
         """`generate_kwargs`, with what the decoder's own generation configuration leaves open.
 
-        Example:
+        Examples:
             >>> rows = [Row([], processor.prompt(question="Who?"))]
             >>> model.generation_kwargs(rows, None, {})["max_new_tokens"]
             256
@@ -1071,7 +1071,7 @@ class MemslotsModel(SavedModel):
     ):
         """New token ids of laid-out rows, `(rows, new tokens)`, by arguments that are complete.
 
-        Example:
+        Examples:
             >>> rows = [Row([], processor.prompt(question="Who?"))]
             >>> model.generate_rows(rows, None, {"max_new_tokens": 2}).shape[0]
             1

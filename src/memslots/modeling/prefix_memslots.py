@@ -171,7 +171,7 @@ def prefill(
         ValueError: another compressor's memory, more positions than the decoder has, or a decoder
             whose state is more than keys and values (recurrent layers).
 
-    Example:
+    Examples:
         >>> prefix = model.prefill(model.compress("Ann is here."))
         >>> isinstance(model.generate(memory=prefix, question="Who?", max_new_tokens=2), str)
         True

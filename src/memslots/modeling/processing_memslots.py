@@ -85,7 +85,7 @@ class MemslotsProcessor(ProcessorMixin):
     ) -> "MemslotsProcessor":
         """A processor that segments and prompts as `config` says.
 
-        Example:
+        Examples:
             >>> tokenizers = processor.tokenizer, processor.encoder_tokenizer
             >>> MemslotsProcessor.for_config(model.config, *tokenizers).compression_rates
             [2, 4, 8]
@@ -165,7 +165,7 @@ class MemslotsProcessor(ProcessorMixin):
         Raises:
             ValueError: a text that cannot be compressed; see `check_text`.
 
-        Example:
+        Examples:
             >>> [span.end for span in processor.segment("Ann is here.")]
             [12]
         """
@@ -181,7 +181,7 @@ class MemslotsProcessor(ProcessorMixin):
     def spans(self, text: str) -> list[Span]:
         """As `segment`, of a text that is checked; one span without tokens where it has none.
 
-        Example:
+        Examples:
             >>> len(processor.spans("Ann is here."))
             1
         """
@@ -195,7 +195,7 @@ class MemslotsProcessor(ProcessorMixin):
     ) -> list[tuple[Literal, ...]]:
         """The literals of each span of `text`; `literals` as for `MemslotsModel.compress`.
 
-        Example:
+        Examples:
             >>> text = "Ann owns 27 maps."
             >>> processor.segment_literals(text, processor.segment(text), "numbers")[0][0].text
             '27'
@@ -211,7 +211,7 @@ class MemslotsProcessor(ProcessorMixin):
         Returns:
             One list a segment; an empty list where no segment has any.
 
-        Example:
+        Examples:
             >>> processor.literal_ids([()])
             []
         """
@@ -220,7 +220,7 @@ class MemslotsProcessor(ProcessorMixin):
     def check_rate(self, rate: int | None) -> int:
         """`rate`, or the finest one; `ValueError` where the checkpoint was not trained for it.
 
-        Example:
+        Examples:
             >>> processor.check_rate(None)
             2
         """
@@ -255,7 +255,7 @@ class MemslotsProcessor(ProcessorMixin):
             ValueError: neither or both of `question` and `messages`, no chat template, or
                 arguments of one for a plain prompt.
 
-        Example:
+        Examples:
             >>> processor.decode(processor.prompt(question="Who?").after).split()
             ['Question:', 'Who?', 'Answer:']
         """
@@ -291,7 +291,7 @@ class MemslotsProcessor(ProcessorMixin):
             ValueError: neither or both, or an empty list.
             TypeError: arguments of another type.
 
-        Example:
+        Examples:
             >>> prompts, single = processor.prompts(["Who?", "Why?"], None, {})
             >>> len(prompts), single
             (2, False)
@@ -319,7 +319,7 @@ class MemslotsProcessor(ProcessorMixin):
 
         A plain prompt that does not end in white space is followed by one space.
 
-        Example:
+        Examples:
             >>> processor.decode(processor.answer_ids("Ann"))
             'Ann'
         """
@@ -406,7 +406,7 @@ class MemslotsProcessor(ProcessorMixin):
         """Right-padded encoder inputs of segments: `segment_input_ids` and
         `segment_attention_mask`, each `(segments, tokens)`.
 
-        Example:
+        Examples:
             >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
             >>> inputs["segment_input_ids"].shape == inputs["segment_attention_mask"].shape
             True
@@ -425,7 +425,7 @@ class MemslotsProcessor(ProcessorMixin):
     def lay_out(self, rows: Sequence[Row], segment_slots: Sequence[int], padding_side="left"):
         """The tensors of decoder rows, see `layout_memslots.lay_out`.
 
-        Example:
+        Examples:
             >>> row = Row([0], processor.prompt(question="Who?"))
             >>> (processor.lay_out([row], [3])["memory_ids"] > 0).sum().item()  # with two markers
             5
@@ -435,7 +435,7 @@ class MemslotsProcessor(ProcessorMixin):
     def row_length(self, row: Row, segment_slots: Sequence[int]) -> int:
         """Decoder positions that a row takes; arguments as in `lay_out`.
 
-        Example:
+        Examples:
             >>> row = Row([0], processor.prompt(question="Who?"))
             >>> processor.row_length(row, [3]) == processor.lay_out([row], [3])["labels"].shape[1]
             True
@@ -449,7 +449,7 @@ class MemslotsProcessor(ProcessorMixin):
             memory: what the rows' segments are indices in.
             asked: index of the document and prompt of each row.
 
-        Example:
+        Examples:
             >>> prompt = processor.prompt(question="Who?")
             >>> processor.memory_rows(model.compress("Ann is here."), [(0, prompt)])[0].segments
             [0]
@@ -476,7 +476,7 @@ class MemslotsProcessor(ProcessorMixin):
             padding_side: of the decoder's rows.
             literals: as for `MemslotsModel.compress`.
 
-        Example:
+        Examples:
             >>> sorted(processor(context="Ann is here.", question="Who?", answer="Ann"))[:3]
             ['attention_mask', 'input_ids', 'labels']
         """
@@ -509,7 +509,7 @@ class MemslotsProcessor(ProcessorMixin):
     def decode(self, ids, **kwargs) -> str:
         """Text of decoder tokens.
 
-        Example:
+        Examples:
             >>> processor.decode(processor.decoder_text.encode("Ann is here."))
             'Ann is here.'
         """
@@ -519,7 +519,7 @@ class MemslotsProcessor(ProcessorMixin):
     def batch_decode(self, ids, **kwargs) -> list[str]:
         """Texts of rows of decoder tokens.
 
-        Example:
+        Examples:
             >>> processor.batch_decode([processor.decoder_text.encode("Ann")])
             ['Ann']
         """

@@ -40,7 +40,7 @@ def reconstruct(
         ValueError: with `exact`, segments whose text was not kept, or one that has another SHA-256
             than the text that was compressed.
 
-    Example:
+    Examples:
         >>> model.reconstruct(model.compress("Ann is here.", keep_text=True), exact=True)
         'Ann is here.'
     """
@@ -70,7 +70,7 @@ def expand(self, memory: Memory, i: int) -> str:
         memory: that holds the segment.
         i: index in `memory.segments`.
 
-    Example:
+    Examples:
         >>> model.expand(model.compress("Ann is here.", keep_text=True), 0)
         'Ann is here.'
     """
@@ -91,7 +91,7 @@ def expanded(self, memory: Memory, indices: Sequence[int]) -> Memory:
     Raises:
         ValueError: what are no indices of segments.
 
-    Example:
+    Examples:
         >>> model.expanded(model.compress("Ann is here.", keep_text=True), [0]).segment_texts
         ('Ann is here.',)
     """

@@ -48,7 +48,7 @@ class CompressorTrainer(SFTTrainer):
         ValueError: a model without decoder or processor, a dataset without the columns, an empty
             dataset, or rates that the model does not have.
 
-    Example:
+    Examples:
         >>> from datasets import Dataset
         >>> texts = Dataset.from_list([{"text": "Ann is here. Bob is there. Eve is late."}] * 4)
         >>> args = CompressorConfig(
@@ -139,7 +139,7 @@ class CompressorTrainer(SFTTrainer):
         """The rate that optimizer step `step` trains: the same after resuming, on every process and
         in every accumulated batch.
 
-        Example:
+        Examples:
             >>> trainer.rate_of_step(3) in trainer.rates
             True
         """
@@ -198,7 +198,7 @@ class CompressorTrainer(SFTTrainer):
 
         To be called by all processes; the main one gets them.
 
-        Example:
+        Examples:
             >>> trainer.gathered_weights() is None
             True
         """

@@ -101,7 +101,7 @@ def compress(
             outside (0, 1], fewer `max_slots` than the coarsest rate takes, or no decoder to ask.
         TypeError: not a string.
 
-    Example:
+    Examples:
         >>> from memslots import verified
         >>> memory = verified.compress(model, "Ann owns 27 maps.", rate=4, exact="numbers")
         >>> len(memory.checks) == len(verified.report(memory).segments) == 1

@@ -220,7 +220,7 @@ def report(memory: Memory, texts: str | Sequence[str] | None = None) -> MemoryRe
     Raises:
         ValueError: other texts than those.
 
-    Example:
+    Examples:
         >>> from memslots import verified
         >>> len(verified.report(model.compress("Ann owns 27 maps.")).segments)
         1
