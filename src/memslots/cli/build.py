@@ -22,6 +22,7 @@ from .options import (
     out,
     quiet,
     resolve_model,
+    with_extra,
 )
 
 
@@ -153,7 +154,7 @@ def train(
         if (error.name or "").startswith("memslots"):
             raise
         raise ValueError(
-            f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
+            f"training needs {error.name}, which is not installed: {with_extra('train')}."
         ) from error
     quiet()
     if recipe == "own":

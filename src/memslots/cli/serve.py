@@ -19,6 +19,7 @@ from .options import (
     load_model,
     out,
     resolve_model,
+    with_extra,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def serve(
         from memslots.serving.server import gateway_server
     except ImportError as error:
         raise ImportError(
-            f"serving needs what the extra brings ({error}): pip install 'memslots[serve]'."
+            f"serving needs what the extra brings ({error}): {with_extra('serve')}."
         ) from error
 
     keys = tuple(key.strip() for key in os.environ.get(KEY, "").split(",") if key.strip())
