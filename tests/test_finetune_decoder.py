@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from lab.__main__ import lab
 from lab.training.finetune_decoder import _encode, finetune_decoder
+from memslots.evaluation import example_tasks
 from memslots.evaluation.example_tasks import role_play
+from memslots.evaluation.likelihood import TargetLoss
 
 
 def dialogue(i):
@@ -17,15 +19,22 @@ def dialogue(i):
     return {**row, "answer": "rivers rise", "answers": ["rivers rise"]}
 
 
-def test_tokens_are_those_of_the_measurement(model):
+def test_tokens_are_those_of_the_measurement(model, monkeypatch):
     processor = model.processor
     row = dialogue(1)
     encoded = _encode(row, processor, context_tokens=12)
-    answer = processor.answer_ids(row["answer"])
+    measured = {}
+
+    def seen(_model, prompts, targets, memory=None):
+        measured.update(prompt=prompts[0], target=targets[0])
+        return [TargetLoss(1.0, 1)]
+
+    monkeypatch.setattr(example_tasks, "target_losses", seen)
+    role_play(model, [row], [], lengths=[12], baselines=("full",))
+    answer = measured["target"]
     assert encoded["input_ids"][-len(answer) :] == answer
     assert [label for label in encoded["labels"] if label != -100] == answer
-    kept = processor.decode(processor.decoder_text.encode(row["context"])[-12:])
-    prompt = processor.prompt(question=row["question"], context=kept)
+    prompt = measured["prompt"]
     assert encoded["input_ids"][: -len(answer)] == prompt.before + prompt.after
 
 
@@ -46,7 +55,7 @@ def test_it_learns_and_is_one_more_row_of_role_play(zoo, tmp_path, lora):
     assert all(torch.equal(own.state_dict()[name], tensor) for name, tensor in before.items())
     value = {record["condition"]: record["value"] for record in records}
     assert value.keys() == {"full", "finetuned", "none", "memory", "head", "tail", "another"}
-    assert value["finetuned"] < 0.7 * value["full"]
+    assert value["finetuned"] < 0.5 * value["full"]
 
 
 def test_from_the_command_line(zoo, tmp_path, capsys):

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from memslots.data.schema import QuestionRow
+from memslots.evaluation.asking import Asking
 from memslots.modeling.layout_memslots import IGNORE
 from memslots.modeling.processing_memslots import MemslotsProcessor
 from memslots.trainer.saving import last_checkpoint, save_whole
@@ -96,6 +97,8 @@ def _encode(row: QuestionRow, processor: MemslotsProcessor, context_tokens: int)
     """One row's tokens, with labels on the answer."""
     kept = processor.decoder_text.encode(row["context"])[-context_tokens:]
     context = processor.decode(kept, skip_special_tokens=False)
-    prompt = processor.prompt(question=row["question"], context=context)
-    before, answer = [*prompt.before, *prompt.after], processor.answer_ids(row["answer"])
+    asking = Asking.of(processor)
+    (prompt,) = asking.prompts(processor, [row["question"]], [context])
+    before = [*prompt.before, *prompt.after]
+    answer = asking.answer_ids(processor, row["answer"]) + processor.eos_ids
     return {"input_ids": [*before, *answer], "labels": [IGNORE] * len(before) + answer}
