@@ -6,7 +6,6 @@ python -m lab.smol.checkpoint RUN OUTPUT
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
@@ -15,23 +14,6 @@ from lab.smol.train import load_slots
 from memslots import MemslotsModel
 from memslots.making import new_compressor
 from memslots.smollm2 import smollm2
-
-_NAMES = (
-    (r"layers\.(.*)\.([AB])", r"encoder.layers.\1.lora_\2.default.weight"),
-    (r"pool\.norm", "group_pool.norm.weight"),
-    (r"conv\.norm", "converter.norm.weight"),
-    (r"pool\.", "group_pool."),
-    (r"conv\.", "converter."),
-)
-
-
-def package_name(name: str) -> str:
-    """What a weight of `lab.smol.slots.Slots` is called in `MemslotsModel`."""
-    for pattern, replacement in _NAMES:
-        renamed, count = re.subn(f"^{pattern}", replacement, name)
-        if count:
-            return renamed
-    return name
 
 
 def compressor(
@@ -51,9 +33,10 @@ def compressor(
     Raises:
         ValueError: weights that a compressor lacks, or the other way round.
     """
-    layers = {int(name.split(".")[1]) for name in weights if name.startswith("layers.")}
-    rank = next(len(value) for name, value in weights.items() if name.endswith(".A"))
-    places, hidden, _ = weights["pool.up"].shape
+    adapters = {name: w for name, w in weights.items() if name.endswith("lora_A.default.weight")}
+    layers = {name.split(".")[2] for name in adapters}
+    rank = len(next(iter(adapters.values())))
+    places, hidden, _ = weights["group_pool.up"].shape
     model = new_compressor(
         "decoder",
         decoder or smollm2(),
@@ -62,20 +45,19 @@ def compressor(
         pooling="groups",
         pool_hidden_size=hidden,
         converter_type="residual",
-        converter_hidden_size=len(weights["conv.up.weight"]),
+        converter_hidden_size=len(weights["converter.up.weight"]),
         **{
             "compression_rates": [rate for rate in (2, 4, 8) if rate <= places],
             "segment_length": segment_length,
             **config,
         },
     )
-    renamed = {package_name(name): value for name, value in weights.items()}
-    outcome = model.load_state_dict(renamed, strict=False)
+    outcome = model.load_state_dict(weights, strict=False)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    if outcome.unexpected_keys or trained - set(renamed):
+    if outcome.unexpected_keys or trained - set(weights):
         raise ValueError(
             f"weights without a place: {outcome.unexpected_keys[:3]}; places without weights: "
-            f"{sorted(trained - set(renamed))[:3]}."
+            f"{sorted(trained - set(weights))[:3]}."
         )
     return model
 

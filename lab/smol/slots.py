@@ -1,9 +1,7 @@
-"""What `lab.smol.train` trains, in the shape that trains fastest: no padding, rows of one length.
+"""What `lab.smol.train` trains: the package's own modules, in rows of one length without padding.
 
-The modules are those of the package (`first_layers` with LoRA, `GroupPool`, `ResidualConverter`),
-written for equal rows and for weights in float32 beside a decoder in bfloat16;
-`lab.smol.checkpoint` puts the weights into a `MemslotsModel`, and tests/test_smol_training.py holds
-both to equal outputs.
+Adapter, pooling, converter and markers are in float32 beside a decoder in bfloat16, and have the
+names that they have in a `MemslotsModel`; tests/test_smol_training.py holds both to equal outputs.
 """
 
 from __future__ import annotations
@@ -16,82 +14,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memslots.modeling.encoders_memslots import first_layers
+from memslots.modeling.converters_memslots import ResidualConverter
+from memslots.modeling.encoders_memslots import LORA_MARK, add_lora, first_layers
+from memslots.modeling.pooling_memslots import GroupPool
 
-LORA_LAYERS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-
-
-class Lora(nn.Module):
-    """A frozen linear layer and its low-rank change, of scale 1."""
-
-    def __init__(self, base: nn.Linear, rank: int):
-        super().__init__()
-        self.base = base
-        self.A = nn.Parameter(torch.randn(rank, base.in_features) / math.sqrt(base.in_features))
-        self.B = nn.Parameter(torch.zeros(base.out_features, rank))
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """As the base layer's."""
-        low = functional.linear(states, self.A.to(states))
-        return self.base(states) + functional.linear(low, self.B.to(states))
-
-
-class Pool(nn.Module):
-    """`GroupPool` for groups of equal size."""
-
-    def __init__(self, width: int, hidden: int, places: int):
-        super().__init__()
-        scales = [1 / (1 + 0.9 * place) for place in range(places)]
-        self.skip = nn.Parameter(torch.stack([torch.eye(width) * scale for scale in scales]))
-        self.norm = nn.Parameter(torch.ones(width))
-        self.up = nn.Parameter(torch.randn(places, hidden, width) / math.sqrt(4 * width))
-        self.bias = nn.Parameter(torch.zeros(hidden))
-        self.down = nn.Linear(hidden, width)
-        nn.init.zeros_(self.down.weight)
-        nn.init.zeros_(self.down.bias)
-
-    def forward(self, embeds: torch.Tensor, states: torch.Tensor, rate: int) -> torch.Tensor:
-        """`(rows, tokens, width)` twice to `(rows, tokens / rate, width)`."""
-        width = embeds.shape[-1]
-        normed = functional.rms_norm(states.float(), (width,), self.norm, 1e-6).to(embeds)
-
-        def grouped(tokens: torch.Tensor) -> torch.Tensor:
-            return tokens.unflatten(1, (-1, rate)).flip(2).flatten(2)
-
-        def joined(maps: torch.Tensor) -> torch.Tensor:
-            return maps[:rate].transpose(0, 1).flatten(1).to(embeds)
-
-        inner = functional.linear(grouped(normed), joined(self.up), self.bias.to(embeds))
-        return functional.linear(grouped(embeds), joined(self.skip)) + _cast(
-            self.down, functional.gelu(inner)
-        )
-
-
-class Residual(nn.Module):
-    """`ResidualConverter`."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.norm = nn.Parameter(torch.ones(width))
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-        self.skip = nn.Linear(width, width, bias=False)
-        nn.init.eye_(self.skip.weight)
-        nn.init.zeros_(self.down.weight)
-        nn.init.zeros_(self.down.bias)
-
-    def forward(self, slots: torch.Tensor) -> torch.Tensor:
-        """`(..., width)` to the same."""
-        normed = functional.rms_norm(slots.float(), slots.shape[-1:], self.norm, 1e-6).to(slots)
-        return _cast(self.skip, slots) + _cast(self.down, functional.gelu(_cast(self.up, normed)))
+LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Slots(nn.Module):
@@ -106,7 +33,6 @@ class Slots(nn.Module):
         places: the coarsest rate.
     """
 
-    encoder: Any
     decoder: Any
     table: torch.Tensor
     head: torch.Tensor
@@ -122,15 +48,18 @@ class Slots(nn.Module):
     ):
         super().__init__()
         width = decoder.config.hidden_size
-        encoder = first_layers(decoder, layers)
-        for layer in encoder.layers:
-            for name in LORA_LAYERS:
-                parent, leaf = name.split(".")
-                block = getattr(layer, parent)
-                setattr(block, leaf, Lora(getattr(block, leaf), rank))
-        self.layers = encoder.layers
-        self.pool = Pool(width, pool_hidden, places)
-        self.conv = Residual(width, width)
+        self.encoder = first_layers(decoder, layers)
+        names = {"r": rank, "alpha": rank, "dropout": 0.0, "target_modules": LORA_LAYERS}
+        add_lora(self.encoder, names)
+        for name, weight in self.encoder.named_parameters():
+            if LORA_MARK in name:  # trained in float32, beside layers in the decoder's precision
+                weight.data = weight.data.float()
+                if "lora_A" in name:
+                    nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
+        self.group_pool = GroupPool(width, pool_hidden, places)
+        self.group_pool.init_weights()
+        self.converter = ResidualConverter(width, width, width)
+        self.converter.init_weights(1.0)
         table = decoder.get_input_embeddings().weight
 
         def words(text: str) -> torch.Tensor:
@@ -143,7 +72,7 @@ class Slots(nn.Module):
         self.to(table.device)
         # Not registered: they are the decoder's, and a checkpoint holds what is trained.
         head = decoder.get_output_embeddings().weight
-        self.__dict__.update(encoder=encoder, decoder=decoder, table=table, head=head)
+        self.__dict__.update(decoder=decoder, table=table, head=head)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The weights of a checkpoint, by name."""
@@ -153,7 +82,12 @@ class Slots(nn.Module):
         """What the decoder reads in place of `(rows, tokens)`: `(rows, tokens / rate, width)`."""
         embeds = self.table[ids]
         states = self.encoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        return self.conv(self.pool(embeds, states, rate))
+        n_groups = ids.numel() // rate
+        groups = torch.arange(ids.numel(), device=ids.device) // rate
+        slots = self.group_pool(
+            embeds.flatten(0, 1), states.flatten(0, 1), groups, n_groups, places=rate
+        )
+        return self.converter(slots).to(embeds).unflatten(0, (len(ids), -1))
 
     def reconstruct(self, ids: torch.Tensor, rate: int) -> Scores:
         """`[BOS] <MEM> slots </MEM> <AE>` text EOS (PCC, eq. 4)."""
@@ -256,8 +190,3 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, *_):
         return ctx.saved_tensors[0] * gradient, None, None, None, None
-
-
-def _cast(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-    bias = None if layer.bias is None else layer.bias.to(inputs)
-    return functional.linear(inputs, layer.weight.to(inputs), bias)
