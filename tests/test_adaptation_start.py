@@ -17,6 +17,7 @@ KINDS = [
     {},
     {"converter_type": "linear"},
     {"converter_type": "autoencoder", "converter_layers": 2},
+    {"converter_type": "residual"},
 ]
 
 
@@ -134,3 +135,14 @@ def _few_tokens():
 
     vocabulary = {letter: index for index, letter in enumerate("abcdefgh")}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary)))
+
+
+def test_an_encoder_that_is_the_old_decoders_is_not_adapted(zoo, turned):
+    model = new_compressor(
+        "decoder", zoo.folder("llama", "decoder"), encoder_layers=1, segment_length=24
+    )
+    with pytest.raises(ValueError, match=r"own layers.*merge_encoder"):
+        adapt_to_decoder(model, turned[0])
+    model.merge_encoder()
+    adapt_to_decoder(model, turned[0])
+    assert model.config.decoder_name_or_path == turned[0]

@@ -45,6 +45,29 @@ class Converter(nn.Module):
         nn.init.zeros_(self.down.bias)
 
 
+class ResidualConverter(Converter):
+    """PCC's converter beside a linear map: `skip(slot) + down(GELU(up(RMSNorm(slot))))`.
+
+    `down` starts at zero and `skip` as the identity, so that slots which lie among the decoder's
+    embeddings are read as they are from the first step. Arguments are `Converter`'s.
+    """
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
+        super().__init__(d_encoder, hidden, d_decoder)
+        self.skip = nn.Linear(d_encoder, d_decoder, bias=False)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.skip(slots) + super().forward(slots)
+
+    @torch.no_grad()
+    def init_weights(self, scale: float) -> None:
+        """New weights; `scale` is that of the slots themselves, which pass unchanged."""
+        super().init_weights(scale)
+        nn.init.eye_(self.skip.weight)
+        nn.init.zeros_(self.down.weight)
+
+
 class LinearConverter(nn.Module):
     """RMSNorm and one Linear: the adapter of the sentence-pools article.
 
@@ -180,40 +203,6 @@ class VariationalConverter(AutoencoderConverter):
         """As `AutoencoderConverter.init_weights`."""
         super().init_weights(scale)
         _draw(self.to_log_variance, 0.1)
-
-
-class ResidualConverter(nn.Module):
-    """`skip(slot) + down(GELU(up(RMSNorm(slot))))`: PCC's converter beside a linear map.
-
-    `down` starts at zero and `skip` as the identity (or, between two models, as the map of their
-    embeddings, see `memslots.new_compressor`), so that slots which lie among the decoder's
-    embeddings are read as they are from the first step.
-
-    Args:
-        d_encoder: width of a slot before.
-        hidden: width between the two linear layers.
-        d_decoder: width of a slot after.
-    """
-
-    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
-        super().__init__()
-        self.skip = nn.Linear(d_encoder, d_decoder, bias=False)
-        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
-        self.up = nn.Linear(d_encoder, hidden)
-        self.down = nn.Linear(hidden, d_decoder)
-
-    def forward(self, slots: torch.Tensor) -> torch.Tensor:
-        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
-        return self.skip(slots) + self.down(functional.gelu(self.up(self.norm(slots))))
-
-    @torch.no_grad()
-    def init_weights(self, scale: float) -> None:
-        """New weights; `scale` is that of the slots themselves, which pass unchanged."""
-        nn.init.eye_(self.skip.weight)
-        nn.init.ones_(self.norm.weight)
-        _draw(self.up, 1.0)
-        nn.init.zeros_(self.down.weight)
-        nn.init.zeros_(self.down.bias)
 
 
 AnyConverter = Converter | LinearConverter | ResidualConverter | AutoencoderConverter

@@ -224,7 +224,11 @@ class MemslotsModel(SavedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Converter):
+        if isinstance(module, GroupPool):
+            module.init_weights()
+        elif isinstance(module, ResidualConverter):
+            module.init_weights(1.0)
+        elif isinstance(module, Converter):
             for layer in (module.up, module.down):
                 init.normal_(layer.weight, std=self.config.initializer_range)
                 init.zeros_(layer.bias)
@@ -233,10 +237,6 @@ class MemslotsModel(SavedModel):
             init.normal_(module.map.weight, std=self.config.initializer_range)
             init.zeros_(module.map.bias)
             init.ones_(module.norm.weight)
-        elif isinstance(module, GroupPool):
-            module.init_weights()
-        elif isinstance(module, ResidualConverter):
-            module.init_weights(1.0)
         elif isinstance(module, LoraUp):
             init.zeros_(module.weight)
         elif isinstance(module, MemslotsModel):

@@ -41,11 +41,17 @@ def adapt_to_decoder(
             new one's (`embedding_map`): the model must then still have its old decoder.
 
     Raises:
-        ValueError: another `train` or `start`, "embeddings" without the old decoder, or with too
-            few tokens that both decoders have.
+        ValueError: an encoder that shares the old decoder's weights; another `train` or `start`;
+            "embeddings" without the old decoder, or with too few tokens that both decoders have.
     """
     check_trained(train)
     check_start(start)
+    if model.config.encoder_layers is not None:
+        raise ValueError(
+            "this compressor's encoder is its decoder's own layers, so it cannot be adapted to "
+            "another decoder: train one for that decoder (memslots train own --decoder ...), or "
+            "give the encoder weights of its own first, with model.merge_encoder()."
+        )
     old = model.decoder if model.has_decoder else None
     if start == "embeddings" and old is None:
         raise ValueError(

@@ -115,9 +115,10 @@ def carry_over(old: nn.Module, new: nn.Module, mapping: torch.Tensor) -> None:
         new: that of the new one; its layers but the last have the old one's shapes.
         mapping: `(d_old, d_new)`, see `fit_embedding_map`.
     """
-    last = "map" if hasattr(old, "map") else "down"
-    state = {k: v for k, v in old.state_dict().items() if not k.startswith(f"{last}.")}
-    before = getattr(old, last)
-    state[f"{last}.weight"] = mapping.T @ before.weight.float().cpu()
-    state[f"{last}.bias"] = before.bias.float().cpu() @ mapping
+    state = old.state_dict()
+    for last in ("map", "down", "skip"):  # what a converter's output is a sum of
+        if hasattr(old, last):
+            state[f"{last}.weight"] = mapping.T @ state[f"{last}.weight"].float().cpu()
+            if f"{last}.bias" in state:
+                state[f"{last}.bias"] = state[f"{last}.bias"].float().cpu() @ mapping
     new.load_state_dict(state)
