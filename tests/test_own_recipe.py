@@ -10,8 +10,11 @@ from tiny_models import SENTENCES
 from memslots import MemslotsModel
 from memslots.cli import main
 from memslots.configuration.own import minutes_of, own_recipe
+from memslots.data.raw_texts import format_of
 from memslots.making import new_compressor
+from memslots.trainer.row_sources import Sources
 from memslots.trainer.run import run_recipe
+from memslots.trainer.source_checks import check_sources
 from memslots.trainer.time_budget import TIME_FILE, TimeBudget
 
 
@@ -53,6 +56,26 @@ def test_it_ends_at_the_users_decoder(zoo, texts, tmp_path):
     logged = json.loads((result / "losses.json").read_text())
     assert any("distillation_loss" in line for line in logged)
     assert all("minutes_left" in line for line in logged if "loss" in line)
+
+
+def test_documents_may_be_json_lines(zoo, texts, tmp_path, capsys):
+    decoder = zoo.folder("llama", "decoder")
+    rows = tmp_path / "notes.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in texts.read_text().split("\n\n"))
+    )
+    command = ["train", "own", "--decoder", decoder, "--texts", str(rows), "--budget", "4m"]
+    assert main([*command, "--dry-run"]) == 0
+    capsys.readouterr()
+    recipe = own_recipe(decoder, rows, minutes=4, texts_kind=format_of(rows), encoder_layers=1)
+    assert {s["data"][0]["kind"] for s in recipe["compressor"]["stages"]} == {"jsonl", "cloze"}
+    sources = Sources(0)
+    for stage in recipe["compressor"]["stages"]:
+        stage["data"][0].update({"characters": [40, 400]} if stage["name"] == "questions" else {})
+        check_sources(stage, stage["training"], sources)
+    other = tmp_path / "notes.docx"
+    other.write_bytes(b"PK")
+    assert "must end in one of" in refused(capsys, "--decoder", decoder, "--texts", other)
 
 
 def test_a_resumed_stage_has_only_the_rest_of_its_time(tmp_path):

@@ -198,6 +198,9 @@ def _own(
 
     minutes = minutes_of(budget)
     own_recipe(decoder, texts, questions, minutes)  # a budget too small is told before loading
+    from memslots.data.raw_texts import format_of
+
+    texts_kind = format_of(texts)
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
@@ -210,6 +213,7 @@ def _own(
         encoder_layers=max(1, round(layers / 3)),
         chat=bool(AutoTokenizer.from_pretrained(decoder).chat_template),
         on_gpu=torch.cuda.is_available(),
+        texts_kind=texts_kind,
     )
     return apply_overrides(recipe, sets, fields)
 

@@ -31,6 +31,7 @@ def own_recipe(
     encoder_layers: int | None = None,
     chat: bool = False,
     on_gpu: bool = False,
+    texts_kind: str = "text",
     **decoder_kwargs: Any,
 ) -> dict[str, Any]:
     """A recipe that ends at the user's own decoder and nothing else.
@@ -38,7 +39,7 @@ def own_recipe(
     Args:
         decoder: repository or folder of a causal LM; it stays as it is, and its own first layers
             are the encoder.
-        texts: file or folder of documents: `.txt`, `.jsonl`, `.json` or `.parquet`.
+        texts: file or folder of documents.
         questions: file of `context`, `question` and `answer`, trained beside the questions that are
             made from the texts.
         minutes: of training in all.
@@ -46,6 +47,8 @@ def own_recipe(
         encoder_layers: of the decoder's layers; all without.
         chat: whether questions are asked by the decoder's chat template.
         on_gpu: larger batches, in bfloat16.
+        texts_kind: how they are read: "text", "jsonl" (`.json` too) or "parquet", see
+            `memslots.data.raw_texts.format_of`.
         decoder_kwargs: for the decoder's `from_pretrained`: `subfolder`, `gguf_file`, ...
 
     Returns:
@@ -69,7 +72,16 @@ def own_recipe(
     stages = []
     for name, share, tokens, rates in STAGES:
         stages.append(
-            _stage(name, round(share * minutes, 2), tokens, rates, texts, questions, positions)
+            _stage(
+                name,
+                round(share * minutes, 2),
+                tokens,
+                rates,
+                texts,
+                texts_kind,
+                questions,
+                positions,
+            )
         )
     config: dict[str, Any] = {
         "pooling": "groups",
@@ -113,6 +125,7 @@ def _stage(
     tokens: int | None,
     rates: tuple[int, ...],
     texts: str | Path,
+    texts_kind: str,
     questions: str | Path | None,
     positions: int,
 ) -> dict[str, Any]:
@@ -125,7 +138,7 @@ def _stage(
         training |= {"distillation_weight": 1.0, "reconstruction_share": 0.25}
     else:
         completes = name == "read"
-        data = [{"kind": "text", "file": str(texts), "tokens": tokens, "completion": completes}]
+        data = [{"kind": texts_kind, "file": str(texts), "tokens": tokens, "completion": completes}]
         rows = max(1, positions // (2 * tokens if not completes else 4 * tokens))
         training |= {"completion_weight": 0.5 if completes else 0.0}
         if completes:
