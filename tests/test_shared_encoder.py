@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import RATES, SEGMENT, TEXTS
+from tiny_models import RATES, SEGMENT, TEXTS, tell_apart
 from transformers import AutoModelForCausalLM
 
 from memslots import MemslotsModel
@@ -31,16 +31,6 @@ def shared(zoo, family="llama", **config):
             **config,
         },
     )
-
-
-def tell_apart(model):
-    """Weights that are no longer those of the start."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    return model
 
 
 def storages(module):

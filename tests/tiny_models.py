@@ -227,6 +227,16 @@ class Zoo:
         return str(path)
 
 
+def tell_apart(model: MemslotsModel) -> MemslotsModel:
+    """The same model with other trained weights than those of its start."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    return model
+
+
 def words(n: int, seed: int = 0) -> str:
     """`n` words, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
