@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.smol.checkpoint import compressor
 from lab.smol.slots import Slots, _Head
-from lab.smol.train import arguments, load_slots, train
+from lab.smol.train import arguments, load_slots, load_trained, train
 from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
 
 
@@ -105,3 +105,20 @@ def test_a_run_resumes_and_writes_its_curve(decoder, tmp_path, monkeypatch):
             layers=1,
         ).trained()
     )
+
+
+def test_recalling_scores_what_follows_the_cue(slots):
+    ids = torch.arange(8, 24)[None]
+    scores = slots.recall(ids, 3, 4, cue=2)
+    bos, markers = slots._bos(), slots.markers
+    given = slots.table[ids[0, 3:-1]]
+    embeds = torch.cat([bos, markers[:1], slots.write(ids, 4)[0], markers[1:2], given])
+    logits = slots.decoder(inputs_embeds=embeds[None]).logits[0, -11:]
+    expected = torch.nn.functional.cross_entropy(logits, ids[0, 5:])
+    torch.testing.assert_close(scores.nats, expected.item(), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_other_names_are_refused(slots, tmp_path):
+    weights = {name.replace("group_pool", "pool"): w for name, w in slots.trained().items()}
+    with pytest.raises(ValueError, match=r"other names \(group_pool.*--start"):
+        load_trained(slots, weights, tmp_path / "last.pt")

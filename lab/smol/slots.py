@@ -112,6 +112,25 @@ class Slots(nn.Module):
             teacher = self._states(text, following.shape[1] - 1)
         return self._score(parts, following[:, 1:], teacher, distilled)
 
+    def recall(self, ids: torch.Tensor, first: int, rate: int, cue: int = 4) -> Scores:
+        """`[BOS] <MEM> slots </MEM>`, `cue` tokens of the same text and what follows them there.
+
+        Finding a place by its words is what answering needs, and the text alone says it: a decoder
+        that reads the text continues it with few mistakes, one that reads nothing cannot.
+
+        Args:
+            ids: `(rows, tokens)`.
+            first: where the cue begins.
+            rate: tokens a slot.
+            cue: tokens that are given and not scored.
+        """
+        markers = self.markers.to(self.table)
+        rows = len(ids)
+        before = self._rows(rows, self._bos(), markers[:1])
+        given = self.table[ids[:, first:-1]]
+        parts = [before, self.write(ids, rate), self._rows(rows, markers[1:2]), given]
+        return self._score(parts, ids[:, first + cue :], None)
+
     def without_memory(self, following: torch.Tensor, ids: torch.Tensor | None = None) -> Scores:
         """The same continuation from the full text `ids`, or from nothing."""
         parts = [self._rows(len(following), self._bos()), self.table[following[:, :-1]]]

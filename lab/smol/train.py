@@ -41,24 +41,25 @@ class Phase(NamedTuple):
         tokens: of a segment.
         segments: of a step, times `--scale`.
         rates: drawn from, one a step.
-        completions: of so many steps one completes what follows; 0 for none.
+        tasks: taken in turn, one a step.
     """
 
     step: int
     tokens: int
     segments: int
     rates: tuple[int, ...]
-    completions: int
+    tasks: tuple[str, ...]
 
 
+REPEAT, COMPLETE, RECALL = "repeat", "complete", "recall"
 SCHEDULE = (
-    Phase(0, 8, 64, (2,), 0),
-    Phase(40, 16, 40, (2,), 0),
-    Phase(120, 16, 40, (2, 4), 0),
-    Phase(260, 32, 24, (2, 4, 4, 4), 0),
-    Phase(420, 64, 12, (2, 4, 4, 4, 4), 0),
-    Phase(700, 64, 12, (2, 4, 4, 4, 4, 8), 3),
-    Phase(1400, 128, 6, (2, 4, 4, 4, 8, 8), 3),
+    Phase(0, 8, 64, (2,), (REPEAT,)),
+    Phase(40, 16, 40, (2,), (REPEAT,)),
+    Phase(120, 16, 40, (2, 4), (REPEAT,)),
+    Phase(260, 32, 24, (2, 4, 4, 4), (REPEAT,)),
+    Phase(420, 64, 12, (2, 4, 4, 4, 4), (REPEAT,)),
+    Phase(700, 64, 12, (2, 4, 4), (REPEAT, RECALL)),
+    Phase(2000, 128, 6, (2, 4, 4, 8), (REPEAT, RECALL, COMPLETE)),
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
 
@@ -120,6 +121,22 @@ def load_slots(folder: Path) -> tuple[dict[str, torch.Tensor], int, int]:
     return weights, int(told["step"]), int(told["seen"])
 
 
+def load_trained(slots: Slots, weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Loads exactly what is trained.
+
+    Raises:
+        ValueError: other names, as an earlier version of this module has.
+    """
+    trained = slots.trained().keys()
+    if weights.keys() != trained:
+        different = sorted(weights.keys() ^ trained)
+        raise ValueError(
+            f"{file} holds weights of other names ({different[0]} and {len(different) - 1} more). "
+            "Begin with --start from slots-*.safetensors of this version."
+        )
+    slots.load_state_dict(weights, strict=False)
+
+
 def pieces(ids: torch.Tensor, starts: list[int], first: int, length: int) -> torch.Tensor:
     """`(starts, length)` ids, `first` after each start."""
     return torch.stack([ids[start + first : start + first + length] for start in starts])
@@ -140,6 +157,12 @@ def held_out(slots: Slots, ids: torch.Tensor, device: str) -> dict[str, list[flo
         *((f"after r{rate}", slots.complete(before, after, rate)) for rate in (2, 4, 8)),
     ):
         figures[name] = [scores.nats, scores.right]
+    for rate in (2, 4, 8):
+        scores = slots.recall(before, 24, rate)
+        figures[f"recall {rate}"] = [scores.nats, scores.right]
+        # The control: another passage's memory.
+        scores = slots.complete(before.roll(1, 0), after, rate)
+        figures[f"after another r{rate}"] = [scores.nats, scores.right]
     return figures
 
 
@@ -162,13 +185,13 @@ def train(options: argparse.Namespace) -> None:
     step = seen = 0
     if checkpoint.is_file():
         saved = torch.load(checkpoint, map_location=options.device)
-        slots.load_state_dict(saved["slots"], strict=False)
+        load_trained(slots, saved["slots"], checkpoint)
         optimizer.load_state_dict(saved["optimizer"])
         step, seen = saved["step"], saved["seen"]
         say(options.output, {"resuming from step": step, "seen": seen})
     elif options.start is not None:
         started_from, step, seen = load_slots(options.start)
-        slots.load_state_dict(started_from, strict=False)
+        load_trained(slots, started_from, options.start)
         say(options.output, {"starting from step": step, "seen": seen})
     first_step = step
 
@@ -192,14 +215,17 @@ def train(options: argparse.Namespace) -> None:
         # A function of the step, so that a resumed run draws what an unbroken one does.
         draw = torch.Generator().manual_seed(step)
         rate = phase.rates[int(torch.randint(len(phase.rates), (1,), generator=draw))]
-        completes = bool(phase.completions) and step % phase.completions == 0
-        count = phase.segments * options.scale * (2 if completes else 3) // 3
+        task = phase.tasks[step % len(phase.tasks)]
+        count = phase.segments * options.scale * (2 if task == COMPLETE else 3) // 3
         span = 2 * phase.tokens
         starts = torch.randint(len(texts) - span, (max(1, count),), generator=draw).tolist()
         ids = pieces(texts, starts, 0, phase.tokens).to(options.device)
-        if completes:
+        if task == COMPLETE:
             after = pieces(texts, starts, phase.tokens, phase.tokens).to(options.device)
             scores = slots.complete(ids, after, rate)
+        elif task == RECALL:
+            first = int(torch.randint(3 * phase.tokens // 4, (1,), generator=draw))
+            scores = slots.recall(ids, first, rate)
         else:
             scores = slots.reconstruct(ids, rate)
         optimizer.zero_grad()
@@ -208,7 +234,7 @@ def train(options: argparse.Namespace) -> None:
         optimizer.step()
         step += 1
         seen += ids.numel()
-        recent[f"{'c' if completes else 'r'}{rate}"].append((scores.nats, scores.right))
+        recent[f"{task} {rate}"].append((scores.nats, scores.right))
         if step % options.log_every == 0:
             means = {
                 task: [round(sum(column) / len(column), 3) for column in zip(*values, strict=True)]
