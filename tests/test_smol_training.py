@@ -1,6 +1,7 @@
 """Training of the `smol` checkpoint: equal to the package's own modules, resumed where it stood."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.smol.checkpoint import compressor
 from lab.smol.slots import Slots, _Head
+from lab.smol.tasks import CLOZE, COMPLETE, RECALL, Tasks
 from lab.smol.train import arguments, load_slots, load_trained, train
 from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
 
@@ -107,15 +109,40 @@ def test_a_run_resumes_and_writes_its_curve(decoder, tmp_path, monkeypatch):
     )
 
 
-def test_recalling_scores_what_follows_the_cue(slots):
-    ids = torch.arange(8, 24)[None]
-    scores = slots.recall(ids, 3, 4, cue=2)
-    bos, markers = slots._bos(), slots.markers
-    given = slots.table[ids[0, 3:-1]]
-    embeds = torch.cat([bos, markers[:1], slots.write(ids, 4)[0], markers[1:2], given])
-    logits = slots.decoder(inputs_embeds=embeds[None]).logits[0, -11:]
-    expected = torch.nn.functional.cross_entropy(logits, ids[0, 5:])
-    torch.testing.assert_close(scores.nats, expected.item(), rtol=1e-4, atol=1e-4)
+def test_what_follows_is_scored_where_it_counts_and_after_any_prefix(slots):
+    ids, before = torch.arange(8, 40).reshape(2, 16), torch.arange(50, 56).reshape(2, 3)
+    following = torch.arange(60, 72).reshape(2, 6)
+    scored = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0]]).bool()
+    slots.segment = 8
+    scores = slots.complete(ids, following, 4, 0.0, scored, before)
+    losses = []
+    for row in range(2):
+        written = torch.cat([slots.write(ids[row : row + 1, a : a + 8], 4)[0] for a in (0, 8)])
+        rest = [slots.markers[:1], written, slots.markers[1:2], slots.table[following[row]]]
+        embeds = torch.cat([slots._bos(), slots.table[before[row]], *rest])
+        logits = slots.decoder(inputs_embeds=embeds[None]).logits[0, -7:-1]
+        nll = torch.nn.functional.cross_entropy(logits, following[row], reduction="none")
+        losses += nll[scored[row]].tolist()
+    assert scores.nats == pytest.approx(sum(losses) / 6, rel=1e-4)
+
+
+def test_a_text_says_all_that_is_asked_of_it(decoder):
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    ids = torch.tensor(tokenizer(" ".join(TEXTS * 40), add_special_tokens=False)["input_ids"])
+    tasks = Tasks(ids, tokenizer, "cpu")
+    for task in (RECALL, CLOZE, COMPLETE):
+        for seed in range(4):
+            rows = tasks.rows(task, 6, 32, random.Random(seed))
+            again = tasks.rows(task, 6, 32, random.Random(seed))
+            assert rows.ids.equal(again.ids)
+            assert rows.following.equal(again.following)
+            for text, after, scored in zip(rows.ids, rows.following, rows.scored, strict=True):
+                answer = after[scored]
+                assert len(answer)
+                if task == RECALL:
+                    assert tokenizer.decode(answer) in tokenizer.decode(text)
+                elif task == CLOZE:
+                    assert tokenizer.decode(answer).strip() in tokenizer.decode(text)
 
 
 def test_weights_of_other_names_are_refused(slots, tmp_path):

@@ -31,6 +31,7 @@ class Slots(nn.Module):
         rank: of the LoRA.
         pool_hidden: width inside the pooling.
         places: the coarsest rate.
+        segment: tokens that are encoded together at most.
     """
 
     decoder: Any
@@ -45,8 +46,10 @@ class Slots(nn.Module):
         rank: int = 48,
         pool_hidden: int = 768,
         places: int = 8,
+        segment: int = 64,
     ):
         super().__init__()
+        self.segment = segment
         width = decoder.config.hidden_size
         self.encoder = first_layers(decoder, layers)
         names = {"r": rank, "alpha": rank, "dropout": 0.0, "target_modules": LORA_LAYERS}
@@ -79,8 +82,11 @@ class Slots(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def write(self, ids: torch.Tensor, rate: int) -> torch.Tensor:
-        """What the decoder reads in place of `(rows, tokens)`: `(rows, tokens / rate, width)`."""
-        embeds = self.table[ids]
+        """What the decoder reads in place of `(rows, tokens)`: `(rows, tokens / rate, width)`.
+
+        Tokens beyond `segment` are read segment by segment, as a compressor reads a long text.
+        """
+        embeds = self.table[ids.reshape(-1, min(self.segment, ids.shape[1]))]
         states = self.encoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         n_groups = ids.numel() // rate
         groups = torch.arange(ids.numel(), device=ids.device) // rate
@@ -96,47 +102,57 @@ class Slots(nn.Module):
         before = self._rows(rows, self._bos(), markers[:1])
         parts = [before, self.write(ids, rate), self._rows(rows, markers[1:]), self.table[ids]]
         target = functional.pad(ids, (0, 1), value=self.decoder.config.eos_token_id)
-        return self._score(parts, target, None)
+        return self._score(self._states(parts, target.shape[1]).flatten(0, 1), target.flatten())
 
     def complete(
-        self, ids: torch.Tensor, following: torch.Tensor, rate: int, distilled: float = 0.5
+        self,
+        ids: torch.Tensor,
+        following: torch.Tensor,
+        rate: int,
+        distilled: float = 0.5,
+        scored: torch.Tensor | None = None,
+        before: torch.Tensor | None = None,
     ) -> Scores:
-        """`[BOS] <MEM> slots </MEM>` and what follows, its first token given (PCC, eq. 3)."""
-        rows = len(ids)
-        markers = self.markers.to(self.table)
-        before = self._rows(rows, self._bos(), markers[:1])
-        given = self.table[following[:, :-1]]
-        parts = [before, self.write(ids, rate), self._rows(rows, markers[1:2]), given]
-        with torch.no_grad():
-            text = [self._rows(rows, self._bos()), self.table[ids], given]
-            teacher = self._states(text, following.shape[1] - 1)
-        return self._score(parts, following[:, 1:], teacher, distilled)
+        """`[BOS] before <MEM> slots </MEM>` and what follows (PCC, eq. 3), distilled from the text.
 
-    def recall(self, ids: torch.Tensor, first: int, rate: int, cue: int = 4) -> Scores:
-        """`[BOS] <MEM> slots </MEM>`, `cue` tokens of the same text and what follows them there.
-
-        Finding a place by its words is what answering needs, and the text alone says it: a decoder
-        that reads the text continues it with few mistakes, one that reads nothing cannot.
+        What follows may be the next words of a text, words of the text itself, to be recalled by
+        the ones that stand before them there, or a question and its answer.
 
         Args:
-            ids: `(rows, tokens)`.
-            first: where the cue begins.
+            ids: `(rows, tokens)` to be compressed.
+            following: `(rows, length)`.
             rate: tokens a slot.
-            cue: tokens that are given and not scored.
+            distilled: weight of the divergence from the decoder that reads the text.
+            scored: `(rows, length)`, which tokens count; without it all but the first.
+            before: `(rows, any)` tokens before the memory.
         """
-        markers = self.markers.to(self.table)
         rows = len(ids)
-        before = self._rows(rows, self._bos(), markers[:1])
-        given = self.table[ids[:, first:-1]]
-        parts = [before, self.write(ids, rate), self._rows(rows, markers[1:2]), given]
-        return self._score(parts, ids[:, first + cue :], None)
+        markers = self.markers.to(self.table)
+        start = [self._rows(rows, self._bos())]
+        if before is not None:
+            start.append(self.table[before])
+        read = self.table[following[:, :-1]]
+        slots = [
+            self._rows(rows, markers[:1]),
+            self.write(ids, rate),
+            self._rows(rows, markers[1:2]),
+        ]
+        last = following.shape[1] - 1
+        counted = slice(None) if scored is None else scored[:, 1:].flatten()
+        teacher = None
+        if distilled:
+            with torch.no_grad():
+                teacher = self._states([*start, self.table[ids], read], last).flatten(0, 1)[counted]
+        states = self._states([*start, *slots, read], last).flatten(0, 1)[counted]
+        return self._score(states, following[:, 1:].flatten()[counted], teacher, distilled)
 
     def without_memory(self, following: torch.Tensor, ids: torch.Tensor | None = None) -> Scores:
         """The same continuation from the full text `ids`, or from nothing."""
         parts = [self._rows(len(following), self._bos()), self.table[following[:, :-1]]]
         if ids is not None:
             parts.insert(1, self.table[ids])
-        return self._score(parts, following[:, 1:], None)
+        target = following[:, 1:]
+        return self._score(self._states(parts, target.shape[1]).flatten(0, 1), target.flatten())
 
     def _bos(self) -> torch.Tensor:
         index = self.decoder.config.bos_token_id
@@ -147,17 +163,16 @@ class Slots(nn.Module):
 
     def _states(self, parts: list[torch.Tensor], last: int) -> torch.Tensor:
         outputs = self.decoder.model(inputs_embeds=torch.cat(parts, dim=1), use_cache=False)
-        return outputs.last_hidden_state[:, -last:].flatten(0, 1)
+        return outputs.last_hidden_state[:, -last:]
 
     def _score(
         self,
-        parts: list[torch.Tensor],
+        states: torch.Tensor,
         target: torch.Tensor,
-        teacher: torch.Tensor | None,
+        teacher: torch.Tensor | None = None,
         distilled: float = 0.0,
     ) -> Scores:
-        states = self._states(parts, target.shape[1])
-        return Scores(*_Head.apply(states, target.flatten(), teacher, distilled, self.head))
+        return Scores(*_Head.apply(states, target, teacher, distilled, self.head))
 
 
 class Scores(tuple):

@@ -103,7 +103,7 @@ def cloze_rows(
     made = 0
     for text in texts:
         for context in contexts_of(text, shortest, longest):
-            asked = _ask(context, seed, questions, kinds)
+            asked = questions_of(context, seed, questions, kinds)
             if not asked:
                 continue
             yield {
@@ -154,7 +154,9 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _ask(context: str, seed: int, most: int, kinds: Sequence[str]) -> list[tuple[str, str, str]]:
+def questions_of(
+    context: str, seed: int, most: int, kinds: Sequence[str]
+) -> list[tuple[str, str, str]]:
     """Questions, answers and kinds; one a sentence and kind, kinds by turns."""
     rng = random.Random(f"cloze-{seed}-{context}")
     usable = [s for s in sentences(context) if _SENTENCE[0] <= len(s) <= _SENTENCE[1]]
