@@ -21,7 +21,7 @@ REPEAT, COMPLETE, RECALL, CLOZE = "repeat", "complete", "recall", "cloze"
 CUE = 4
 """Tokens of a text that say which place is to be recalled."""
 
-MOST_SEGMENTS = 3
+SEGMENTS = (1, 1, 2, 3)
 LONGEST_PREFIX = 48
 
 
@@ -64,7 +64,7 @@ class Tasks:
             tokens: of a segment.
             draw: decides everything.
         """
-        length = tokens * draw.randint(1, MOST_SEGMENTS)
+        length = tokens * draw.choice(SEGMENTS)
         ids, following, first_scored = [], [], []
         wanted, tries = max(1, segments * tokens // length), 0
         while len(ids) < wanted:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import os
 import random
 import time
@@ -59,7 +60,7 @@ SCHEDULE = (
     Phase(120, 16, 40, (2, 4), (REPEAT,)),
     Phase(260, 32, 24, (2, 4, 4, 4), (REPEAT,)),
     Phase(420, 64, 12, (2, 4, 4, 4, 4), (REPEAT,)),
-    Phase(700, 64, 12, (2, 4, 4), (REPEAT, RECALL, CLOZE, COMPLETE)),
+    Phase(700, 64, 12, (2, 4), (REPEAT, RECALL, REPEAT, COMPLETE, REPEAT, CLOZE)),
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
 
@@ -229,13 +230,15 @@ def train(options: argparse.Namespace) -> None:
         if task == REPEAT:
             starts = [draw.randrange(len(texts) - phase.tokens) for _ in range(count)]
             ids = pieces(texts, starts, 0, phase.tokens).to(options.device)
-            scores = slots.reconstruct(ids, rate)
+            scores, weight = slots.reconstruct(ids, rate), 1.0
         else:
             rows = tasks.rows(task, count, phase.tokens, draw)
             ids = rows.ids
             scores = slots.complete(**rows._asdict(), rate=rate)
+            # A step of few scored tokens is noise at the full rate (docs/log.md).
+            weight = math.sqrt(int(rows.scored[:, 1:].sum()) / (count * phase.tokens))
         optimizer.zero_grad()
-        scores.loss.backward()
+        (weight * scores.loss).backward()
         nn.utils.clip_grad_norm_(weights.values(), 1.0)
         optimizer.step()
         step += 1
