@@ -239,7 +239,7 @@ def train(options: argparse.Namespace) -> None:
             weight = math.sqrt(int(rows.scored[:, 1:].sum()) / (count * phase.tokens))
         optimizer.zero_grad()
         (weight * scores.loss).backward()
-        nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        nn.utils.clip_grad_norm_(weights.values(), weight)
         optimizer.step()
         step += 1
         seen += ids.numel()

@@ -114,16 +114,20 @@ class Asking:
             made.append(Prompt([*control, *encode(read), *end]))
         return made
 
+    def shown(self) -> str:
+        """What plain text shows before the context: instruction and worked examples."""
+        shown = self.instruction + BETWEEN if self.instruction else ""
+        for example in self.examples:
+            asked = self.question.replace("{question}", example.question)
+            shown += f"{example.passage}{BETWEEN}{asked} {example.answer}{BETWEEN}"
+        return shown
+
     def _around(self, processor: MemslotsProcessor) -> tuple[list[int], str, list[int]]:
         """Control tokens before everything, the text between them and the context, and the control
         tokens after the question.
         """
         if self.format == "plain":
-            shown = self.instruction + BETWEEN if self.instruction else ""
-            for example in self.examples:
-                asked = self.question.replace("{question}", example.question)
-                shown += f"{example.passage}{BETWEEN}{asked} {example.answer}{BETWEEN}"
-            return list(processor.bos_ids), shown, []
+            return list(processor.bos_ids), self.shown(), []
         messages = [{"role": "system", "content": self.instruction}] if self.instruction else []
         for example in self.examples:
             asked = self.question.replace("{question}", example.question)
