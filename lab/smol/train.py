@@ -64,7 +64,6 @@ SCHEDULE = (
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
 
-LEARNING_RATE = 1e-3
 WARM_UP = 30
 SEGMENTS_HELD_OUT = 24
 PART_BYTES = 15 * 2**20
@@ -190,7 +189,7 @@ def train(options: argparse.Namespace) -> None:
     tasks = Tasks(texts, tokenizer, options.device)
     weights = slots.trained()
     optimizer = torch.optim.AdamW(
-        weights.values(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        weights.values(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     checkpoint = options.output / "last.pt"
     step = seen = 0
@@ -222,7 +221,9 @@ def train(options: argparse.Namespace) -> None:
         left = (ends - time.monotonic()) / 60
         for group in optimizer.param_groups:
             falling = min(1.0, left / options.decay) if options.decay else 1.0
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1 - first_step) / WARM_UP) * falling
+            group["lr"] = (
+                options.learning_rate * min(1.0, (step + 1 - first_step) / WARM_UP) * falling
+            )
         # A function of the step, so that a resumed run draws what an unbroken one does.
         draw = random.Random(step)
         rate, task = draw.choice(phase.rates), phase.tasks[step % len(phase.tasks)]
@@ -282,6 +283,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decoder", help="Folder of the decoder; SmolLM2 without.")
     parser.add_argument("--start", type=Path, help="Folder of slots-*.safetensors to begin with.")
     parser.add_argument("--minutes", type=float, default=60.0, help="Time to train.")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.0, help="Minutes of falling rate at end.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
