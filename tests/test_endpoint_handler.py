@@ -14,6 +14,7 @@ import pytest
 from test_remote_code import BLOCKED
 from tiny_models import QUESTIONS, TEXTS
 
+from memslots import sent_memories
 from memslots.hub_cards import handler
 from memslots.hub_cards.handler import (
     MAX_QUESTIONS,
@@ -68,6 +69,7 @@ def ask(zoo, tmp_path_factory):
     folder = work / "repository"
     shutil.copytree(zoo.saved(), folder)
     shutil.copyfile(handler.__file__, folder / "handler.py")
+    shutil.copyfile(sent_memories.__file__, folder / "sent_memories.py")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["HF_MODULES_CACHE"] = str(work / "modules")
     process = subprocess.Popen(

@@ -17,6 +17,8 @@ LEVELS = {
     "verified": 1,
     "chat": 1,
     "making": 1,
+    "sent_memories": 0,
+    "compiling": 1,
     "smollm2": 1,
     "checkpoints": 0,
     "configuration": 1,

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tiny_models import LONG, QUESTIONS, TEXTS
 
 from memslots import Memory, MemslotsModel, checkpoints, verified
+from memslots.chat import without_oldest
 from memslots.modeling.memory_files_memslots import write_file
 from memslots.modeling.reading_back_memslots import marked
 from memslots.verified.fidelity import aligned, read, teacher_forced
@@ -290,7 +291,7 @@ def test_selecting_joining_and_coarser_rates_keep_what_belongs_to_segments(embed
     with_plain = Memory.cat([mixed[0], plain])
     assert with_plain.rate == min(mixed.rate, 8)
     assert with_plain.segment_rates == mixed[0].segment_rates + (8,) * len(plain.segments)
-    joined = mixed.join().without_oldest()
+    joined = without_oldest(mixed.join())
     assert joined.checks == mixed.checks[1:]
     coarse = mixed.at_rate(16)
     assert set(coarse.segment_rates) <= {16, 0}

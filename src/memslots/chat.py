@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ class ChatMemory:
                 continue
             if len(memory.segments) == 1:
                 break  # the newest block alone is more than was allowed; it is not thrown away
-            memory = memory.without_oldest()
+            memory = without_oldest(memory)
             self.forgotten_blocks += 1
         self.memory = memory
 
@@ -342,6 +342,17 @@ class ChatMemory:
         chat.compressed_turns = state["compressed_turns"]
         chat.forgotten_blocks = state["forgotten_blocks"]
         return chat
+
+
+def without_oldest(memory: Memory) -> Memory:
+    """A single document without its first segment."""
+    return replace(
+        memory,
+        slots=memory.slots[memory.segments[0].slots :],
+        documents=(memory.segments[1:],),
+        literals=memory.literals[1:],
+        checks=memory.checks[1:],
+    )[0]
 
 
 def _memory_of(folder: Path) -> Path | None:

@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import CommitInfo, HfApi
 
 import memslots.modeling
+import memslots.sent_memories
 from memslots.hub_cards.checkpoint_facts import (
     CARD,
     HANDLER,
@@ -152,6 +153,8 @@ def staged(
         for source in sorted(Path(memslots.modeling.__file__).parent.glob("*_memslots.py")):
             shutil.copyfile(source, stage / source.name)
         shutil.copyfile(Path(__file__).with_name(HANDLER), stage / HANDLER)
+        checks = Path(memslots.sent_memories.__file__)  # what the handler imports
+        shutil.copyfile(checks, stage / checks.name)
         for name in (RESULTS, CARD):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, stage / name)

@@ -29,7 +29,6 @@ from .encoders_memslots import (
     load_encoder,
     merge_lora,
 )
-from .memory_files_memslots import check_header, check_sent
 from .memory_memslots import Memory
 from .processing_memslots import MemslotsProcessor
 
@@ -313,37 +312,20 @@ class SavedModel(PreTrainedModel):
             self.encoder.requires_grad_(self.config.train_encoder)
             self.sentence_head.requires_grad_(self.config.train_encoder)
 
-    def load_memory(self, path, most_characters: int | None = None) -> Memory:
+    def load_memory(self, path) -> Memory:
         """Read a memory from disk onto this model's device; it must be this compressor's.
 
-        Args:
-            path: the file.
-            most_characters: give this for a file that a stranger sent: the most characters that
-                its texts may have. What no compressor writes is then refused, before it costs.
-
         Raises:
-            ValueError: another compressor's memory, or what `Memory.load` raises; of a file that
-                was sent, whatever is wrong with it.
+            ValueError: another compressor's memory, or what `Memory.load` raises.
 
         Examples:
             >>> model.compress("Ann is here.").save(folder / "ann.safetensors")
             >>> len(model.load_memory(folder / "ann.safetensors"))
             1
         """
-        if most_characters is None:
-            memory = Memory.load(path, device=self.encoder.device)
-            self.check_memory(memory)
-            return memory
-        try:
-            check_header(path)
-            memory = Memory.load(path, most_characters=most_characters)
-            self.check_memory(memory)
-            check_sent(self, memory, most_characters)
-        except (ValueError, FileNotFoundError):
-            raise
-        except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-            raise ValueError("memory is a file whose header is no memory's.") from error
-        return memory.to(self.encoder.device)
+        memory = Memory.load(path, device=self.encoder.device)
+        self.check_memory(memory)
+        return memory
 
     def _holds(self, key: str) -> bool:
         """Whether a checkpoint of this model holds the weight `key`."""

@@ -8,9 +8,6 @@ vector.
 import copy
 import hashlib
 import inspect
-import os
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -207,21 +204,6 @@ def merge_lora(encoder: PreTrainedModel) -> None:
             parent = encoder.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], module.get_base_layer())
     encoder.requires_grad_(True)
-
-
-def check_compiler() -> None:
-    """Refuse to compile for a CPU without the C++ compiler that torch would call.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    compiler = os.environ.get("CXX", usual)
-    if shutil.which(compiler) is None:
-        raise ValueError(
-            f"compiling for a CPU needs a C++ compiler, and there is no {compiler!r} here; "
-            "install one (Debian: apt install g++), name another in CXX, or do not compile."
-        )
 
 
 def check_takes_positions(encoder: PreTrainedModel) -> None:

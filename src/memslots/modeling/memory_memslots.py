@@ -261,30 +261,6 @@ class Memory:
         """
         return replace(self, documents=(self.segments,))
 
-    def without_oldest(self) -> "Memory":
-        """A single document without its first segment.
-
-        Raises:
-            ValueError: several documents, or a single segment.
-
-        Examples:
-            >>> memory = model.compress(["Ann is here.", "Bo is not."]).join()
-            >>> len(memory.without_oldest().segments)
-            1
-        """
-        if len(self) != 1 or len(self.segments) < 2:
-            raise ValueError(
-                "without_oldest takes one document of two segments or more, got "
-                f"{len(self)} of {len(self.segments)} in all; use join() first."
-            )
-        return replace(
-            self,
-            slots=self.slots[self.segments[0].slots :],
-            documents=(self.segments[1:],),
-            literals=self.literals[1:],
-            checks=self.checks[1:],
-        )[0]
-
     def at_rate(self, rate: int) -> "Memory":
         """The same documents at a coarser rate, without encoding again.
 
@@ -452,7 +428,6 @@ class Memory:
         cls,
         path: str | os.PathLike,
         device: str | torch.device = "cpu",
-        most_characters: int | None = None,
     ) -> "Memory":
         """Read a memory that `save` wrote.
 
@@ -461,7 +436,6 @@ class Memory:
         Args:
             path: the file.
             device: where slots are put.
-            most_characters: that kept texts may have, of a file that somebody sent.
 
         Raises:
             FileNotFoundError: no such file.
@@ -472,7 +446,7 @@ class Memory:
             1
         """
         try:
-            fields = read_memory_file(path, most_characters)
+            fields = read_memory_file(path)
             return cls(**{**fields, "slots": fields["slots"].to(device)})
         except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(

@@ -40,13 +40,11 @@ from .decoders_memslots import (
     reading,
     run_decoder,
 )
-from .distillation_memslots import Teacher, divergence
 from .encoders_memslots import (
     SentenceHead,
     StatesRead,
     add_lora,
     build_encoder,
-    check_compiler,
     check_takes_positions,
     encoder_embedding_dim,
     evaluating,
@@ -507,26 +505,6 @@ class MemslotsModel(SavedModel):
                 slots[to_device(places, device)] = encoded.to(slots.dtype)
         return slots
 
-    def compile_encoder(self, **options: Any) -> None:
-        """Compile the encoder in place with `torch.compile`: for a corpus, or a server's life.
-
-        Shapes are symbolic, so whatever lengths texts have there are no more graphs than two: for
-        passes of several segments, and of one. Each takes up to half a minute when it is first
-        needed. Slots are those of the encoder as it is, up to rounding; nothing of it is saved.
-
-        Args:
-            options: of `torch.compile`; `dynamic=True` by default.
-
-        Raises:
-            ValueError: on a CPU, no C++ compiler.
-
-        Examples:
-            >>> model.compile_encoder(backend="eager")
-        """
-        if self.encoder.device.type == "cpu" and "backend" not in options:
-            check_compiler()
-        self.encoder.compile(**{"dynamic": True, **options})
-
     def memory_of(
         self,
         texts: Sequence[str],
@@ -584,7 +562,7 @@ class MemslotsModel(SavedModel):
         task_weights: Sequence[float] = (1.0, 1.0, 1.0),
         task_totals: torch.Tensor | None = None,
         slot_total: torch.Tensor | None = None,
-        teacher: Teacher | None = None,
+        teacher: Any = None,
         distillation_weight: float = 1.0,
     ) -> MemslotsOutput:
         """One encoder pass over all segments, then the frozen decoder over all rows.
@@ -607,8 +585,9 @@ class MemslotsModel(SavedModel):
             task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
                 one of several that are accumulated or spread over processes.
             slot_total: scalar, slots of the whole step, likewise.
-            teacher: what the decoder predicts from the full text for the targets of completion and
-                then of answers, row after row; its mean divergence is added to the loss.
+            teacher: a `memslots.trainer.distillation.Teacher`: what the decoder predicts from the
+                full text for the targets of completion and then of answers, row after row; its mean
+                divergence is added to the loss.
             distillation_weight: of that divergence.
 
         Examples:
@@ -642,7 +621,7 @@ class MemslotsModel(SavedModel):
                 counts[task] = len(targets)
                 if teacher is not None and task != RECONSTRUCTION:
                     part = teacher.part(taught, taught + len(targets))
-                    distilled = distilled + divergence(logits, part)
+                    distilled = distilled + part.divergence(logits)
                     taught += len(targets)
         totals = counts if task_totals is None else task_totals.to(counts.device)
         task_losses = sums / totals.clamp(min=1)
