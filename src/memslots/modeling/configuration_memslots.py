@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .encoders_memslots import POOLED
 from .layout_memslots import max_positions
 from .literals_memslots import check_detectors
-from .pooling_memslots import POOLED
 
 PLAIN_PROMPT = "Question: {question}\n\nAnswer: "
 """The question-answering prompt of the published PCC code."""
@@ -96,7 +96,7 @@ class MemslotsConfig(PreTrainedConfig):
             only rate that is one vector a
             segment, as in the AIRI report; or one vector of a "sentence" encoder for each
             `pool_unit` (the sentence-pools article).
-        pool_hidden_size: width inside `pooling_memslots.GroupPool`, by default twice a slot's.
+        pool_hidden_size: width inside `encoders_memslots.GroupPool`, by default twice a slot's.
         pool_unit: what gets one vector with pooling "sentence": a "sentence", a "paragraph" or a
             "text". `segment_length` is then the longest unit, in encoder tokens (by default the
             encoder's window), and the only compression rate.

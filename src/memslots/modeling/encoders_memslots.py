@@ -8,6 +8,7 @@ vector.
 import copy
 import hashlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,7 +22,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .layout_memslots import spread_places
-from .pooling_memslots import GroupPool, pool_groups
+
+POOLED = ("mean", "last", "min", "attention", "groups")
+"""Values of `MemslotsConfig.pooling` that pool token states: their mean (LCLM, 2026), the last one,
+the smallest value of each dimension, their mean weighted by a learned query (the last three: AIRI
+report, section 4.1), or `GroupPool`, which starts from the tokens' own embeddings (ours)."""
 
 SHARED_ENCODER = "decoder"
 """In place of an encoder's name: the decoder's own first layers."""
@@ -405,7 +410,7 @@ def pooled_slots(
     causal: bool,
     pooling: str,
     query: torch.Tensor | None = None,
-    group_pool: GroupPool | None = None,
+    group_pool: "GroupPool | None" = None,
 ) -> torch.Tensor:
     """One vector of the last states of `rate` tokens each; a last group may be short.
 
@@ -456,6 +461,99 @@ def sentence_slots(
     mask = (positions < ends + len(suffix)).long()
     states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     return head(states, mask)
+
+
+# -- pooling -----------------------------------------------------------------------------------
+
+
+def pool_groups(
+    states: torch.Tensor,
+    groups: torch.Tensor,
+    n_groups: int,
+    pooling: str,
+    query: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One vector a group of token states.
+
+    Args:
+        states: `(tokens, d)`, group after group.
+        groups: `(tokens,)`, the group of each, rising from 0.
+        n_groups: groups, none empty.
+        pooling: one of `POOLED`.
+        query: `(d,)` for "attention".
+
+    Returns:
+        `(groups, d)`.
+    """
+    # Not `bincount`, which waits for a GPU to tell its largest group.
+    sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
+    if pooling == "last":
+        return states[sizes.cumsum(dim=0) - 1]
+    index = groups.unsqueeze(1).expand_as(states)
+    if pooling == "min":
+        empty = states.new_zeros(n_groups, states.shape[1])
+        return empty.scatter_reduce(0, index, states, "amin", include_self=False)
+    wide = states.float()
+    empty = wide.new_zeros(n_groups, states.shape[1])
+    if query is None:
+        return (empty.index_add(0, groups, wide) / sizes.unsqueeze(1)).to(states.dtype)
+    scores = (wide @ query.float()) / math.sqrt(states.shape[1])
+    highest = scores.detach().new_zeros(n_groups)
+    highest = highest.scatter_reduce(0, groups, scores.detach(), "amax", include_self=False)
+    weights = (scores - highest[groups]).exp().unsqueeze(1)
+    totals = weights.new_zeros(n_groups, 1).index_add(0, groups, weights)
+    return (empty.index_add(0, groups, wide * weights) / totals).to(states.dtype)
+
+
+class GroupPool(nn.Module):
+    """A slot from the embeddings and states of its group of tokens, told apart by their places.
+
+    `slot = sum_j skip_j e_j + down(GELU(sum_j up_j norm(h_j) + bias))`, where token j counts back
+    from the group's last one, e is its input embedding and h its state. Rates share their weights:
+    a coarser one has more places.
+
+    Args:
+        width: of embeddings, states and slots.
+        hidden: width inside.
+        places: tokens of the largest group.
+    """
+
+    def __init__(self, width: int, hidden: int, places: int):
+        super().__init__()
+        self.skip = nn.Parameter(torch.empty(places, width, width))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.up = nn.Parameter(torch.empty(places, hidden, width))
+        self.bias = nn.Parameter(torch.empty(hidden))
+        self.down = nn.Linear(hidden, width)
+
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        states: torch.Tensor,
+        groups: torch.Tensor,
+        n_groups: int,
+        places: int | None = None,
+    ) -> torch.Tensor:
+        """Slots `(groups, width)` of embeddings and states `(tokens, width)`, groups as for
+        `pool_groups`; `places` is the most tokens of a group here, where that is known.
+        """
+        places = places or len(self.skip)
+        sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
+        ends = sizes.cumsum(dim=0)
+        back = ends[groups] - 1 - torch.arange(len(groups), device=groups.device)
+        index = groups * places + back
+        width = embeds.shape[1]
+
+        def grouped(tokens: torch.Tensor) -> torch.Tensor:  # a short group ends in zeros
+            rows = tokens.new_zeros(n_groups * places, width).index_copy(0, index, tokens)
+            return rows.view(n_groups, places * width)
+
+        embeds = embeds.to(self.down.weight.dtype)
+        skip = self.skip[:places].transpose(0, 1).flatten(1)
+        up = self.up[:places].transpose(0, 1).flatten(1)
+        normed = self.norm(states.to(embeds.dtype))
+        inner = functional.linear(grouped(normed), up, self.bias)
+        return functional.linear(grouped(embeds), skip) + self.down(functional.gelu(inner))
 
 
 # -- sentence encoders ----------------------------------------------------------------------------

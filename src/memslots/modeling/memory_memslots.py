@@ -5,12 +5,14 @@ memory then serves every decoder whose converter was trained for the same encode
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
+from torch.nn import functional
 
 from .literals_memslots import Literal
 from .memory_files_memslots import (
@@ -20,13 +22,15 @@ from .memory_files_memslots import (
     read_memory_file,
     write_memory_file,
 )
-from .pooling_memslots import MERGED, coarsened
 
 NEEDS_TEXT = (
     "compress the text with keep_text=True (memory files of version 3 may hold patches to their "
     "slots instead of the text: memslots 0.1.0 as of November 2026, or the code inside the "
     "checkpoint that wrote one, reads those exactly)"
 )
+
+MERGED = ("mean", "last", "min")
+"""Values of `MemslotsConfig.pooling` whose coarse slots can be made of finer ones."""
 
 Part = TypeVar("Part")
 
@@ -275,7 +279,58 @@ class Memory:
             >>> model.compress("Ann owns 27 maps of Lagos.", rate=2).at_rate(8).rate
             8
         """
-        return coarsened(self, rate)
+        if rate not in self.rates:
+            raise ValueError(
+                f"rate {rate!r} is not one that the compressor was trained for: {list(self.rates)}."
+            )
+        if rate < self.rate:
+            raise ValueError(
+                f"this memory has rate {self.rate}; the finer rate {rate} needs slots that it does "
+                "not hold. Compress the text again with that rate."
+            )
+        if rate == self.rate:
+            return self
+        if not self.coarsens_to(rate):
+            raise ValueError(
+                f"the slots of rate {rate} cannot be made of those of rate {self.rate} "
+                + (
+                    "(only those of its multiples can)"
+                    if self.pooling in MERGED
+                    else "(attention's weights are not kept)"
+                    if self.pooling == "attention"
+                    else "(the encoder is not causal)"
+                )
+                + f"; compress the text again with rate={rate}."
+            )
+        checked = sum(0 < check.rate < rate and check.lost is not None for check in self.checks)
+        if checked:
+            warnings.warn(
+                f"at rate {rate} {checked} of {len(self.segments)} segments have other slots than "
+                "those that were checked: what these lose is not known. Literals, kept texts and "
+                "segments read as text stay. To have it checked, call verified.compress with "
+                f"rate={rate} or rates=[{rate}]",
+                stacklevel=2,
+            )
+        segments, checks, slots = list[Segment](), list[SegmentCheck](), [self.slots[:0]]
+        parts = self.slots.split([segment.slots for segment in self.segments])
+        for segment, check, part in zip(self.segments, self.all_checks(), parts, strict=True):
+            if 0 < check.rate < rate:  # else it is text, or as coarse already
+                count = slots_for(segment.tokens, rate)
+                if self.pooling in MERGED:
+                    part = _merged(part, segment.tokens, check.rate, rate, self.pooling)
+                part = part[:count]
+                check = check.with_other_slots(rate, segment.slots - count)
+                segment = replace(segment, slots=count)
+            slots.append(part)
+            segments.append(segment)
+            checks.append(check)
+        return replace(
+            self,
+            slots=torch.cat(slots),
+            documents=tuple(self._by_document(segments, None)),
+            rate=rate,
+            checks=tuple(checks) if self.checks else (),
+        )
 
     def coarsens_to(self, rate: int) -> bool:
         """Whether `at_rate(rate)` needs no second encoding.
@@ -326,15 +381,13 @@ class Memory:
                 end = self.segments[i].end
                 literals[i] = tuple(literal for literal in literals[i] if literal.end > end)
         parts = self.slots.split([segment.slots for segment in self.segments])
-        segments = iter(
-            replace(s, slots=0) if i in texts else s for i, s in enumerate(self.segments)
-        )
+        segments = [replace(s, slots=0) if i in texts else s for i, s in enumerate(self.segments)]
         return replace(
             self,
             slots=torch.cat(
                 [self.slots[:0], *(part for i, part in enumerate(parts) if i not in texts)]
             ),
-            documents=tuple(tuple(next(segments) for _ in doc) for doc in self.documents),
+            documents=tuple(self._by_document(segments, None)),
             checks=tuple(checks),
             literals=tuple(literals),
         )
@@ -452,6 +505,24 @@ class Memory:
             raise ValueError(
                 f"{str(path)!r} has a header that is no memory's ({error}); compress it again."
             ) from error
+
+
+def _merged(
+    slots: torch.Tensor, tokens: int, rate: int, coarser: int, pooling: str
+) -> torch.Tensor:
+    """The slots of a segment of so many tokens at a multiple of their rate, by `MERGED` pooling."""
+    times, count = coarser // rate, slots_for(tokens, coarser)
+    if pooling == "last":
+        return slots[[min((i + 1) * times, len(slots)) - 1 for i in range(count)]]
+    missing = (0, 0, 0, count * times - len(slots))
+    if pooling == "min":
+        padded = functional.pad(slots, missing, value=float("inf"))
+        return padded.view(count, times, -1).amin(dim=1)
+    # Each counts as many times as the tokens it stands for.
+    tokens_of = (tokens - torch.arange(len(slots), device=slots.device) * rate).clamp(max=rate)
+    weights = functional.pad(tokens_of.float().unsqueeze(1), missing).view(count, times, 1)
+    padded = functional.pad(slots.float(), missing).view(count, times, -1)
+    return ((padded * weights).sum(dim=1) / weights.sum(dim=1)).to(slots.dtype)
 
 
 def _readable(n_bytes: int) -> str:

@@ -23,13 +23,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import SavedModel
 from .configuration_memslots import MemslotsConfig, decoder_place
-from .converters_memslots import (
-    Converter,
-    LinearConverter,
-    ResidualConverter,
-    build_converter,
-    convert,
-)
+from .converters_memslots import build_converter, convert
 from .decoders_memslots import (
     DecoderLora,
     LoraUp,
@@ -41,6 +35,7 @@ from .decoders_memslots import (
     run_decoder,
 )
 from .encoders_memslots import (
+    GroupPool,
     SentenceHead,
     StatesRead,
     add_lora,
@@ -71,7 +66,6 @@ from .layout_memslots import (
 from .literals_memslots import Detectors, Literal
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
-from .pooling_memslots import GroupPool
 from .prefix_memslots import Prefix
 from .prefix_memslots import prefill as _prefill
 from .reading_back_memslots import expand as _expand
@@ -221,28 +215,16 @@ class MemslotsModel(SavedModel):
     # -- weights -----------------------------------------------------------------------------------
 
     def _init_weights(self, module: nn.Module) -> None:
+        """Of what is not loaded; `memslots.new_compressor` draws what suits the two models."""
         super()._init_weights(module)
-        if isinstance(module, GroupPool):
-            module.init_weights()
-        elif isinstance(module, ResidualConverter):
-            module.init_weights(1.0)
-        elif isinstance(module, Converter):
-            for layer in (module.up, module.down):
-                init.normal_(layer.weight, std=self.config.initializer_range)
-                init.zeros_(layer.bias)
-            init.ones_(module.norm.weight)
-        elif isinstance(module, LinearConverter):
-            init.normal_(module.map.weight, std=self.config.initializer_range)
-            init.zeros_(module.map.bias)
-            init.ones_(module.norm.weight)
-        elif isinstance(module, LoraUp):
+        if isinstance(module, LoraUp):
             init.zeros_(module.weight)
-        elif isinstance(module, MemslotsModel):
-            if module.memory_tokens is not None:
-                init.normal_(module.memory_tokens, std=self.config.initializer_range)
-            if module.pooling_query is not None:  # all tokens weigh the same at first
-                init.zeros_(module.pooling_query)
-            init.normal_(module.markers, std=self.config.initializer_range)
+        elif isinstance(module, (MemslotsModel, GroupPool)):
+            for name, weight in module.named_parameters(recurse=False):
+                if name == "pooling_query":  # all tokens weigh the same at first
+                    init.zeros_(weight)
+                else:
+                    init.normal_(weight, std=self.config.initializer_range)
 
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from memslots.making import absolute, decoder_tokenizer, kept_place
+from memslots.making import absolute, decoder_tokenizer, draw_converter, kept_place
 from memslots.modeling import MemslotsModel, MemslotsProcessor
 from memslots.modeling.converters_memslots import build_converter
 from memslots.modeling.decoders_memslots import DecoderLora
@@ -80,7 +80,7 @@ def adapt_to_decoder(
     width = config.get_text_config(decoder=True).hidden_size
     scale = embedding_scale(llm)
     converter, markers = build_converter(config), torch.randn(3, width) * scale
-    converter.init_weights(scale)
+    draw_converter(converter, scale)
     if mapping is not None:
         carry_over(model.converter, converter, mapping)
         markers = model.markers.detach().float().cpu() @ mapping
