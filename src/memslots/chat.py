@@ -21,8 +21,7 @@ from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
 from memslots.modeling.decoders_memslots import check_generate_kwargs
 from memslots.modeling.layout_memslots import Prompt, Row
 from memslots.modeling.layout_memslots import max_positions as positions_of
-from memslots.modeling.literals_memslots import Detectors, check_detectors
-from memslots.modeling.texts_memslots import check_text
+from memslots.modeling.texts_memslots import Detectors, check_detectors, check_text
 
 FORMAT = "memslots.chat"
 FORMAT_VERSION = 1

@@ -6,8 +6,11 @@ both tokenizers, and the code of this folder. The decoder is named, not held, un
 """
 
 import copy
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ from transformers import (
 from .configuration_memslots import MemslotsConfig
 from .encoders_memslots import (
     LORA_MARK,
+    GroupPool,
     SentenceHead,
     add_lora,
     first_layers,
@@ -47,7 +51,13 @@ class SavedModel(PreTrainedModel):
     decoder: PreTrainedModel
     processor: MemslotsProcessor
     sentence_head: SentenceHead | None
+    memory_tokens: torch.nn.Parameter | None
+    pooling_query: torch.nn.Parameter | None
+    group_pool: GroupPool | None
+    # With the versions of the weights that it is of, which count their changes.
     _fingerprint: tuple[tuple[tuple[int, torch.dtype], ...], str] | None
+    _stated: str | None  # the checkpoint's, until weights may change
+    _names: dict[str, str]  # what it stated, by the digest of the weights then
 
     @classmethod
     def from_pretrained(
@@ -326,6 +336,72 @@ class SavedModel(PreTrainedModel):
         memory = Memory.load(path, device=self.encoder.device)
         self.check_memory(memory)
         return memory
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of encoder, memory tokens, encoder tokenizer and segmentation (SHA-256).
+
+        Examples:
+            >>> model.compress("Ann is here.").fingerprint == model.fingerprint
+            True
+        """
+        # Weights count their in-place changes, so training makes the kept value stale.
+        version = self._weight_versions()
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            digest = self.fingerprint_of(self.state_dict())
+            self._fingerprint = (version, self._names.get(digest, digest))
+        return self._fingerprint[1]
+
+    def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
+        """The fingerprint that this model has with these weights (a `state_dict`).
+
+        Examples:
+            >>> model.fingerprint_of(model.state_dict()) == model.fingerprint
+            True
+        """
+        config = self.config
+        segmentation = f"{config.segment_length} {config.memory_positions}"
+        if config.pooling != "memory_tokens":
+            segmentation += f" {config.pooling}"
+        if config.pooling == "sentence":
+            kind = json.dumps(config.sentence_encoder, sort_keys=True)
+            segmentation += f" {config.pool_unit} {config.pool_language} {kind}"
+        if config.encoder_layers is not None and is_quantized(self.encoder):
+            segmentation += " quantized"  # the base is no part of the digest
+        tokenizer = self.processor.encoder_text.backend.to_str()
+        digest = hashlib.sha256(f"memslots 1 {segmentation}\n{tokenizer}".encode())
+        parts: dict[str, torch.Tensor] = {}
+        for name, tensor in weights.items():
+            part, _, rest = name.partition(".")
+            # A shared encoder's base is the decoder's own, held in whatever precision.
+            if part == "encoder" and (LORA_MARK in name or config.encoder_layers is None):
+                parts[rest] = tensor
+            elif part in ("sentence_head", "group_pool"):
+                parts[f"{'head' if part == 'sentence_head' else 'pool'} {rest}"] = tensor
+            elif name in ("memory_tokens", "pooling_query"):
+                parts[name] = tensor
+        for name in sorted(parts):
+            tensor = parts[name].detach().to("cpu").contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _trust_fingerprint(self, value: str) -> None:
+        self._fingerprint, self._stated = (self._weight_versions(), value), value
+
+    def _name_weights(self) -> None:
+        """Remember which weights the checkpoint's fingerprint stands for: loading may cast them."""
+        stated, self._stated = self._stated, None
+        whole = all(type(weight) is torch.nn.Parameter for weight in self.parameters())
+        if stated is not None and whole and self._fingerprint == (self._weight_versions(), stated):
+            self._names = {self.fingerprint_of(self.state_dict()): stated}
+
+    def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
+        weights = [*self.encoder.parameters()]
+        for part in (self.sentence_head, self.group_pool):
+            weights += [] if part is None else [*part.parameters()]
+        weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
+        return tuple((weight._version, weight.dtype) for weight in weights)
 
     def _holds(self, key: str) -> bool:
         """Whether a checkpoint of this model holds the weight `key`."""

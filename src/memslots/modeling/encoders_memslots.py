@@ -1,15 +1,9 @@
-"""Encoders: how text segments become slots, and what an encoder is.
-
-`memory_tokens` are appended to a segment and read off behind it (PCC); with the other ways of
-`MemslotsConfig.pooling` the states of its own tokens are pooled, or a sentence encoder gives one
-vector.
-"""
+"""Encoders: what an encoder is, and how it makes slots of segments (`MemslotsConfig.pooling`)."""
 
 import copy
-import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -64,18 +58,10 @@ def _without_pooler(encoder_config) -> dict[str, bool]:
 
 
 def first_layers(decoder: PreTrainedModel, count: int | None = None) -> PreTrainedModel:
-    """The decoder's base model, cut after its first layers, over the decoder's own parameters.
+    """The decoder's base model, cut after `count` layers: other modules over the same parameters.
 
     PCC-Large starts its encoder from the decoder's weights and trains a LoRA (PCC, section 3.1.2).
-    Here those weights are not copied: adapters in the other tree of modules leave the decoder as it
-    is, and a compressor costs its adapter and no more.
-
-    Args:
-        decoder: a causal LM.
-        count: layers; all of them by default.
-
-    Returns:
-        A base model whose parameters are the decoder's, and whose modules are not.
+    Adapters in this other tree of modules leave the decoder as it is.
 
     Raises:
         ValueError: more layers than the decoder has, or a decoder whose layers are not in one list.
@@ -151,12 +137,8 @@ def _over_same_parameters(module: nn.Module) -> nn.Module:
 def fuse_activations(module: nn.Module) -> int:
     """Put torch's tanh-GELU in the place of spelled-out ones, in place; how many there were.
 
-    transformers spells GPT-2's out: eight passes over a tensor that is four times as wide as the
-    model, and as many kept for the backward pass. It has no weights, so the checkpoint and its
-    configuration stay as they are.
-
-    Args:
-        module: an encoder of the compressor's own. A decoder is its user's and is left alone.
+    transformers spells GPT-2's out: eight passes over a tensor four times as wide as the model. A
+    decoder is its user's and is left alone.
     """
     spelled_out = [
         (parent, name)
@@ -170,11 +152,7 @@ def fuse_activations(module: nn.Module) -> int:
 
 
 def add_lora(encoder: PreTrainedModel, lora: dict) -> None:
-    """Inject LoRA into `encoder` in place and freeze its base (PCC-Large).
-
-    Args:
-        encoder: the base model.
-        lora: `MemslotsConfig.encoder_lora`.
+    """Inject `MemslotsConfig.encoder_lora` in place and freeze the base (PCC-Large).
 
     Raises:
         ImportError: peft is not installed.
@@ -212,11 +190,7 @@ def merge_lora(encoder: PreTrainedModel) -> None:
 
 
 def check_takes_positions(encoder: PreTrainedModel) -> None:
-    """Refuse an encoder whose memory tokens cannot be given positions.
-
-    Raises:
-        ValueError: its forward takes no `position_ids`, or its attention kernel would misread them.
-    """
+    """Raise `ValueError` where an encoder's memory tokens cannot be given positions."""
     if "position_ids" not in inspect.signature(encoder.forward).parameters:
         raise ValueError(
             f"memory_positions='spread' needs an encoder that takes position_ids, and "
@@ -248,34 +222,6 @@ def is_quantized(model: nn.Module) -> bool:
     """Whether some weights are held in 8 bit or fewer."""
     packed = any(weight.element_size() == 1 for weight in model.parameters())
     return packed or bool(getattr(model, "is_quantized", False))
-
-
-def weights_digest(
-    weights: Mapping[str, torch.Tensor], beside: str, adapter_only: bool = False
-) -> str:
-    """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
-
-    Args:
-        weights: a compressor's, of which those that write slots are read.
-        beside: what else decides: segmentation, and the encoder's tokenizer.
-        adapter_only: the encoder's base is the decoder's own, which the checkpoint names and which
-            may be held in another precision: only the adapter counts.
-    """
-    digest = hashlib.sha256(beside.encode())
-    parts: dict[str, torch.Tensor] = {}
-    for name, tensor in weights.items():
-        part, _, rest = name.partition(".")
-        if part == "encoder" and (LORA_MARK in name or not adapter_only):
-            parts[rest] = tensor
-        elif part in ("sentence_head", "group_pool"):
-            parts[f"{'head' if part == 'sentence_head' else 'pool'} {rest}"] = tensor
-        elif name in ("memory_tokens", "pooling_query"):
-            parts[name] = tensor
-    for name in sorted(parts):
-        tensor = parts[name].detach().to("cpu").contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # -- slots ----------------------------------------------------------------------------------------
@@ -312,13 +258,9 @@ class StatesRead(NamedTuple):
 def states_read(
     lengths: torch.Tensor, counts: torch.Tensor, pooled: bool, rate: int | None = None
 ) -> StatesRead:
-    """Of a batch of segments. For a GPU's tensors this waits.
+    """Of segments' tokens and slots, each `(segments,)`; for a GPU's tensors this waits.
 
-    Args:
-        lengths: `(segments,)`, tokens of each.
-        counts: `(segments,)`, slots of each.
-        pooled: slots are made of the tokens' states, not of memory tokens'.
-        rate: most tokens of a slot, where that is known.
+    `pooled` slots are made of the tokens' states, not of memory tokens'.
     """
     first = torch.zeros_like(lengths) if pooled else lengths
     ends = lengths if pooled else lengths + counts
@@ -414,8 +356,7 @@ def pooled_slots(
 ) -> torch.Tensor:
     """One vector of the last states of `rate` tokens each; a last group may be short.
 
-    Arguments are those of `memory_token_slots`, and `rates` `(segments,)`, `pooling` and `query`
-    as for `pool_groups`, and what pools groups where they are pooled.
+    Arguments are those of `memory_token_slots` and `pool_groups`, and `rates` `(segments,)`.
     """
     positions = torch.arange(read.width, device=segment_input_ids.device).unsqueeze(0)
     # Under a causal encoder padding, which follows, cannot be seen.
@@ -440,12 +381,7 @@ def sentence_slots(
 ) -> torch.Tensor:
     """One vector a segment, as its sentence encoder makes it: with its special tokens.
 
-    Args:
-        encoder: the backbone.
-        head: what makes a vector of its states.
-        described: `MemslotsConfig.sentence_encoder`.
-        segment_input_ids: `(segments, tokens)`, right-padded.
-        lengths: `(segments,)`, tokens of each.
+    `described` is `MemslotsConfig.sentence_encoder`; the rest is as for `memory_token_slots`.
     """
     prefix, suffix = (
         to_device(torch.tensor(described[name], dtype=torch.long), segment_input_ids.device)
@@ -562,9 +498,7 @@ class GroupPool(nn.Module):
 class SentenceHead(nn.Module):
     """What stands between the token states of a sentence encoder and its one vector.
 
-    Args:
-        layers: a dict each, of the kind "pooling", "dense", "layer_norm" or "normalize", as
-            `memslots.making.read_sentence_encoder` makes them.
+    `layers` are those of `memslots.making.read_sentence_encoder`.
     """
 
     def __init__(self, layers: Sequence[dict[str, Any]]):

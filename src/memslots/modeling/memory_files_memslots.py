@@ -32,7 +32,7 @@ class Segment:
     Args:
         text: index of the text in `Memory.text_sha256`.
         start: first character of the span.
-        end: one past its last character.
+        end: character after its last.
         tokens: encoder tokens in the span.
         slots: memory slots that stand for them; none where the decoder reads the text itself.
     """
@@ -51,11 +51,9 @@ class SegmentCheck:
     Args:
         rate: encoder tokens per slot of this segment; 0 where the decoder reads `text` instead.
         tokens: decoder tokens of the segment's text; None where it was not read.
-        positions: decoder positions that the segment takes: slots, the tokens of its literals and
-            its own markers, or the tokens of `text`; None where it was not read.
-        lost: characters `(start, end)` of the source, of each decoder token that neither the slots
-            (teacher-forced) nor a literal beside them give back, in order; None where this is not
-            known. Of a segment that is read as text: what the slots would have lost.
+        positions: decoder positions that the segment takes; None where it was not read.
+        lost: characters `(start, end)` of each decoder token that neither the slots nor a literal
+            beside them give back, in order; None where this is not known.
         text: the segment's text, where the decoder reads it in the slots' place.
     """
 
@@ -131,12 +129,7 @@ def write_memory_file(path: str | os.PathLike, memory) -> None:
 def write_file(
     path: str | os.PathLike, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a file; one that is there is replaced whole.
-
-    Args:
-        path: the file.
-        header: what JSON can hold, with `version`.
-        tensors: `slots`, and what else there is; on the CPU and contiguous.
+    """Write a file of a header with `version` and contiguous CPU tensors; one there is replaced.
 
     Raises:
         ValueError: `path` is a folder, or its folder does not exist.
@@ -242,11 +235,7 @@ def pack_text(text: str) -> bytes:
 
 
 def unpack_text(data: bytes, size: int) -> str:
-    """The text that `pack_text` took.
-
-    Args:
-        data: what it gave.
-        size: bytes of the text; no more is inflated.
+    """The text that `pack_text` took, of `size` bytes: no more is inflated.
 
     Raises:
         ValueError: damaged bytes, or a text of another size.
@@ -262,11 +251,7 @@ def unpack_text(data: bytes, size: int) -> str:
 
 
 def check_kept_text(text: str | None, text_sha256: str) -> None:
-    """Refuse a kept text that is not the one that was compressed.
-
-    Raises:
-        ValueError: it has another SHA-256.
-    """
+    """Raise `ValueError` where a kept text is not the one that was compressed."""
     if text is not None and hashlib.sha256(text.encode()).hexdigest() != text_sha256:
         raise ValueError(
             "a kept text is not the one that was compressed: its SHA-256 differs. Compress the "

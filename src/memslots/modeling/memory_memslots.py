@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import functional
 
-from .literals_memslots import Literal
 from .memory_files_memslots import (
     Segment,
     SegmentCheck,
@@ -22,6 +21,7 @@ from .memory_files_memslots import (
     read_memory_file,
     write_memory_file,
 )
+from .texts_memslots import Literal
 
 NEEDS_TEXT = (
     "compress the text with keep_text=True (memory files of version 3 may hold patches to their "
@@ -52,21 +52,19 @@ class Memory:
         slots: `(total_slots, d_encoder)`, all segments of all documents one after another.
         documents: for each document its segments, in reading order.
         text_sha256: SHA-256 of each source text (UTF-8).
-        unknown_tokens: for each source text, how many of its tokens the encoder's tokenizer could
-            not represent ([UNK]); they are lost.
+        unknown_tokens: of each source text, tokens that the encoder's tokenizer could not
+            represent ([UNK]); they are lost.
         rate: encoder tokens per slot; where segments have rates of their own, the finest of them.
         rates: the rates that the compressor was trained for.
-        nested: whether the slots of a coarse rate are the first slots of a finer one (causal
-            encoders).
+        nested: whether the slots of a coarse rate are the first of a finer one (causal encoders).
         fingerprint: identity of the compressor that wrote the slots.
-        pooling: how the encoder makes slots (`MemslotsConfig.pooling`). Of "mean", "last" and "min"
-            slots, those of a coarse rate are made of a finer one's.
-        literals: of each of `segments`, in order, the exact strings that the decoder reads beside
-            its slots, as `(start, end, text)` of its text; empty where no segment has any.
-        checks: of each of `segments`, in order, its own rate, what its slots lose and the text that
-            is read in their place; empty where nothing was checked (see `memslots.verified`).
+        pooling: how the encoder makes slots (`MemslotsConfig.pooling`).
+        literals: of each of `segments`, the exact strings that the decoder reads beside its slots;
+            empty where no segment has any.
+        checks: of each of `segments`, its own rate, what its slots lose and the text that is read
+            in their place; empty where nothing was checked (see `memslots.verified`).
         texts: of each of `text_sha256`, the text itself where it was kept, else None; empty where
-            none was. On disk it is deflated.
+            none was.
     """
 
     slots: torch.Tensor
@@ -268,12 +266,11 @@ class Memory:
     def at_rate(self, rate: int) -> "Memory":
         """The same documents at a coarser rate, without encoding again.
 
-        Literals, kept texts and segments read as text stay; what the new slots lose is not known. A
-        warning says so where it was.
+        Literals, kept texts and segments read as text stay; what the new slots lose is not known,
+        which a warning says where it was.
 
         Raises:
-            ValueError: a rate that the compressor was not trained for, a finer rate than this
-                memory's, or slots that are no part of the coarse rate's (compress again instead).
+            ValueError: an untrained or finer rate, or slots that are no part of the coarse rate's.
 
         Examples:
             >>> model.compress("Ann owns 27 maps of Lagos.", rate=2).at_rate(8).rate
@@ -354,7 +351,7 @@ class Memory:
         return replace(self, slots=self.slots.to(*args, **kwargs))
 
     def prefill(self, model, **kwargs):
-        """The decoder's reading of this memory, for many questions: `MemslotsModel.prefill`.
+        """The decoder's reading of this memory, for many questions: see `MemslotsModel.prefill`.
 
         Examples:
             >>> prefix = model.compress("Ann is here.").prefill(model)
@@ -364,10 +361,7 @@ class Memory:
         return model.prefill(self, **kwargs)
 
     def as_text(self, texts: Mapping[int, str]) -> "Memory":
-        """The same memory, of which the decoder reads some segments as text.
-
-        Args:
-            texts: by index in `segments`, the text to read in the slots' place.
+        """The same memory, of which the decoder reads some segments as text, by their index.
 
         Examples:
             >>> model.compress("Ann is here.").as_text({0: "Ann is here."}).segment_rates
@@ -409,10 +403,7 @@ class Memory:
     # -- texts -------------------------------------------------------------------------------------
 
     def kept_texts(self, chosen: Sequence[int]) -> list[str | None]:
-        """The exact texts of segments where they are at hand, kept or read as text, else None.
-
-        Args:
-            chosen: indices in `segments`.
+        """The exact texts of the chosen segments, kept or read as text, else None.
 
         Raises:
             ValueError: a kept text is not the one that was compressed.
@@ -421,28 +412,18 @@ class Memory:
             >>> model.compress("Ann is here.", keep_text=True).kept_texts([0])
             ['Ann is here.']
         """
-        segments, as_text = self.segments, self.segment_texts
-        needed = {segments[i].text for i in chosen if as_text[i] is None} if self.texts else set()
-        for t in needed:
-            check_kept_text(self.texts[t], self.text_sha256[t])
-        whole = [self.texts[segments[i].text] if self.texts else None for i in chosen]
-        return [
-            as_text[i]
-            if text is None or as_text[i] is not None
-            else text[segments[i].start : segments[i].end]
-            for i, text in zip(chosen, whole, strict=True)
-        ]
+        segments, found = self.segments, list(self.segment_texts)
+        unread = [i for i in chosen if found[i] is None] if self.texts else []
+        for number in {segments[i].text for i in unread}:
+            check_kept_text(self.texts[number], self.text_sha256[number])
+        for i in unread:
+            whole = self.texts[segments[i].text]
+            found[i] = None if whole is None else whole[segments[i].start : segments[i].end]
+        return [found[i] for i in chosen]
 
     def expand(self, i: int, model=None) -> str:
-        """The text of segment `i`, counted over all documents.
-
-        Args:
-            i: index in `segments`; negative ones count from the end.
-            model: the `MemslotsModel` that reads the slots, needed where the text was not kept.
-
-        Returns:
-            The exact text where it was kept (`keep_text=True`, or as text), else what the decoder
-            reads back, its uncertain tokens in `⟦⟧`.
+        """The text of segment `i`: the exact one where it was kept (`keep_text=True`, or as text),
+        else what the decoder of `model` reads back, its uncertain tokens in `⟦⟧`.
 
         Raises:
             ValueError: a model is needed, or the kept text has another SHA-256.
@@ -482,13 +463,7 @@ class Memory:
         path: str | os.PathLike,
         device: str | torch.device = "cpu",
     ) -> "Memory":
-        """Read a memory that `save` wrote.
-
-        The compressor is not needed; it checks the fingerprint when the memory is used.
-
-        Args:
-            path: the file.
-            device: where slots are put.
+        """Read a memory that `save` wrote; no compressor is needed.
 
         Raises:
             FileNotFoundError: no such file.

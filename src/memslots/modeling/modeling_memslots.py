@@ -2,12 +2,10 @@
 
 Implements PCC ("Pretraining Context Compressor for Large Language Models with Embedding-Based
 Memory"); section and equation numbers are the paper's. To be read after `configuration_memslots`
-and before `processing_memslots` and `memory_memslots`; encoders, converters, frozen decoders and
-checkpoints have files of these names.
+and before `processing_memslots` and `memory_memslots`.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -44,14 +42,12 @@ from .encoders_memslots import (
     encoder_embedding_dim,
     evaluating,
     fuse_activations,
-    is_quantized,
     memory_token_slots,
     pooled_slots,
     sentence_slots,
     states_read,
     to_device,
     token_batches,
-    weights_digest,
 )
 from .layout_memslots import (
     IGNORE,
@@ -59,11 +55,10 @@ from .layout_memslots import (
     TASKS,
     Prompt,
     Row,
-    check_positions,
     max_positions,
+    memory_rows,
     pair,
 )
-from .literals_memslots import Detectors, Literal
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
 from .prefix_memslots import Prefix
@@ -71,7 +66,7 @@ from .prefix_memslots import prefill as _prefill
 from .reading_back_memslots import expand as _expand
 from .reading_back_memslots import expanded as _expanded
 from .reading_back_memslots import reconstruct as _reconstruct
-from .texts_memslots import Span, as_list, check_text
+from .texts_memslots import Detectors, Literal, Span, as_list, check_text
 
 
 @dataclass
@@ -79,16 +74,12 @@ class MemslotsOutput(ModelOutput):
     """What `MemslotsModel.forward` returns.
 
     Args:
-        loss: scalar, the weighted sum of the task losses (PCC, eq. 5), and while a vae is trained
-            its weighted `kl_loss`.
-        task_losses: `(3,)`, mean loss per target token of reconstruction, completion and answers; 0
-            where a task has no target.
+        loss: scalar, the weighted sum of all losses.
+        task_losses: `(3,)`, mean loss per target token of reconstruction, completion and answers.
         task_counts: `(3,)`, target tokens of each task in this batch.
-        logits: `(rows, length, vocabulary)`; only without labels, where nothing is saved by leaving
-            positions out.
+        logits: `(rows, length, vocabulary)`; without labels alone.
         slots: `(total_slots, d_encoder)`.
-        distillation_loss: scalar, mean divergence from the full text of the targets that have a
-            teacher, before its weight; None without one.
+        distillation_loss: scalar, mean divergence from the full text; None without a teacher.
         kl_loss: scalar, a vae's divergence in nats a slot; 0 in evaluation, None without a vae.
     """
 
@@ -113,16 +104,12 @@ class MemslotsModel(SavedModel):
     compressors one decoder: while it reads for one of them, the others wait.
 
     Args:
-        config: what to build; weights are new. See `from_pretrained` for
-            trained ones, and `memslots.new_compressor`.
+        config: what to build; weights are new (see `from_pretrained`, `memslots.new_compressor`).
         encoder: an encoder to take in place of a new one.
         load_decoder: False leaves the decoder out even where the checkpoint holds it.
         sentence_head: a head that goes with `encoder`, with pooling "sentence".
     """
 
-    config: MemslotsConfig
-    memory_tokens: nn.Parameter | None
-    pooling_query: nn.Parameter | None
     base_model_prefix = "memslots"
     main_input_name = "segment_input_ids"
     supports_gradient_checkpointing = True
@@ -168,7 +155,7 @@ class MemslotsModel(SavedModel):
         self.register_parameter("pooling_query", None)
         if config.pooling == "attention":
             self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
-        self.group_pool: GroupPool | None = None
+        self.group_pool = None
         if config.pooling == "groups":
             hidden = config.pool_hidden_size or 2 * config.slot_size
             self.group_pool = GroupPool(config.slot_size, hidden, max(config.compression_rates))
@@ -183,9 +170,7 @@ class MemslotsModel(SavedModel):
         if config.bundle_decoder and (load_decoder or config.encoder_layers):
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
             self.decoder.requires_grad_(False)
-        self._fingerprint = None
-        self._stated: str | None = None  # the checkpoint's fingerprint, until weights may change
-        self._names: dict[str, str] = {}  # what it stated, by the digest of the weights then
+        self._fingerprint, self._stated, self._names = None, None, {}
         self.post_init()
 
     def __getattr__(self, name: str):
@@ -246,61 +231,6 @@ class MemslotsModel(SavedModel):
         """The decoder's language-model head."""
         return self.decoder.get_output_embeddings() if self.has_decoder else None
 
-    @property
-    def fingerprint(self) -> str:
-        """Identity of encoder, memory tokens, encoder tokenizer and segmentation (SHA-256).
-
-        Examples:
-            >>> model.compress("Ann is here.").fingerprint == model.fingerprint
-            True
-        """
-        # Weights count their in-place changes, so training makes the kept value stale.
-        version = self._weight_versions()
-        if self._fingerprint is None or self._fingerprint[0] != version:
-            digest = self.fingerprint_of(self.state_dict())
-            self._fingerprint = (version, self._names.get(digest, digest))
-        return self._fingerprint[1]
-
-    def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
-        """The fingerprint that this model has with these weights, of which it reads the encoder's.
-
-        Args:
-            weights: by name, as `state_dict` has them.
-
-        Examples:
-            >>> model.fingerprint_of(model.state_dict()) == model.fingerprint
-            True
-        """
-        config = self.config
-        segmentation = f"{config.segment_length} {config.memory_positions}"
-        if config.pooling != "memory_tokens":
-            segmentation += f" {config.pooling}"
-        if config.pooling == "sentence":
-            kind = json.dumps(config.sentence_encoder, sort_keys=True)
-            segmentation += f" {config.pool_unit} {config.pool_language} {kind}"
-        if config.encoder_layers is not None and is_quantized(self.encoder):
-            segmentation += " quantized"  # the base is no part of the digest
-        tokenizer = self.processor.encoder_text.backend.to_str()
-        beside = f"memslots 1 {segmentation}\n{tokenizer}"
-        return weights_digest(weights, beside, adapter_only=config.encoder_layers is not None)
-
-    def _trust_fingerprint(self, value: str) -> None:
-        self._fingerprint, self._stated = (self._weight_versions(), value), value
-
-    def _name_weights(self) -> None:
-        """Remember which weights the checkpoint's fingerprint stands for: loading may cast them."""
-        stated, self._stated = self._stated, None
-        whole = all(type(weight) is nn.Parameter for weight in self.parameters())
-        if stated is not None and whole and self._fingerprint == (self._weight_versions(), stated):
-            self._names = {self.fingerprint_of(self.state_dict()): stated}
-
-    def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
-        weights = [*self.encoder.parameters()]
-        for part in (self.sentence_head, self.group_pool):
-            weights += [] if part is None else [*part.parameters()]
-        weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
-        return tuple((weight._version, weight.dtype) for weight in weights)
-
     # -- writing slots -----------------------------------------------------------------------------
 
     def encode(
@@ -310,17 +240,13 @@ class MemslotsModel(SavedModel):
         segment_rates: torch.Tensor,
         read: StatesRead | None = None,
     ) -> torch.Tensor:
-        """Slots of a batch of segments, one encoder pass (PCC, eq. 1).
+        """Slots `(total_slots, d_encoder)` of a batch of segments, one encoder pass (PCC, eq. 1).
 
         Args:
             segment_input_ids: `(segments, tokens)`, right-padded.
             segment_attention_mask: `(segments, tokens)`, 1 for tokens.
             segment_rates: `(segments,)`, encoder tokens per slot of each.
-            read: of `states_read` for these segments, its places on their device; without it, it is
-                found there, for which a GPU is waited for.
-
-        Returns:
-            `(total_slots, d_encoder)`, segment after segment.
+            read: of `states_read` for these segments, where a GPU is not to be waited for.
 
         Examples:
             >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
@@ -373,18 +299,15 @@ class MemslotsModel(SavedModel):
     ) -> Memory:
         """Compress one text or several, once; the memory then answers any number of questions.
 
-        How well slots give a text back is checked by `memslots.verified.compress`, which chooses
-        rates by it.
-
         Args:
             text: a text, or n texts (n documents).
             rate: encoder tokens per slot; one of `config.compression_rates`, by default the finest.
             literals: what rides beside the slots as ordinary tokens and so comes back exactly:
-                "numbers", another name of `literals_memslots.DETECTORS`, a function from a text to
+                a name of `texts_memslots.DETECTORS` ("numbers"), a function from a text to
                 `(start, end)` spans, or a list of these; `[]` for nothing, None for what the
                 checkpoint's config says.
-            keep_text: whether the text itself goes into the memory (deflated on disk; the decoder
-                does not read it), for `reconstruct(memory, exact=True)` and `expand`.
+            keep_text: whether the text itself goes into the memory (the decoder does not read it),
+                for `reconstruct(memory, exact=True)` and `expand`.
             batch_tokens: most encoder tokens, padding included, in one encoder pass; by default
                 4,096 on a CPU, where larger ones are slower, and 16,384 elsewhere.
             progress: show a progress bar; by default when there are more than 20 passes.
@@ -495,14 +418,9 @@ class MemslotsModel(SavedModel):
         rate: int,
         literals: Sequence[Sequence[tuple[Literal, ...]]] = (),
     ) -> Memory:
-        """A memory of this compressor.
+        """A memory of this compressor: `slots` `(total_slots, d_encoder)` of all spans at `rate`.
 
-        Args:
-            texts: the documents.
-            spans: of each.
-            slots: `(total_slots, d_encoder)` of all spans at `rate`.
-            rate: encoder tokens per slot.
-            literals: of each span of each text, or none.
+        `literals` are those of each span of each text, or none.
 
         Examples:
             >>> spans = model.segment(["Ann is here."])
@@ -550,8 +468,7 @@ class MemslotsModel(SavedModel):
         """One encoder pass over all segments, then the frozen decoder over all rows.
 
         The inputs are what `MemslotsProcessor` returns. Each task's loss is averaged over its own
-        target tokens first (PCC, eqs. 3 and 4), then the tasks are weighted (eq. 5). Logits are
-        computed from the first target on, never for slots.
+        target tokens first (PCC, eqs. 3 and 4), then the tasks are weighted (eq. 5).
 
         Args:
             segment_input_ids: `(segments, tokens)`.
@@ -565,11 +482,10 @@ class MemslotsModel(SavedModel):
             task_weights: weights of reconstruction, completion and answers; eq. 5 is
                 `(1 - lambda, lambda, 0)`.
             task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
-                one of several that are accumulated or spread over processes.
+                one of several.
             slot_total: scalar, slots of the whole step, likewise.
-            teacher: a `memslots.trainer.distillation.Teacher`: what the decoder predicts from the
-                full text for the targets of completion and then of answers, row after row; its mean
-                divergence is added to the loss.
+            teacher: a `memslots.trainer.distillation.Teacher` of the targets of completion and then
+                of answers, row after row; its mean divergence is added to the loss.
             distillation_weight: of that divergence.
 
         Examples:
@@ -579,7 +495,7 @@ class MemslotsModel(SavedModel):
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
         converted, kl_sum = convert(self.converter, slots)
-        embeds = self._embed(input_ids, memory_ids, converted)
+        embeds = self.embed_rows(input_ids, memory_ids, converted)
         per_layer = per_layer_inputs(self.decoder, input_ids)
         if labels is None:
             logits = self.decoder_logits(embeds, attention_mask, per_layer=per_layer)
@@ -654,8 +570,6 @@ class MemslotsModel(SavedModel):
     def reading(self) -> AbstractContextManager[None]:
         """While this context is open, the decoder reads for this thread alone, with `decoder_lora`.
 
-        Outside, the decoder is the plain one, as for baselines that read text.
-
         Examples:
             >>> with model.reading():
             ...     logits = model.decoder(input_ids=torch.tensor([[5, 6]])).logits
@@ -663,29 +577,31 @@ class MemslotsModel(SavedModel):
         return reading(self.decoder, self.decoder_lora)
 
     def embed_rows(
-        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, slots: torch.Tensor
+        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
     ) -> torch.Tensor:
-        """Decoder input embeddings of laid-out rows (see `layout_memslots`).
+        """Decoder input embeddings `(rows, length, d_decoder)` of laid-out rows.
 
         Args:
             input_ids: `(rows, length)`.
             memory_ids: `(rows, length)`; 0 for tokens.
-            slots: `(total_slots, d_encoder)`, before the converter.
+            converted: `(total_slots, d_decoder)`.
 
-        Returns:
-            `(rows, length, d_decoder)` in the decoder's dtype.
+        Raises:
+            ValueError: more positions than the decoder has.
 
         Examples:
             >>> tokens = torch.tensor([[5, 6]])
-            >>> model.embed_rows(tokens, torch.zeros_like(tokens), torch.zeros(0, 24)).shape
+            >>> model.embed_rows(tokens, torch.zeros_like(tokens), torch.zeros(0, 32)).shape
             torch.Size([1, 2, 32])
         """
-        return self._embed(input_ids, memory_ids, convert(self.converter, slots)[0])
-
-    def _embed(
-        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
-    ) -> torch.Tensor:
-        check_positions(self.decoder.config, input_ids.shape[1])
+        limit = max_positions(self.decoder.config)
+        if limit is not None and input_ids.shape[1] > limit:
+            raise ValueError(
+                f"a row of slots, markers, prompt and target takes {input_ids.shape[1]} positions, "
+                f"and the decoder has {limit}; use a coarser rate, a shorter context or target, "
+                "or, in training, fewer training_segments, questions_per_context or a smaller "
+                "completion_length."
+            )
         tokens = self.decoder.get_input_embeddings()(input_ids)
         vectors = torch.cat([self.markers, converted]).to(tokens)
         chosen = vectors[(memory_ids - 1).clamp(min=0)]
@@ -711,14 +627,14 @@ class MemslotsModel(SavedModel):
         return output.logits[:, -(embeds.shape[1] - start) :]
 
     def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
-        """A decoder row for each prompt about a document: `MemslotsProcessor.memory_rows`.
+        """A decoder row, without a target, for each index of a document and prompt about it.
 
         Examples:
             >>> prompt = processor.prompt(question="Who?")
-            >>> len(model.memory_rows(model.compress("Ann is here."), [(0, prompt)]))
-            1
+            >>> model.memory_rows(model.compress("Ann is here."), [(0, prompt)])[0].segments
+            [0]
         """
-        return self.processor.memory_rows(memory, asked)
+        return memory_rows(memory, asked, self.processor.decoder_text.encode)
 
     def memory_positions(self, memory: Memory) -> list[int]:
         """Decoder positions that each document takes: slots, literals' tokens and markers.
@@ -749,12 +665,7 @@ class MemslotsModel(SavedModel):
     def row_inputs(
         self, rows: Sequence[Row], memory: Memory | None, padding_side: str = "left"
     ) -> dict[str, Any]:
-        """What the decoder reads for rows.
-
-        Args:
-            rows: that read segments of `memory`, or none.
-            memory: the memory.
-            padding_side: "left" or "right".
+        """What the decoder reads for rows that read segments of `memory`, or none.
 
         Returns:
             `inputs_embeds` `(rows, length, d_decoder)`, `attention_mask` and `labels`, and
@@ -786,7 +697,9 @@ class MemslotsModel(SavedModel):
         per_layer = per_layer_inputs(self.decoder, laid_out["input_ids"])
         return {
             **({} if per_layer is None else {"per_layer_inputs": per_layer}),
-            "inputs_embeds": self._embed(laid_out["input_ids"], laid_out["memory_ids"], converted),
+            "inputs_embeds": self.embed_rows(
+                laid_out["input_ids"], laid_out["memory_ids"], converted
+            ),
             "attention_mask": laid_out["attention_mask"],
             "labels": laid_out["labels"],
         }
@@ -820,8 +733,8 @@ class MemslotsModel(SavedModel):
             literals: for `context`, as for `compress`.
             expand: for `memory`, segments (indices in `memory.segments`) whose text the decoder
                 reads beside the slots of the rest, see `Memory.expand`.
-            generate_kwargs: any argument of `transformers`' `generate` (sampling, beams, streamer,
-                stop strings, ...); those that cannot work with embeddings are refused by name.
+            generate_kwargs: any argument of `transformers`' `generate`; those that cannot work with
+                embeddings are refused by name.
 
         Returns:
             One string where both sides were single, else a list in order (with
@@ -829,9 +742,7 @@ class MemslotsModel(SavedModel):
             `return_dict_in_generate=True`, what the decoder's `generate` returns.
 
         Raises:
-            ValueError: empty texts, lists that do not go together, a rate it was not trained for, a
-                memory of another compressor, refused arguments, no decoder, or more positions than
-                the decoder has.
+            ValueError: what does not go together, or does not fit into the decoder's positions.
             TypeError: arguments of another type.
 
         Examples:
@@ -889,11 +800,7 @@ class MemslotsModel(SavedModel):
         return answers[0] if single and len(answers) == 1 else answers
 
     def check_memory(self, memory: Memory) -> None:
-        """Refuse what is no memory of this compressor.
-
-        Raises:
-            TypeError: no memory.
-            ValueError: no document, or another compressor's.
+        """Refuse what is no memory (`TypeError`), or empty or another compressor's (`ValueError`).
 
         Examples:
             >>> model.check_memory(model.compress("Ann is here."))
@@ -921,16 +828,10 @@ class MemslotsModel(SavedModel):
         documents: Sequence[int],
         generate_kwargs: Mapping[str, Any],
     ) -> None:
-        """Refuse what the decoder's positions cannot hold, and say what would fit.
-
-        Args:
-            memory: what rows read.
-            rows: of `memory_rows`.
-            documents: of each row, for messages.
-            generate_kwargs: that say how long answers get.
+        """Refuse rows that the decoder's positions cannot hold, and say what would fit.
 
         Raises:
-            ValueError: a row is too long.
+            ValueError: a row is too long; `documents` are those of the rows, for the message.
 
         Examples:
             >>> memory = model.compress("Ann is here.")
@@ -974,17 +875,14 @@ class MemslotsModel(SavedModel):
         generate_kwargs: Mapping[str, Any],
         prefix: Prefix | None = None,
     ):
-        """Answers to laid-out rows, in order.
+        """Answers to rows in order: strings, or what `return_dict_in_generate=True` returns.
 
         Args:
-            rows: without targets, of one context's room each.
+            rows: without targets.
             memory: what they read; None where they read tokens alone.
             batch_size: rows that the decoder generates for at once.
             generate_kwargs: arguments of `generate`, checked.
             prefix: of `memory`, where the decoder has read it.
-
-        Returns:
-            A list of strings, or with `return_dict_in_generate=True` what the decoder returns.
 
         Examples:
             >>> memory = model.compress("Ann is here.")

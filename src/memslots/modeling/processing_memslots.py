@@ -17,12 +17,19 @@ from .layout_memslots import (
     lay_out,
     lay_out_row,
     literal_ids,
-    memory_rows,
     slot_ranges,
 )
-from .literals_memslots import Detectors, Literal, literals_of_spans
-from .memory_memslots import Memory, slots_for
-from .texts_memslots import PlainText, Span, UnitSplitter, as_list, check_text
+from .memory_memslots import slots_for
+from .texts_memslots import (
+    Detectors,
+    Literal,
+    PlainText,
+    Span,
+    UnitSplitter,
+    as_list,
+    check_text,
+    literals_of_spans,
+)
 
 # Private-use characters stand for the user's text while a chat template is rendered, so that only
 # the template's own text is read with added-token matching.
@@ -441,20 +448,6 @@ class MemslotsProcessor(ProcessorMixin):
             True
         """
         return len(lay_out_row(row, slot_ranges(segment_slots), markers=self.markers).input_ids)
-
-    def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
-        """A decoder row for each prompt about a document of `memory`, without targets.
-
-        Args:
-            memory: what the rows' segments are indices in.
-            asked: index of the document and prompt of each row.
-
-        Examples:
-            >>> prompt = processor.prompt(question="Who?")
-            >>> processor.memory_rows(model.compress("Ann is here."), [(0, prompt)])[0].segments
-            [0]
-        """
-        return memory_rows(memory, asked, self.decoder_text.encode)
 
     def __call__(
         self,
