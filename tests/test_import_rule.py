@@ -19,6 +19,7 @@ LEVELS = {
     "making": 1,
     "sent_memories": 0,
     "compiling": 1,
+    "prefix": 1,
     "smollm2": 1,
     "checkpoints": 0,
     "configuration": 1,

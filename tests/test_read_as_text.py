@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import QUESTIONS, TEXTS
 
-from memslots import MemslotsModel, embedded
+from memslots import MemslotsModel, embedded, prefill
 from memslots.evaluation.answering import answer_from_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
@@ -72,7 +72,7 @@ def test_a_prefix_is_continued_alike(model):
     memory = as_text(model, TEXTS[0])
     asked = {"question": QUESTIONS, "max_new_tokens": 6, "do_sample": False}
     plain = model.generate(memory=memory, **asked)
-    assert model.generate(memory=memory.prefill(model), **asked) == plain
+    assert model.generate(memory=prefill(model, memory), **asked) == plain
 
 
 def test_an_expanded_text_is_answered_as_the_full_text():

@@ -6,7 +6,7 @@ from tiny_models import RATES, SEGMENT, TEXTS, tell_apart
 from transformers import AutoModelForCausalLM
 
 from memslots import MemslotsModel
-from memslots.making import draw_group_pool, new_compressor
+from memslots.making import draw_group_pool, merge_encoder, new_compressor
 from memslots.modeling.encoders_memslots import LORA_MARK, GroupPool
 from memslots.modeling.layout_memslots import Prompt, Row
 
@@ -104,7 +104,7 @@ def test_merging_leaves_the_decoder_as_it_is_and_saves_what_it_has(zoo, tmp_path
     model = tell_apart(shared(zoo))
     ids = torch.arange(5, 25).unsqueeze(0)
     before, slots = model.decoder(ids).logits, model.compress(TEXTS, rate=2).slots
-    model.merge_encoder()
+    merge_encoder(model)
     assert torch.equal(model.decoder(ids).logits, before)
     torch.testing.assert_close(model.compress(TEXTS, rate=2).slots, slots)
     model.save_pretrained(tmp_path)

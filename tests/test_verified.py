@@ -17,7 +17,7 @@ from tiny_models import LONG, QUESTIONS, TEXTS
 from memslots import Memory, MemslotsModel, checkpoints, verified
 from memslots.chat import without_oldest
 from memslots.modeling.memory_files_memslots import write_file
-from memslots.modeling.reading_back_memslots import marked
+from memslots.verified.expanding import marked
 from memslots.verified.fidelity import aligned, read, teacher_forced
 from memslots.verified.rate_choice import Option, spend
 
@@ -195,7 +195,7 @@ def test_a_kept_text_is_exact_on_any_machine(embedded, kept, tmp_path):
     bare = MemslotsModel.from_pretrained(checkpoints.embedded("tiny"), load_decoder=False)
     for read_ in (bare.load_memory(tmp_path / "kept"), kept.to(torch.bfloat16)):
         assert bare.reconstruct(read_, exact=True) == PERSON
-        assert read_.expand(0) == bare.expand(read_, 0) == PERSON[: kept.segments[0].end]
+        assert read_.expand(0) == verified.expand(bare, read_, 0) == PERSON[: kept.segments[0].end]
     read_ = bare.load_memory(tmp_path / "kept")
     assert {**vars(read_), "slots": None} == {**vars(kept), "slots": None}
     plain = embedded.compress(PERSON, rate=4)
@@ -383,9 +383,9 @@ def test_expand(embedded, kept):
     text = memory.segment_rates.index(0)
     assert memory.expand(text) == memory.segment_texts[text]
     unkept = embedded.compress(PERSON, rate=16)
-    with pytest.raises(ValueError, match=r"give memory.expand"):
+    with pytest.raises(ValueError, match=r"verified.expand\(model, memory, 0\)"):
         unkept.expand(0)
-    shown = embedded.expand(unkept, 0)
+    shown = verified.expand(embedded, unkept, 0)
     assert shown.replace("⟦", "").replace("⟧", "") == embedded.reconstruct(unkept[0], exact=False)
     assert shown.count("⟦") == shown.count("⟧") > 0
     assert marked(embedded.processor, embedded.processor.decoder_text.encode("é a"), [False] * 9)

@@ -27,6 +27,7 @@ from memslots.modeling.converters_memslots import (
 )
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
+    NEEDS_PEFT,
     POOLINGS,
     SHARED_ENCODER,
     GroupPool,
@@ -270,6 +271,36 @@ def draw_group_pool(pool: GroupPool) -> None:
     nn.init.normal_(pool.up, std=1 / math.sqrt(4 * width))
     for tensor in (pool.bias, pool.down.weight, pool.down.bias):
         nn.init.zeros_(tensor)
+
+
+def merge_encoder(model: MemslotsModel) -> MemslotsModel:
+    """Fold a LoRA encoder's adapter into its base, in place, so that a checkpoint needs no peft.
+
+    Args:
+        model: Any compressor; of one without a LoRA nothing changes.
+
+    Examples:
+        >>> merge_encoder(model).config.encoder_lora is None
+        True
+    """
+    if model.config.encoder_lora is None:
+        return model
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+    if model.config.encoder_layers is not None:  # the decoder's weights must stay
+        model.encoder = copy.deepcopy(model.encoder)
+        model.config.encoder_layers = None
+    for name, module in list(model.encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent = model.encoder.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    model.encoder.requires_grad_(True)
+    model.config.encoder_lora = None
+    model.forget_fingerprint()
+    return model
 
 
 def absolute(name: str | os.PathLike) -> str:

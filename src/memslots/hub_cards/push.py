@@ -185,7 +185,9 @@ def publishable(config: MemslotsConfig) -> MemslotsConfig:
     if not config.bundle_decoder:
         _check_origin("decoder", config.decoder_name_or_path, "or set config.bundle_decoder = True")
     if config.encoder_lora is not None:
-        _check_origin("encoder", config.encoder_name_or_path, "or call model.merge_encoder()")
+        _check_origin(
+            "encoder", config.encoder_name_or_path, "or call memslots.making.merge_encoder(model)"
+        )
     elif not config.bundle_encoder:
         _check_origin("encoder", config.encoder_name_or_path, "or make it with bundle_encoder=True")
     clean = copy.deepcopy(config)

@@ -31,7 +31,6 @@ from .encoders_memslots import (
     first_layers,
     is_quantized,
     load_encoder,
-    merge_lora,
 )
 from .memory_memslots import Memory
 from .processing_memslots import MemslotsProcessor
@@ -207,22 +206,6 @@ class SavedModel(PreTrainedModel):
         mark_initialized(base)
         self.encoder = base.train(self.training)
 
-    def merge_encoder(self) -> "SavedModel":
-        """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft.
-
-        Examples:
-            >>> model.merge_encoder().config.encoder_lora is None
-            True
-        """
-        if self.config.encoder_lora is not None:
-            if self.config.encoder_layers is not None:  # the decoder's weights must stay
-                self.encoder = copy.deepcopy(self.encoder)
-                self.config.encoder_layers = None
-            merge_lora(self.encoder)
-            self.config.encoder_lora = None
-            self._fingerprint = None
-        return self
-
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -386,6 +369,14 @@ class SavedModel(PreTrainedModel):
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def forget_fingerprint(self) -> None:
+        """Count the fingerprint anew when it is next asked for.
+
+        Examples:
+            >>> model.forget_fingerprint()
+        """
+        self._fingerprint = None
+
     def _trust_fingerprint(self, value: str) -> None:
         self._fingerprint, self._stated = (self._weight_versions(), value), value
 
@@ -441,8 +432,8 @@ class SavedModel(PreTrainedModel):
         config = self.config
         if config.encoder_name_or_path is None:
             raise ValueError(
-                "this checkpoint holds a LoRA adapter but its config names no "
-                "encoder_name_or_path; set it, or save the checkpoint after model.merge_encoder()."
+                "this checkpoint holds a LoRA adapter but its config names no encoder_name_or_path; "
+                "set it, or save the checkpoint after memslots.making.merge_encoder(model)."
             )
         adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         base = load_encoder(

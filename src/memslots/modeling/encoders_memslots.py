@@ -30,7 +30,7 @@ LORA_MARK = ".lora_"
 
 NEEDS_PEFT = (
     "this compressor's encoder is a LoRA adapter, which needs peft: pip install peft. "
-    "(A checkpoint saved after model.merge_encoder() does not.)"
+    "(A checkpoint saved after memslots.making.merge_encoder(model) does not.)"
 )
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "GELU": nn.GELU, "ReLU": nn.ReLU}
@@ -172,21 +172,6 @@ def add_lora(encoder: PreTrainedModel, lora: dict) -> None:
     inject_adapter_in_model(adapter, encoder)
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(LORA_MARK in name)
-
-
-def merge_lora(encoder: PreTrainedModel) -> None:
-    """Fold the LoRA weights into the base layers in place."""
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError as error:
-        raise ImportError(NEEDS_PEFT) from error
-
-    for name, module in list(encoder.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent = encoder.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
-    encoder.requires_grad_(True)
 
 
 def check_takes_positions(encoder: PreTrainedModel) -> None:

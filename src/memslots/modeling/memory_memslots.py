@@ -350,16 +350,6 @@ class Memory:
         """
         return replace(self, slots=self.slots.to(*args, **kwargs))
 
-    def prefill(self, model, **kwargs):
-        """The decoder's reading of this memory, for many questions: see `MemslotsModel.prefill`.
-
-        Examples:
-            >>> prefix = model.compress("Ann is here.").prefill(model)
-            >>> len(model.generate(memory=prefix, question=["Who?", "Where?"], max_new_tokens=2))
-            2
-        """
-        return model.prefill(self, **kwargs)
-
     def as_text(self, texts: Mapping[int, str]) -> "Memory":
         """The same memory, of which the decoder reads some segments as text, by their index.
 
@@ -421,12 +411,11 @@ class Memory:
             found[i] = None if whole is None else whole[segments[i].start : segments[i].end]
         return [found[i] for i in chosen]
 
-    def expand(self, i: int, model=None) -> str:
-        """The text of segment `i`: the exact one where it was kept (`keep_text=True`, or as text),
-        else what the decoder of `model` reads back, its uncertain tokens in `⟦⟧`.
+    def expand(self, i: int) -> str:
+        """The exact text of segment `i`, kept (`keep_text=True`) or read as text.
 
         Raises:
-            ValueError: a model is needed, or the kept text has another SHA-256.
+            ValueError: it is not at hand, or the kept text has another SHA-256.
             IndexError: there is no such segment.
 
         Examples:
@@ -436,12 +425,12 @@ class Memory:
         if not -len(self.segments) <= i < len(self.segments):
             raise IndexError(f"memory has {len(self.segments)} segments, there is no index {i}.")
         (text,) = self.kept_texts([i])
-        if text is None and model is None:
+        if text is None:
             raise ValueError(
-                f"the text of segment {i} has to be read from its slots: give memory.expand({i}, "
-                f"model), or call model.expand(memory, {i}). To have it at hand, {NEEDS_TEXT}."
+                f"the text of segment {i} was not kept: memslots.verified.expand(model, memory, "
+                f"{i}) reads it from its slots. To have it at hand, {NEEDS_TEXT}."
             )
-        return model.expand(self, i) if text is None else text
+        return text
 
     # -- disk ------------------------------------------------------------------------------------
 

@@ -61,9 +61,6 @@ from .layout_memslots import (
 )
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
-from .prefix_memslots import Prefix
-from .prefix_memslots import prefill as _prefill
-from .reading_back_memslots import expand as _expand
 from .reading_back_memslots import expanded as _expanded
 from .reading_back_memslots import reconstruct as _reconstruct
 from .texts_memslots import Detectors, Literal, Span, as_list, check_text
@@ -710,7 +707,7 @@ class MemslotsModel(SavedModel):
         self,
         context: str | Sequence[str] | None = None,
         question: str | Sequence[str] | None = None,
-        memory: Memory | Prefix | None = None,
+        memory: Any = None,
         messages: list | None = None,
         rate: int | None = None,
         batch_size: int = 32,
@@ -725,7 +722,7 @@ class MemslotsModel(SavedModel):
             context: a text or n texts, compressed on the spot.
             question: a question or n questions. n contexts with n questions pair; one of either is
                 used for all of the other.
-            memory: what `compress` returned, or `prefill`, in place of `context`.
+            memory: what `compress` returned, or `memslots.prefill`, in place of `context`.
             messages: a chat, or n chats, in place of `question`; `[{"role", "content"}, ...]`.
             rate: encoder tokens per slot for `context`; for `memory`, a coarser rate than its own.
             batch_size: rows that the decoder generates for at once.
@@ -763,9 +760,8 @@ class MemslotsModel(SavedModel):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         prompts, single = processor.prompts(question, messages, chat_template_kwargs or {})
-        # Of this module or a copy of it; see `check_memory`.
-        prefix: Any = memory if hasattr(memory, "states") else None
-        held: Any = memory if prefix is None else prefix.memory
+        prefix = memory if hasattr(memory, "states") else None  # a `memslots.prefix.Prefix`
+        held = memory if prefix is None else prefix.memory
         if prefix is not None:
             prefix.check(self, prompts, rate, generate_kwargs)
         if expand is not None and (memory is None or prefix is not None):
@@ -873,7 +869,7 @@ class MemslotsModel(SavedModel):
         memory: Memory | None,
         batch_size: int,
         generate_kwargs: Mapping[str, Any],
-        prefix: Prefix | None = None,
+        prefix: Any = None,
     ):
         """Answers to rows in order: strings, or what `return_dict_in_generate=True` returns.
 
@@ -926,7 +922,7 @@ class MemslotsModel(SavedModel):
         rows: Sequence[Row],
         memory: Memory | None,
         kwargs: dict[str, Any],
-        prefix: Prefix | None = None,
+        prefix: Any = None,
     ):
         """New token ids of laid-out rows, `(rows, new tokens)`, by arguments that are complete.
 
@@ -948,12 +944,10 @@ class MemslotsModel(SavedModel):
         with reading(self.decoder, lora), prefilled_with(self.decoder, per_layer):
             return self.decoder.generate(**inputs, **kwargs)
 
-    # -- reading back and reading ahead ------------------------------------------------------------
+    # -- reading back ------------------------------------------------------------------------------
 
     reconstruct = _reconstruct
-    expand = _expand
     expanded = _expanded
-    prefill = _prefill
 
 
 __all__ = ["MemslotsModel", "MemslotsOutput"]

@@ -1,23 +1,15 @@
 """Texts from memories: kept ones exactly, others as the decoder reads them back.
 
-`reconstruct`, `expand` and `expanded` are methods of `MemslotsModel`.
+`reconstruct` and `expanded` are methods of `MemslotsModel`.
 """
 
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from .decoders_memslots import check_generate_kwargs
 from .layout_memslots import beside_slots, reading_row
 from .memory_memslots import NEEDS_TEXT, Memory
-
-UNCERTAIN = 0.8
-"""A token is marked where the decoder gave it less than this probability."""
-
-MARKS = ("⟦", "⟧")
-"""What stands around uncertain tokens."""
 
 
 def reconstruct(
@@ -60,24 +52,6 @@ def reconstruct(
     rest = iter(texts)
     documents = ["".join(next(rest) for _ in document) for document in memory.documents]
     return documents[0] if len(documents) == 1 else documents
-
-
-def expand(self, memory: Memory, i: int) -> str:
-    """The text of segment `i`, see `Memory.expand`.
-
-    Args:
-        self: a `MemslotsModel`.
-        memory: that holds the segment.
-        i: index in `memory.segments`.
-
-    Examples:
-        >>> model.expand(model.compress("Ann is here.", keep_text=True), 0)
-        'Ann is here.'
-    """
-    self.check_memory(memory)
-    (i,) = check_segments(memory, [i])
-    (text,) = memory.kept_texts([i])
-    return _read_marked(self, memory, i) if text is None else text
 
 
 def expanded(self, memory: Memory, indices: Sequence[int]) -> Memory:
@@ -126,32 +100,6 @@ def check_segments(memory: Memory, indices: Sequence[int]) -> list[int]:
     return sorted({i % count for i in chosen})
 
 
-def marked(processor, ids: Sequence[int], sure: Sequence[bool]) -> str:
-    """The text of tokens, with marks around those that are not sure.
-
-    Args:
-        processor: that decodes.
-        ids: decoder tokens.
-        sure: for each of them.
-    """
-    text, pending = "", False
-    parts: list[tuple[str, bool]] = []
-    for n, certain in enumerate(sure, start=1):
-        pending = pending or not certain
-        whole = processor.decode(ids[:n])
-        if whole.endswith("\N{REPLACEMENT CHARACTER}") and n < len(ids):
-            continue  # in the midst of a character
-        parts.append((whole[len(text) :], not pending))
-        text, pending = whole, False
-    shown, open_mark = "", False
-    for piece, certain in parts:
-        if piece and certain == open_mark:
-            shown += MARKS[open_mark]
-            open_mark = not open_mark
-        shown += piece
-    return shown + (MARKS[1] if open_mark else "")
-
-
 def _exact_texts(memory: Memory, chosen: Sequence[int]) -> list[str]:
     texts = memory.kept_texts(chosen)
     missing = [i for i, text in zip(chosen, texts, strict=True) if text is None]
@@ -185,24 +133,3 @@ def _read_back(
         for i, ids in zip(batch, output, strict=True):
             texts[i] = processor.decode(ids)
     return [texts[i] or "" for i in chosen]
-
-
-@torch.no_grad()
-def _read_marked(model, memory: Memory, i: int) -> str:
-    """What the decoder writes of a segment, with what it is not sure of in marks."""
-    beside = beside_slots(memory, model.processor.decoder_text.encode)[i]
-    rows = [reading_row(i, model.processor.bos_ids, [], beside)]
-    kwargs = {
-        "max_new_tokens": 2 * memory.segments[i].tokens + 16,
-        "do_sample": False,
-        "num_beams": 1,
-        "return_dict_in_generate": True,
-        "output_scores": True,
-    }
-    output = model.generate_rows(rows, memory, model.generation_kwargs(rows, memory, kwargs))
-    ids = output.sequences[0].tolist()[-len(output.scores) :]
-    sure = [
-        bool(torch.softmax(scores[0].float(), dim=-1)[token] >= UNCERTAIN)
-        for token, scores in zip(ids, output.scores, strict=True)
-    ]
-    return marked(model.processor, ids, sure)

@@ -14,8 +14,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Row
-from memslots.modeling.prefix_memslots import Prefix, check_keeps_states
 from memslots.modeling.reading_back_memslots import check_segments
+from memslots.prefix import Prefix, check_keeps_states, prefill
 
 from .decoder_probe import check_decoder
 from .prefix_cache import PrefixCache, prefix_key
@@ -206,8 +206,8 @@ class TransformersEngine:
             prefix_key(memory, before),
             asked.ids,
             len(before) + sum(self._model.memory_positions(memory)),
-            lambda: self._model.prefill(
-                memory, asked.messages, chat_template_kwargs=asked.template
+            lambda: prefill(
+                self._model, memory, asked.messages, chat_template_kwargs=asked.template
             ),
         )
         # A template may put what depends on the question before the memory.
