@@ -194,7 +194,7 @@ def test_accumulated_batches_weigh_every_slot_alike(zoo, tmp_path, monkeypatch):
         ({**KINDS["vae"], "kl_weight": math.inf}, "kl_weight must be 0 or more and finite"),
         (
             {"pooling": "min", "memory_positions": "spread"},
-            "is for pooling 'memory_tokens', and this one is 'min'",
+            "and this one is 'min'",
         ),
     ],
 )

@@ -1,8 +1,7 @@
 """Saving and loading compressors.
 
-A checkpoint holds the compressor: encoder (or its LoRA adapter), memory tokens, converter, markers,
-both tokenizers, and the code of this folder. The decoder is named, not held, unless
-`config.bundle_decoder` is set.
+A checkpoint holds encoder (or its LoRA adapter), memory tokens, converter, markers, tokenizers and
+this code. The decoder is named, not held, unless `config.bundle_decoder` is set.
 """
 
 import copy
@@ -73,13 +72,12 @@ class SavedModel(PreTrainedModel):
             pretrained_model_name_or_path: repository or folder.
             *model_args: as for any `PreTrainedModel`.
             load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
-            decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
+            decoder_kwargs: for the decoder's `from_pretrained` alone.
             kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too,
                 and `quantization_config` to it alone.
 
         Raises:
-            ValueError: weights missing from the checkpoint, or a bundled decoder is to be
-                quantized.
+            ValueError: weights are missing, or a bundled decoder is to be quantized.
             OSError: no such checkpoint, or no such decoder.
 
         Examples:
@@ -108,7 +106,7 @@ class SavedModel(PreTrainedModel):
         hub: dict[str, Any] = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         shared = {"dtype": dtype, "device_map": kwargs.get("device_map"), **hub}
         origin: dict[str, Any] = {
-            key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs
+            key: kwargs[key] for key in (*HUB_KWARGS, "revision", "subfolder") if key in kwargs
         }
         config = model.config
         if config.bundle_decoder and decoder_kwargs.get("quantization_config") is not None:
@@ -119,9 +117,7 @@ class SavedModel(PreTrainedModel):
             )
         if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
-        model.processor = MemslotsProcessor.from_pretrained(
-            pretrained_model_name_or_path, **hub, **origin
-        )
+        model.processor = MemslotsProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
         if not config.bundle_encoder and dtype == "auto":
             model._load_named_encoder(hub)
         elif not config.bundle_encoder:  # known by its weights as they were, and cast afterwards
@@ -135,17 +131,12 @@ class SavedModel(PreTrainedModel):
         if model.has_decoder:
             model.attach_decoder(model.decoder)
             model.decoder.generation_config = _bundled_generation_config(
-                pretrained_model_name_or_path, config, {**hub, **origin}
+                pretrained_model_name_or_path, config, origin
             )
         elif (load_decoder or config.encoder_layers) and config.decoder_name_or_path:
+            place = {"revision": config.decoder_revision, **(config.decoder_loading or {})}
             decoder = AutoModelForCausalLM.from_pretrained(
-                config.decoder_name_or_path,
-                **{
-                    "revision": config.decoder_revision,
-                    **(config.decoder_loading or {}),
-                    **shared,
-                    **decoder_kwargs,
-                },
+                config.decoder_name_or_path, **{**place, **shared, **decoder_kwargs}
             )
             model.attach_decoder(decoder)
         if not load_decoder and model.has_decoder:  # shared first layers stay in the encoder
@@ -188,23 +179,28 @@ class SavedModel(PreTrainedModel):
 
     def _share_layers(self, decoder: PreTrainedModel) -> None:
         """Put the decoder's own first layers under the encoder's adapter, without a copy."""
-        adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         base = first_layers(decoder, self.config.encoder_layers)
+        self._put_under_adapter(base, type(decoder).__name__)
+        for name, parameter in base.named_parameters():
+            if LORA_MARK in name:  # trained in the compressor's precision, not the decoder's
+                parameter.data = parameter.data.to(self.markers.dtype)
+        if is_quantized(decoder):  # other slots, so another fingerprint than the stated
+            self._fingerprint = None
+        mark_initialized(base)
+        base.train(self.training)
+
+    def _put_under_adapter(self, base: PreTrainedModel, base_name: str) -> None:
+        """Make the encoder of another base and the adapter that it has."""
+        adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         add_lora(base, self.config.encoder_lora or {})
         outcome = base.load_state_dict(adapter, strict=False)
         if outcome.unexpected_keys:
             raise ValueError(
-                f"the adapter does not fit {type(decoder).__name__}: it has weights for "
+                f"the adapter does not fit {base_name}: it has weights for "
                 f"{outcome.unexpected_keys[:3]}, which that model lacks."
             )
-        for name, parameter in base.named_parameters():
-            if LORA_MARK in name:  # trained in the compressor's precision, not the decoder's
-                parameter.data = parameter.data.to(self.markers.dtype)
         base.config.use_cache = False
-        if is_quantized(decoder):  # other slots, so another fingerprint than the stated
-            self._fingerprint = None
-        mark_initialized(base)
-        self.encoder = base.train(self.training)
+        self.encoder = base
 
     def save_pretrained(
         self,
@@ -216,16 +212,10 @@ class SavedModel(PreTrainedModel):
     ) -> None:
         """Write weights, configuration, processor and the code that loads them.
 
-        Args:
-            save_directory: folder, made if missing.
-            is_main_process: False writes nothing, as in `PreTrainedModel.save_pretrained`.
-            state_dict: weights to save in place of the model's own.
-            push_to_hub: upload afterwards, to `repo_id` or the folder's name.
-            kwargs: as for `PreTrainedModel.save_pretrained`.
+        Arguments are those of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: the decoder is to be bundled and is not there or is quantized; a quantized
-                encoder.
+            ValueError: the decoder is to be bundled and is not there; quantized weights.
 
         Examples:
             >>> model.save_pretrained(folder / "compressor")
@@ -279,11 +269,7 @@ class SavedModel(PreTrainedModel):
         """Upload everything that loads this model again, in one commit.
 
         Where the memslots package is installed, its entry point does it, which adds the card and
-        the endpoint's handler, and refuses a decoder that is a path on this disk.
-
-        Args:
-            repo_id: `owner/name`.
-            kwargs: as for `PreTrainedModel.push_to_hub`.
+        the endpoint's handler. Arguments are those of `PreTrainedModel.push_to_hub`.
 
         Raises:
             ValueError: a model that others could not load.
@@ -432,25 +418,17 @@ class SavedModel(PreTrainedModel):
         config = self.config
         if config.encoder_name_or_path is None:
             raise ValueError(
-                "this checkpoint holds a LoRA adapter but its config names no encoder_name_or_path; "
-                "set it, or save the checkpoint after memslots.making.merge_encoder(model)."
+                "this checkpoint holds a LoRA adapter but its config names no "
+                "encoder_name_or_path; set it, or save the checkpoint after "
+                "memslots.making.merge_encoder(model)."
             )
-        adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         base = load_encoder(
             config.encoder_name_or_path,
             config.encoder_config,
             **{"revision": config.encoder_revision, **shared},
             config=copy.deepcopy(config.encoder_config),  # it may have fewer layers
         )
-        add_lora(base, config.encoder_lora or {})
-        outcome = base.load_state_dict(adapter, strict=False)
-        if outcome.unexpected_keys:
-            raise ValueError(
-                f"the adapter does not fit {config.encoder_name_or_path!r}: it has weights for "
-                f"{outcome.unexpected_keys[:3]}, which that model lacks."
-            )
-        base.config.use_cache = False
-        self.encoder = base
+        self._put_under_adapter(base, repr(config.encoder_name_or_path))
 
 
 def pick_dtype(dtype):

@@ -279,14 +279,11 @@ def token_batches(
 
 
 def memory_token_slots(
-    encoder: PreTrainedModel,
-    memory_tokens: torch.Tensor,
+    model,
     segment_input_ids: torch.Tensor,
     lengths: torch.Tensor,
-    counts: torch.Tensor,
+    rates: torch.Tensor,
     read: StatesRead,
-    causal: bool,
-    spread: bool,
 ) -> torch.Tensor:
     """Last states of memory tokens, `(slots, d_encoder)`.
 
@@ -294,17 +291,15 @@ def memory_token_slots(
     neither padding nor a gap in its positions.
 
     Args:
-        encoder: the encoder.
-        memory_tokens: `(max_slots, d_embedding)`.
+        model: a `MemslotsModel`.
         segment_input_ids: `(segments, tokens)`, right-padded.
         lengths: `(segments,)`, tokens of each.
-        counts: `(segments,)`, slots of each.
+        rates: `(segments,)`, tokens per slot of each.
         read: of `states_read`.
-        causal: whether the encoder is.
-        spread: whether positions of memory tokens are spread over the segment.
     """
+    encoder, memory_tokens = model.encoder, model.memory_tokens
     embeds = encoder.get_input_embeddings()(segment_input_ids)
-    lengths = lengths.unsqueeze(1)
+    counts, lengths = -(-lengths // rates), lengths.unsqueeze(1)
     ends = lengths + counts.unsqueeze(1)
     positions = torch.arange(read.width, device=embeds.device).unsqueeze(0)
     is_slot = (positions >= lengths) & (positions < ends)
@@ -315,9 +310,9 @@ def memory_token_slots(
     memory = memory_tokens.to(embeds.dtype)[slot_index]
     inputs = torch.where(is_slot.unsqueeze(-1), memory, tokens)
     # Under a causal encoder what follows cannot be seen, so no mask (and no slower kernel).
-    mask = None if causal else (positions < ends).long()
+    mask = None if model.config.encoder_is_causal else (positions < ends).long()
     placed = {}
-    if spread:
+    if model.config.memory_positions == "spread":
         places = to_device(torch.tensor(spread_places(len(memory_tokens))), embeds.device)
         spread_positions = (places[slot_index] * lengths).ceil().long() - 1
         placed["position_ids"] = torch.where(is_slot, spread_positions, positions)
@@ -328,46 +323,36 @@ def memory_token_slots(
 
 
 def pooled_slots(
-    encoder: PreTrainedModel,
+    model,
     segment_input_ids: torch.Tensor,
     lengths: torch.Tensor,
     rates: torch.Tensor,
-    counts: torch.Tensor,
     read: StatesRead,
-    causal: bool,
-    pooling: str,
-    query: torch.Tensor | None = None,
-    group_pool: "GroupPool | None" = None,
 ) -> torch.Tensor:
     """One vector of the last states of `rate` tokens each; a last group may be short.
 
-    Arguments are those of `memory_token_slots` and `pool_groups`, and `rates` `(segments,)`.
+    Arguments are those of `memory_token_slots`.
     """
     positions = torch.arange(read.width, device=segment_input_ids.device).unsqueeze(0)
     # Under a causal encoder padding, which follows, cannot be seen.
-    mask = None if causal else (positions < lengths.unsqueeze(1)).long()
+    mask = None
+    if not model.config.encoder_is_causal:
+        mask = (positions < lengths.unsqueeze(1)).long()
     input_ids = segment_input_ids[:, : read.width]
-    states = encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    states = model.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    counts = -(-lengths // rates)
     first = counts.cumsum(dim=0) - counts
     groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
     groups, states = groups.flatten()[read.places], states.flatten(0, 1)[read.places]
-    if group_pool is not None:
-        embeds = encoder.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
-        return group_pool(embeds, states, groups, read.slots, read.rate)
-    return pool_groups(states, groups, read.slots, pooling, query)
+    if model.group_pool is not None:
+        embeds = model.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
+        return model.group_pool(embeds, states, groups, read.slots, read.rate)
+    return pool_groups(states, groups, read.slots, model.config.pooling, model.pooling_query)
 
 
-def sentence_slots(
-    encoder: PreTrainedModel,
-    head: "SentenceHead",
-    described: dict[str, Any],
-    segment_input_ids: torch.Tensor,
-    lengths: torch.Tensor,
-) -> torch.Tensor:
-    """One vector a segment, as its sentence encoder makes it: with its special tokens.
-
-    `described` is `MemslotsConfig.sentence_encoder`; the rest is as for `memory_token_slots`.
-    """
+def sentence_slots(model, segment_input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """One vector a segment, as its sentence encoder makes it: with its special tokens."""
+    described = model.config.sentence_encoder
     prefix, suffix = (
         to_device(torch.tensor(described[name], dtype=torch.long), segment_input_ids.device)
         for name in ("prefix_ids", "suffix_ids")
@@ -380,8 +365,8 @@ def sentence_slots(
         ids = ids.scatter(1, ends + i, token.expand(rows, 1))
     positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
     mask = (positions < ends + len(suffix)).long()
-    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return head(states, mask)
+    states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return model.sentence_head(states, mask)
 
 
 # -- pooling -----------------------------------------------------------------------------------

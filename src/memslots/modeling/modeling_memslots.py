@@ -250,39 +250,14 @@ class MemslotsModel(SavedModel):
             >>> model.encode(**inputs, segment_rates=torch.tensor([4])).shape[1]
             24
         """
-        config = self.config
         lengths = segment_attention_mask.sum(dim=1)
         if self.sentence_head is not None:
-            head, described = self.sentence_head, config.sentence_encoder or {}
-            return sentence_slots(self.encoder, head, described, segment_input_ids, lengths)
-        counts = -(-lengths // segment_rates)
+            return sentence_slots(self, segment_input_ids, lengths)
+        pooled = self.memory_tokens is None
         if read is None:
-            read = states_read(lengths, counts, self.memory_tokens is None)
-        causal = config.encoder_is_causal
-        if self.memory_tokens is not None:
-            spread = config.memory_positions == "spread"
-            return memory_token_slots(
-                self.encoder,
-                self.memory_tokens,
-                segment_input_ids,
-                lengths,
-                counts,
-                read,
-                causal,
-                spread,
-            )
-        return pooled_slots(
-            self.encoder,
-            segment_input_ids,
-            lengths,
-            segment_rates,
-            counts,
-            read,
-            causal,
-            config.pooling,
-            self.pooling_query,
-            self.group_pool,
-        )
+            read = states_read(lengths, -(-lengths // segment_rates), pooled)
+        write = pooled_slots if pooled else memory_token_slots
+        return write(self, segment_input_ids, lengths, segment_rates, read)
 
     @torch.no_grad()
     def compress(

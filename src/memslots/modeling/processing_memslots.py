@@ -45,13 +45,13 @@ class MemslotsProcessor(ProcessorMixin):
     Args:
         tokenizer: the decoder's tokenizer.
         encoder_tokenizer: the encoder's tokenizer.
-        segment_length: longest segment, in encoder tokens.
-        compression_rates: rates that may be asked for; the first is the default.
+        segment_length: this and the next five are fields of `MemslotsConfig`.
+        compression_rates: rates that may be asked for; the finest is the default.
         prompt_format: "plain" or "chat".
         plain_prompt: the plain prompt, with `{question}` in it.
-        markers: where `<MEM>` and `</MEM>` stand, see `MemslotsConfig`.
+        markers: where `<MEM>` and `</MEM>` stand.
+        literals: detectors of what rides beside the slots.
         spread: whether memory tokens are spread over their segment (`memory_positions`).
-        literals: detectors of what rides beside the slots, see `MemslotsConfig`.
         units: arguments of `texts_memslots.UnitSplitter` with pooling "sentence", else None.
     """
 
@@ -101,16 +101,12 @@ class MemslotsProcessor(ProcessorMixin):
         if described is not None:
             units = {"unit": config.pool_unit, "language": config.pool_language}
             units.update({name: described[name] for name in ("lead", "lower_case")})
+        same = "segment_length compression_rates prompt_format plain_prompt markers literals"
         return cls(
             tokenizer,
             encoder_tokenizer,
-            segment_length=config.segment_length,
-            compression_rates=list(config.compression_rates),
-            prompt_format=config.prompt_format,
-            plain_prompt=config.plain_prompt,
-            markers=config.markers,
+            **{name: getattr(config, name) for name in same.split()},
             spread=config.memory_positions == "spread",
-            literals=config.literals,
             units=units,
         )
 
@@ -147,10 +143,8 @@ class MemslotsProcessor(ProcessorMixin):
     @property
     def pad_id(self) -> int:
         """A decoder token id for masked positions."""
-        for index in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if index is not None:
-                return index
-        return 0
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return pad if pad is not None else eos if eos is not None else 0
 
     @property
     def bos_ids(self) -> list[int]:
@@ -167,10 +161,7 @@ class MemslotsProcessor(ProcessorMixin):
     # -- texts -------------------------------------------------------------------------------------
 
     def segment(self, text: str) -> list[Span]:
-        """Spans of `text` that are compressed independently.
-
-        Raises:
-            ValueError: a text that cannot be compressed; see `check_text`.
+        """Spans of `text` that are compressed independently; `ValueError` where it cannot be.
 
         Examples:
             >>> [span.end for span in processor.segment("Ann is here.")]
@@ -213,10 +204,7 @@ class MemslotsProcessor(ProcessorMixin):
         return literals_of_spans(text, [span.end for span in spans], detectors)
 
     def literal_ids(self, literals: Sequence[Sequence[Literal]]) -> list[list[int]]:
-        """Decoder tokens of each segment's literals (user text: never a control token).
-
-        Returns:
-            One list a segment; an empty list where no segment has any.
+        """Decoder tokens of each segment's literals; an empty list where no segment has any.
 
         Examples:
             >>> processor.literal_ids([()])
@@ -259,8 +247,7 @@ class MemslotsProcessor(ProcessorMixin):
             template_kwargs: passed to the chat template.
 
         Raises:
-            ValueError: neither or both of `question` and `messages`, no chat template, or
-                arguments of one for a plain prompt.
+            ValueError: not one of `question` and `messages`, or what the format does not take.
 
         Examples:
             >>> processor.decode(processor.prompt(question="Who?").after).split()
@@ -292,11 +279,7 @@ class MemslotsProcessor(ProcessorMixin):
         messages: list | None,
         template_kwargs: dict[str, Any],
     ) -> tuple[list[Prompt], bool]:
-        """A prompt for each of one or several questions or chats, and whether it was one.
-
-        Raises:
-            ValueError: neither or both, or an empty list.
-            TypeError: arguments of another type.
+        """A prompt for each of one or several questions or chats, and whether it was a single one.
 
         Examples:
             >>> prompts, single = processor.prompts(["Who?", "Why?"], None, {})
@@ -322,9 +305,7 @@ class MemslotsProcessor(ProcessorMixin):
         return [self.prompt(messages=chat, **template_kwargs) for chat in chats], single
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Decoder tokens of an answer as they follow the prompt, with EOS.
-
-        A plain prompt that does not end in white space is followed by one space.
+        """Decoder tokens of an answer as they follow the prompt, with a space if need be, and EOS.
 
         Examples:
             >>> processor.decode(processor.answer_ids("Ann"))
@@ -420,13 +401,11 @@ class MemslotsProcessor(ProcessorMixin):
         """
         length = max(len(span.ids) for span in spans)
         pad = self.encoder_tokenizer.pad_token_id or 0
+        ids = [span.ids + [pad] * (length - len(span.ids)) for span in spans]
+        mask = [[1] * len(span.ids) + [0] * (length - len(span.ids)) for span in spans]
         return {
-            "segment_input_ids": torch.tensor(
-                [span.ids + [pad] * (length - len(span.ids)) for span in spans]
-            ),
-            "segment_attention_mask": torch.tensor(
-                [[1] * len(span.ids) + [0] * (length - len(span.ids)) for span in spans]
-            ),
+            "segment_input_ids": torch.tensor(ids),
+            "segment_attention_mask": torch.tensor(mask),
         }
 
     def lay_out(self, rows: Sequence[Row], segment_slots: Sequence[int], padding_side="left"):
@@ -458,16 +437,8 @@ class MemslotsProcessor(ProcessorMixin):
         padding_side: str = "left",
         literals: Detectors | None = None,
     ) -> BatchFeature:
-        """Inputs of `MemslotsModel.forward` for questions about texts, with labels where answers
-        are given.
-
-        Args:
-            context: n texts.
-            question: n questions, one a text.
-            answer: n answers.
-            rate: encoder tokens per slot, by default the finest.
-            padding_side: of the decoder's rows.
-            literals: as for `MemslotsModel.compress`.
+        """Inputs of `MemslotsModel.forward` for n questions about n texts, one each; with labels
+        where there are answers. `literals` are those of `MemslotsModel.compress`.
 
         Examples:
             >>> sorted(processor(context="Ann is here.", question="Who?", answer="Ann"))[:3]

@@ -19,14 +19,11 @@ def reconstruct(
 
     Args:
         self: a `MemslotsModel`.
-        memory: one document or several.
+        memory: one document or several; of several, a list is returned.
         batch_size: segments that are generated at once.
         exact: whether the text must be the one that was compressed, byte for byte; the memory was
             then made with `compress(..., keep_text=True)`, and no decoder is asked.
         generate_kwargs: as in `generate`; greedy by default.
-
-    Returns:
-        One string for one document, else a list.
 
     Raises:
         ValueError: with `exact`, segments whose text was not kept, or one that has another SHA-256
@@ -55,15 +52,7 @@ def reconstruct(
 
 
 def expanded(self, memory: Memory, indices: Sequence[int]) -> Memory:
-    """The memory, some segments of which are read as text: exact, or as it is read back.
-
-    Args:
-        self: a `MemslotsModel`.
-        memory: one document or several.
-        indices: in `memory.segments`.
-
-    Raises:
-        ValueError: what are no indices of segments.
+    """The memory, some segments of which are read as text: the kept one, or what is read back.
 
     Examples:
         >>> model.expanded(model.compress("Ann is here.", keep_text=True), [0]).segment_texts
@@ -84,11 +73,7 @@ def expanded(self, memory: Memory, indices: Sequence[int]) -> Memory:
 
 
 def check_segments(memory: Memory, indices: Sequence[int]) -> list[int]:
-    """Indices of segments, from 0, each once and in order.
-
-    Raises:
-        ValueError: something else than indices of this memory's segments.
-    """
+    """Indices of segments, from 0, each once and in order; `ValueError` for anything else."""
     count = len(memory.segments)
     several = isinstance(indices, (list, tuple, range, set))
     chosen: list[Any] = list(indices) if several else [indices]
