@@ -23,6 +23,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .layout_memslots import max_positions
+
 DEFAULT_NEW_TOKENS = 256
 
 REFUSED = {
@@ -113,11 +115,8 @@ def generation_defaults(
     kwargs: Mapping[str, Any],
     processor,
     length: int,
-    positions: int | None,
 ) -> dict[str, Any]:
-    """`kwargs`, with what the decoder's own generation configuration leaves open.
-
-    `length` is that of the longest prompt, `positions` how many the decoder has, or None.
+    """`kwargs`, with what the decoder's generation configuration leaves open for a prompt length.
 
     Raises:
         ValueError: a `max_length` that leaves no new token.
@@ -148,6 +147,7 @@ def generation_defaults(
         settings["max_length"] = None
     elif most is None and settings.get("max_time") is None:
         most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
+        positions = max_positions(decoder.config)
         most = most if positions is None else min(most, positions - length)
         settings["max_new_tokens"] = max(1, most)
     if kwargs.get("stop_strings") or config.stop_strings:

@@ -189,11 +189,6 @@ def check_takes_positions(encoder: PreTrainedModel) -> None:
         )
 
 
-def encoder_embedding_dim(encoder: PreTrainedModel) -> int:
-    """Width of the encoder's input embeddings (ALBERT's and ELECTRA's differ from its states)."""
-    return encoder.get_input_embeddings().weight.shape[1]
-
-
 @torch.no_grad()
 def embedding_scale(model: PreTrainedModel) -> float:
     """Standard deviation of what the model's input embedding layer gives (some scale inside)."""

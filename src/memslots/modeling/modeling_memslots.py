@@ -39,7 +39,6 @@ from .encoders_memslots import (
     add_lora,
     build_encoder,
     check_takes_positions,
-    encoder_embedding_dim,
     evaluating,
     fuse_activations,
     memory_token_slots,
@@ -146,9 +145,8 @@ class MemslotsModel(SavedModel):
                 self._keys_to_ignore_on_load_missing = [r"^encoder\."]
         self.register_parameter("memory_tokens", None)
         if config.pooling == "memory_tokens":
-            self.memory_tokens = nn.Parameter(
-                torch.empty(config.max_slots, encoder_embedding_dim(self.encoder))
-            )
+            width = encoder.get_input_embeddings().weight.shape[1]  # ALBERT's is not its states'
+            self.memory_tokens = nn.Parameter(torch.empty(config.max_slots, width))
         self.register_parameter("pooling_query", None)
         if config.pooling == "attention":
             self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
@@ -736,36 +734,36 @@ class MemslotsModel(SavedModel):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         prompts, single = processor.prompts(question, messages, chat_template_kwargs or {})
         prefix = memory if hasattr(memory, "states") else None  # a `memslots.prefix.Prefix`
-        held = memory if prefix is None else prefix.memory
         if prefix is not None:
             prefix.check(self, prompts, rate, generate_kwargs)
         if expand is not None and (memory is None or prefix is not None):
             raise ValueError("expand=[...] goes with a memory that compress or load_memory gave.")
+        memory = memory if prefix is None else prefix.memory
         spans: list[list[Span]] = []
         if context is not None:
             texts = as_list(context, "context")
             if not texts:
                 raise ValueError("context is an empty list; give at least one text.")
             spans = self.segment(texts)
-            held = self.outline(texts, spans, processor.check_rate(rate), literals)
+            memory = self.outline(texts, spans, processor.check_rate(rate), literals)
         else:
-            self.check_memory(held)
+            self.check_memory(memory)
             if literals is not None:
                 raise ValueError(
                     "literals=... goes with context=...; a memory keeps those that it was "
                     "compressed with."
                 )
-        single = single and (isinstance(context, str) if spans else len(held) == 1)
-        pairs = pair(len(held), len(prompts))
+        single = single and (isinstance(context, str) if spans else len(memory) == 1)
+        pairs = pair(len(memory), len(prompts))
         if not spans:
-            held = held if rate is None else held.at_rate(processor.check_rate(rate))
-            held = held if expand is None else self.expanded(held, expand)
-        rows = self.memory_rows(held, [(i, prompts[j]) for i, j in pairs])
-        self.check_room(held, rows, [i for i, _ in pairs], generate_kwargs)
+            memory = memory if rate is None else memory.at_rate(processor.check_rate(rate))
+            memory = memory if expand is None else self.expanded(memory, expand)
+        rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
+        self.check_room(memory, rows, [i for i, _ in pairs], generate_kwargs)
         if spans:  # that all fits is known before anything is encoded
             flat = [span for document in spans for span in document]
-            held = replace(held, slots=self.encode_spans(flat, held.rate))
-        answers = self.answer_rows(rows, held, batch_size, generate_kwargs, prefix)
+            memory = replace(memory, slots=self.encode_spans(flat, memory.rate))
+        answers = self.answer_rows(rows, memory, batch_size, generate_kwargs, prefix)
         if generate_kwargs.get("return_dict_in_generate"):
             return answers
         return answers[0] if single and len(answers) == 1 else answers
@@ -813,9 +811,8 @@ class MemslotsModel(SavedModel):
         if limit is None:
             return
         config = generate_kwargs.get("generation_config")
-        new_tokens = (
-            generate_kwargs.get("max_new_tokens") or (config and config.max_new_tokens) or 1
-        )
+        told = generate_kwargs.get("max_new_tokens")
+        new_tokens = told or (config and config.max_new_tokens) or 1
         length, rate = self.processor.row_length, memory.rate
         counts = [segment.slots for segment in memory.segments]
         for i, row in zip(documents, rows, strict=True):
@@ -888,8 +885,7 @@ class MemslotsModel(SavedModel):
         """
         slots = [] if memory is None else [segment.slots for segment in memory.segments]
         length = max((self.processor.row_length(row, slots) for row in rows), default=0)
-        limit = max_positions(self.decoder.config)
-        return generation_defaults(self.decoder, generate_kwargs, self.processor, length, limit)
+        return generation_defaults(self.decoder, generate_kwargs, self.processor, length)
 
     @torch.no_grad()
     def generate_rows(
@@ -912,9 +908,8 @@ class MemslotsModel(SavedModel):
             cache = prefix.cache(self.decoder, rows, kwargs)
             if cache is not None:  # generate leaves out the embeddings of what it holds
                 inputs["past_key_values"] = cache
-                per_layer = (
-                    per_layer if per_layer is None else per_layer[:, cache.get_seq_length() :]
-                )
+                if per_layer is not None:
+                    per_layer = per_layer[:, cache.get_seq_length() :]
         lora = None if memory is None else self.decoder_lora
         with reading(self.decoder, lora), prefilled_with(self.decoder, per_layer):
             return self.decoder.generate(**inputs, **kwargs)

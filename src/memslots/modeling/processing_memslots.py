@@ -25,10 +25,10 @@ from .texts_memslots import (
     Literal,
     PlainText,
     Span,
-    UnitSplitter,
     as_list,
     check_text,
     literals_of_spans,
+    unit_spans,
 )
 
 # Private-use characters stand for the user's text while a chat template is rendered, so that only
@@ -52,7 +52,7 @@ class MemslotsProcessor(ProcessorMixin):
         markers: where `<MEM>` and `</MEM>` stand.
         literals: detectors of what rides beside the slots.
         spread: whether memory tokens are spread over their segment (`memory_positions`).
-        units: arguments of `texts_memslots.UnitSplitter` with pooling "sentence", else None.
+        units: arguments of `texts_memslots.unit_spans` with pooling "sentence", else None.
     """
 
     def __init__(
@@ -185,8 +185,7 @@ class MemslotsProcessor(ProcessorMixin):
         """
         if self.units is None:
             return self.encoder_text.segment(text, self.segment_length)
-        splitter = UnitSplitter(self.encoder_text, window=self.segment_length, **self.units)
-        return splitter.segment(text)
+        return unit_spans(self.encoder_text, text, window=self.segment_length, **self.units)
 
     def segment_literals(
         self, text: str, spans: Sequence[Span], literals: Detectors | None = None
@@ -479,12 +478,3 @@ class MemslotsProcessor(ProcessorMixin):
         """
         kwargs = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False, **kwargs}
         return self.tokenizer.decode(ids, **kwargs)
-
-    def batch_decode(self, ids, **kwargs) -> list[str]:
-        """Texts of rows of decoder tokens.
-
-        Examples:
-            >>> processor.batch_decode([processor.decoder_text.encode("Ann")])
-            ['Ann']
-        """
-        return [self.decode(row, **kwargs) for row in ids]

@@ -201,75 +201,57 @@ def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, i
     return spans
 
 
-class UnitSplitter:
-    """Cuts texts into the units that get one vector each.
+def unit_spans(
+    encoder_text: PlainText,
+    text: str,
+    unit: str,
+    language: str,
+    window: int,
+    lead: str = "",
+    lower_case: bool = False,
+) -> list[Span]:
+    """The spans of a text that get one vector each; they tile it.
 
-    Args:
-        encoder_text: plain-text view of the encoder's tokenizer.
-        unit: "sentence", "paragraph" or "text".
-        language: ISO 639-1 code, for sentences.
-        window: most encoder tokens of a unit; longer ones are cut, and a warning says so.
-        lead: white space before each unit, where the encoder's prompt ends in some.
-        lower_case: whether the encoder was trained on lower-cased text.
+    Their ids are those of the span without white space around it, behind `lead` (where the
+    encoder's prompt ends in white space). Units without a token (control characters) join the one
+    before them; of those above `window` tokens a warning says that they are cut.
     """
 
-    def __init__(
-        self,
-        encoder_text: PlainText,
-        unit: str,
-        language: str,
-        window: int,
-        lead: str = "",
-        lower_case: bool = False,
-    ):
-        self.encoder_text = encoder_text
-        self.unit = unit
-        self.language = language
-        self.window = window
-        self.lead = lead
-        self.lower_case = lower_case
+    def span_of(start: int, end: int) -> Span:
+        stripped = text[start:end].strip()
+        return Span(
+            start, end, encoder_text.encode(lead + (stripped.lower() if lower_case else stripped))
+        )
 
-    def segment(self, text: str) -> list[Span]:
-        """The spans of `text`, which tile it; ids are those of a span without white space around.
-
-        Units without a token (control characters) join the one before them.
-        """
-        spans: list[Span] = []
-        cut = pieces = 0
-        for start, end in split_units(text, self.unit, self.language):
-            unit_spans = [Span(start, end, self._ids(text[start:end]))]
-            if len(unit_spans[0].ids) > self.window:
-                unit_spans = self._cut(text, start, end)
-                cut, pieces = cut + 1, pieces + len(unit_spans)
-            for span in unit_spans:
-                if span.ids or not spans:
-                    spans.append(span)
-                else:
-                    spans[-1] = spans[-1]._replace(end=span.end)
-        if cut:
-            logger.warning(
-                f"{cut} {self.unit}{'s are' if cut > 1 else ' is'} longer than the sentence "
-                f"encoder's window of {self.window} tokens; cut into {pieces} pieces, one slot "
-                "each."
-            )
-        if len(spans) > 1 and not spans[0].ids:
-            spans[1] = spans[1]._replace(start=spans[0].start)
-            del spans[0]
+    def pieces_of(start: int, end: int) -> list[Span]:
+        for room in range(window, 0, -1):
+            pieces = encoder_text.segment(text[start:end], room)
+            spans = [span_of(start + piece.start, start + piece.end) for piece in pieces]
+            if all(len(span.ids) <= window for span in spans):
+                break  # else: without the white space around it, a piece may take more
         return spans
 
-    def _ids(self, text: str) -> list[int]:
-        text = text.strip()
-        return self.encoder_text.encode(self.lead + (text.lower() if self.lower_case else text))
-
-    def _cut(self, text: str, start: int, end: int) -> list[Span]:
-        room = self.window
-        while True:
-            pieces = self.encoder_text.segment(text[start:end], room)
-            places = [(start + piece.start, start + piece.end) for piece in pieces]
-            spans = [Span(first, last, self._ids(text[first:last])) for first, last in places]
-            if room == 1 or all(len(span.ids) <= self.window for span in spans):
-                return spans
-            room = max(1, room - 1)  # without the white space around it, a piece may take more
+    spans: list[Span] = []
+    cut = count = 0
+    for start, end in split_units(text, unit, language):
+        pieces = [span_of(start, end)]
+        if len(pieces[0].ids) > window:
+            pieces = pieces_of(start, end)
+            cut, count = cut + 1, count + len(pieces)
+        for span in pieces:
+            if span.ids or not spans:
+                spans.append(span)
+            else:
+                spans[-1] = spans[-1]._replace(end=span.end)
+    if cut:
+        logger.warning(
+            f"{cut} {unit}{'s are' if cut > 1 else ' is'} longer than the sentence encoder's "
+            f"window of {window} tokens; cut into {count} pieces, one slot each."
+        )
+    if len(spans) > 1 and not spans[0].ids:
+        spans[1] = spans[1]._replace(start=spans[0].start)
+        del spans[0]
+    return spans
 
 
 # -- literals ----------------------------------------------------------------------------------
