@@ -35,7 +35,7 @@ PUBLIC = [
 ]
 PUBLIC += [
     pytest.param(name, getattr(verified, name), id=f"verified.{name}")
-    for name in ("compress", "expand", "report")
+    for name in ("compress", "expand", "expanded", "report")
 ]
 
 

@@ -209,7 +209,7 @@ def test_a_wrong_hash_raises(embedded, kept, tmp_path):
     for ask in (
         lambda: embedded.reconstruct(wrong, exact=True),
         lambda: wrong.expand(0),
-        lambda: embedded.generate(memory=wrong, question="Who?", expand=[0]),
+        lambda: verified.expanded(embedded, wrong, [0]),
     ):
         with pytest.raises(ValueError, match="is not the one that was compressed"):
             ask()
@@ -395,16 +395,16 @@ def test_expand(embedded, kept):
 
 def test_answers_read_expanded_segments_as_text(embedded, kept):
     question = "How many cups are in Joseph's house?"
-    expanded = embedded.expanded(kept, [0])
-    assert expanded.segment_texts[0] == PERSON[: kept.segments[0].end]
-    wanted = embedded.generate(memory=expanded, question=question, max_new_tokens=6)
-    got = embedded.generate(memory=kept, question=question, expand=[0], max_new_tokens=6)
-    assert got == wanted
+    opened = verified.expanded(embedded, kept, [0])
+    assert opened.segment_texts[0] == PERSON[: kept.segments[0].end]
+    answers = [
+        embedded.generate(memory=memory, question=question, max_new_tokens=6)
+        for memory in (opened, kept.as_text({0: opened.segment_texts[0]}))
+    ]
+    assert answers[0] == answers[1] != ""
     for bad in ([9], ["0"], [True]):
         with pytest.raises(ValueError, match="segments are integers from 0"):
-            embedded.generate(memory=kept, question=question, expand=bad)
-    with pytest.raises(ValueError, match="goes with a memory"):
-        embedded.generate(context=PERSON, question=question, expand=[0])
+            verified.expanded(embedded, kept, bad)
 
 
 def test_alignment():

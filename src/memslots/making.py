@@ -299,7 +299,6 @@ def merge_encoder(model: MemslotsModel) -> MemslotsModel:
             setattr(parent, name.rpartition(".")[2], module.get_base_layer())
     model.encoder.requires_grad_(True)
     model.config.encoder_lora = None
-    model.forget_fingerprint()
     return model
 
 

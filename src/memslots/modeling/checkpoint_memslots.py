@@ -355,14 +355,6 @@ class SavedModel(PreTrainedModel):
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def forget_fingerprint(self) -> None:
-        """Count the fingerprint anew when it is next asked for.
-
-        Examples:
-            >>> model.forget_fingerprint()
-        """
-        self._fingerprint = None
-
     def _trust_fingerprint(self, value: str) -> None:
         self._fingerprint, self._stated = (self._weight_versions(), value), value
 

@@ -60,7 +60,6 @@ from .layout_memslots import (
 )
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
-from .reading_back_memslots import expanded as _expanded
 from .reading_back_memslots import reconstruct as _reconstruct
 from .texts_memslots import Detectors, Literal, Span, as_list, check_text
 
@@ -686,7 +685,6 @@ class MemslotsModel(SavedModel):
         batch_size: int = 32,
         chat_template_kwargs: dict[str, Any] | None = None,
         literals: Detectors | None = None,
-        expand: Sequence[int] | None = None,
         **generate_kwargs,
     ):
         """Answer questions from contexts or from memories of them.
@@ -701,8 +699,6 @@ class MemslotsModel(SavedModel):
             batch_size: rows that the decoder generates for at once.
             chat_template_kwargs: passed to the chat template.
             literals: for `context`, as for `compress`.
-            expand: for `memory`, segments (indices in `memory.segments`) whose text the decoder
-                reads beside the slots of the rest, see `Memory.expand`.
             generate_kwargs: any argument of `transformers`' `generate`; those that cannot work with
                 embeddings are refused by name.
 
@@ -736,8 +732,6 @@ class MemslotsModel(SavedModel):
         prefix = memory if hasattr(memory, "states") else None  # a `memslots.prefix.Prefix`
         if prefix is not None:
             prefix.check(self, prompts, rate, generate_kwargs)
-        if expand is not None and (memory is None or prefix is not None):
-            raise ValueError("expand=[...] goes with a memory that compress or load_memory gave.")
         memory = memory if prefix is None else prefix.memory
         spans: list[list[Span]] = []
         if context is not None:
@@ -757,7 +751,6 @@ class MemslotsModel(SavedModel):
         pairs = pair(len(memory), len(prompts))
         if not spans:
             memory = memory if rate is None else memory.at_rate(processor.check_rate(rate))
-            memory = memory if expand is None else self.expanded(memory, expand)
         rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
         self.check_room(memory, rows, [i for i, _ in pairs], generate_kwargs)
         if spans:  # that all fits is known before anything is encoded
@@ -917,7 +910,6 @@ class MemslotsModel(SavedModel):
     # -- reading back ------------------------------------------------------------------------------
 
     reconstruct = _reconstruct
-    expanded = _expanded
 
 
 __all__ = ["MemslotsModel", "MemslotsOutput"]

@@ -1,9 +1,8 @@
 """Texts from memories: kept ones exactly, others as the decoder reads them back.
 
-`reconstruct` and `expanded` are methods of `MemslotsModel`.
+`reconstruct` is a method of `MemslotsModel`.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,44 +44,10 @@ def reconstruct(
     if exact:
         texts = _exact_texts(memory, chosen)
     else:
-        texts = _read_back(self, memory, chosen, batch_size, generate_kwargs)
+        texts = read_back(self, memory, chosen, batch_size, generate_kwargs)
     rest = iter(texts)
     documents = ["".join(next(rest) for _ in document) for document in memory.documents]
     return documents[0] if len(documents) == 1 else documents
-
-
-def expanded(self, memory: Memory, indices: Sequence[int]) -> Memory:
-    """The memory, some segments of which are read as text: the kept one, or what is read back.
-
-    Examples:
-        >>> model.expanded(model.compress("Ann is here.", keep_text=True), [0]).segment_texts
-        ('Ann is here.',)
-    """
-    chosen = [i for i in check_segments(memory, indices) if memory.segment_texts[i] is None]
-    texts = dict(zip(chosen, memory.kept_texts(chosen), strict=True))
-    missing = [i for i in chosen if texts[i] is None]
-    if missing:
-        warnings.warn(
-            f"the exact text of segments {_named(missing)} was not kept, so what is read in their "
-            "place is what the decoder reads back from their slots, mistakes included; compress "
-            "with keep_text=True, or give the text you have: memory.as_text({i: text})",
-            stacklevel=3,
-        )
-        texts.update(zip(missing, _read_back(self, memory, missing, 32, {}), strict=True))
-    return memory.as_text({i: text or "" for i, text in texts.items()})
-
-
-def check_segments(memory: Memory, indices: Sequence[int]) -> list[int]:
-    """Indices of segments, from 0, each once and in order; `ValueError` for anything else."""
-    count = len(memory.segments)
-    several = isinstance(indices, (list, tuple, range, set))
-    chosen: list[Any] = list(indices) if several else [indices]
-    for i in chosen:
-        if type(i) is not int or not -count <= i < count:
-            raise ValueError(
-                f"expand={chosen!r}: segments are integers from 0 to {count - 1}, got {i!r}."
-            )
-    return sorted({i % count for i in chosen})
 
 
 def _exact_texts(memory: Memory, chosen: Sequence[int]) -> list[str]:
@@ -90,17 +55,18 @@ def _exact_texts(memory: Memory, chosen: Sequence[int]) -> list[str]:
     missing = [i for i, text in zip(chosen, texts, strict=True) if text is None]
     if missing:
         raise ValueError(
-            f"the exact text of segments {_named(missing)} was not kept; {NEEDS_TEXT}, or use "
+            f"the exact text of segments {listed(missing)} was not kept; {NEEDS_TEXT}, or use "
             "reconstruct(memory) without exact."
         )
     return [text or "" for text in texts]
 
 
-def _named(indices: Sequence[int]) -> str:
+def listed(indices: Sequence[int]) -> str:
+    """The first indices, for a message."""
     return ", ".join(map(str, indices[:5])) + (" and more" if len(indices) > 5 else "")
 
 
-def _read_back(
+def read_back(
     model, memory: Memory, chosen: Sequence[int], batch_size: int, generate_kwargs: dict[str, Any]
 ) -> list[str]:
     """What the decoder writes of each of the `chosen` segments."""

@@ -1,14 +1,16 @@
-"""A segment's text on demand: the one that was kept, or what the decoder reads back."""
+"""Segments' texts on demand: those that were kept, or what the decoder reads back."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
 from memslots.modeling.layout_memslots import beside_slots, reading_row
-from memslots.modeling.reading_back_memslots import check_segments
+from memslots.modeling.reading_back_memslots import listed, read_back
 
 UNCERTAIN = 0.8
 """A token is marked where the decoder gave it less than this probability."""
@@ -39,6 +41,49 @@ def expand(model: MemslotsModel, memory: Memory, i: int) -> str:
     (i,) = check_segments(memory, [i])
     (text,) = memory.kept_texts([i])
     return _read_marked(model, memory, i) if text is None else text
+
+
+def expanded(model: MemslotsModel, memory: Memory, indices: Sequence[int]) -> Memory:
+    """The memory, some segments of which are read as text: the kept one, or what is read back.
+
+    Args:
+        model: The compressor, with its decoder where a text was not kept.
+        memory: One document or several.
+        indices: In `memory.segments`.
+
+    Raises:
+        ValueError: What are no indices of segments.
+
+    Examples:
+        >>> memory = model.compress("Ann is here.", keep_text=True)
+        >>> verified.expanded(model, memory, [0]).segment_texts
+        ('Ann is here.',)
+    """
+    chosen = [i for i in check_segments(memory, indices) if memory.segment_texts[i] is None]
+    texts = dict(zip(chosen, memory.kept_texts(chosen), strict=True))
+    missing = [i for i in chosen if texts[i] is None]
+    if missing:
+        warnings.warn(
+            f"the exact text of segments {listed(missing)} was not kept, so what is read in their "
+            "place is what the decoder reads back from their slots, mistakes included; compress "
+            "with keep_text=True, or give the text you have: memory.as_text({i: text})",
+            stacklevel=2,
+        )
+        texts.update(zip(missing, read_back(model, memory, missing, 32, {}), strict=True))
+    return memory.as_text({i: text or "" for i, text in texts.items()})
+
+
+def check_segments(memory: Memory, indices: Sequence[int]) -> list[int]:
+    """Indices of segments, from 0, each once and in order; `ValueError` for anything else."""
+    count = len(memory.segments)
+    several = isinstance(indices, (list, tuple, range, set))
+    chosen: list[Any] = list(indices) if several else [indices]
+    for i in chosen:
+        if type(i) is not int or not -count <= i < count:
+            raise ValueError(
+                f"expand={chosen!r}: segments are integers from 0 to {count - 1}, got {i!r}."
+            )
+    return sorted({i % count for i in chosen})
 
 
 def marked(processor: MemslotsProcessor, ids: Sequence[int], sure: Sequence[bool]) -> str:
