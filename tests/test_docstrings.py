@@ -72,6 +72,7 @@ def names(zoo, trainer, tmp_path_factory):
         "trainer": trainer,
         "Row": Row,
         "torch": torch,
+        "verified": verified,
         "folder": folder,
         "checkpoint": zoo.saved(),
     }

@@ -44,7 +44,7 @@ MODELING_LIBRARIES = {
     "tqdm",  # a dependency of transformers
 }
 MODELING_GUARDED_LIBRARIES = {"peft", "sentencex"}
-MOST_LINES = {"room": 6_450, "core": 2_500}
+MOST_LINES = {"room": 4_960, "core": 2_270}
 """Of the travelling room, and of what one reads of it first, docstrings with their examples
 counted. What is aimed at is 4,700 and 1,800: lower these with every cut, and never raise them."""
 

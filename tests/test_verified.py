@@ -474,7 +474,7 @@ def test_what_else_is_wrong_with_a_text_is_not_taken_for_one_without_tokens(mode
             verified.compress(model, text, exact=True)
     encoder_text = model.processor.encoder_text
     monkeypatch.setattr(encoder_text, "encode", lambda text: [])
-    monkeypatch.setattr(encoder_text, "_encode", lambda text: ([], []))
+    monkeypatch.setattr(encoder_text, "encode_with_places", lambda text: ([], []))
     unseen = verified.compress(model, TEXTS[0], fidelity=0.5)
     assert unseen.segment_texts == (TEXTS[0],)
     with pytest.raises(ValueError, match="no token in the encoder's vocabulary"):

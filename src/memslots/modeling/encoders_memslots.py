@@ -15,8 +15,6 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .layout_memslots import spread_places
-
 POOLED = ("mean", "last", "min", "attention", "groups")
 """Values of `MemslotsConfig.pooling` that pool token states: their mean (LCLM, 2026), the last one,
 the smallest value of each dimension, their mean weighted by a learned query (the last three: AIRI
@@ -271,6 +269,15 @@ def token_batches(
         batch.append(i)
     if batch:
         yield batch
+
+
+def spread_places(count: int) -> list[float]:
+    """Places of spread memory tokens in their segment, above 0 and up to 1, its end.
+
+    The van der Corput sequence, counted from the end: any first k places lie evenly, so no rate is
+    favoured, and each ends a stretch of text that no other slot is nearer to.
+    """
+    return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
 
 
 def memory_token_slots(

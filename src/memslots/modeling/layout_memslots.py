@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from .encoders_memslots import spread_places
 from .memory_memslots import Memory
 
 MEM, MEM_END, AE, FIRST_SLOT = 1, 2, 3, 4
@@ -175,15 +176,6 @@ def slot_ranges(segment_slots: Sequence[int]) -> list[range]:
         ranges.append(range(first, first + slots))
         first += slots
     return ranges
-
-
-def spread_places(count: int) -> list[float]:
-    """Places of spread memory tokens in their segment, above 0 and up to 1, its end.
-
-    The van der Corput sequence, counted from the end: any first k places lie evenly, so no rate is
-    favoured, and each ends a stretch of text that no other slot is nearer to.
-    """
-    return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
 
 
 def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:

@@ -225,6 +225,38 @@ class MemslotsModel(SavedModel):
         """The decoder's language-model head."""
         return self.decoder.get_output_embeddings() if self.has_decoder else None
 
+    @property
+    def fingerprint(self) -> str:
+        """Identity of encoder, memory tokens, encoder tokenizer and segmentation (SHA-256).
+
+        Examples:
+            >>> model.compress("Ann is here.").fingerprint == model.fingerprint
+            True
+        """
+        # Weights count their in-place changes, so training makes the kept value stale.
+        version = self._weight_versions()
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            digest = self.fingerprint_of(self.state_dict())
+            self._fingerprint = (version, self._names.get(digest, digest))
+        return self._fingerprint[1]
+
+    def _trust_fingerprint(self, value: str) -> None:
+        self._fingerprint, self._stated = (self._weight_versions(), value), value
+
+    def _name_weights(self) -> None:
+        """Remember which weights the checkpoint's fingerprint stands for: loading may cast them."""
+        stated, self._stated = self._stated, None
+        whole = all(type(weight) is nn.Parameter for weight in self.parameters())
+        if stated is not None and whole and self._fingerprint == (self._weight_versions(), stated):
+            self._names = {self.fingerprint_of(self.state_dict()): stated}
+
+    def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
+        weights = [*self.encoder.parameters()]
+        for part in (self.sentence_head, self.group_pool):
+            weights += [] if part is None else [*part.parameters()]
+        weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
+        return tuple((weight._version, weight.dtype) for weight in weights)
+
     # -- writing slots -----------------------------------------------------------------------------
 
     def encode(
