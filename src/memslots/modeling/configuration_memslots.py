@@ -332,10 +332,3 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
         config = deepcopy(config)
         del config.quantization_config
     return config
-
-
-def decoder_place(config: "MemslotsConfig") -> str:
-    """Where a checkpoint's decoder is, for messages to whoever left it out."""
-    if config.bundle_decoder:
-        return "it is inside the checkpoint"
-    return config.decoder_name_or_path or "the checkpoint does not name it"

@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import SavedModel
-from .configuration_memslots import MemslotsConfig, decoder_place
+from .configuration_memslots import MemslotsConfig
 from .converters_memslots import build_converter, convert
 from .decoders_memslots import (
     DecoderLora,
@@ -186,8 +186,10 @@ class MemslotsModel(SavedModel):
     @property
     def needs_decoder(self) -> str:
         """What to do where it is not."""
+        named = self.config.decoder_name_or_path or "the checkpoint does not name it"
+        place = "it is inside the checkpoint" if self.config.bundle_decoder else named
         return (
-            f"this compressor was loaded without its decoder ({decoder_place(self.config)}); call "
+            f"this compressor was loaded without its decoder ({place}); call "
             "model.attach_decoder(llm) first, or load it with load_decoder=True."
         )
 
@@ -326,8 +328,6 @@ class MemslotsModel(SavedModel):
             (1, 4)
         """
         texts = as_list(text, "context")
-        if not texts:
-            raise ValueError("compress needs at least one text, got an empty list.")
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
         rate = self.processor.check_rate(rate)
@@ -768,8 +768,6 @@ class MemslotsModel(SavedModel):
         spans: list[list[Span]] = []
         if context is not None:
             texts = as_list(context, "context")
-            if not texts:
-                raise ValueError("context is an empty list; give at least one text.")
             spans = self.segment(texts)
             memory = self.outline(texts, spans, processor.check_rate(rate), literals)
         else:

@@ -203,12 +203,8 @@ def _pair_up(question, context, memory) -> tuple[list[Item], bool]:
             f"got {'both' if context is not None else 'neither'}."
         )
     questions = as_list(question, "question")
-    if not questions:
-        raise ValueError("question is an empty list; give at least one.")
     if context is not None:
         contexts = as_list(context, "context")
-        if not contexts:
-            raise ValueError("context is an empty list; give at least one text.")
         items = [
             {"question": questions[j], "context": contexts[i]}
             for i, j in pair(len(contexts), len(questions))

@@ -45,14 +45,9 @@ class MemslotsProcessor(ProcessorMixin):
     Args:
         tokenizer: the decoder's tokenizer.
         encoder_tokenizer: the encoder's tokenizer.
-        segment_length: this and the next five are fields of `MemslotsConfig`.
-        compression_rates: rates that may be asked for; the finest is the default.
-        prompt_format: "plain" or "chat".
-        plain_prompt: the plain prompt, with `{question}` in it.
-        markers: where `<MEM>` and `</MEM>` stand.
-        literals: detectors of what rides beside the slots.
-        spread: whether memory tokens are spread over their segment (`memory_positions`).
+        spread: whether `memory_positions` is "spread".
         units: arguments of `texts_memslots.unit_spans` with pooling "sentence", else None.
+        segment_length: this and the others are fields of `MemslotsConfig`.
     """
 
     def __init__(
@@ -289,8 +284,6 @@ class MemslotsProcessor(ProcessorMixin):
             if question is None:
                 raise ValueError("give question=... or messages=[...], got neither.")
             questions = as_list(question, "question")
-            if not questions:
-                raise ValueError("question is an empty list; give at least one question.")
             prompts = [self.prompt(question=text, **template_kwargs) for text in questions]
             return prompts, isinstance(question, str)
         if question is not None:

@@ -10,7 +10,7 @@ prose.
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -164,12 +164,16 @@ def check_text(text: object, name: str) -> str:
 
 
 def as_list(value, name: str) -> list:
-    """`value` as a list; `TypeError` for anything but a string or a list or tuple."""
+    """A text or several as a list; `TypeError` for anything else, `ValueError` for none."""
     if isinstance(value, str):
         return [value]
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}.")
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(
+            f"{name} must be a string or a list of strings, got {type(value).__name__}."
+        )
+    if not value:
+        raise ValueError(f"{name} is an empty list; give at least one {name}.")
+    return list(value)
 
 
 def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, int]]:
@@ -331,12 +335,8 @@ def check_detectors(literals: Detectors | None, names_only: bool = False) -> lis
     Raises:
         ValueError: an unknown name, or something else than names and functions.
     """
-    if literals is None:
-        return []
-    single = isinstance(literals, str) or callable(literals)
-    named = [literals] if single else literals
-    if not isinstance(named, (list, tuple)):
-        named = [named]
+    several = isinstance(literals, (list, tuple))
+    named: Any = literals if several else [] if literals is None else [literals]
     detectors = []
     for detector in named:
         if isinstance(detector, str) and detector in DETECTORS:

@@ -107,8 +107,6 @@ def compress(
         True
     """
     texts = as_list(text, "context")
-    if not texts:
-        raise ValueError("compress needs at least one text, got an empty list.")
     request = request_of(model, rate, rates, fidelity, max_slots, exact, slot_dtype)
     keep_text = exact is True if keep_text is None else keep_text
     if request is None:
