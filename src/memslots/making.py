@@ -28,7 +28,6 @@ from memslots.modeling.converters_memslots import (
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
     NEEDS_PEFT,
-    POOLINGS,
     SHARED_ENCODER,
     GroupPool,
     SentenceHead,
@@ -47,6 +46,9 @@ NEEDS_SENTENCE_TRANSFORMERS = (
     "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers "
     "(or memslots[sentence])."
 )
+
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""Ways of sentence-transformers that `SentenceHead` knows."""
 
 MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
 """What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""

@@ -30,7 +30,6 @@ NEEDS_PEFT = (
     "this compressor's encoder is a LoRA adapter, which needs peft: pip install peft. "
     "(A checkpoint saved after memslots.making.merge_encoder(model) does not.)"
 )
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "GELU": nn.GELU, "ReLU": nn.ReLU}
 
 # -- the model ------------------------------------------------------------------------------------

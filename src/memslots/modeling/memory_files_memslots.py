@@ -9,7 +9,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,20 @@ FORMAT_VERSION = 4
 """Version 1 has no literals, version 2 no checks of segments, version 3 no texts (but
 patches, which are not read any more); a memory is written as the oldest version that holds it."""
 
+_FIELDS = ("rate", "nested", "fingerprint")
+_LISTS = ("rates", "text_sha256", "unknown_tokens")
+"""Fields of a `Memory` that its file's header has as they are, those of the second as lists."""
+
+_UNREADABLE = (
+    SafetensorError, json.JSONDecodeError, RecursionError, KeyError, TypeError, OSError
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Segment:
-    """One independently compressed span of a text.
+    """Characters `start` to `end` of a text (an index), compressed independently.
 
-    Args:
-        text: index of the text in `Memory.text_sha256`.
-        start: first character of the span.
-        end: character after its last.
-        tokens: encoder tokens in the span.
-        slots: memory slots that stand for them; none where the decoder reads the text itself.
+    `slots` stand for so many encoder `tokens`; none where the decoder reads the text itself.
     """
 
     text: int
@@ -98,15 +101,9 @@ def write_memory_file(path: str | os.PathLike, memory) -> None:
     version = 4 if memory.texts else 3 if memory.checks else 2 if memory.literals else 1
     header: dict[str, Any] = {
         "version": version,
-        "rate": memory.rate,
-        "rates": list(memory.rates),
-        "nested": memory.nested,
-        "pooling": memory.pooling,
-        "fingerprint": memory.fingerprint,
-        "text_sha256": list(memory.text_sha256),
-        "unknown_tokens": list(memory.unknown_tokens),
+        **{name: getattr(memory, name) for name in (*_FIELDS, *_LISTS, "pooling")},
         "documents": [len(document) for document in memory.documents],
-        "segments": [[s.text, s.start, s.end, s.tokens, s.slots] for s in memory.segments],
+        "segments": [astuple(segment) for segment in memory.segments],
     }
     tensors = {"slots": memory.slots.detach().to("cpu").contiguous()}
     if memory.literals:
@@ -165,16 +162,13 @@ def read_memory_file(path: str | os.PathLike) -> dict[str, Any]:
     for name, kind in (("rate", int), ("rates", list), ("fingerprint", str)):
         if not isinstance(header[name], kind):
             raise ValueError(f"{str(path)!r} has {name} {header[name]!r:.80}: no memory's.")
-    hashes = tuple(header["text_sha256"])
+    lists = {name: tuple(header[name]) for name in _LISTS}
+    hashes = lists["text_sha256"]
     return {
+        **{name: header[name] for name in _FIELDS},
+        **lists,
         "slots": tensors["slots"],
         "documents": tuple(tuple(segments[start:end]) for start, end in pairwise(ends)),
-        "text_sha256": hashes,
-        "unknown_tokens": tuple(header["unknown_tokens"]),
-        "rate": header["rate"],
-        "rates": tuple(header["rates"]),
-        "nested": header["nested"],
-        "fingerprint": header["fingerprint"],
         "pooling": header.get("pooling", "memory_tokens"),
         "literals": tuple(header.get("literals", ())),
         "checks": tuple(map(SegmentCheck.from_json, header.get("checks", ()))),
@@ -209,14 +203,7 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
             tensors = {name: file.get_tensor(name) for name in ["slots", *others]}
     except FileNotFoundError as error:  # since we looked
         raise FileNotFoundError(f"there is no memory file at {str(path)!r}.") from error
-    except (
-        SafetensorError,
-        json.JSONDecodeError,
-        RecursionError,
-        KeyError,
-        TypeError,
-        OSError,
-    ) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as a memory, it may be cut off or be another kind "
             f"of file ({error}). Compress the text again."
