@@ -27,6 +27,7 @@ from measuring import (
 from shapes import build, context, described, preset_of
 
 from memslots import MemslotsModel
+from memslots.compiling import compile_encoder
 from memslots.modeling.memory_memslots import slots_for
 
 SEGMENTS = 32
@@ -66,7 +67,7 @@ def compiled_twin(model: MemslotsModel) -> MemslotsModel | None:
     """The model with an encoder of its own that is compiled; None where nothing can compile it."""
     twin = copy.deepcopy(model, {id(model.decoder): model.decoder})
     try:
-        twin.compile_encoder()
+        compile_encoder(twin)
     except ValueError as error:
         print(error)
         return None
@@ -183,7 +184,7 @@ def section(results: Results, pictures: Path) -> str:
         "head and all hidden states; it gives the same slots. The floor is the encoder's "
         f"operations at the rate of a large matrix product, {results['matrix_rate'] / 1e9:,.0f} "
         "GFLOP/s here; its share says how much of the time is that. Compiled is after "
-        "`model.compile_encoder()`, which takes up to a minute once.",
+        "`compile_encoder(model)`, which takes up to a minute once.",
         "",
         "| Segments | tokens | rate | published, ms | memslots, ms | times faster | share of floor "
         "| compiled, ms | memory, published | memory, memslots |",

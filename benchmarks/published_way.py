@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memslots import MemslotsModel
+from memslots.modeling.converters_memslots import convert
 from memslots.modeling.layout_memslots import IGNORE, Row
 from memslots.modeling.memory_memslots import slots_for
 from memslots.trainer.collator import CompressorBatch
@@ -95,7 +96,8 @@ def task_loss(
         raise ValueError("training needs a decoder and a processor; see attach_decoder.")
     laid_out = model.processor.lay_out(rows, batch.slots(rate), "right")
     laid_out = {name: tensor.to(model.device) for name, tensor in laid_out.items()}
-    embeds = model.embed_rows(laid_out["input_ids"], laid_out["memory_ids"], torch.cat(found))
+    converted, _ = convert(model.converter, torch.cat(found))
+    embeds = model.embed_rows(laid_out["input_ids"], laid_out["memory_ids"], converted)
     logits = model.decoder(
         inputs_embeds=embeds, attention_mask=laid_out["attention_mask"], use_cache=False
     ).logits

@@ -19,7 +19,7 @@ from measuring import DTYPES, Results, measure, options_of, peak_bytes, write_re
 from shapes import QUESTION, build, context, described
 from table_a7 import memory_positions, processor_of
 
-from memslots import Memory, MemslotsModel
+from memslots import Memory, MemslotsModel, prefill
 
 RATE = 16
 MOST = 1_048_576
@@ -131,7 +131,7 @@ def measure_questions(model: MemslotsModel, tokens: int, repeats: int) -> list[R
     question = len(processor_of(model).prompt(question=QUESTION).after)
 
     def answer(count: int, shared: bool) -> None:
-        read = memory.prefill(model) if shared else memory
+        read = prefill(model, memory) if shared else memory
         model.generate(memory=read, question=[QUESTION] * count, max_new_tokens=1, do_sample=False)
 
     ways = {"anew": False, "shared": True}
@@ -238,7 +238,7 @@ def section(results: Results, pictures: Path) -> str:
         f"![Seconds of compression by tokens]({pictures.name}/{file.name})",
         "",
         f"Questions about one memory of {results['asked_tokens']:,} tokens, to the first token of "
-        "each answer: each reading the memory's slots anew, and sharing `memory.prefill(model)`, "
+        "each answer: each reading the memory's slots anew, and sharing `prefill(model, memory)`, "
         "whose own time counts. No question compresses the text again.",
         "",
         "| Questions | anew, s | shared, s | times faster | positions read, anew | shared "

@@ -85,7 +85,7 @@ def _long_texts(results: Results) -> list[str]:
         f"that part, as time grows with tokens to the power {results['exponent']:.3f}. "
         f"{asked['questions']} questions about one memory are "
         f"{asked['anew_seconds'] / asked['shared_seconds']:.1f} times as fast where they share "
-        "what the decoder read (`memory.prefill`); the gateway does that by itself "
+        "what the decoder read (`prefill`); the gateway does that by itself "
         "([prefix cache](serving.md#the-prefix-cache))."
     ]
 

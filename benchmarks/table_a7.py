@@ -5,7 +5,7 @@
 
 Full text is given as token ids, ready made; memories go through `model.generate`, with all that it
 does beside the decoder. Every position counts: BOS, slots, markers, question. Prefill is the time
-to the first of 32 tokens. "Cached" is without the compression; from a prefix (`memory.prefill`),
+to the first of 32 tokens. "Cached" is without the compression; from a prefix (`prefill`),
 without the decoder's reading of the memory too.
 """
 
@@ -28,9 +28,9 @@ from measuring import (
 )
 from shapes import QUESTION, build, context, described
 
-from memslots import Memory, MemslotsModel
-from memslots.modeling.prefix_memslots import Prefix
+from memslots import Memory, MemslotsModel, prefill
 from memslots.modeling.processing_memslots import MemslotsProcessor
+from memslots.prefix import Prefix
 
 NEW_TOKENS = 32
 
@@ -154,7 +154,7 @@ def measure_row(
     if fits(model, ids):
         runs["full text"] = lambda: answer_from_text(model, ids, new_tokens)
     whole = dict(runs)
-    prefixes = {rate: memory.prefill(model) for rate, memory in memories.items()}
+    prefixes = {rate: prefill(model, memory) for rate, memory in memories.items()}
     for rate, memory in memories.items():
         name = f"rate {rate}"
         runs[f"prefix {name}"] = lambda prefix=prefixes[rate]: answer_from_memory(
@@ -339,7 +339,7 @@ def section(results: Results, pictures: Path) -> str:
         "times faster than full text; the total with compression first, then from a memory that "
         "was kept. Prefill over positions is its speed-up as a share of the ratio of positions. "
         "From a prefix is the prefill of a second question, with the decoder's cache of the memory "
-        "kept (`memory.prefill`), and what that cache takes. Memory is the most that was taken "
+        "kept (`prefill`), and what that cache takes. Memory is the most that was taken "
         "beyond the weights, compression included.",
         "",
         "| Batch x length | reads | positions | compress | prefill | decode | total "

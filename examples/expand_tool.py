@@ -33,5 +33,6 @@ print(result["segments"][0]["text"])
 
 segments = [one["segment"] for one in result["segments"]]
 question = "How many cups are in Joseph's house?"
-answer = model.generate(memory=memory, question=question, expand=segments, max_new_tokens=8)
+opened = verified.expanded(model, memory, segments)
+answer = model.generate(memory=opened, question=question, max_new_tokens=8)
 print("answer:", answer)

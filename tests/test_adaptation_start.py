@@ -8,7 +8,7 @@ from tiny_models import byte_bpe, unigram, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memslots import MemslotsModel
-from memslots.making import new_compressor
+from memslots.making import merge_encoder, new_compressor
 from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.trainer.adapt import adapt_to_decoder
 from memslots.trainer.embedding_map import fit_embedding_map, shared_tokens
@@ -143,6 +143,6 @@ def test_an_encoder_that_is_the_old_decoders_is_not_adapted(zoo, turned):
     )
     with pytest.raises(ValueError, match=r"own layers.*merge_encoder"):
         adapt_to_decoder(model, turned[0])
-    model.merge_encoder()
+    merge_encoder(model)
     adapt_to_decoder(model, turned[0])
     assert model.config.decoder_name_or_path == turned[0]

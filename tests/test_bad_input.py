@@ -88,7 +88,7 @@ def test_both_or_neither_of_context_and_memory(model, memory):
     ("text", "arguments", "kind", "message"),
     [
         ("", {}, ValueError, "context is empty"),
-        ([], {}, ValueError, "at least one text, got an empty list"),
+        ([], {}, ValueError, "context is an empty list; give at least one"),
         (["A", ""], {}, ValueError, r"context\[1\] is empty"),
         ({"a": 1}, {}, TypeError, "got dict"),
         ("A", {"rate": 5}, ValueError, r"rate 5 is not one .*\[2, 4, 8\]"),

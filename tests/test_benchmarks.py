@@ -142,7 +142,7 @@ def compile_quickly(model):
 
 
 def test_a_compiled_encoder_is_measured_beside_the_plain_one(model, monkeypatch):
-    monkeypatch.setattr(MemslotsModel, "compile_encoder", compile_quickly)
+    monkeypatch.setattr(against_published, "compile_encoder", compile_quickly)
     twin = against_published.compiled_twin(model)
     assert twin.decoder is model.decoder
     row = against_published.measure_segments(model, 2, rate=4, repeats=1, compiled=twin)
@@ -161,7 +161,7 @@ def test_a_compiled_encoder_is_measured_beside_the_plain_one(model, monkeypatch)
     def fails(model):
         raise ValueError("no compiler")
 
-    monkeypatch.setattr(MemslotsModel, "compile_encoder", fails)
+    monkeypatch.setattr(against_published, "compile_encoder", fails)
     assert against_published.compiled_twin(model) is None
     row = against_published.measure_segments(model, 1, rate=4, repeats=1)
     assert row["compiled"] is None
@@ -375,7 +375,7 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(against_published, "SEGMENTS", 2)
     monkeypatch.setattr(against_published, "BATCH_TOKENS", (64,))
-    monkeypatch.setattr(MemslotsModel, "compile_encoder", compile_quickly)
+    monkeypatch.setattr(against_published, "compile_encoder", compile_quickly)
     monkeypatch.setattr(scaling, "QUESTIONS", (1, 3))
     shared = ["--preset", "tiny", "--repeats", "1", "--output", str(tmp_path)]
     own = {

@@ -58,7 +58,9 @@ def test_ask_and_reconstruct_from_a_verified_text(checkpoint, text, tmp_path, ca
     ask = ["ask", "-c", text, "-q", "Who?", "--max-new-tokens", "4", "--json"]
     assert main([*ask, *options, "--exact", "numbers", "--expand", "0", "--expand", "2"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    expected = model.generate(memory=memory, question="Who?", expand=[0, 2], max_new_tokens=4)
+    expected = model.generate(
+        memory=verified.expanded(model, memory, [0, 2]), question="Who?", max_new_tokens=4
+    )
     assert shown["answers"][0]["answer"] == expected
     assert (shown["slots"], shown["literals"]) == (len(memory.slots), sum(memory.n_literals))
     assert main(["reconstruct", "-c", text, *options]) == 0

@@ -5,6 +5,7 @@ import torch
 from tiny_models import TEXTS, words
 
 from memslots import MemslotsModel
+from memslots.compiling import compile_encoder
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def test_slots_stay_and_graphs_are_few(zoo, encoder):
         graphs.append(module)
         return module.forward
 
-    model.compile_encoder(backend=backend)
+    compile_encoder(model, backend=backend)
     model.compress(TEXTS[0], rate=8)  # one segment
     model.compress(words(30), rate=8)  # several
     first = len(graphs)
@@ -41,7 +42,7 @@ def test_slots_stay_and_graphs_are_few(zoo, encoder):
 def test_a_compiled_encoder_is_saved_as_it_was(zoo, tmp_path):
     model = zoo.compressor()
     fingerprint = model.fingerprint
-    model.compile_encoder(backend="eager")
+    compile_encoder(model, backend="eager")
     slots = model.compress(TEXTS[1], rate=4).slots
     model.save_pretrained(tmp_path)
     again = MemslotsModel.from_pretrained(tmp_path)
@@ -52,4 +53,4 @@ def test_a_compiled_encoder_is_saved_as_it_was(zoo, tmp_path):
 def test_without_a_compiler_the_error_says_so(zoo, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"no 'no-such-compiler' here; install one"):
-        zoo.compressor().compile_encoder()
+        compile_encoder(zoo.compressor())

@@ -192,7 +192,10 @@ def test_accumulated_batches_weigh_every_slot_alike(zoo, tmp_path, monkeypatch):
         ({**KINDS["ae"], "converter_dropout": 1.0}, "converter_dropout must be .*below 1, got 1.0"),
         ({**KINDS["vae"], "kl_weight": -0.1}, "kl_weight must be 0 or more and finite, got -0.1"),
         ({**KINDS["vae"], "kl_weight": math.inf}, "kl_weight must be 0 or more and finite"),
-        ({"pooling": "min", "memory_positions": "spread"}, "pooling='min' has none"),
+        (
+            {"pooling": "min", "memory_positions": "spread"},
+            "and this one is 'min'",
+        ),
     ],
 )
 def test_settings_that_say_nothing_are_refused(zoo, given, message):

@@ -6,11 +6,11 @@ from datasets import Dataset
 from tiny_models import tell_apart, words
 
 from memslots.making import new_compressor
-from memslots.modeling.distillation_memslots import divergence, teach
 from memslots.modeling.layout_memslots import RECONSTRUCTION
 from memslots.trainer.collator import CompressorCollator
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
+from memslots.trainer.distillation import teach
 
 ROWS = [
     {"text": words(40, 100), "context": None, "question": None, "answer": None},
@@ -68,8 +68,8 @@ def test_equal_distributions_give_nothing_and_others_more(top_k, temperature):
     torch.manual_seed(0)
     logits = torch.randn(4, 11)
     teacher = teach(logits, top_k, temperature)
-    assert divergence(logits + 3.0, teacher).abs() < 1e-5
-    assert divergence(torch.randn(4, 11), teacher) > 0.01
+    assert teacher.divergence(logits + 3.0).abs() < 1e-5
+    assert teacher.divergence(torch.randn(4, 11)) > 0.01
 
 
 def test_all_tokens_kept_is_the_divergence_of_torch():
@@ -78,8 +78,8 @@ def test_all_tokens_kept_is_the_divergence_of_torch():
     expected = torch.nn.functional.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True
     )
-    torch.testing.assert_close(divergence(student, teach(teacher, 99)), expected)
-    assert divergence(student, teach(teacher, 4)) < expected  # told apart less finely
+    torch.testing.assert_close(teach(teacher, 99).divergence(student), expected)
+    assert teach(teacher, 4).divergence(student) < expected  # told apart less finely
 
 
 def test_the_teacher_reads_the_text_in_the_same_words(compressor, tmp_path):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from memslots import sent_memories
 from memslots.cli import app
 from memslots.hub_cards import handler
-from memslots.modeling import memory_files_memslots
 from memslots.serving.gateway_settings import GatewaySettings
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def test_the_limits_are_those_of_the_code():
         str(settings.max_memories),
         f"{handler.MAX_MEMORY_BYTES // 2**20} MiB",
     ]
-    header = f"{memory_files_memslots.MOST_HEADER // 2**20} MiB"
+    header = f"{sent_memories.MOST_HEADER // 2**20} MiB"
     assert rows["the header of a memory's file"] == [header, header]
     assert rows["characters of a memory's texts"] == [
         f"{settings.max_characters:,}",

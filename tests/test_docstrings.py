@@ -35,7 +35,7 @@ PUBLIC = [
 ]
 PUBLIC += [
     pytest.param(name, getattr(verified, name), id=f"verified.{name}")
-    for name in ("compress", "report")
+    for name in ("compress", "expand", "expanded", "report")
 ]
 
 
@@ -72,6 +72,7 @@ def names(zoo, trainer, tmp_path_factory):
         "trainer": trainer,
         "Row": Row,
         "torch": torch,
+        "verified": verified,
         "folder": folder,
         "checkpoint": zoo.saved(),
     }

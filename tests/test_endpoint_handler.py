@@ -14,6 +14,7 @@ import pytest
 from test_remote_code import BLOCKED
 from tiny_models import QUESTIONS, TEXTS
 
+from memslots import sent_memories
 from memslots.hub_cards import handler
 from memslots.hub_cards.handler import (
     MAX_QUESTIONS,
@@ -68,6 +69,7 @@ def ask(zoo, tmp_path_factory):
     folder = work / "repository"
     shutil.copytree(zoo.saved(), folder)
     shutil.copyfile(handler.__file__, folder / "handler.py")
+    shutil.copyfile(sent_memories.__file__, folder / "sent_memories.py")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["HF_MODULES_CACHE"] = str(work / "modules")
     process = subprocess.Popen(
@@ -244,12 +246,19 @@ def test_failures_inside_give_no_trace(local, monkeypatch, caplog):
 
 
 def test_it_needs_only_torch_and_transformers():
-    tree = ast.parse(Path(handler.__file__).read_text("utf-8"))
-    imported = {
-        alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names
+    imported: set = set()
+    for file in (handler.__file__, sent_memories.__file__):
+        for node in ast.walk(ast.parse(Path(file).read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module)
+    beside = {"memslots.sent_memories", "sent_memories"}  # the first where it is installed
+    assert imported - set(sys.stdlib_module_names) - beside == {
+        "torch",
+        "transformers",
+        "safetensors",
     }
-    imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert imported - set(sys.stdlib_module_names) == {"torch", "transformers"}
 
 
 NUMBERS = [name for name, (kind, _, _) in PARAMETERS.items() if kind is not bool]

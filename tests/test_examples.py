@@ -15,7 +15,7 @@ from test_push import hub  # noqa: F401, a fixture
 from tiny_models import SENTENCES, TEXTS
 from transformers import AutoModelForCausalLM
 
-from memslots import MemslotsModel
+from memslots import MemslotsModel, verified
 from memslots.making import new_compressor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -75,7 +75,7 @@ def test_answer_from_the_hub(run, hub, zoo, tmp_path):  # noqa: F811
 def test_an_agent_expands_a_segment(run):
     names, printed = run("expand_tool.py")
     assert "".join(one["text"] for one in names["result"]["segments"]) == names["text"]
-    expanded = names["model"].expanded(names["memory"], [0])
+    expanded = verified.expanded(names["model"], names["memory"], [0])
     asked = {"question": names["question"], "max_new_tokens": 8}
     assert names["answer"] == names["model"].generate(memory=expanded, **asked)
     assert "effective rate of" in printed

@@ -142,7 +142,9 @@ def test_expanded_segments_are_read_as_generate_reads_them(client, model):
     seen = set()
     for expand in ([], [first_kept], [0, first_kept, -1], [-1, -1]):
         expected = model.generate(
-            memory=context, question=QUESTIONS[0], expand=expand, max_new_tokens=NEW
+            memory=verified.expanded(model, context, expand),
+            question=QUESTIONS[0],
+            max_new_tokens=NEW,
         )
         response = asked(
             client,
@@ -176,7 +178,9 @@ def test_expanding_again_and_not_expanding_do_not_mix(client, model):
     memory = model.compress(TEXTS[1], rate=8, keep_text=True)
     for expand in ([], [0], [], [0], [1]):
         expected = model.generate(
-            memory=memory, question=QUESTIONS[0], expand=expand, max_new_tokens=NEW
+            memory=verified.expanded(model, memory, expand),
+            question=QUESTIONS[0],
+            max_new_tokens=NEW,
         )
         assert answered(asked(client, memory_ids=[one["id"]], expand=expand)) == expected
 

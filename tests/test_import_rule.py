@@ -17,6 +17,9 @@ LEVELS = {
     "verified": 1,
     "chat": 1,
     "making": 1,
+    "sent_memories": 0,
+    "compiling": 1,
+    "prefix": 1,
     "smollm2": 1,
     "checkpoints": 0,
     "configuration": 1,
@@ -41,12 +44,12 @@ MODELING_LIBRARIES = {
     "tqdm",  # a dependency of transformers
 }
 MODELING_GUARDED_LIBRARIES = {"peft", "sentencex"}
-MOST_LINES = {"room": 6_450, "core": 2_500}
+MOST_LINES = {"room": 4_920, "core": 2_260}
 """Of the travelling room, and of what one reads of it first, docstrings with their examples
 counted. What is aimed at is 4,700 and 1,800: lower these with every cut, and never raise them."""
 
 CORE = ("configuration", "modeling", "processing", "memory")
-MOST_FILES = {"compress": 6, "generate": 8}
+MOST_FILES = {"compress": 5, "generate": 8}
 """Files of the travelling room that a plain call of a method enters."""
 
 # assets/ is left out: its .py files are copies of modeling/, which git does not keep.

@@ -12,7 +12,7 @@ from memslots.evaluation.conditions import conditions
 from memslots.evaluation.likelihood import target_losses
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import MEM_END, Row
-from memslots.modeling.literals_memslots import DETECTORS, by_pattern, find_literals
+from memslots.modeling.texts_memslots import DETECTORS, by_pattern, find_literals
 from memslots.trainer import CompressorConfig, CompressorTrainer
 
 COUNTS = "Carmen owns 27 maps and 1,004 coins, she is 34 and was born at 12:30 in 1990."

@@ -11,6 +11,7 @@ from test_remote_code import run_isolated
 from tiny_models import QUESTIONS, TEXTS
 
 from memslots import MemslotsModel
+from memslots.making import merge_encoder
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.timeout(900)  # other processes import transformers
@@ -112,7 +113,7 @@ except ImportError as error:
 def test_merged_needs_no_peft_and_the_adapter_says_that_it_does(folder, lora, tmp_path):
     merged = MemslotsModel.from_pretrained(folder)
     before = merged.fingerprint
-    assert merged.merge_encoder() is merged
+    assert merge_encoder(merged) is merged
     assert merged.config.encoder_lora is None
     assert merged.fingerprint != before
     expected = lora.compress(TEXTS[1]).slots

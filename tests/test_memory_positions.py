@@ -7,8 +7,8 @@ import torch
 from tiny_models import words
 
 from memslots import MemslotsModel
-from memslots.modeling.encoders_memslots import check_takes_positions
-from memslots.modeling.layout_memslots import RECONSTRUCTION, Prompt, Row, lay_out, spread_places
+from memslots.modeling.encoders_memslots import check_takes_positions, spread_places
+from memslots.modeling.layout_memslots import RECONSTRUCTION, Prompt, Row, lay_out
 
 TEXTS = [words(30, 1), words(7, 2), words(55, 3)]
 

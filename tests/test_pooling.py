@@ -95,7 +95,10 @@ def test_it_uses_all_of_the_encoders_positions(zoo):
     [
         ({"pooling": "max"}, r"pooling must be one of \['memory_tokens', 'mean'.*got 'max'"),
         ({"markers": "all"}, r"markers must be one of .*got 'all'"),
-        ({"pooling": "mean", "memory_positions": "spread"}, "places memory tokens"),
+        (
+            {"pooling": "mean", "memory_positions": "spread"},
+            "memory_positions='spread' is for pooling 'memory_tokens'",
+        ),
     ],
 )
 def test_unknown_settings_are_refused(zoo, settings, message):

@@ -5,7 +5,8 @@ import torch
 from tiny_models import DECODERS, QUESTIONS, TEXTS
 from transformers import AutoModelForCausalLM, MambaConfig, Qwen3NextConfig
 
-from memslots.modeling.prefix_memslots import check_keeps_states
+from memslots import prefill
+from memslots.prefix import check_keeps_states
 
 NEW = 10
 
@@ -19,7 +20,7 @@ def test_answers_are_those_of_a_fresh_run(zoo, decoder):
     """Ragged memories and questions; mistral's, gemma3's and gemma4's windows are 32 positions."""
     model = zoo.shared("gpt2", decoder)
     memory = model.compress(TEXTS)
-    prefix = memory.prefill(model, batch_size=2)
+    prefix = prefill(model, memory, batch_size=2)
     before = kept_states(prefix)
     assert len(set(prefix.positions)) == len(TEXTS)
     assert max(prefix.positions) > 3 * 32
@@ -27,7 +28,7 @@ def test_answers_are_those_of_a_fresh_run(zoo, decoder):
     for _ in range(2):
         assert model.generate(memory=prefix, question=QUESTIONS, max_new_tokens=NEW) == expected
     one = memory[1]
-    alone = one.prefill(model)
+    alone = prefill(model, one)
     expected = model.generate(memory=one, question=QUESTIONS, max_new_tokens=NEW)
     for size in (2, 32):
         found = model.generate(
@@ -54,7 +55,7 @@ def test_answers_are_those_of_a_fresh_run(zoo, decoder):
 def test_beams_and_draws_are_those_of_a_fresh_run(zoo, decoder, given):
     model = zoo.shared("gpt2", decoder)
     memory = model.compress(TEXTS)
-    prefix = memory.prefill(model)
+    prefix = prefill(model, memory)
     found = []
     for read in (memory, prefix, prefix):
         torch.manual_seed(7)
@@ -64,7 +65,7 @@ def test_beams_and_draws_are_those_of_a_fresh_run(zoo, decoder, given):
 
 def test_tokens_scores_and_streams_are_those_of_a_fresh_run(model):
     memory = model.compress(TEXTS[1])
-    prefix = memory.prefill(model)
+    prefix = prefill(model, memory)
     fresh, kept = (
         model.generate(
             memory=read,
@@ -81,7 +82,7 @@ def test_tokens_scores_and_streams_are_those_of_a_fresh_run(model):
 
 def test_questions_read_the_memory_no_second_time(model):
     memory = model.compress(TEXTS[1])
-    prefix = memory.prefill(model)
+    prefix = prefill(model, memory)
     read = []
     hook = model.decoder.model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["inputs_embeds"].shape[:2]),
@@ -98,13 +99,13 @@ def test_questions_read_the_memory_no_second_time(model):
 def test_a_lora_on_the_decoder_reads_the_prefix_too(zoo):
     model = zoo.compressor(decoder_lora={"r": 2})
     memory = model.compress(TEXTS)
-    plain = memory.prefill(model)
+    plain = prefill(model, memory)
     with torch.no_grad():
         for pair in model.decoder_lora.pairs.values():
             torch.nn.init.normal_(pair.up.weight, std=0.5)
     with pytest.raises(ValueError, match="changed since"):
         model.generate(memory=plain, question=QUESTIONS, max_new_tokens=NEW)
-    prefix = memory.prefill(model)
+    prefix = prefill(model, memory)
     assert not torch.equal(kept_states(prefix)[-1], kept_states(plain)[-1])
     expected = model.generate(memory=memory, question=QUESTIONS, max_new_tokens=NEW)
     assert model.generate(memory=prefix, question=QUESTIONS, max_new_tokens=NEW) == expected
@@ -123,7 +124,7 @@ def test_every_layout_has_its_prefix(zoo, settings):
     model = zoo.compressor("llama", "mistral", **settings)
     memory = model.compress(["She owns 27 maps, 1,934 books and 3 cats.", *TEXTS[1:]])
     for read in (memory, memory.at_rate(4)):
-        prefix = read.prefill(model)
+        prefix = prefill(model, read)
         bos = len(model.processor.bos_ids)
         assert prefix.positions == [bos + n for n in model.memory_positions(read)]
         expected = model.generate(memory=read, question=QUESTIONS, max_new_tokens=NEW)
@@ -133,7 +134,7 @@ def test_every_layout_has_its_prefix(zoo, settings):
 def test_chats_share_what_stands_before_the_memory(zoo):
     model = zoo.compressor(prompt_format="chat")
     memory = model.compress(TEXTS[1])
-    prefix = memory.prefill(model)
+    prefix = prefill(model, memory)
     bos = len(model.processor.bos_ids)
     assert prefix.positions[0] > bos + model.memory_positions(memory)[0]  # the template's head
     expected = model.generate(memory=memory, question=QUESTIONS, max_new_tokens=NEW)
@@ -150,7 +151,7 @@ def test_chats_share_what_stands_before_the_memory(zoo):
         model.generate(memory=prefix, messages=chats)
     expected = model.generate(memory=memory, messages=chats, max_new_tokens=NEW)
     for given in (chats[0], chats[0][:1]):
-        prefix = memory.prefill(model, messages=given)
+        prefix = prefill(model, memory, messages=given)
         assert model.generate(memory=prefix, messages=chats, max_new_tokens=NEW) == expected
     with pytest.raises(ValueError, match="before the memory"):
         model.generate(memory=prefix, question=QUESTIONS[0])
@@ -159,7 +160,7 @@ def test_chats_share_what_stands_before_the_memory(zoo):
 def test_a_prefix_of_other_weights_or_another_place_is_refused(zoo):
     model = zoo.compressor()
     memory = model.compress(TEXTS[0])
-    prefix = memory.prefill(model)
+    prefix = prefill(model, memory)
 
     def refused(match, **given):
         with pytest.raises(ValueError, match=match):
@@ -170,7 +171,7 @@ def test_a_prefix_of_other_weights_or_another_place_is_refused(zoo):
     with pytest.raises(TypeError, match="got Prefix"):
         model.reconstruct(prefix)
     with pytest.raises(ValueError, match="written by compressor"):
-        zoo.compressor(seed=5).prefill(memory)
+        prefill(zoo.compressor(seed=5), memory)
     decoder = model.decoder
     model.attach_decoder(AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "decoder")))
     refused("another decoder")
@@ -182,7 +183,7 @@ def test_a_prefix_of_other_weights_or_another_place_is_refused(zoo):
     with torch.no_grad():
         model.markers.data += 1  # as fused optimizers do it: uncounted
     refused("changed since")
-    prefix = memory.prefill(model)
+    prefix = prefill(model, memory)
     with torch.no_grad():
         decoder.get_input_embeddings().weight.mul_(1.1)
     refused("changed since")

@@ -12,6 +12,7 @@ from loopback import served
 from tiny_models import QUESTIONS, TEXTS
 from transformers import AutoModelForCausalLM, MambaConfig
 
+from memslots import prefill
 from memslots.serving.engines import TransformersEngine
 from memslots.serving.gateway import Gateway
 from memslots.serving.prefix_cache import PrefixCache, prefix_key
@@ -156,7 +157,7 @@ def test_system_messages_before_the_memory_have_prefixes_of_their_own(zoo):
 
 def test_the_least_recently_asked_makes_room(model):
     memories = [model.compress(text) for text in TEXTS]
-    prefixes = [memory.prefill(model) for memory in memories]
+    prefixes = [prefill(model, memory) for memory in memories]
     sizes = [one.nbytes for one in prefixes]
     cache = PrefixCache(sum(sizes) - 1)
     made = []
@@ -188,7 +189,7 @@ def test_what_is_deleted_while_the_decoder_reads_it_is_not_kept(model):
 
     def make():
         cache.forget("one")  # as another thread would
-        return memory.prefill(model)
+        return prefill(model, memory)
 
     assert cache.get(key, ["one"], 1, make).memory is memory
     assert (cache.counts().entries, cache.counts().bytes) == (0, 0)
@@ -208,7 +209,7 @@ def test_many_threads_read_each_memory_once_and_spoil_none(model):
         i, j = turn % 3, turn % len(QUESTIONS)
 
         def make():
-            prefix = memories[i].prefill(model)
+            prefix = prefill(model, memories[i])
             made.setdefault(i, []).append([one.clone() for one in kept_states(prefix)])
             return prefix
 
@@ -224,7 +225,7 @@ def test_many_threads_read_each_memory_once_and_spoil_none(model):
         kept = cache.get(prefix_key(memory, [1]), [], 1, lambda: pytest.fail("made"))
         assert all(map(torch.equal, kept_states(kept), made[i][0])), i
         # Another reading may differ in the last bits: threads share a product out in other ways.
-        torch.testing.assert_close(kept_states(kept), kept_states(memory.prefill(model)))
+        torch.testing.assert_close(kept_states(kept), kept_states(prefill(model, memory)))
 
 
 def test_a_file_with_the_words_of_one_memory_and_other_slots_is_another(model):

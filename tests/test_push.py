@@ -114,10 +114,16 @@ def test_one_commit_holds_all_and_nothing_else(hub, bundled):
     }
     assert code <= set(files)
     rest = set(files) - code - {".gitattributes"}
-    assert {"config.json", "model.safetensors", "README.md", "handler.py"} <= rest
+    assert {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "handler.py",
+        "sent_memories.py",
+    } <= rest
     assert {"processor_config.json", "tokenizer.json", "encoder_tokenizer/tokenizer.json"} <= rest
     assert {"decoder/generation_config.json", "recipe.yaml"} <= rest
-    known = {"README.md", "handler.py", "recipe.yaml"}
+    known = {"README.md", "handler.py", "sent_memories.py", "recipe.yaml"}
     assert not [n for n in rest - known if not n.endswith((".json", ".safetensors", ".jinja"))]
     assert "model.safetensors" in repository.lfs
     assert b"private" not in files.values()

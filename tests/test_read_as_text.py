@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import QUESTIONS, TEXTS
 
-from memslots import MemslotsModel, embedded
+from memslots import MemslotsModel, embedded, prefill, verified
 from memslots.evaluation.answering import answer_from_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
@@ -72,7 +72,7 @@ def test_a_prefix_is_continued_alike(model):
     memory = as_text(model, TEXTS[0])
     asked = {"question": QUESTIONS, "max_new_tokens": 6, "do_sample": False}
     plain = model.generate(memory=memory, **asked)
-    assert model.generate(memory=memory.prefill(model), **asked) == plain
+    assert model.generate(memory=prefill(model, memory), **asked) == plain
 
 
 def test_an_expanded_text_is_answered_as_the_full_text():
@@ -80,15 +80,18 @@ def test_an_expanded_text_is_answered_as_the_full_text():
     model.to(torch.float32)
     memory = model.compress(PERSON, rate=4, keep_text=True)
     question = "How old is the person?"
-    answer = model.generate(memory=memory, question=question, expand=[0], max_new_tokens=8)
+    opened = verified.expanded(model, memory, [0])
+    answer = model.generate(memory=opened, question=question, max_new_tokens=8)
     assert [answer] == answer_from_text(model, [PERSON], [question], 8) == ["51"]
 
 
 def test_reading_back_what_was_not_kept_is_said(model):
     unkept = model.compress(TEXTS[1], rate=8)
     with pytest.warns(UserWarning, match="exact text of segments 0 was not kept"):
-        model.generate(memory=unkept, question="Why?", expand=[0], max_new_tokens=2)
+        verified.expanded(model, unkept, [0])
     kept = model.compress(TEXTS[1], rate=8, keep_text=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert model.expanded(kept, [0]).segment_texts[0] == TEXTS[1][: kept.segments[0].end]
+        assert (
+            verified.expanded(model, kept, [0]).segment_texts[0] == TEXTS[1][: kept.segments[0].end]
+        )

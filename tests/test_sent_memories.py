@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import TEXTS
 
-from memslots import Memory, verified
-from memslots.modeling import memory_files_memslots
+from memslots import Memory, sent_memories, verified
 from memslots.modeling.memory_files_memslots import pack_text, write_file
+from memslots.sent_memories import load_sent_memory
 from memslots.serving.memory_upload import read_memory_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:from the slots the decoder")
@@ -139,7 +139,7 @@ def test_files_of_many_characters_and_long_headers(model, forged, monkeypatch):
     def stuffed(header):
         header["more"] = "x" * 5000
 
-    monkeypatch.setattr(memory_files_memslots, "MOST_HEADER", 5000)
+    monkeypatch.setattr(sent_memories, "MOST_HEADER", 5000)
     with pytest.raises(ValueError, match=r"header of \d+ bytes, and 5000 are read"):
         read_memory_file(model, forged(stuffed), MOST)
     monkeypatch.undo()
@@ -267,20 +267,20 @@ def test_slots_that_are_finite_only_in_the_file(model, memory, forged, dtype, va
 def test_what_is_no_file_is_refused_at_once(model, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="is no file"):
-        model.load_memory(tmp_path / "folder", MOST)
+        load_sent_memory(model, tmp_path / "folder", MOST)
     with pytest.raises(FileNotFoundError, match="no memory file"):
-        model.load_memory(tmp_path / "nothing", MOST)
+        load_sent_memory(model, tmp_path / "nothing", MOST)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(ValueError, match="is no file"):
-            model.load_memory(tmp_path / "pipe", MOST)
+            load_sent_memory(model, tmp_path / "pipe", MOST)
         (tmp_path / "a").symlink_to(tmp_path / "b")
         (tmp_path / "b").symlink_to(tmp_path / "a")
         with pytest.raises(FileNotFoundError, match="no memory file"):
-            model.load_memory(tmp_path / "a", MOST)
+            load_sent_memory(model, tmp_path / "a", MOST)
         (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
         with pytest.raises(FileNotFoundError, match="no memory file"):
-            model.load_memory(tmp_path / "gone", MOST)
+            load_sent_memory(model, tmp_path / "gone", MOST)
 
 
 ODD = [

@@ -194,11 +194,11 @@ def test_the_encoder_may_be_trained_too(make, tmp_path):
     [
         ({"compression_rates": [8]}, r"one slot of each sentence, so compression_rates must be"),
         ({"segment_length": 64}, r"window is 30 tokens, segment_length is 64; use at most 30"),
-        ({"segment_length": 4}, "at least 16 tokens"),
+        ({"segment_length": 4}, "at least 16"),
         ({"pool_unit": "word"}, r"pool_unit must be one of .*got 'word'"),
         ({"converter_type": "conv"}, r"converter_type must be one of .*got 'conv'"),
-        ({"encoder_lora": {}}, "is for memory tokens"),
-        ({"memory_positions": "spread"}, "is for memory tokens"),
+        ({"encoder_lora": {}}, "encoder_lora is not for pooling='sentence'"),
+        ({"memory_positions": "spread"}, "is for pooling 'memory_tokens'"),
         ({"train_encoder": True, "bundle_encoder": False}, "bundle_encoder must be True"),
     ],
 )
@@ -208,7 +208,7 @@ def test_settings_that_do_not_go_together(make, settings, message):
 
 
 def test_only_a_frozen_sentence_encoder_may_be_named(zoo, model):
-    with pytest.raises(ValueError, match=r"bundle_encoder=False is for pooling='sentence'"):
+    with pytest.raises(ValueError, match=r"bundle_encoder=False is for pooling 'sentence'"):
         zoo.compressor(bundle_encoder=False)
     with pytest.raises(ValueError, match="needs a sentence encoder"):
         MemslotsModel(type(model.config)(pooling="sentence", segment_length=32))

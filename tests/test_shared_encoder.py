@@ -6,10 +6,9 @@ from tiny_models import RATES, SEGMENT, TEXTS, tell_apart
 from transformers import AutoModelForCausalLM
 
 from memslots import MemslotsModel
-from memslots.making import new_compressor
-from memslots.modeling.encoders_memslots import LORA_MARK
+from memslots.making import draw_group_pool, merge_encoder, new_compressor
+from memslots.modeling.encoders_memslots import LORA_MARK, GroupPool
 from memslots.modeling.layout_memslots import Prompt, Row
-from memslots.modeling.pooling_memslots import GroupPool
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}
 TARGETS = {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"], "phi3": ["qkv_proj"]}
@@ -105,7 +104,7 @@ def test_merging_leaves_the_decoder_as_it_is_and_saves_what_it_has(zoo, tmp_path
     model = tell_apart(shared(zoo))
     ids = torch.arange(5, 25).unsqueeze(0)
     before, slots = model.decoder(ids).logits, model.compress(TEXTS, rate=2).slots
-    model.merge_encoder()
+    merge_encoder(model)
     assert torch.equal(model.decoder(ids).logits, before)
     torch.testing.assert_close(model.compress(TEXTS, rate=2).slots, slots)
     model.save_pretrained(tmp_path)
@@ -172,7 +171,7 @@ def test_groups_are_pooled_alike_whatever_shares_their_batch(zoo):
 def test_a_groups_places_count_from_its_end_and_coarser_ones_share_them():
     torch.manual_seed(0)
     pool = GroupPool(6, 8, places=4)
-    pool.init_weights()
+    draw_group_pool(pool)
     for parameter in pool.parameters():
         torch.nn.init.normal_(parameter)
     embeds, states = torch.randn(5, 6), torch.randn(5, 6)

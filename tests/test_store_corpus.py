@@ -15,7 +15,7 @@ import pytest
 import torch
 from store_memories import make_memory
 
-from memslots import MemslotsModel, embedded
+from memslots import MemslotsModel, compiling, embedded
 from memslots.cli import main
 from memslots.serving import compress_corpus
 from memslots.serving.compress_corpus import add_corpus
@@ -267,7 +267,7 @@ def test_several_processes_do_what_one_does(tmp_path, model, spec, monkeypatch):
 @pytest.mark.timeout(900)
 def test_the_encoder_is_compiled_where_that_is_asked(tmp_path, monkeypatch, capsys):
     compiled = []
-    monkeypatch.setattr(MemslotsModel, "compile_encoder", lambda self: compiled.append(self))
+    monkeypatch.setattr(compiling, "compile_encoder", compiled.append)
     (tmp_path / "one.txt").write_text("Anna owns 7 maps.", "utf-8")
     add = ["store", "add", str(tmp_path), "--model", CHECKPOINT, "--store"]
     assert main([*add, str(tmp_path / "plain")]) == 0

@@ -6,6 +6,8 @@ import pytest
 import torch
 from tiny_models import QUESTIONS, TEXTS
 
+from memslots import prefill
+
 THREADS = 8
 ROUNDS = 2
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -28,7 +30,7 @@ def all_at_once(calls):
 def test_each_memory_gets_its_own_answers(zoo, decoder):
     model = with_lora(zoo, decoder=decoder)
     memory = model.compress(TEXTS, rate=4)
-    prefixes = [memory[i].prefill(model) for i in range(len(TEXTS))]
+    prefixes = [prefill(model, memory[i]) for i in range(len(TEXTS))]
     calls = [
         lambda i=i, q=q, read=read: model.generate(memory=read[i], question=q, **GREEDY)
         for i in range(len(TEXTS))

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from tiny_models import LONG, QUESTIONS, TEXTS
 
 from memslots import Memory, MemslotsModel, checkpoints, verified
+from memslots.chat import without_oldest
 from memslots.modeling.memory_files_memslots import write_file
-from memslots.modeling.reading_back_memslots import marked
+from memslots.verified.expanding import marked
 from memslots.verified.fidelity import aligned, read, teacher_forced
 from memslots.verified.rate_choice import Option, spend
 
@@ -194,7 +195,7 @@ def test_a_kept_text_is_exact_on_any_machine(embedded, kept, tmp_path):
     bare = MemslotsModel.from_pretrained(checkpoints.embedded("tiny"), load_decoder=False)
     for read_ in (bare.load_memory(tmp_path / "kept"), kept.to(torch.bfloat16)):
         assert bare.reconstruct(read_, exact=True) == PERSON
-        assert read_.expand(0) == bare.expand(read_, 0) == PERSON[: kept.segments[0].end]
+        assert read_.expand(0) == verified.expand(bare, read_, 0) == PERSON[: kept.segments[0].end]
     read_ = bare.load_memory(tmp_path / "kept")
     assert {**vars(read_), "slots": None} == {**vars(kept), "slots": None}
     plain = embedded.compress(PERSON, rate=4)
@@ -208,7 +209,7 @@ def test_a_wrong_hash_raises(embedded, kept, tmp_path):
     for ask in (
         lambda: embedded.reconstruct(wrong, exact=True),
         lambda: wrong.expand(0),
-        lambda: embedded.generate(memory=wrong, question="Who?", expand=[0]),
+        lambda: verified.expanded(embedded, wrong, [0]),
     ):
         with pytest.raises(ValueError, match="is not the one that was compressed"):
             ask()
@@ -290,7 +291,7 @@ def test_selecting_joining_and_coarser_rates_keep_what_belongs_to_segments(embed
     with_plain = Memory.cat([mixed[0], plain])
     assert with_plain.rate == min(mixed.rate, 8)
     assert with_plain.segment_rates == mixed[0].segment_rates + (8,) * len(plain.segments)
-    joined = mixed.join().without_oldest()
+    joined = without_oldest(mixed.join())
     assert joined.checks == mixed.checks[1:]
     coarse = mixed.at_rate(16)
     assert set(coarse.segment_rates) <= {16, 0}
@@ -382,9 +383,9 @@ def test_expand(embedded, kept):
     text = memory.segment_rates.index(0)
     assert memory.expand(text) == memory.segment_texts[text]
     unkept = embedded.compress(PERSON, rate=16)
-    with pytest.raises(ValueError, match=r"give memory.expand"):
+    with pytest.raises(ValueError, match=r"verified.expand\(model, memory, 0\)"):
         unkept.expand(0)
-    shown = embedded.expand(unkept, 0)
+    shown = verified.expand(embedded, unkept, 0)
     assert shown.replace("⟦", "").replace("⟧", "") == embedded.reconstruct(unkept[0], exact=False)
     assert shown.count("⟦") == shown.count("⟧") > 0
     assert marked(embedded.processor, embedded.processor.decoder_text.encode("é a"), [False] * 9)
@@ -394,16 +395,16 @@ def test_expand(embedded, kept):
 
 def test_answers_read_expanded_segments_as_text(embedded, kept):
     question = "How many cups are in Joseph's house?"
-    expanded = embedded.expanded(kept, [0])
-    assert expanded.segment_texts[0] == PERSON[: kept.segments[0].end]
-    wanted = embedded.generate(memory=expanded, question=question, max_new_tokens=6)
-    got = embedded.generate(memory=kept, question=question, expand=[0], max_new_tokens=6)
-    assert got == wanted
+    opened = verified.expanded(embedded, kept, [0])
+    assert opened.segment_texts[0] == PERSON[: kept.segments[0].end]
+    answers = [
+        embedded.generate(memory=memory, question=question, max_new_tokens=6)
+        for memory in (opened, kept.as_text({0: opened.segment_texts[0]}))
+    ]
+    assert answers[0] == answers[1] != ""
     for bad in ([9], ["0"], [True]):
         with pytest.raises(ValueError, match="segments are integers from 0"):
-            embedded.generate(memory=kept, question=question, expand=bad)
-    with pytest.raises(ValueError, match="goes with a memory"):
-        embedded.generate(context=PERSON, question=question, expand=[0])
+            verified.expanded(embedded, kept, bad)
 
 
 def test_alignment():
@@ -473,7 +474,7 @@ def test_what_else_is_wrong_with_a_text_is_not_taken_for_one_without_tokens(mode
             verified.compress(model, text, exact=True)
     encoder_text = model.processor.encoder_text
     monkeypatch.setattr(encoder_text, "encode", lambda text: [])
-    monkeypatch.setattr(encoder_text, "_encode", lambda text: ([], []))
+    monkeypatch.setattr(encoder_text, "encode_with_places", lambda text: ([], []))
     unseen = verified.compress(model, TEXTS[0], fidelity=0.5)
     assert unseen.segment_texts == (TEXTS[0],)
     with pytest.raises(ValueError, match="no token in the encoder's vocabulary"):

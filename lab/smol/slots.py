@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memslots.making import draw_converter, draw_group_pool
 from memslots.modeling.converters_memslots import ResidualConverter
-from memslots.modeling.encoders_memslots import LORA_MARK, add_lora, first_layers
-from memslots.modeling.pooling_memslots import GroupPool
+from memslots.modeling.encoders_memslots import LORA_MARK, GroupPool, add_lora, first_layers
 
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -60,9 +60,9 @@ class Slots(nn.Module):
                 if "lora_A" in name:
                     nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
         self.group_pool = GroupPool(width, pool_hidden, places)
-        self.group_pool.init_weights()
+        draw_group_pool(self.group_pool)
         self.converter = ResidualConverter(width, width, width)
-        self.converter.init_weights(1.0)
+        draw_converter(self.converter, 1.0)
         table = decoder.get_input_embeddings().weight
 
         def words(text: str) -> torch.Tensor:

@@ -12,6 +12,7 @@ _EXPORTS = {
     "MemslotsProcessor": "modeling",
     "new_compressor": "making",
     "embedded": "checkpoints",
+    "prefill": "prefix",
 }
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "embedded",
     "new_compressor",
+    "prefill",
 ]
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
 from memslots.modeling.decoders_memslots import check_generate_kwargs
 from memslots.modeling.layout_memslots import Prompt, Row
 from memslots.modeling.layout_memslots import max_positions as positions_of
-from memslots.modeling.literals_memslots import Detectors, check_detectors
-from memslots.modeling.texts_memslots import check_text
+from memslots.modeling.texts_memslots import Detectors, check_detectors, check_text
 
 FORMAT = "memslots.chat"
 FORMAT_VERSION = 1
@@ -237,7 +236,7 @@ class ChatMemory:
                 continue
             if len(memory.segments) == 1:
                 break  # the newest block alone is more than was allowed; it is not thrown away
-            memory = memory.without_oldest()
+            memory = without_oldest(memory)
             self.forgotten_blocks += 1
         self.memory = memory
 
@@ -342,6 +341,17 @@ class ChatMemory:
         chat.compressed_turns = state["compressed_turns"]
         chat.forgotten_blocks = state["forgotten_blocks"]
         return chat
+
+
+def without_oldest(memory: Memory) -> Memory:
+    """A single document without its first segment."""
+    return replace(
+        memory,
+        slots=memory.slots[memory.segments[0].slots :],
+        documents=(memory.segments[1:],),
+        literals=memory.literals[1:],
+        checks=memory.checks[1:],
+    )[0]
 
 
 def _memory_of(folder: Path) -> Path | None:

@@ -6,6 +6,7 @@ A sentence-transformers model is read here, once: the checkpoint then holds what
 
 import copy
 import json
+import math
 import os
 from typing import Any
 
@@ -16,11 +17,19 @@ from transformers.pytorch_utils import Conv1D
 
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
-from memslots.modeling.converters_memslots import ResidualConverter
+from memslots.modeling.converters_memslots import (
+    AnyConverter,
+    Converter,
+    LinearConverter,
+    ResidualConverter,
+    SlotNorm,
+    VariationalConverter,
+)
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
-    POOLINGS,
+    NEEDS_PEFT,
     SHARED_ENCODER,
+    GroupPool,
     SentenceHead,
     add_lora,
     embedding_scale,
@@ -37,6 +46,9 @@ NEEDS_SENTENCE_TRANSFORMERS = (
     "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers "
     "(or memslots[sentence])."
 )
+
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""Ways of sentence-transformers that `SentenceHead` knows."""
 
 MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
 """What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
@@ -205,7 +217,91 @@ def match_scales(model: MemslotsModel) -> None:
             if ids:
                 tokens = embed(torch.tensor(ids, device=embed.weight.device))
                 marker.copy_(tokens.float().mean(dim=0))
-    model.converter.init_weights(scale)
+    draw_converter(model.converter, scale)
+    if model.group_pool is not None:
+        draw_group_pool(model.group_pool)
+
+
+@torch.no_grad()
+def draw_converter(converter: AnyConverter, scale: float) -> None:
+    """New weights of a converter, such that what it gives has the standard deviation `scale`.
+
+    A `ResidualConverter` gives slots as they are instead: of those that lie among the decoder's
+    embeddings, the decoder reads what it knows from the first step.
+    """
+    nn.init.ones_(converter.norm.weight)
+    if isinstance(converter, LinearConverter):
+        _draw(converter.map, scale)
+    elif isinstance(converter, Converter):
+        _draw(converter.up, 1.0)
+        # The second moment of GELU of a unit normal variable is 0.425.
+        _draw(converter.down, scale / math.sqrt(0.425))
+        if isinstance(converter, ResidualConverter):
+            nn.init.eye_(converter.skip.weight)
+            nn.init.zeros_(converter.down.weight)
+    else:
+        _draw(converter.to_latent, 1.0)
+        gain = 1.0
+        for part in converter.hidden:
+            if isinstance(part, SlotNorm):
+                part.reset_parameters()
+            elif isinstance(part, nn.Linear):
+                _draw(part, gain)
+            elif isinstance(part, nn.ReLU):  # which halves the second moment
+                gain = math.sqrt(2)
+        _draw(converter.down, gain * scale)
+        if isinstance(converter, VariationalConverter):
+            _draw(converter.to_log_variance, 0.1)
+
+
+def _draw(layer: nn.Linear, gain: float) -> None:
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
+    nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def draw_group_pool(pool: GroupPool) -> None:
+    """Untrained weights: slots are sums of embeddings, the last token's the largest.
+
+    So they lie in the geometry that the decoder reads.
+    """
+    places, _, width = pool.skip.shape
+    for place in range(places):
+        nn.init.eye_(pool.skip[place])
+        pool.skip[place] *= 1 / (1 + 0.9 * place)
+    nn.init.ones_(pool.norm.weight)
+    nn.init.normal_(pool.up, std=1 / math.sqrt(4 * width))
+    for tensor in (pool.bias, pool.down.weight, pool.down.bias):
+        nn.init.zeros_(tensor)
+
+
+def merge_encoder(model: MemslotsModel) -> MemslotsModel:
+    """Fold a LoRA encoder's adapter into its base, in place, so that a checkpoint needs no peft.
+
+    Args:
+        model: Any compressor; of one without a LoRA nothing changes.
+
+    Examples:
+        >>> merge_encoder(model).config.encoder_lora is None
+        True
+    """
+    if model.config.encoder_lora is None:
+        return model
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+    if model.config.encoder_layers is not None:  # the decoder's weights must stay
+        model.encoder = copy.deepcopy(model.encoder)
+        model.config.encoder_layers = None
+    for name, module in list(model.encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent = model.encoder.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    model.encoder.requires_grad_(True)
+    model.config.encoder_lora = None
+    return model
 
 
 def absolute(name: str | os.PathLike) -> str:

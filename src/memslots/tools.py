@@ -13,8 +13,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from memslots import verified
 from memslots.modeling import Memory, MemslotsModel
-from memslots.verified import report
 
 expand: dict[str, Any] = {
     "type": "function",
@@ -46,7 +46,7 @@ expand: dict[str, Any] = {
 def segment_list(memory: Memory) -> str:
     """A line a segment: its number, place and how much of it the slots give back."""
     lines = []
-    for line in report(memory).segments:
+    for line in verified.report(memory).segments:
         known = "" if line.fidelity is None else f", {line.fidelity:.0%} certain"
         lines.append(f"segment {line.index}: characters {line.start} to {line.end}{known}")
     return "\n".join(lines)
@@ -78,4 +78,4 @@ def run_expand(
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         return {"error": f"wrong arguments for expand ({error!s}); give {{'segments': [0]}}."}
     chosen = dict.fromkeys(wanted)
-    return {"segments": [{"segment": i, "text": model.expand(memory, i)} for i in chosen]}
+    return {"segments": [{"segment": i, "text": verified.expand(model, memory, i)} for i in chosen]}

@@ -93,14 +93,14 @@ def test_text_and_literals_among_the_slots(llm, model):
     memory = verified.compress(model, text, rate=16, exact=["numbers"])
     assert sum(memory.n_literals) > 0
     assert len(memory.segments) > 1
-    expanded = model.expanded(memory, [1])
+    expanded = verified.expanded(model, memory, [1])
     assert expanded.segment_texts[1]
     given = {"sampling": Sampling(NEW)}
     assert generate_with_vllm(llm, model, memory, QUESTIONS, **given) == model.generate(
         memory=memory, question=QUESTIONS, **options
     )
     assert generate_with_vllm(llm, model, expanded, QUESTIONS, **given) == model.generate(
-        memory=memory, question=QUESTIONS, expand=[1], **options
+        memory=expanded, question=QUESTIONS, **options
     )
 
 
@@ -241,7 +241,8 @@ def test_verified_memories_through_the_gateway(model, server):
         assert made["literals"] == sum(memory.n_literals)
         for expand in (None, [0], [last], [0, last]):
             told = {} if expand is None else {"expand": expand}
+            opened = verified.expanded(model, memory, expand or [])
             wanted = model.generate(
-                memory=memory, question=QUESTIONS, max_new_tokens=NEW, do_sample=False, **told
+                memory=opened, question=QUESTIONS, max_new_tokens=NEW, do_sample=False
             )
             assert [asked(client, made, question, **told) for question in QUESTIONS] == wanted

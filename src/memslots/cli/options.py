@@ -204,7 +204,7 @@ def literal_names(
     names = [name for name in given.replace(" ", "").split(",") if name]
     if names == ["none"]:
         return []
-    from memslots.modeling.literals_memslots import DETECTORS
+    from memslots.modeling.texts_memslots import DETECTORS
 
     unknown = sorted(set(names) - set(DETECTORS))
     if unknown or not names:

@@ -96,7 +96,7 @@ def add(
     What the store has, by id or by its text, made with the same options, is not compressed again.
     The exit code is 1 where something of the corpus was not stored.
     """
-    from memslots.modeling.encoders_memslots import check_compiler
+    from memslots.compiling import check_compiler
     from memslots.serving.compress_corpus import add_corpus
     from memslots.serving.corpus import corpus_files, read_documents
     from memslots.serving.corpus_workers import CompressorSpec

@@ -85,9 +85,8 @@ def ask(
         kept = kept if rate is None else kept.at_rate(rate)
     started = time.perf_counter()
     answers = compressor.generate(
-        memory=kept,
+        memory=verified.expanded(compressor, kept, expand) if expand else kept,
         question=question,
-        expand=expand,
         max_new_tokens=max_new_tokens,
         do_sample=False,
     )

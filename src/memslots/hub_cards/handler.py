@@ -17,11 +17,18 @@ import base64
 import binascii
 import logging
 import os
+import sys
 import tempfile
 from typing import Any
 
 import torch
 from transformers import pipeline
+
+try:
+    from memslots.sent_memories import load_sent_memory
+except ImportError:  # where memslots is not installed, the file lies beside this one
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from sent_memories import load_sent_memory  # type: ignore[import-not-found, no-redef]
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +114,7 @@ class EndpointHandler:
             with open(path, "wb") as file:
                 file.write(content)
             try:
-                return self.pipe.model.load_memory(path, MAX_CHARACTERS)
+                return load_sent_memory(self.pipe.model, path, MAX_CHARACTERS)
             except ValueError as error:
                 reason = str(error).replace(path, "memory")
                 raise BadRequest(f"memory cannot be used: {reason}") from error

@@ -16,7 +16,7 @@ from memslots.hub_cards import card_results
 from memslots.hub_cards.checkpoint_facts import CARD, CheckpointFacts, gather_facts
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.memory_files_memslots import FORMAT, FORMAT_VERSION
-from memslots.modeling.pooling_memslots import MERGED
+from memslots.modeling.memory_memslots import MERGED
 
 PLACEHOLDER = "path-or-repo-of-this-checkpoint"
 """Stands in the snippets where nobody has said what the repository is called."""

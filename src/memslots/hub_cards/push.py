@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import CommitInfo, HfApi
 
 import memslots.modeling
+import memslots.sent_memories
 from memslots.hub_cards.checkpoint_facts import (
     CARD,
     HANDLER,
@@ -152,6 +153,8 @@ def staged(
         for source in sorted(Path(memslots.modeling.__file__).parent.glob("*_memslots.py")):
             shutil.copyfile(source, stage / source.name)
         shutil.copyfile(Path(__file__).with_name(HANDLER), stage / HANDLER)
+        checks = Path(memslots.sent_memories.__file__)  # what the handler imports
+        shutil.copyfile(checks, stage / checks.name)
         for name in (RESULTS, CARD):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, stage / name)
@@ -182,7 +185,9 @@ def publishable(config: MemslotsConfig) -> MemslotsConfig:
     if not config.bundle_decoder:
         _check_origin("decoder", config.decoder_name_or_path, "or set config.bundle_decoder = True")
     if config.encoder_lora is not None:
-        _check_origin("encoder", config.encoder_name_or_path, "or call model.merge_encoder()")
+        _check_origin(
+            "encoder", config.encoder_name_or_path, "or call memslots.making.merge_encoder(model)"
+        )
     elif not config.bundle_encoder:
         _check_origin("encoder", config.encoder_name_or_path, "or make it with bundle_encoder=True")
     clean = copy.deepcopy(config)

@@ -1,9 +1,4 @@
-"""The travelling room: what `save_pretrained` copies to the Hub.
-
-Flat files that import one another as `from .sibling import name` and otherwise only torch,
-transformers (with tokenizers and tqdm, which it brings), safetensors, huggingface_hub and, guarded,
-peft and sentencex.
-"""
+"""The travelling room: what `save_pretrained` copies to the Hub; see tests/test_import_rule.py."""
 
 from .configuration_memslots import MemslotsConfig
 from .memory_files_memslots import Segment

@@ -1,13 +1,15 @@
 """Saving and loading compressors.
 
-A checkpoint holds the compressor: encoder (or its LoRA adapter), memory tokens, converter, markers,
-both tokenizers, and the code of this folder. The decoder is named, not held, unless
-`config.bundle_decoder` is set.
+A checkpoint holds encoder (or its LoRA adapter), memory tokens, converter, markers, tokenizers and
+this code. The decoder is named, not held, unless `config.bundle_decoder` is set.
 """
 
 import copy
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +24,13 @@ from transformers import (
 from .configuration_memslots import MemslotsConfig
 from .encoders_memslots import (
     LORA_MARK,
+    GroupPool,
     SentenceHead,
     add_lora,
     first_layers,
     is_quantized,
     load_encoder,
-    merge_lora,
 )
-from .memory_files_memslots import check_header, check_sent
 from .memory_memslots import Memory
 from .processing_memslots import MemslotsProcessor
 
@@ -48,7 +49,13 @@ class SavedModel(PreTrainedModel):
     decoder: PreTrainedModel
     processor: MemslotsProcessor
     sentence_head: SentenceHead | None
+    memory_tokens: torch.nn.Parameter | None
+    pooling_query: torch.nn.Parameter | None
+    group_pool: GroupPool | None
+    # With the versions of the weights that it is of, which count their changes.
     _fingerprint: tuple[tuple[tuple[int, torch.dtype], ...], str] | None
+    _stated: str | None  # the checkpoint's, until weights may change
+    _names: dict[str, str]  # what it stated, by the digest of the weights then
 
     @classmethod
     def from_pretrained(
@@ -65,13 +72,12 @@ class SavedModel(PreTrainedModel):
             pretrained_model_name_or_path: repository or folder.
             *model_args: as for any `PreTrainedModel`.
             load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
-            decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
+            decoder_kwargs: for the decoder's `from_pretrained` alone.
             kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too,
                 and `quantization_config` to it alone.
 
         Raises:
-            ValueError: weights missing from the checkpoint, or a bundled decoder is to be
-                quantized.
+            ValueError: weights are missing, or a bundled decoder is to be quantized.
             OSError: no such checkpoint, or no such decoder.
 
         Examples:
@@ -100,7 +106,7 @@ class SavedModel(PreTrainedModel):
         hub: dict[str, Any] = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         shared = {"dtype": dtype, "device_map": kwargs.get("device_map"), **hub}
         origin: dict[str, Any] = {
-            key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs
+            key: kwargs[key] for key in (*HUB_KWARGS, "revision", "subfolder") if key in kwargs
         }
         config = model.config
         if config.bundle_decoder and decoder_kwargs.get("quantization_config") is not None:
@@ -111,9 +117,7 @@ class SavedModel(PreTrainedModel):
             )
         if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
-        model.processor = MemslotsProcessor.from_pretrained(
-            pretrained_model_name_or_path, **hub, **origin
-        )
+        model.processor = MemslotsProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
         if not config.bundle_encoder and dtype == "auto":
             model._load_named_encoder(hub)
         elif not config.bundle_encoder:  # known by its weights as they were, and cast afterwards
@@ -127,17 +131,12 @@ class SavedModel(PreTrainedModel):
         if model.has_decoder:
             model.attach_decoder(model.decoder)
             model.decoder.generation_config = _bundled_generation_config(
-                pretrained_model_name_or_path, config, {**hub, **origin}
+                pretrained_model_name_or_path, config, origin
             )
         elif (load_decoder or config.encoder_layers) and config.decoder_name_or_path:
+            place = {"revision": config.decoder_revision, **(config.decoder_loading or {})}
             decoder = AutoModelForCausalLM.from_pretrained(
-                config.decoder_name_or_path,
-                **{
-                    "revision": config.decoder_revision,
-                    **(config.decoder_loading or {}),
-                    **shared,
-                    **decoder_kwargs,
-                },
+                config.decoder_name_or_path, **{**place, **shared, **decoder_kwargs}
             )
             model.attach_decoder(decoder)
         if not load_decoder and model.has_decoder:  # shared first layers stay in the encoder
@@ -180,39 +179,28 @@ class SavedModel(PreTrainedModel):
 
     def _share_layers(self, decoder: PreTrainedModel) -> None:
         """Put the decoder's own first layers under the encoder's adapter, without a copy."""
-        adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         base = first_layers(decoder, self.config.encoder_layers)
+        self._put_under_adapter(base, type(decoder).__name__)
+        for name, parameter in base.named_parameters():
+            if LORA_MARK in name:  # trained in the compressor's precision, not the decoder's
+                parameter.data = parameter.data.to(self.markers.dtype)
+        if is_quantized(decoder):  # other slots, so another fingerprint than the stated
+            self._fingerprint = None
+        mark_initialized(base)
+        base.train(self.training)
+
+    def _put_under_adapter(self, base: PreTrainedModel, base_name: str) -> None:
+        """Make the encoder of another base and the adapter that it has."""
+        adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         add_lora(base, self.config.encoder_lora or {})
         outcome = base.load_state_dict(adapter, strict=False)
         if outcome.unexpected_keys:
             raise ValueError(
-                f"the adapter does not fit {type(decoder).__name__}: it has weights for "
+                f"the adapter does not fit {base_name}: it has weights for "
                 f"{outcome.unexpected_keys[:3]}, which that model lacks."
             )
-        for name, parameter in base.named_parameters():
-            if LORA_MARK in name:  # trained in the compressor's precision, not the decoder's
-                parameter.data = parameter.data.to(self.markers.dtype)
         base.config.use_cache = False
-        if is_quantized(decoder):  # other slots, so another fingerprint than the stated
-            self._fingerprint = None
-        mark_initialized(base)
-        self.encoder = base.train(self.training)
-
-    def merge_encoder(self) -> "SavedModel":
-        """Fold a LoRA encoder's adapter into its base, so that a saved checkpoint needs no peft.
-
-        Examples:
-            >>> model.merge_encoder().config.encoder_lora is None
-            True
-        """
-        if self.config.encoder_lora is not None:
-            if self.config.encoder_layers is not None:  # the decoder's weights must stay
-                self.encoder = copy.deepcopy(self.encoder)
-                self.config.encoder_layers = None
-            merge_lora(self.encoder)
-            self.config.encoder_lora = None
-            self._fingerprint = None
-        return self
+        self.encoder = base
 
     def save_pretrained(
         self,
@@ -224,16 +212,10 @@ class SavedModel(PreTrainedModel):
     ) -> None:
         """Write weights, configuration, processor and the code that loads them.
 
-        Args:
-            save_directory: folder, made if missing.
-            is_main_process: False writes nothing, as in `PreTrainedModel.save_pretrained`.
-            state_dict: weights to save in place of the model's own.
-            push_to_hub: upload afterwards, to `repo_id` or the folder's name.
-            kwargs: as for `PreTrainedModel.save_pretrained`.
+        Arguments are those of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: the decoder is to be bundled and is not there or is quantized; a quantized
-                encoder.
+            ValueError: the decoder is to be bundled and is not there; quantized weights.
 
         Examples:
             >>> model.save_pretrained(folder / "compressor")
@@ -287,11 +269,7 @@ class SavedModel(PreTrainedModel):
         """Upload everything that loads this model again, in one commit.
 
         Where the memslots package is installed, its entry point does it, which adds the card and
-        the endpoint's handler, and refuses a decoder that is a path on this disk.
-
-        Args:
-            repo_id: `owner/name`.
-            kwargs: as for `PreTrainedModel.push_to_hub`.
+        the endpoint's handler. Arguments are those of `PreTrainedModel.push_to_hub`.
 
         Raises:
             ValueError: a model that others could not load.
@@ -313,37 +291,54 @@ class SavedModel(PreTrainedModel):
             self.encoder.requires_grad_(self.config.train_encoder)
             self.sentence_head.requires_grad_(self.config.train_encoder)
 
-    def load_memory(self, path, most_characters: int | None = None) -> Memory:
+    def load_memory(self, path) -> Memory:
         """Read a memory from disk onto this model's device; it must be this compressor's.
 
-        Args:
-            path: the file.
-            most_characters: give this for a file that a stranger sent: the most characters that
-                its texts may have. What no compressor writes is then refused, before it costs.
-
         Raises:
-            ValueError: another compressor's memory, or what `Memory.load` raises; of a file that
-                was sent, whatever is wrong with it.
+            ValueError: another compressor's memory, or what `Memory.load` raises.
 
         Examples:
             >>> model.compress("Ann is here.").save(folder / "ann.safetensors")
             >>> len(model.load_memory(folder / "ann.safetensors"))
             1
         """
-        if most_characters is None:
-            memory = Memory.load(path, device=self.encoder.device)
-            self.check_memory(memory)
-            return memory
-        try:
-            check_header(path)
-            memory = Memory.load(path, most_characters=most_characters)
-            self.check_memory(memory)
-            check_sent(self, memory, most_characters)
-        except (ValueError, FileNotFoundError):
-            raise
-        except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-            raise ValueError("memory is a file whose header is no memory's.") from error
-        return memory.to(self.encoder.device)
+        memory = Memory.load(path, device=self.encoder.device)
+        self.check_memory(memory)
+        return memory
+
+    def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
+        """The fingerprint that this model has with these weights (a `state_dict`).
+
+        Examples:
+            >>> model.fingerprint_of(model.state_dict()) == model.fingerprint
+            True
+        """
+        config = self.config
+        segmentation = f"{config.segment_length} {config.memory_positions}"
+        if config.pooling != "memory_tokens":
+            segmentation += f" {config.pooling}"
+        if config.pooling == "sentence":
+            kind = json.dumps(config.sentence_encoder, sort_keys=True)
+            segmentation += f" {config.pool_unit} {config.pool_language} {kind}"
+        if config.encoder_layers is not None and is_quantized(self.encoder):
+            segmentation += " quantized"  # the base is no part of the digest
+        tokenizer = self.processor.encoder_text.backend.to_str()
+        digest = hashlib.sha256(f"memslots 1 {segmentation}\n{tokenizer}".encode())
+        parts: dict[str, torch.Tensor] = {}
+        for name, tensor in weights.items():
+            part, _, rest = name.partition(".")
+            # A shared encoder's base is the decoder's own, held in whatever precision.
+            if part == "encoder" and (LORA_MARK in name or config.encoder_layers is None):
+                parts[rest] = tensor
+            elif part in ("sentence_head", "group_pool"):
+                parts[f"{'head' if part == 'sentence_head' else 'pool'} {rest}"] = tensor
+            elif name in ("memory_tokens", "pooling_query"):
+                parts[name] = tensor
+        for name in sorted(parts):
+            tensor = parts[name].detach().to("cpu").contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _holds(self, key: str) -> bool:
         """Whether a checkpoint of this model holds the weight `key`."""
@@ -384,24 +379,16 @@ class SavedModel(PreTrainedModel):
         if config.encoder_name_or_path is None:
             raise ValueError(
                 "this checkpoint holds a LoRA adapter but its config names no "
-                "encoder_name_or_path; set it, or save the checkpoint after model.merge_encoder()."
+                "encoder_name_or_path; set it, or save the checkpoint after "
+                "memslots.making.merge_encoder(model)."
             )
-        adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
         base = load_encoder(
             config.encoder_name_or_path,
             config.encoder_config,
             **{"revision": config.encoder_revision, **shared},
             config=copy.deepcopy(config.encoder_config),  # it may have fewer layers
         )
-        add_lora(base, config.encoder_lora or {})
-        outcome = base.load_state_dict(adapter, strict=False)
-        if outcome.unexpected_keys:
-            raise ValueError(
-                f"the adapter does not fit {config.encoder_name_or_path!r}: it has weights for "
-                f"{outcome.unexpected_keys[:3]}, which that model lacks."
-            )
-        base.config.use_cache = False
-        self.encoder = base
+        self._put_under_adapter(base, repr(config.encoder_name_or_path))
 
 
 def pick_dtype(dtype):

@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .encoders_memslots import POOLED
 from .layout_memslots import max_positions
-from .literals_memslots import check_detectors
-from .pooling_memslots import POOLED
+from .texts_memslots import check_detectors
 
 PLAIN_PROMPT = "Question: {question}\n\nAnswer: "
 """The question-answering prompt of the published PCC code."""
@@ -40,6 +40,27 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "converter_type": ("mlp", "linear", "residual", "autoencoder", "vae"),
 }
 """Allowed values of fields that name one of a few ways."""
+
+_LATENT = ("converter_type", ("autoencoder", "vae"))
+
+ONLY_WITH: dict[str, tuple[Any, tuple[str, tuple[str, ...]]]] = {
+    "converter_layers": (1, _LATENT),
+    "converter_regularization": (False, _LATENT),
+    "latent_size": (None, _LATENT),
+    "pool_hidden_size": (None, ("pooling", ("groups",))),
+    "memory_positions": ("after", ("pooling", ("memory_tokens",))),
+    "bundle_encoder": (True, ("pooling", ("sentence",))),
+}
+"""Fields that have no other value than this one, except where another field has one of these."""
+
+AT_LEAST_1 = (
+    "segment_length",
+    "converter_layers",
+    "latent_size",
+    "converter_hidden_size",
+    "pool_hidden_size",
+    "encoder_layers",
+)
 
 LORA_DEFAULTS: dict[str, Any] = {
     "r": 64,
@@ -88,44 +109,34 @@ class MemslotsConfig(PreTrainedConfig):
         plain_prompt: what follows the slots; `{question}` stands for the user's question.
         fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
             written by `save_pretrained`; a memory carries it and a model checks it.
-        pooling: how slots are made: the last states of "memory_tokens" appended to the segment
-            (PCC); one vector of the last states of every `rate` tokens, which is their "mean"
-            (LCLM, 2026), the "last" one, their "min" in each dimension, or their mean weighted by a
-            learned query ("attention"), or a learned map of the group's token embeddings and
-            states ("groups", ours: the start that learns soonest); with `segment_length` as the
-            only rate that is one vector a
-            segment, as in the AIRI report; or one vector of a "sentence" encoder for each
-            `pool_unit` (the sentence-pools article).
-        pool_hidden_size: width inside `pooling_memslots.GroupPool`, by default twice a slot's.
+        pooling: how slots are made: the last states of "memory_tokens" behind the segment (PCC);
+            one vector of the last states of every `rate` tokens: their "mean" (LCLM, 2026), the
+            "last" one, their "min", their mean weighted by a learned query ("attention"), or a
+            learned map of embeddings and states ("groups", ours); or one vector of a "sentence"
+            encoder for each `pool_unit` (the sentence-pools article).
+        pool_hidden_size: width inside `encoders_memslots.GroupPool`, by default twice a slot's.
         pool_unit: what gets one vector with pooling "sentence": a "sentence", a "paragraph" or a
-            "text". `segment_length` is then the longest unit, in encoder tokens (by default the
-            encoder's window), and the only compression rate.
+            "text", of at most `segment_length` tokens, which is then the only compression rate.
         pool_language: ISO 639-1 code of the language whose rules split sentences.
-        sentence_encoder: what a sentence encoder is beside its backbone, see
-            `encoders_memslots.read_sentence_encoder`, which makes it.
+        sentence_encoder: what a sentence encoder is beside its backbone, as
+            `memslots.making.read_sentence_encoder` describes it.
         train_encoder: whether a sentence encoder is trained too; otherwise it is frozen.
         bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
-            encoder may be named by `encoder_name_or_path` instead, and is then read from there.
+            encoder may be read from `encoder_name_or_path` instead.
         converter_type: "mlp" (PCC), "linear" (the sentence-pools article's adapter), "residual"
-            (PCC's beside a linear map that starts as the identity), or the AIRI
-            report's "autoencoder" and "vae", with a latent between the slot and the decoder. The
-            latent of a "vae" is drawn from a normal distribution while training, and is its mean
-            otherwise.
-        converter_layers: linear layers from the latent to the decoder, of an autoencoder or a vae;
-            `converter_hidden_size` is the width between them.
+            (PCC's beside a linear map), or the AIRI report's "autoencoder" and "vae".
+        converter_layers: linear layers from the latent to the decoder, of an autoencoder or a vae.
         converter_regularization: whether these layers have BatchNorm and Dropout.
         converter_dropout: share of values that this Dropout leaves out.
         latent_size: width of the latent, by default that of a slot.
         kl_weight: what the divergence of a vae's latents from N(0, 1), in nats a slot, counts in
-            the loss while training (0.1 in the report's code); 0 leaves it out.
+            the loss while training (0.1 in the report's code).
         decoder_lora: `{"r", "alpha", "dropout", "target_modules"}` of a small LoRA on the decoder,
             which is kept with the compressor and acts only while a memory is read; None for none.
-        memory_positions: position ids of the memory tokens: "after" the segment's tokens, as PCC
-            has them, or "spread" over the segment, so that under rotary positions each memory token
-            is near the text it stands for. Either way the first slots of a finer rate are those of
-            a coarser one.
+        memory_positions: position ids of the memory tokens: "after" the segment's tokens (PCC), or
+            "spread" over the segment, each near the text it stands for.
         literals: detectors of the exact strings that ride beside the slots as ordinary tokens
-            unless `compress` is told otherwise: a name of `literals_memslots.DETECTORS`
+            unless `compress` is told otherwise: a name of `texts_memslots.DETECTORS`
             ("numbers"), or a list of them.
         initializer_range: standard deviation of newly made linear weights.
     """
@@ -194,120 +205,75 @@ class MemslotsConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks that need more than one field; raises `ValueError` with what to do."""
-        rates = list(self.compression_rates)
+        rates, length = list(self.compression_rates), self.segment_length
         if not rates or any(rate < 1 for rate in rates) or len(set(rates)) != len(rates):
             raise ValueError(
                 f"compression_rates must be distinct integers of at least 1, got {rates}; "
                 "for example [4, 16]."
             )
-        if self.segment_length < 1:
-            raise ValueError(f"segment_length must be at least 1 token, got {self.segment_length}.")
-        if rates[-1] > self.segment_length:
-            raise ValueError(
-                f"compression rate {rates[-1]} is coarser than one slot a segment of "
-                f"{self.segment_length} tokens; use rates up to segment_length."
-            )
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}."
-                )
-        check_detectors(self.literals, names_only=True)
-        if self.pooling in POOLED and self.memory_positions == "spread":
-            raise ValueError(
-                f"memory_positions='spread' places memory tokens, and pooling={self.pooling!r} has "
-                "none; use memory_positions='after'."
-            )
-        self._validate_converter()
-        self._validate_groups()
-        if self.pooling == "sentence":
-            self._validate_sentence_pooling()
-        elif not self.bundle_encoder:
-            raise ValueError(
-                "bundle_encoder=False is for pooling='sentence', whose encoder stays as it was; "
-                "another encoder is trained, so the checkpoint has to hold it."
-            )
-        if self.plain_prompt.count("{question}") != 1:
-            raise ValueError(
-                f"plain_prompt must contain '{{question}}' exactly once, got {self.plain_prompt!r}."
-            )
-        positions = max_positions(self.encoder_config)
-        memory_tokens = self.max_slots if self.pooling == "memory_tokens" else 0
-        needed = self.segment_length + memory_tokens
-        if positions is not None and needed > positions:
-            raise ValueError(
-                f"a segment of {self.segment_length} tokens and its {memory_tokens} memory tokens "
-                f"need {needed} positions, but the encoder has {positions}; "
-                "use a smaller segment_length or coarser compression_rates."
-            )
-
-    def _validate_groups(self):
-        if self.pool_hidden_size is not None and self.pooling != "groups":
-            raise ValueError(
-                f"pool_hidden_size={self.pool_hidden_size} is for pooling='groups', and this one "
-                f"is {self.pooling!r}; leave it out."
-            )
-        if self.pooling == "groups":
-            embedding = getattr(self.get_text_config(encoder=True), "embedding_size", None)
-            if embedding not in (None, self.slot_size):
-                raise ValueError(
-                    f"pooling='groups' adds token embeddings to states, and this encoder's have "
-                    f"widths {embedding} and {self.slot_size}; use another pooling."
-                )
-
-    def _validate_converter(self):
-        if self.converter_type not in ("autoencoder", "vae"):
-            for name, default in (
-                ("converter_layers", 1),
-                ("converter_regularization", False),
-                ("latent_size", None),
-            ):
-                if getattr(self, name) != default:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)!r} is for converter_type 'autoencoder' and "
-                        f"'vae', and this one is {self.converter_type!r}; leave it out."
-                    )
-        counts = (
-            "converter_layers",
-            "latent_size",
-            "converter_hidden_size",
-            "pool_hidden_size",
-            "encoder_layers",
-        )
-        for name in counts:
+        for name in AT_LEAST_1:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if rates[-1] > length:
+            raise ValueError(
+                f"compression rate {rates[-1]} is coarser than one slot a segment of {length} "
+                "tokens; use rates up to segment_length."
+            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}."
+                )
+        for name, (usual, (other, choices)) in ONLY_WITH.items():
+            if getattr(self, name) != usual and getattr(self, other) not in choices:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for {other} "
+                    f"{' and '.join(map(repr, choices))}, and this one is "
+                    f"{getattr(self, other)!r}; leave it out."
+                )
         if not 0 <= self.converter_dropout < 1:
             raise ValueError(
                 f"converter_dropout must be at least 0 and below 1, got {self.converter_dropout}."
             )
         if not 0 <= self.kl_weight < float("inf"):
             raise ValueError(f"kl_weight must be 0 or more and finite, got {self.kl_weight}.")
+        check_detectors(self.literals, names_only=True)
+        if self.plain_prompt.count("{question}") != 1:
+            raise ValueError(
+                f"plain_prompt must contain '{{question}}' exactly once, got {self.plain_prompt!r}."
+            )
+        if self.pooling == "sentence":
+            self._validate_sentence_pooling()
+        embedding = getattr(self.get_text_config(encoder=True), "embedding_size", None)
+        if self.pooling == "groups" and embedding not in (None, self.slot_size):
+            raise ValueError(
+                f"pooling='groups' adds token embeddings to states, and this encoder's have "
+                f"widths {embedding} and {self.slot_size}; use another pooling."
+            )
+        positions = max_positions(self.encoder_config)
+        memory_tokens = self.max_slots if self.pooling == "memory_tokens" else 0
+        if positions is not None and length + memory_tokens > positions:
+            raise ValueError(
+                f"a segment of {length} tokens and its {memory_tokens} memory tokens need "
+                f"{length + memory_tokens} positions, but the encoder has {positions}; use a "
+                "smaller segment_length or coarser compression_rates."
+            )
 
     def _validate_sentence_pooling(self):
-        if self.compression_rates != [self.segment_length]:
+        length, window = self.segment_length, (self.sentence_encoder or {}).get("window")
+        if self.compression_rates != [length]:
             raise ValueError(
                 f"pooling='sentence' makes one slot of each {self.pool_unit}, so compression_rates "
-                f"must be left out (or [{self.segment_length}], the segment_length), got "
+                f"must be left out (or [{length}], the segment_length), got "
                 f"{self.compression_rates}."
             )
-        for name, default in (("encoder_lora", None), ("memory_positions", "after")):
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is for memory tokens, and "
-                    f"pooling='sentence' has none; use {name}={default!r}."
-                )
-        if self.segment_length < 16:
+        if self.encoder_lora is not None:
+            raise ValueError("encoder_lora is not for pooling='sentence'; leave it out.")
+        if length < 16 or (window is not None and length > window):
             raise ValueError(
-                f"pooling='sentence' needs a segment_length of at least 16 tokens, the longest "
-                f"{self.pool_unit} that gets one vector, got {self.segment_length}."
-            )
-        window = (self.sentence_encoder or {}).get("window", self.segment_length)
-        if self.segment_length > window:
-            raise ValueError(
-                f"the sentence encoder's window is {window} tokens, segment_length is "
-                f"{self.segment_length}; use at most {window}."
+                f"the sentence encoder's window is {window or 'not known'} tokens, segment_length "
+                f"is {length}; use at most {window or 'the window'}, and at least 16."
             )
         if self.train_encoder and not self.bundle_encoder:
             raise ValueError(
@@ -331,11 +297,6 @@ class MemslotsConfig(PreTrainedConfig):
         if self.sentence_encoder is not None:
             return self.sentence_encoder["slot_size"]
         return self.get_text_config(encoder=True).hidden_size
-
-    @property
-    def encoder_is_merged(self) -> bool:
-        """Whether the checkpoint holds the encoder's whole weights rather than a LoRA adapter."""
-        return self.encoder_lora is None
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The decoder's configuration (the one whose vocabulary is generated)."""
@@ -371,10 +332,3 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
         config = deepcopy(config)
         del config.quantization_config
     return config
-
-
-def decoder_place(config: "MemslotsConfig") -> str:
-    """Where a checkpoint's decoder is, for messages to whoever left it out."""
-    if config.bundle_decoder:
-        return "it is inside the checkpoint"
-    return config.decoder_name_or_path or "the checkpoint does not name it"

@@ -1,13 +1,9 @@
 """Converters: slots from the encoder's space to the decoder's.
 
-PCC's MLP, the sentence-pools article's linear adapter, and converters with a latent between slot
-and decoder, plain or variational: after "LLM context compression" (Yanke, Pevnaya and Muravetsky,
-AIRI Summer School 2025, sections 3.3 and 4.1) and its published code, where one vector of a trained
-encoder stands for a whole chunk, and one or four linear layers lead from the latent to the frozen
-decoder, with BatchNorm and Dropout or without.
+PCC's MLP, the sentence-pools article's linear adapter, and converters with a latent, plain or
+variational, after "LLM context compression" (Yanke, Pevnaya and Muravetsky, AIRI Summer School
+2025, sections 3.3 and 4.1). All take `(slots, d_encoder)` and give `(slots, d_decoder)`.
 """
-
-import math
 
 import torch
 from torch import nn
@@ -15,13 +11,7 @@ from torch.nn import functional
 
 
 class Converter(nn.Module):
-    """RMSNorm, Linear, GELU, Linear: slots from the encoder's space to the decoder's (PCC, 2.2).
-
-    Args:
-        d_encoder: width of a slot before.
-        hidden: width between the two linear layers.
-        d_decoder: width of a slot after.
-    """
+    """RMSNorm, Linear to `hidden`, GELU, Linear (PCC, 2.2)."""
 
     def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
         super().__init__()
@@ -34,23 +24,9 @@ class Converter(nn.Module):
         """`(slots, d_encoder)` to `(slots, d_decoder)`."""
         return self.down(self.activation(self.up(self.norm(slots))))
 
-    @torch.no_grad()
-    def init_weights(self, scale: float) -> None:
-        """Draw new weights such that outputs have the standard deviation `scale`."""
-        nn.init.ones_(self.norm.weight)
-        nn.init.normal_(self.up.weight, std=1 / math.sqrt(self.up.in_features))
-        nn.init.zeros_(self.up.bias)
-        # The second moment of GELU of a unit normal variable is 0.425.
-        nn.init.normal_(self.down.weight, std=scale / math.sqrt(0.425 * self.down.in_features))
-        nn.init.zeros_(self.down.bias)
-
 
 class ResidualConverter(Converter):
-    """PCC's converter beside a linear map: `skip(slot) + down(GELU(up(RMSNorm(slot))))`.
-
-    `down` starts at zero and `skip` as the identity, so that slots which lie among the decoder's
-    embeddings are read as they are from the first step. Arguments are `Converter`'s.
-    """
+    """PCC's converter beside a linear map: `skip(slot) + down(GELU(up(RMSNorm(slot))))`."""
 
     def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
         super().__init__(d_encoder, hidden, d_decoder)
@@ -60,23 +36,9 @@ class ResidualConverter(Converter):
         """`(slots, d_encoder)` to `(slots, d_decoder)`."""
         return self.skip(slots) + super().forward(slots)
 
-    @torch.no_grad()
-    def init_weights(self, scale: float) -> None:
-        """New weights; `scale` is that of the slots themselves, which pass unchanged."""
-        super().init_weights(scale)
-        nn.init.eye_(self.skip.weight)
-        nn.init.zeros_(self.down.weight)
-
 
 class LinearConverter(nn.Module):
-    """RMSNorm and one Linear: the adapter of the sentence-pools article.
-
-    The norm undoes only a slot's length, which sentence encoders mostly set to 1.
-
-    Args:
-        d_encoder: width of a slot before.
-        d_decoder: width of a slot after.
-    """
+    """RMSNorm and one Linear: the adapter of the sentence-pools article."""
 
     def __init__(self, d_encoder: int, d_decoder: int):
         super().__init__()
@@ -86,13 +48,6 @@ class LinearConverter(nn.Module):
     def forward(self, slots: torch.Tensor) -> torch.Tensor:
         """`(slots, d_encoder)` to `(slots, d_decoder)`."""
         return self.map(self.norm(slots))
-
-    @torch.no_grad()
-    def init_weights(self, scale: float) -> None:
-        """Draw new weights such that outputs have the standard deviation `scale`."""
-        nn.init.ones_(self.norm.weight)
-        nn.init.normal_(self.map.weight, std=scale / math.sqrt(self.map.in_features))
-        nn.init.zeros_(self.map.bias)
 
 
 class SlotNorm(nn.BatchNorm1d):
@@ -109,8 +64,6 @@ class SlotNorm(nn.BatchNorm1d):
 
 class AutoencoderConverter(nn.Module):
     """RMSNorm, Linear to a latent, then linear layers to the decoder with ReLU between them.
-
-    The norm is ours; the report's encoders end in one.
 
     Args:
         d_encoder: width of a slot before.
@@ -147,27 +100,9 @@ class AutoencoderConverter(nn.Module):
         """`(slots, d_encoder)` to `(slots, d_decoder)`."""
         return self.down(self.hidden(self.to_latent(self.norm(slots))))
 
-    @torch.no_grad()
-    def init_weights(self, scale: float) -> None:
-        """Draw new weights such that outputs have the standard deviation `scale`."""
-        nn.init.ones_(self.norm.weight)
-        _draw(self.to_latent, 1.0)
-        gain = 1.0
-        for part in self.hidden:
-            if isinstance(part, SlotNorm):
-                part.reset_parameters()
-            elif isinstance(part, nn.Linear):
-                _draw(part, gain)
-            elif isinstance(part, nn.ReLU):  # which halves the second moment
-                gain = math.sqrt(2)
-        _draw(self.down, gain * scale)
-
 
 class VariationalConverter(AutoencoderConverter):
-    """The same with a latent that is drawn while training: mean and log-variance of a normal one.
-
-    In evaluation the latent is the mean. Arguments are `AutoencoderConverter`'s.
-    """
+    """The same with a latent drawn from a normal distribution in training, its mean otherwise."""
 
     def __init__(self, d_encoder: int, latent: int, *args, **kwargs):
         super().__init__(d_encoder, latent, *args, **kwargs)
@@ -178,14 +113,8 @@ class VariationalConverter(AutoencoderConverter):
         return self.with_divergence(slots)[0]
 
     def with_divergence(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `forward`, and the divergence that training weighs against the decoder's loss.
-
-        Args:
-            slots: `(slots, d_encoder)`.
-
-        Returns:
-            `(slots, d_decoder)`, and a scalar: KL(q(z|slot) || N(0, 1)) in nats, summed over the
-            latent and over slots (Kingma and Welling 2014, appendix B); 0 in evaluation.
+        """As `forward`, and KL(q(z|slot) || N(0, 1)) in nats, a scalar: summed over the latent and
+        over slots (Kingma and Welling 2014, appendix B); 0 in evaluation.
         """
         normed = self.norm(slots)
         mean = self.to_latent(normed)
@@ -197,12 +126,6 @@ class VariationalConverter(AutoencoderConverter):
         wide_mean, wide = mean.float(), log_variance.float()
         divergence = 0.5 * (wide_mean.square() + wide.exp() - 1 - wide).sum()
         return self.down(self.hidden(latent)), divergence
-
-    @torch.no_grad()
-    def init_weights(self, scale: float) -> None:
-        """As `AutoencoderConverter.init_weights`."""
-        super().init_weights(scale)
-        _draw(self.to_log_variance, 0.1)
 
 
 AnyConverter = Converter | LinearConverter | ResidualConverter | AutoencoderConverter
@@ -236,8 +159,3 @@ def convert(
     if isinstance(converter, VariationalConverter):
         return converter.with_divergence(slots)
     return converter(slots), None
-
-
-def _draw(layer: nn.Linear, gain: float) -> None:
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
-    nn.init.zeros_(layer.bias)

@@ -1,17 +1,12 @@
 """The one place where a frozen decoder is touched: run, made to generate, and hooked into.
 
-Hooks are there only while a memory is read (`reading`), and a lock a decoder is held that long: the
-decoder's modules, weights and state stay as they are, be they quantized, shared by compressors or
-used by several threads.
+Hooks are there only while a memory is read (`reading`), and a lock a decoder is held that long: its
+modules, weights and state stay as they are, be they quantized, shared or used by several threads.
+That is why `DecoderLora` is no adapter of peft, which would put its own layers into the decoder.
 
-- `DecoderLora`: weights of the compressor whose product is added to the outputs of the decoder's
-  layers. peft would put its own layers in place of the decoder's, so that whoever uses the decoder
-  beside the compressor would meet another model.
-- Per-layer embeddings (Gemma 4 E2B, Gemma 3n): such a decoder looks every token up a second time,
-  for each of its layers. Given embeddings alone it tries to find the tokens that they belong to,
-  and slots belong to none. So the second look-up is done here: the tokens' own, and the padding
-  token's where slots and markers stand, which is what Gemma 4 does with images. It is given to the
-  prefill alone; generation goes on from its cache with tokens.
+A decoder with per-layer embeddings (Gemma 4 E2B, Gemma 3n) looks every token up a second time, for
+each of its layers, and slots are no tokens. So the second look-up is done here, with the padding
+token where slots and markers stand, as Gemma 4 does with images; generation goes on with tokens.
 """
 
 import copy
@@ -27,6 +22,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from .layout_memslots import max_positions
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -84,15 +81,9 @@ def run_decoder(
     per_layer: torch.Tensor | None = None,
     **kwargs,
 ):
-    """The decoder's output for embeddings, its positions counted without padding.
+    """The decoder's output for embeddings `(rows, length, d_decoder)`, positions without padding.
 
-    Args:
-        decoder: a causal LM.
-        embeds: `(rows, length, d_decoder)`.
-        attention_mask: `(rows, length)`.
-        start: first position that logits are wanted of.
-        per_layer: of `per_layer_inputs`.
-        kwargs: for the decoder.
+    Logits are those from position `start` on.
     """
     accepted = inspect.signature(decoder.forward).parameters
     if per_layer is not None:
@@ -105,11 +96,7 @@ def run_decoder(
 
 
 def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
-    """Refuse arguments of `generate` that cannot work, by name.
-
-    Raises:
-        ValueError: one of `REFUSED` that asks for something.
-    """
+    """Raise `ValueError` for an argument of `generate` that cannot work, by name."""
     values = dict(kwargs)
     generation_config = kwargs.get("generation_config")
     if isinstance(generation_config, GenerationConfig):
@@ -128,16 +115,8 @@ def generation_defaults(
     kwargs: Mapping[str, Any],
     processor,
     length: int,
-    positions: int | None,
 ) -> dict[str, Any]:
-    """`kwargs`, with what the decoder's own generation configuration leaves open.
-
-    Args:
-        decoder: that generates.
-        kwargs: arguments of `generate`.
-        processor: a `MemslotsProcessor`.
-        length: positions of the longest prompt.
-        positions: that the decoder has, or None where there is no limit.
+    """`kwargs`, with what the decoder's generation configuration leaves open for a prompt length.
 
     Raises:
         ValueError: a `max_length` that leaves no new token.
@@ -168,6 +147,7 @@ def generation_defaults(
         settings["max_length"] = None
     elif most is None and settings.get("max_time") is None:
         most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
+        positions = max_positions(decoder.config)
         most = most if positions is None else min(most, positions - length)
         settings["max_new_tokens"] = max(1, most)
     if kwargs.get("stop_strings") or config.stop_strings:
@@ -180,13 +160,7 @@ class LoraUp(nn.Linear):
 
 
 class LoraPair(nn.Module):
-    """The two matrices beside one linear layer.
-
-    Args:
-        inputs: width of the layer's input.
-        outputs: width of its output.
-        rank: width between the matrices.
-    """
+    """The two matrices beside a linear layer, `rank` wide between them."""
 
     def __init__(self, inputs: int, outputs: int, rank: int):
         super().__init__()
@@ -197,11 +171,7 @@ class LoraPair(nn.Module):
 
 
 class DecoderLora(nn.Module):
-    """LoRA weights for a decoder, and the context in which they act.
-
-    Args:
-        decoder_config: the decoder's configuration; its layers are last_names without weights.
-        settings: `MemslotsConfig.decoder_lora`.
+    """LoRA weights (`MemslotsConfig.decoder_lora`) for a decoder, which act while it is `active`.
 
     Raises:
         ValueError: the decoder has no linear layer of the asked names.
@@ -228,9 +198,7 @@ class DecoderLora(nn.Module):
 
     @contextmanager
     def active(self, decoder: PreTrainedModel) -> Iterator[None]:
-        """While open, `decoder` answers with these weights; contexts may be nested.
-
-        For `reading`, which holds the decoder's lock meanwhile.
+        """While open, `decoder` answers with these weights; its lock is held, contexts may nest.
 
         Raises:
             ValueError: a decoder without the layers that these weights are for.
@@ -286,14 +254,9 @@ def _key(name: str) -> str:
 
 
 def per_layer_inputs(decoder: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor | None:
-    """What each layer gets of each position's token; None where the decoder has no such thing.
+    """What each layer gets of each position's token, `(rows, length, layers, width)`.
 
-    Args:
-        decoder: a causal LM.
-        input_ids: `(rows, length)`, the padding token's where slots and markers stand.
-
-    Returns:
-        `(rows, length, layers, hidden_size_per_layer_input)`.
+    None where the decoder has no such thing.
     """
     if not getattr(decoder.config.get_text_config(), "hidden_size_per_layer_input", 0):
         return None
@@ -308,13 +271,9 @@ def per_layer_inputs(decoder: PreTrainedModel, input_ids: torch.Tensor) -> torch
 
 @contextmanager
 def prefilled_with(decoder: PreTrainedModel, per_layer: torch.Tensor | None) -> Iterator[None]:
-    """While open, a forward of `decoder` from embeddings gets `per_layer` beside them.
+    """While open, a forward of `decoder` from embeddings gets `per_layer`, if any, beside them.
 
     `generate` would pass it to every step, and the steps after the prefill have their own tokens.
-
-    Args:
-        decoder: a causal LM, about to generate.
-        per_layer: of `per_layer_inputs`, or None, which changes nothing.
     """
     if per_layer is None:
         yield

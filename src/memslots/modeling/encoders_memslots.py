@@ -1,17 +1,9 @@
-"""Encoders: how text segments become slots, and what an encoder is.
-
-`memory_tokens` are appended to a segment and read off behind it (PCC); with the other ways of
-`MemslotsConfig.pooling` the states of its own tokens are pooled, or a sentence encoder gives one
-vector.
-"""
+"""Encoders: what an encoder is, and how it makes slots of segments (`MemslotsConfig.pooling`)."""
 
 import copy
-import hashlib
 import inspect
-import os
-import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,8 +15,10 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .layout_memslots import spread_places
-from .pooling_memslots import GroupPool, pool_groups
+POOLED = ("mean", "last", "min", "attention", "groups")
+"""Values of `MemslotsConfig.pooling` that pool token states: their mean (LCLM, 2026), the last one,
+the smallest value of each dimension, their mean weighted by a learned query (the last three: AIRI
+report, section 4.1), or `GroupPool`, which starts from the tokens' own embeddings (ours)."""
 
 SHARED_ENCODER = "decoder"
 """In place of an encoder's name: the decoder's own first layers."""
@@ -34,9 +28,8 @@ LORA_MARK = ".lora_"
 
 NEEDS_PEFT = (
     "this compressor's encoder is a LoRA adapter, which needs peft: pip install peft. "
-    "(A checkpoint saved after model.merge_encoder() does not.)"
+    "(A checkpoint saved after memslots.making.merge_encoder(model) does not.)"
 )
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "GELU": nn.GELU, "ReLU": nn.ReLU}
 
 # -- the model ------------------------------------------------------------------------------------
@@ -62,18 +55,10 @@ def _without_pooler(encoder_config) -> dict[str, bool]:
 
 
 def first_layers(decoder: PreTrainedModel, count: int | None = None) -> PreTrainedModel:
-    """The decoder's base model, cut after its first layers, over the decoder's own parameters.
+    """The decoder's base model, cut after `count` layers: other modules over the same parameters.
 
     PCC-Large starts its encoder from the decoder's weights and trains a LoRA (PCC, section 3.1.2).
-    Here those weights are not copied: adapters in the other tree of modules leave the decoder as it
-    is, and a compressor costs its adapter and no more.
-
-    Args:
-        decoder: a causal LM.
-        count: layers; all of them by default.
-
-    Returns:
-        A base model whose parameters are the decoder's, and whose modules are not.
+    Adapters in this other tree of modules leave the decoder as it is.
 
     Raises:
         ValueError: more layers than the decoder has, or a decoder whose layers are not in one list.
@@ -149,12 +134,8 @@ def _over_same_parameters(module: nn.Module) -> nn.Module:
 def fuse_activations(module: nn.Module) -> int:
     """Put torch's tanh-GELU in the place of spelled-out ones, in place; how many there were.
 
-    transformers spells GPT-2's out: eight passes over a tensor that is four times as wide as the
-    model, and as many kept for the backward pass. It has no weights, so the checkpoint and its
-    configuration stay as they are.
-
-    Args:
-        module: an encoder of the compressor's own. A decoder is its user's and is left alone.
+    transformers spells GPT-2's out: eight passes over a tensor four times as wide as the model. A
+    decoder is its user's and is left alone.
     """
     spelled_out = [
         (parent, name)
@@ -168,11 +149,7 @@ def fuse_activations(module: nn.Module) -> int:
 
 
 def add_lora(encoder: PreTrainedModel, lora: dict) -> None:
-    """Inject LoRA into `encoder` in place and freeze its base (PCC-Large).
-
-    Args:
-        encoder: the base model.
-        lora: `MemslotsConfig.encoder_lora`.
+    """Inject `MemslotsConfig.encoder_lora` in place and freeze the base (PCC-Large).
 
     Raises:
         ImportError: peft is not installed.
@@ -194,42 +171,8 @@ def add_lora(encoder: PreTrainedModel, lora: dict) -> None:
         parameter.requires_grad_(LORA_MARK in name)
 
 
-def merge_lora(encoder: PreTrainedModel) -> None:
-    """Fold the LoRA weights into the base layers in place."""
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError as error:
-        raise ImportError(NEEDS_PEFT) from error
-
-    for name, module in list(encoder.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent = encoder.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
-    encoder.requires_grad_(True)
-
-
-def check_compiler() -> None:
-    """Refuse to compile for a CPU without the C++ compiler that torch would call.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    compiler = os.environ.get("CXX", usual)
-    if shutil.which(compiler) is None:
-        raise ValueError(
-            f"compiling for a CPU needs a C++ compiler, and there is no {compiler!r} here; "
-            "install one (Debian: apt install g++), name another in CXX, or do not compile."
-        )
-
-
 def check_takes_positions(encoder: PreTrainedModel) -> None:
-    """Refuse an encoder whose memory tokens cannot be given positions.
-
-    Raises:
-        ValueError: its forward takes no `position_ids`, or its attention kernel would misread them.
-    """
+    """Raise `ValueError` where an encoder's memory tokens cannot be given positions."""
     if "position_ids" not in inspect.signature(encoder.forward).parameters:
         raise ValueError(
             f"memory_positions='spread' needs an encoder that takes position_ids, and "
@@ -241,11 +184,6 @@ def check_takes_positions(encoder: PreTrainedModel) -> None:
             f"memory_positions='spread' does not work with attn_implementation={attention!r}; "
             "use 'sdpa' or 'eager', or memory_positions='after'."
         )
-
-
-def encoder_embedding_dim(encoder: PreTrainedModel) -> int:
-    """Width of the encoder's input embeddings (ALBERT's and ELECTRA's differ from its states)."""
-    return encoder.get_input_embeddings().weight.shape[1]
 
 
 @torch.no_grad()
@@ -261,34 +199,6 @@ def is_quantized(model: nn.Module) -> bool:
     """Whether some weights are held in 8 bit or fewer."""
     packed = any(weight.element_size() == 1 for weight in model.parameters())
     return packed or bool(getattr(model, "is_quantized", False))
-
-
-def weights_digest(
-    weights: Mapping[str, torch.Tensor], beside: str, adapter_only: bool = False
-) -> str:
-    """SHA-256 of all that decides what slots a text gets; the converter is not part of it.
-
-    Args:
-        weights: a compressor's, of which those that write slots are read.
-        beside: what else decides: segmentation, and the encoder's tokenizer.
-        adapter_only: the encoder's base is the decoder's own, which the checkpoint names and which
-            may be held in another precision: only the adapter counts.
-    """
-    digest = hashlib.sha256(beside.encode())
-    parts: dict[str, torch.Tensor] = {}
-    for name, tensor in weights.items():
-        part, _, rest = name.partition(".")
-        if part == "encoder" and (LORA_MARK in name or not adapter_only):
-            parts[rest] = tensor
-        elif part in ("sentence_head", "group_pool"):
-            parts[f"{'head' if part == 'sentence_head' else 'pool'} {rest}"] = tensor
-        elif name in ("memory_tokens", "pooling_query"):
-            parts[name] = tensor
-    for name in sorted(parts):
-        tensor = parts[name].detach().to("cpu").contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # -- slots ----------------------------------------------------------------------------------------
@@ -325,13 +235,9 @@ class StatesRead(NamedTuple):
 def states_read(
     lengths: torch.Tensor, counts: torch.Tensor, pooled: bool, rate: int | None = None
 ) -> StatesRead:
-    """Of a batch of segments. For a GPU's tensors this waits.
+    """Of segments' tokens and slots, each `(segments,)`; for a GPU's tensors this waits.
 
-    Args:
-        lengths: `(segments,)`, tokens of each.
-        counts: `(segments,)`, slots of each.
-        pooled: slots are made of the tokens' states, not of memory tokens'.
-        rate: most tokens of a slot, where that is known.
+    `pooled` slots are made of the tokens' states, not of memory tokens'.
     """
     first = torch.zeros_like(lengths) if pooled else lengths
     ends = lengths if pooled else lengths + counts
@@ -364,15 +270,21 @@ def token_batches(
         yield batch
 
 
+def spread_places(count: int) -> list[float]:
+    """Places of spread memory tokens in their segment, above 0 and up to 1, its end.
+
+    The van der Corput sequence, counted from the end: any first k places lie evenly, so no rate is
+    favoured, and each ends a stretch of text that no other slot is nearer to.
+    """
+    return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
+
+
 def memory_token_slots(
-    encoder: PreTrainedModel,
-    memory_tokens: torch.Tensor,
+    model,
     segment_input_ids: torch.Tensor,
     lengths: torch.Tensor,
-    counts: torch.Tensor,
+    rates: torch.Tensor,
     read: StatesRead,
-    causal: bool,
-    spread: bool,
 ) -> torch.Tensor:
     """Last states of memory tokens, `(slots, d_encoder)`.
 
@@ -380,17 +292,15 @@ def memory_token_slots(
     neither padding nor a gap in its positions.
 
     Args:
-        encoder: the encoder.
-        memory_tokens: `(max_slots, d_embedding)`.
+        model: a `MemslotsModel`.
         segment_input_ids: `(segments, tokens)`, right-padded.
         lengths: `(segments,)`, tokens of each.
-        counts: `(segments,)`, slots of each.
+        rates: `(segments,)`, tokens per slot of each.
         read: of `states_read`.
-        causal: whether the encoder is.
-        spread: whether positions of memory tokens are spread over the segment.
     """
+    encoder, memory_tokens = model.encoder, model.memory_tokens
     embeds = encoder.get_input_embeddings()(segment_input_ids)
-    lengths = lengths.unsqueeze(1)
+    counts, lengths = -(-lengths // rates), lengths.unsqueeze(1)
     ends = lengths + counts.unsqueeze(1)
     positions = torch.arange(read.width, device=embeds.device).unsqueeze(0)
     is_slot = (positions >= lengths) & (positions < ends)
@@ -401,9 +311,9 @@ def memory_token_slots(
     memory = memory_tokens.to(embeds.dtype)[slot_index]
     inputs = torch.where(is_slot.unsqueeze(-1), memory, tokens)
     # Under a causal encoder what follows cannot be seen, so no mask (and no slower kernel).
-    mask = None if causal else (positions < ends).long()
+    mask = None if model.config.encoder_is_causal else (positions < ends).long()
     placed = {}
-    if spread:
+    if model.config.memory_positions == "spread":
         places = to_device(torch.tensor(spread_places(len(memory_tokens))), embeds.device)
         spread_positions = (places[slot_index] * lengths).ceil().long() - 1
         placed["position_ids"] = torch.where(is_slot, spread_positions, positions)
@@ -414,52 +324,36 @@ def memory_token_slots(
 
 
 def pooled_slots(
-    encoder: PreTrainedModel,
+    model,
     segment_input_ids: torch.Tensor,
     lengths: torch.Tensor,
     rates: torch.Tensor,
-    counts: torch.Tensor,
     read: StatesRead,
-    causal: bool,
-    pooling: str,
-    query: torch.Tensor | None = None,
-    group_pool: GroupPool | None = None,
 ) -> torch.Tensor:
     """One vector of the last states of `rate` tokens each; a last group may be short.
 
-    Arguments are those of `memory_token_slots`, and `rates` `(segments,)`, `pooling` and `query`
-    as for `pool_groups`, and what pools groups where they are pooled.
+    Arguments are those of `memory_token_slots`.
     """
     positions = torch.arange(read.width, device=segment_input_ids.device).unsqueeze(0)
     # Under a causal encoder padding, which follows, cannot be seen.
-    mask = None if causal else (positions < lengths.unsqueeze(1)).long()
+    mask = None
+    if not model.config.encoder_is_causal:
+        mask = (positions < lengths.unsqueeze(1)).long()
     input_ids = segment_input_ids[:, : read.width]
-    states = encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    states = model.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    counts = -(-lengths // rates)
     first = counts.cumsum(dim=0) - counts
     groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
     groups, states = groups.flatten()[read.places], states.flatten(0, 1)[read.places]
-    if group_pool is not None:
-        embeds = encoder.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
-        return group_pool(embeds, states, groups, read.slots, read.rate)
-    return pool_groups(states, groups, read.slots, pooling, query)
+    if model.group_pool is not None:
+        embeds = model.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
+        return model.group_pool(embeds, states, groups, read.slots, read.rate)
+    return pool_groups(states, groups, read.slots, model.config.pooling, model.pooling_query)
 
 
-def sentence_slots(
-    encoder: PreTrainedModel,
-    head: "SentenceHead",
-    described: dict[str, Any],
-    segment_input_ids: torch.Tensor,
-    lengths: torch.Tensor,
-) -> torch.Tensor:
-    """One vector a segment, as its sentence encoder makes it: with its special tokens.
-
-    Args:
-        encoder: the backbone.
-        head: what makes a vector of its states.
-        described: `MemslotsConfig.sentence_encoder`.
-        segment_input_ids: `(segments, tokens)`, right-padded.
-        lengths: `(segments,)`, tokens of each.
-    """
+def sentence_slots(model, segment_input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """One vector a segment, as its sentence encoder makes it: with its special tokens."""
+    described = model.config.sentence_encoder
     prefix, suffix = (
         to_device(torch.tensor(described[name], dtype=torch.long), segment_input_ids.device)
         for name in ("prefix_ids", "suffix_ids")
@@ -472,8 +366,101 @@ def sentence_slots(
         ids = ids.scatter(1, ends + i, token.expand(rows, 1))
     positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
     mask = (positions < ends + len(suffix)).long()
-    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return head(states, mask)
+    states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return model.sentence_head(states, mask)
+
+
+# -- pooling -----------------------------------------------------------------------------------
+
+
+def pool_groups(
+    states: torch.Tensor,
+    groups: torch.Tensor,
+    n_groups: int,
+    pooling: str,
+    query: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One vector a group of token states.
+
+    Args:
+        states: `(tokens, d)`, group after group.
+        groups: `(tokens,)`, the group of each, rising from 0.
+        n_groups: groups, none empty.
+        pooling: one of `POOLED`.
+        query: `(d,)` for "attention".
+
+    Returns:
+        `(groups, d)`.
+    """
+    # Not `bincount`, which waits for a GPU to tell its largest group.
+    sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
+    if pooling == "last":
+        return states[sizes.cumsum(dim=0) - 1]
+    index = groups.unsqueeze(1).expand_as(states)
+    if pooling == "min":
+        empty = states.new_zeros(n_groups, states.shape[1])
+        return empty.scatter_reduce(0, index, states, "amin", include_self=False)
+    wide = states.float()
+    empty = wide.new_zeros(n_groups, states.shape[1])
+    if query is None:
+        return (empty.index_add(0, groups, wide) / sizes.unsqueeze(1)).to(states.dtype)
+    scores = (wide @ query.float()) / math.sqrt(states.shape[1])
+    highest = scores.detach().new_zeros(n_groups)
+    highest = highest.scatter_reduce(0, groups, scores.detach(), "amax", include_self=False)
+    weights = (scores - highest[groups]).exp().unsqueeze(1)
+    totals = weights.new_zeros(n_groups, 1).index_add(0, groups, weights)
+    return (empty.index_add(0, groups, wide * weights) / totals).to(states.dtype)
+
+
+class GroupPool(nn.Module):
+    """A slot from the embeddings and states of its group of tokens, told apart by their places.
+
+    `slot = sum_j skip_j e_j + down(GELU(sum_j up_j norm(h_j) + bias))`, where token j counts back
+    from the group's last one, e is its input embedding and h its state. Rates share their weights:
+    a coarser one has more places.
+
+    Args:
+        width: of embeddings, states and slots.
+        hidden: width inside.
+        places: tokens of the largest group.
+    """
+
+    def __init__(self, width: int, hidden: int, places: int):
+        super().__init__()
+        self.skip = nn.Parameter(torch.empty(places, width, width))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.up = nn.Parameter(torch.empty(places, hidden, width))
+        self.bias = nn.Parameter(torch.empty(hidden))
+        self.down = nn.Linear(hidden, width)
+
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        states: torch.Tensor,
+        groups: torch.Tensor,
+        n_groups: int,
+        places: int | None = None,
+    ) -> torch.Tensor:
+        """Slots `(groups, width)` of embeddings and states `(tokens, width)`, groups as for
+        `pool_groups`; `places` is the most tokens of a group here, where that is known.
+        """
+        places = places or len(self.skip)
+        sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
+        ends = sizes.cumsum(dim=0)
+        back = ends[groups] - 1 - torch.arange(len(groups), device=groups.device)
+        index = groups * places + back
+        width = embeds.shape[1]
+
+        def grouped(tokens: torch.Tensor) -> torch.Tensor:  # a short group ends in zeros
+            rows = tokens.new_zeros(n_groups * places, width).index_copy(0, index, tokens)
+            return rows.view(n_groups, places * width)
+
+        embeds = embeds.to(self.down.weight.dtype)
+        skip = self.skip[:places].transpose(0, 1).flatten(1)
+        up = self.up[:places].transpose(0, 1).flatten(1)
+        normed = self.norm(states.to(embeds.dtype))
+        inner = functional.linear(grouped(normed), up, self.bias)
+        return functional.linear(grouped(embeds), skip) + self.down(functional.gelu(inner))
 
 
 # -- sentence encoders ----------------------------------------------------------------------------
@@ -482,9 +469,7 @@ def sentence_slots(
 class SentenceHead(nn.Module):
     """What stands between the token states of a sentence encoder and its one vector.
 
-    Args:
-        layers: a dict each, of the kind "pooling", "dense", "layer_norm" or "normalize", as
-            `memslots.making.read_sentence_encoder` makes them.
+    `layers` are those of `memslots.making.read_sentence_encoder`.
     """
 
     def __init__(self, layers: Sequence[dict[str, Any]]):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from .encoders_memslots import spread_places
 from .memory_memslots import Memory
 
 MEM, MEM_END, AE, FIRST_SLOT = 1, 2, 3, 4
@@ -52,7 +53,7 @@ class Row:
             turns (several questions in one row); None predicts all after `given`.
         task: RECONSTRUCTION, COMPLETION or ANSWER.
         literals: decoder tokens of the literals of each of `segments`, which follow its slots;
-            empty where no segment has any (see `literals_memslots`). Of a segment without slots:
+            empty where no segment has any (see `texts_memslots`). Of a segment without slots:
             its text, which stands there without markers.
     """
 
@@ -81,13 +82,7 @@ class Row:
 
 
 class LaidOut(NamedTuple):
-    """One row, position by position.
-
-    Args:
-        input_ids: decoder tokens; the padding token where a vector stands.
-        memory_ids: 0 for a token, else which vector stands there.
-        labels: what is predicted of each position, or `IGNORE`.
-    """
+    """A row, position by position."""
 
     input_ids: list[int]
     memory_ids: list[int]
@@ -107,8 +102,7 @@ def lay_out_row(
         row: the row.
         slot_ids: of every segment of the batch, the `memory_ids` of its slots.
         pad_id: any token id, masked.
-        markers: whether `<MEM>` and `</MEM>` stand around each "segment", once around the whole
-            "memory" that a row reads, or not at all ("none").
+        markers: as in `MemslotsConfig`.
         spread: whether memory tokens were spread over their segment; the decoder then reads its
             slots in the order of the text, though they are kept with the coarsest rate's first.
     """
@@ -151,15 +145,7 @@ def lay_out(
     padding_side: str = "left",
     spread: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a batch of rows.
-
-    Args:
-        rows: the rows.
-        segment_slots: slots of every segment of the batch.
-        pad_id: as in `lay_out_row`.
-        markers: as in `lay_out_row`.
-        padding_side: "left" (generation; targets end together) or "right".
-        spread: as in `lay_out_row`.
+    """The tensors of a batch of rows, of which every segment has so many slots.
 
     Returns:
         `input_ids`, `attention_mask`, `memory_ids` and `labels`, each `(rows, length)`, and
@@ -192,15 +178,6 @@ def slot_ranges(segment_slots: Sequence[int]) -> list[range]:
     return ranges
 
 
-def spread_places(count: int) -> list[float]:
-    """Places of spread memory tokens in their segment, above 0 and up to 1, its end.
-
-    The van der Corput sequence, counted from the end: any first k places lie evenly, so no rate is
-    favoured, and each ends a stretch of text that no other slot is nearer to.
-    """
-    return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
-
-
 def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
     """Which context each answer reads: n with n pair, 1 with n and n with 1 broadcast.
 
@@ -222,14 +199,7 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
 def reading_row(
     segment: int | None, before: list[int], ids: Sequence[int], beside: Sequence[int]
 ) -> Row:
-    """A row that reads a segment back.
-
-    Args:
-        segment: its index, or None for what a decoder writes without any.
-        before: decoder tokens that begin the row.
-        ids: targets.
-        beside: decoder tokens of its literals.
-    """
+    """A row that reads back a segment, or none; `beside` are the tokens of its literals."""
     return Row(
         [] if segment is None else [segment],
         Prompt(before),
@@ -256,13 +226,7 @@ def beside_slots(memory: Memory, encode: Encode) -> list[list[int]]:
 
 
 def memory_rows(memory: Memory, asked: Sequence[tuple[int, Prompt]], encode: Encode) -> list[Row]:
-    """A row for each prompt about a document of `memory`, without targets.
-
-    Args:
-        memory: what the rows' segments are indices in.
-        asked: index of the document and prompt of each row.
-        encode: from a text to decoder tokens.
-    """
+    """A row, without a target, for each index of a document and prompt about it."""
     beside, texts = beside_slots(memory, encode), memory.segment_texts
     places: list[range] = []
     for document in memory.documents:
@@ -287,22 +251,3 @@ def max_positions(config) -> int | None:
         return None
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
-
-
-def check_positions(config, needed: int) -> None:
-    """Refuse decoder rows that are longer than its positions.
-
-    Args:
-        config: the decoder's.
-        needed: positions of the longest row.
-
-    Raises:
-        ValueError: it has fewer.
-    """
-    limit = max_positions(config)
-    if limit is not None and needed > limit:
-        raise ValueError(
-            f"a row of slots, markers, prompt and target takes {needed} positions, and the decoder "
-            f"has {limit}; use a coarser rate, a shorter context or target, or, in training, fewer "
-            "training_segments, questions_per_context or a smaller completion_length."
-        )

@@ -5,14 +5,15 @@ memory then serves every decoder whose converter was trained for the same encode
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
+from torch.nn import functional
 
-from .literals_memslots import Literal
 from .memory_files_memslots import (
     Segment,
     SegmentCheck,
@@ -20,13 +21,16 @@ from .memory_files_memslots import (
     read_memory_file,
     write_memory_file,
 )
-from .pooling_memslots import MERGED, coarsened
+from .texts_memslots import Literal
 
 NEEDS_TEXT = (
     "compress the text with keep_text=True (memory files of version 3 may hold patches to their "
     "slots instead of the text: memslots 0.1.0 as of November 2026, or the code inside the "
     "checkpoint that wrote one, reads those exactly)"
 )
+
+MERGED = ("mean", "last", "min")
+"""Values of `MemslotsConfig.pooling` whose coarse slots can be made of finer ones."""
 
 Part = TypeVar("Part")
 
@@ -48,21 +52,19 @@ class Memory:
         slots: `(total_slots, d_encoder)`, all segments of all documents one after another.
         documents: for each document its segments, in reading order.
         text_sha256: SHA-256 of each source text (UTF-8).
-        unknown_tokens: for each source text, how many of its tokens the encoder's tokenizer could
-            not represent ([UNK]); they are lost.
+        unknown_tokens: of each source text, tokens that the encoder's tokenizer could not
+            represent ([UNK]); they are lost.
         rate: encoder tokens per slot; where segments have rates of their own, the finest of them.
         rates: the rates that the compressor was trained for.
-        nested: whether the slots of a coarse rate are the first slots of a finer one (causal
-            encoders).
+        nested: whether the slots of a coarse rate are the first of a finer one (causal encoders).
         fingerprint: identity of the compressor that wrote the slots.
-        pooling: how the encoder makes slots (`MemslotsConfig.pooling`). Of "mean", "last" and "min"
-            slots, those of a coarse rate are made of a finer one's.
-        literals: of each of `segments`, in order, the exact strings that the decoder reads beside
-            its slots, as `(start, end, text)` of its text; empty where no segment has any.
-        checks: of each of `segments`, in order, its own rate, what its slots lose and the text that
-            is read in their place; empty where nothing was checked (see `memslots.verified`).
+        pooling: how the encoder makes slots (`MemslotsConfig.pooling`).
+        literals: of each of `segments`, the exact strings that the decoder reads beside its slots;
+            empty where no segment has any.
+        checks: of each of `segments`, its own rate, what its slots lose and the text that is read
+            in their place; empty where nothing was checked (see `memslots.verified`).
         texts: of each of `text_sha256`, the text itself where it was kept, else None; empty where
-            none was. On disk it is deflated.
+            none was.
     """
 
     slots: torch.Tensor
@@ -261,45 +263,71 @@ class Memory:
         """
         return replace(self, documents=(self.segments,))
 
-    def without_oldest(self) -> "Memory":
-        """A single document without its first segment.
-
-        Raises:
-            ValueError: several documents, or a single segment.
-
-        Examples:
-            >>> memory = model.compress(["Ann is here.", "Bo is not."]).join()
-            >>> len(memory.without_oldest().segments)
-            1
-        """
-        if len(self) != 1 or len(self.segments) < 2:
-            raise ValueError(
-                "without_oldest takes one document of two segments or more, got "
-                f"{len(self)} of {len(self.segments)} in all; use join() first."
-            )
-        return replace(
-            self,
-            slots=self.slots[self.segments[0].slots :],
-            documents=(self.segments[1:],),
-            literals=self.literals[1:],
-            checks=self.checks[1:],
-        )[0]
-
     def at_rate(self, rate: int) -> "Memory":
         """The same documents at a coarser rate, without encoding again.
 
-        Literals, kept texts and segments read as text stay; what the new slots lose is not known. A
-        warning says so where it was.
+        Literals, kept texts and segments read as text stay; what the new slots lose is not known,
+        which a warning says where it was.
 
         Raises:
-            ValueError: a rate that the compressor was not trained for, a finer rate than this
-                memory's, or slots that are no part of the coarse rate's (compress again instead).
+            ValueError: an untrained or finer rate, or slots that are no part of the coarse rate's.
 
         Examples:
             >>> model.compress("Ann owns 27 maps of Lagos.", rate=2).at_rate(8).rate
             8
         """
-        return coarsened(self, rate)
+        if rate not in self.rates:
+            raise ValueError(
+                f"rate {rate!r} is not one that the compressor was trained for: {list(self.rates)}."
+            )
+        if rate < self.rate:
+            raise ValueError(
+                f"this memory has rate {self.rate}; the finer rate {rate} needs slots that it does "
+                "not hold. Compress the text again with that rate."
+            )
+        if rate == self.rate:
+            return self
+        if not self.coarsens_to(rate):
+            raise ValueError(
+                f"the slots of rate {rate} cannot be made of those of rate {self.rate} "
+                + (
+                    "(only those of its multiples can)"
+                    if self.pooling in MERGED
+                    else "(attention's weights are not kept)"
+                    if self.pooling == "attention"
+                    else "(the encoder is not causal)"
+                )
+                + f"; compress the text again with rate={rate}."
+            )
+        checked = sum(0 < check.rate < rate and check.lost is not None for check in self.checks)
+        if checked:
+            warnings.warn(
+                f"at rate {rate} {checked} of {len(self.segments)} segments have other slots than "
+                "those that were checked: what these lose is not known. Literals, kept texts and "
+                "segments read as text stay. To have it checked, call verified.compress with "
+                f"rate={rate} or rates=[{rate}]",
+                stacklevel=2,
+            )
+        segments, checks, slots = list[Segment](), list[SegmentCheck](), [self.slots[:0]]
+        parts = self.slots.split([segment.slots for segment in self.segments])
+        for segment, check, part in zip(self.segments, self.all_checks(), parts, strict=True):
+            if 0 < check.rate < rate:  # else it is text, or as coarse already
+                count = slots_for(segment.tokens, rate)
+                if self.pooling in MERGED:
+                    part = _merged(part, segment.tokens, check.rate, rate, self.pooling)
+                part = part[:count]
+                check = check.with_other_slots(rate, segment.slots - count)
+                segment = replace(segment, slots=count)
+            slots.append(part)
+            segments.append(segment)
+            checks.append(check)
+        return replace(
+            self,
+            slots=torch.cat(slots),
+            documents=tuple(self._by_document(segments, None)),
+            rate=rate,
+            checks=tuple(checks) if self.checks else (),
+        )
 
     def coarsens_to(self, rate: int) -> bool:
         """Whether `at_rate(rate)` needs no second encoding.
@@ -322,21 +350,8 @@ class Memory:
         """
         return replace(self, slots=self.slots.to(*args, **kwargs))
 
-    def prefill(self, model, **kwargs):
-        """The decoder's reading of this memory, for many questions: `MemslotsModel.prefill`.
-
-        Examples:
-            >>> prefix = model.compress("Ann is here.").prefill(model)
-            >>> len(model.generate(memory=prefix, question=["Who?", "Where?"], max_new_tokens=2))
-            2
-        """
-        return model.prefill(self, **kwargs)
-
     def as_text(self, texts: Mapping[int, str]) -> "Memory":
-        """The same memory, of which the decoder reads some segments as text.
-
-        Args:
-            texts: by index in `segments`, the text to read in the slots' place.
+        """The same memory, of which the decoder reads some segments as text, by their index.
 
         Examples:
             >>> model.compress("Ann is here.").as_text({0: "Ann is here."}).segment_rates
@@ -350,15 +365,13 @@ class Memory:
                 end = self.segments[i].end
                 literals[i] = tuple(literal for literal in literals[i] if literal.end > end)
         parts = self.slots.split([segment.slots for segment in self.segments])
-        segments = iter(
-            replace(s, slots=0) if i in texts else s for i, s in enumerate(self.segments)
-        )
+        segments = [replace(s, slots=0) if i in texts else s for i, s in enumerate(self.segments)]
         return replace(
             self,
             slots=torch.cat(
                 [self.slots[:0], *(part for i, part in enumerate(parts) if i not in texts)]
             ),
-            documents=tuple(tuple(next(segments) for _ in doc) for doc in self.documents),
+            documents=tuple(self._by_document(segments, None)),
             checks=tuple(checks),
             literals=tuple(literals),
         )
@@ -380,10 +393,7 @@ class Memory:
     # -- texts -------------------------------------------------------------------------------------
 
     def kept_texts(self, chosen: Sequence[int]) -> list[str | None]:
-        """The exact texts of segments where they are at hand, kept or read as text, else None.
-
-        Args:
-            chosen: indices in `segments`.
+        """The exact texts of the chosen segments, kept or read as text, else None.
 
         Raises:
             ValueError: a kept text is not the one that was compressed.
@@ -392,31 +402,20 @@ class Memory:
             >>> model.compress("Ann is here.", keep_text=True).kept_texts([0])
             ['Ann is here.']
         """
-        segments, as_text = self.segments, self.segment_texts
-        needed = {segments[i].text for i in chosen if as_text[i] is None} if self.texts else set()
-        for t in needed:
-            check_kept_text(self.texts[t], self.text_sha256[t])
-        whole = [self.texts[segments[i].text] if self.texts else None for i in chosen]
-        return [
-            as_text[i]
-            if text is None or as_text[i] is not None
-            else text[segments[i].start : segments[i].end]
-            for i, text in zip(chosen, whole, strict=True)
-        ]
+        segments, found = self.segments, list(self.segment_texts)
+        unread = [i for i in chosen if found[i] is None] if self.texts else []
+        for number in {segments[i].text for i in unread}:
+            check_kept_text(self.texts[number], self.text_sha256[number])
+        for i in unread:
+            whole = self.texts[segments[i].text]
+            found[i] = None if whole is None else whole[segments[i].start : segments[i].end]
+        return [found[i] for i in chosen]
 
-    def expand(self, i: int, model=None) -> str:
-        """The text of segment `i`, counted over all documents.
-
-        Args:
-            i: index in `segments`; negative ones count from the end.
-            model: the `MemslotsModel` that reads the slots, needed where the text was not kept.
-
-        Returns:
-            The exact text where it was kept (`keep_text=True`, or as text), else what the decoder
-            reads back, its uncertain tokens in `⟦⟧`.
+    def expand(self, i: int) -> str:
+        """The exact text of segment `i`, kept (`keep_text=True`) or read as text.
 
         Raises:
-            ValueError: a model is needed, or the kept text has another SHA-256.
+            ValueError: it is not at hand, or the kept text has another SHA-256.
             IndexError: there is no such segment.
 
         Examples:
@@ -426,12 +425,12 @@ class Memory:
         if not -len(self.segments) <= i < len(self.segments):
             raise IndexError(f"memory has {len(self.segments)} segments, there is no index {i}.")
         (text,) = self.kept_texts([i])
-        if text is None and model is None:
+        if text is None:
             raise ValueError(
-                f"the text of segment {i} has to be read from its slots: give memory.expand({i}, "
-                f"model), or call model.expand(memory, {i}). To have it at hand, {NEEDS_TEXT}."
+                f"the text of segment {i} was not kept: memslots.verified.expand(model, memory, "
+                f"{i}) reads it from its slots. To have it at hand, {NEEDS_TEXT}."
             )
-        return model.expand(self, i) if text is None else text
+        return text
 
     # -- disk ------------------------------------------------------------------------------------
 
@@ -452,16 +451,8 @@ class Memory:
         cls,
         path: str | os.PathLike,
         device: str | torch.device = "cpu",
-        most_characters: int | None = None,
     ) -> "Memory":
-        """Read a memory that `save` wrote.
-
-        The compressor is not needed; it checks the fingerprint when the memory is used.
-
-        Args:
-            path: the file.
-            device: where slots are put.
-            most_characters: that kept texts may have, of a file that somebody sent.
+        """Read a memory that `save` wrote; no compressor is needed.
 
         Raises:
             FileNotFoundError: no such file.
@@ -472,12 +463,30 @@ class Memory:
             1
         """
         try:
-            fields = read_memory_file(path, most_characters)
+            fields = read_memory_file(path)
             return cls(**{**fields, "slots": fields["slots"].to(device)})
         except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(
                 f"{str(path)!r} has a header that is no memory's ({error}); compress it again."
             ) from error
+
+
+def _merged(
+    slots: torch.Tensor, tokens: int, rate: int, coarser: int, pooling: str
+) -> torch.Tensor:
+    """The slots of a segment of so many tokens at a multiple of their rate, by `MERGED` pooling."""
+    times, count = coarser // rate, slots_for(tokens, coarser)
+    if pooling == "last":
+        return slots[[min((i + 1) * times, len(slots)) - 1 for i in range(count)]]
+    missing = (0, 0, 0, count * times - len(slots))
+    if pooling == "min":
+        padded = functional.pad(slots, missing, value=float("inf"))
+        return padded.view(count, times, -1).amin(dim=1)
+    # Each counts as many times as the tokens it stands for.
+    tokens_of = (tokens - torch.arange(len(slots), device=slots.device) * rate).clamp(max=rate)
+    weights = functional.pad(tokens_of.float().unsqueeze(1), missing).view(count, times, 1)
+    padded = functional.pad(slots.float(), missing).view(count, times, -1)
+    return ((padded * weights).sum(dim=1) / weights.sum(dim=1)).to(slots.dtype)
 
 
 def _readable(n_bytes: int) -> str:

@@ -2,12 +2,10 @@
 
 Implements PCC ("Pretraining Context Compressor for Large Language Models with Embedding-Based
 Memory"); section and equation numbers are the paper's. To be read after `configuration_memslots`
-and before `processing_memslots` and `memory_memslots`; encoders, converters, frozen decoders and
-checkpoints have files of these names.
+and before `processing_memslots` and `memory_memslots`.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -22,14 +20,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import SavedModel
-from .configuration_memslots import MemslotsConfig, decoder_place
-from .converters_memslots import (
-    Converter,
-    LinearConverter,
-    ResidualConverter,
-    build_converter,
-    convert,
-)
+from .configuration_memslots import MemslotsConfig
+from .converters_memslots import build_converter, convert
 from .decoders_memslots import (
     DecoderLora,
     LoraUp,
@@ -40,25 +32,21 @@ from .decoders_memslots import (
     reading,
     run_decoder,
 )
-from .distillation_memslots import Teacher, divergence
 from .encoders_memslots import (
+    GroupPool,
     SentenceHead,
     StatesRead,
     add_lora,
     build_encoder,
-    check_compiler,
     check_takes_positions,
-    encoder_embedding_dim,
     evaluating,
     fuse_activations,
-    is_quantized,
     memory_token_slots,
     pooled_slots,
     sentence_slots,
     states_read,
     to_device,
     token_batches,
-    weights_digest,
 )
 from .layout_memslots import (
     IGNORE,
@@ -66,20 +54,14 @@ from .layout_memslots import (
     TASKS,
     Prompt,
     Row,
-    check_positions,
     max_positions,
+    memory_rows,
     pair,
 )
-from .literals_memslots import Detectors, Literal
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
-from .pooling_memslots import GroupPool
-from .prefix_memslots import Prefix
-from .prefix_memslots import prefill as _prefill
-from .reading_back_memslots import expand as _expand
-from .reading_back_memslots import expanded as _expanded
 from .reading_back_memslots import reconstruct as _reconstruct
-from .texts_memslots import Span, as_list, check_text
+from .texts_memslots import Detectors, Literal, Span, as_list, check_text
 
 
 @dataclass
@@ -87,16 +69,12 @@ class MemslotsOutput(ModelOutput):
     """What `MemslotsModel.forward` returns.
 
     Args:
-        loss: scalar, the weighted sum of the task losses (PCC, eq. 5), and while a vae is trained
-            its weighted `kl_loss`.
-        task_losses: `(3,)`, mean loss per target token of reconstruction, completion and answers; 0
-            where a task has no target.
+        loss: scalar, the weighted sum of all losses.
+        task_losses: `(3,)`, mean loss per target token of reconstruction, completion and answers.
         task_counts: `(3,)`, target tokens of each task in this batch.
-        logits: `(rows, length, vocabulary)`; only without labels, where nothing is saved by leaving
-            positions out.
+        logits: `(rows, length, vocabulary)`; without labels alone.
         slots: `(total_slots, d_encoder)`.
-        distillation_loss: scalar, mean divergence from the full text of the targets that have a
-            teacher, before its weight; None without one.
+        distillation_loss: scalar, mean divergence from the full text; None without a teacher.
         kl_loss: scalar, a vae's divergence in nats a slot; 0 in evaluation, None without a vae.
     """
 
@@ -121,16 +99,12 @@ class MemslotsModel(SavedModel):
     compressors one decoder: while it reads for one of them, the others wait.
 
     Args:
-        config: what to build; weights are new. See `from_pretrained` for
-            trained ones, and `memslots.new_compressor`.
+        config: what to build; weights are new (see `from_pretrained`, `memslots.new_compressor`).
         encoder: an encoder to take in place of a new one.
         load_decoder: False leaves the decoder out even where the checkpoint holds it.
         sentence_head: a head that goes with `encoder`, with pooling "sentence".
     """
 
-    config: MemslotsConfig
-    memory_tokens: nn.Parameter | None
-    pooling_query: nn.Parameter | None
     base_model_prefix = "memslots"
     main_input_name = "segment_input_ids"
     supports_gradient_checkpointing = True
@@ -170,13 +144,12 @@ class MemslotsModel(SavedModel):
                 self._keys_to_ignore_on_load_missing = [r"^encoder\."]
         self.register_parameter("memory_tokens", None)
         if config.pooling == "memory_tokens":
-            self.memory_tokens = nn.Parameter(
-                torch.empty(config.max_slots, encoder_embedding_dim(self.encoder))
-            )
+            width = encoder.get_input_embeddings().weight.shape[1]  # ALBERT's is not its states'
+            self.memory_tokens = nn.Parameter(torch.empty(config.max_slots, width))
         self.register_parameter("pooling_query", None)
         if config.pooling == "attention":
             self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
-        self.group_pool: GroupPool | None = None
+        self.group_pool = None
         if config.pooling == "groups":
             hidden = config.pool_hidden_size or 2 * config.slot_size
             self.group_pool = GroupPool(config.slot_size, hidden, max(config.compression_rates))
@@ -191,9 +164,7 @@ class MemslotsModel(SavedModel):
         if config.bundle_decoder and (load_decoder or config.encoder_layers):
             self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
             self.decoder.requires_grad_(False)
-        self._fingerprint = None
-        self._stated: str | None = None  # the checkpoint's fingerprint, until weights may change
-        self._names: dict[str, str] = {}  # what it stated, by the digest of the weights then
+        self._fingerprint, self._stated, self._names = None, None, {}
         self.post_init()
 
     def __getattr__(self, name: str):
@@ -215,36 +186,26 @@ class MemslotsModel(SavedModel):
     @property
     def needs_decoder(self) -> str:
         """What to do where it is not."""
+        named = self.config.decoder_name_or_path or "the checkpoint does not name it"
+        place = "it is inside the checkpoint" if self.config.bundle_decoder else named
         return (
-            f"this compressor was loaded without its decoder ({decoder_place(self.config)}); call "
+            f"this compressor was loaded without its decoder ({place}); call "
             "model.attach_decoder(llm) first, or load it with load_decoder=True."
         )
 
     # -- weights -----------------------------------------------------------------------------------
 
     def _init_weights(self, module: nn.Module) -> None:
+        """Of what is not loaded; `memslots.new_compressor` draws what suits the two models."""
         super()._init_weights(module)
-        if isinstance(module, GroupPool):
-            module.init_weights()
-        elif isinstance(module, ResidualConverter):
-            module.init_weights(1.0)
-        elif isinstance(module, Converter):
-            for layer in (module.up, module.down):
-                init.normal_(layer.weight, std=self.config.initializer_range)
-                init.zeros_(layer.bias)
-            init.ones_(module.norm.weight)
-        elif isinstance(module, LinearConverter):
-            init.normal_(module.map.weight, std=self.config.initializer_range)
-            init.zeros_(module.map.bias)
-            init.ones_(module.norm.weight)
-        elif isinstance(module, LoraUp):
+        if isinstance(module, LoraUp):
             init.zeros_(module.weight)
-        elif isinstance(module, MemslotsModel):
-            if module.memory_tokens is not None:
-                init.normal_(module.memory_tokens, std=self.config.initializer_range)
-            if module.pooling_query is not None:  # all tokens weigh the same at first
-                init.zeros_(module.pooling_query)
-            init.normal_(module.markers, std=self.config.initializer_range)
+        elif isinstance(module, (MemslotsModel, GroupPool)):
+            for name, weight in module.named_parameters(recurse=False):
+                if name == "pooling_query":  # all tokens weigh the same at first
+                    init.zeros_(weight)
+                else:
+                    init.normal_(weight, std=self.config.initializer_range)
 
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
@@ -281,29 +242,6 @@ class MemslotsModel(SavedModel):
             self._fingerprint = (version, self._names.get(digest, digest))
         return self._fingerprint[1]
 
-    def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
-        """The fingerprint that this model has with these weights, of which it reads the encoder's.
-
-        Args:
-            weights: by name, as `state_dict` has them.
-
-        Examples:
-            >>> model.fingerprint_of(model.state_dict()) == model.fingerprint
-            True
-        """
-        config = self.config
-        segmentation = f"{config.segment_length} {config.memory_positions}"
-        if config.pooling != "memory_tokens":
-            segmentation += f" {config.pooling}"
-        if config.pooling == "sentence":
-            kind = json.dumps(config.sentence_encoder, sort_keys=True)
-            segmentation += f" {config.pool_unit} {config.pool_language} {kind}"
-        if config.encoder_layers is not None and is_quantized(self.encoder):
-            segmentation += " quantized"  # the base is no part of the digest
-        tokenizer = self.processor.encoder_text.backend.to_str()
-        beside = f"memslots 1 {segmentation}\n{tokenizer}"
-        return weights_digest(weights, beside, adapter_only=config.encoder_layers is not None)
-
     def _trust_fingerprint(self, value: str) -> None:
         self._fingerprint, self._stated = (self._weight_versions(), value), value
 
@@ -330,56 +268,27 @@ class MemslotsModel(SavedModel):
         segment_rates: torch.Tensor,
         read: StatesRead | None = None,
     ) -> torch.Tensor:
-        """Slots of a batch of segments, one encoder pass (PCC, eq. 1).
+        """Slots `(total_slots, d_encoder)` of a batch of segments, one encoder pass (PCC, eq. 1).
 
         Args:
             segment_input_ids: `(segments, tokens)`, right-padded.
             segment_attention_mask: `(segments, tokens)`, 1 for tokens.
             segment_rates: `(segments,)`, encoder tokens per slot of each.
-            read: of `states_read` for these segments, its places on their device; without it, it is
-                found there, for which a GPU is waited for.
-
-        Returns:
-            `(total_slots, d_encoder)`, segment after segment.
+            read: of `states_read` for these segments, where a GPU is not to be waited for.
 
         Examples:
             >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
             >>> model.encode(**inputs, segment_rates=torch.tensor([4])).shape[1]
             24
         """
-        config = self.config
         lengths = segment_attention_mask.sum(dim=1)
         if self.sentence_head is not None:
-            head, described = self.sentence_head, config.sentence_encoder or {}
-            return sentence_slots(self.encoder, head, described, segment_input_ids, lengths)
-        counts = -(-lengths // segment_rates)
+            return sentence_slots(self, segment_input_ids, lengths)
+        pooled = self.memory_tokens is None
         if read is None:
-            read = states_read(lengths, counts, self.memory_tokens is None)
-        causal = config.encoder_is_causal
-        if self.memory_tokens is not None:
-            spread = config.memory_positions == "spread"
-            return memory_token_slots(
-                self.encoder,
-                self.memory_tokens,
-                segment_input_ids,
-                lengths,
-                counts,
-                read,
-                causal,
-                spread,
-            )
-        return pooled_slots(
-            self.encoder,
-            segment_input_ids,
-            lengths,
-            segment_rates,
-            counts,
-            read,
-            causal,
-            config.pooling,
-            self.pooling_query,
-            self.group_pool,
-        )
+            read = states_read(lengths, -(-lengths // segment_rates), pooled)
+        write = pooled_slots if pooled else memory_token_slots
+        return write(self, segment_input_ids, lengths, segment_rates, read)
 
     @torch.no_grad()
     def compress(
@@ -393,18 +302,15 @@ class MemslotsModel(SavedModel):
     ) -> Memory:
         """Compress one text or several, once; the memory then answers any number of questions.
 
-        How well slots give a text back is checked by `memslots.verified.compress`, which chooses
-        rates by it.
-
         Args:
             text: a text, or n texts (n documents).
             rate: encoder tokens per slot; one of `config.compression_rates`, by default the finest.
             literals: what rides beside the slots as ordinary tokens and so comes back exactly:
-                "numbers", another name of `literals_memslots.DETECTORS`, a function from a text to
+                a name of `texts_memslots.DETECTORS` ("numbers"), a function from a text to
                 `(start, end)` spans, or a list of these; `[]` for nothing, None for what the
                 checkpoint's config says.
-            keep_text: whether the text itself goes into the memory (deflated on disk; the decoder
-                does not read it), for `reconstruct(memory, exact=True)` and `expand`.
+            keep_text: whether the text itself goes into the memory (the decoder does not read it),
+                for `reconstruct(memory, exact=True)` and `expand`.
             batch_tokens: most encoder tokens, padding included, in one encoder pass; by default
                 4,096 on a CPU, where larger ones are slower, and 16,384 elsewhere.
             progress: show a progress bar; by default when there are more than 20 passes.
@@ -422,8 +328,6 @@ class MemslotsModel(SavedModel):
             (1, 4)
         """
         texts = as_list(text, "context")
-        if not texts:
-            raise ValueError("compress needs at least one text, got an empty list.")
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
         rate = self.processor.check_rate(rate)
@@ -507,26 +411,6 @@ class MemslotsModel(SavedModel):
                 slots[to_device(places, device)] = encoded.to(slots.dtype)
         return slots
 
-    def compile_encoder(self, **options: Any) -> None:
-        """Compile the encoder in place with `torch.compile`: for a corpus, or a server's life.
-
-        Shapes are symbolic, so whatever lengths texts have there are no more graphs than two: for
-        passes of several segments, and of one. Each takes up to half a minute when it is first
-        needed. Slots are those of the encoder as it is, up to rounding; nothing of it is saved.
-
-        Args:
-            options: of `torch.compile`; `dynamic=True` by default.
-
-        Raises:
-            ValueError: on a CPU, no C++ compiler.
-
-        Examples:
-            >>> model.compile_encoder(backend="eager")
-        """
-        if self.encoder.device.type == "cpu" and "backend" not in options:
-            check_compiler()
-        self.encoder.compile(**{"dynamic": True, **options})
-
     def memory_of(
         self,
         texts: Sequence[str],
@@ -535,14 +419,9 @@ class MemslotsModel(SavedModel):
         rate: int,
         literals: Sequence[Sequence[tuple[Literal, ...]]] = (),
     ) -> Memory:
-        """A memory of this compressor.
+        """A memory of this compressor: `slots` `(total_slots, d_encoder)` of all spans at `rate`.
 
-        Args:
-            texts: the documents.
-            spans: of each.
-            slots: `(total_slots, d_encoder)` of all spans at `rate`.
-            rate: encoder tokens per slot.
-            literals: of each span of each text, or none.
+        `literals` are those of each span of each text, or none.
 
         Examples:
             >>> spans = model.segment(["Ann is here."])
@@ -584,14 +463,13 @@ class MemslotsModel(SavedModel):
         task_weights: Sequence[float] = (1.0, 1.0, 1.0),
         task_totals: torch.Tensor | None = None,
         slot_total: torch.Tensor | None = None,
-        teacher: Teacher | None = None,
+        teacher: Any = None,
         distillation_weight: float = 1.0,
     ) -> MemslotsOutput:
         """One encoder pass over all segments, then the frozen decoder over all rows.
 
         The inputs are what `MemslotsProcessor` returns. Each task's loss is averaged over its own
-        target tokens first (PCC, eqs. 3 and 4), then the tasks are weighted (eq. 5). Logits are
-        computed from the first target on, never for slots.
+        target tokens first (PCC, eqs. 3 and 4), then the tasks are weighted (eq. 5).
 
         Args:
             segment_input_ids: `(segments, tokens)`.
@@ -605,10 +483,10 @@ class MemslotsModel(SavedModel):
             task_weights: weights of reconstruction, completion and answers; eq. 5 is
                 `(1 - lambda, lambda, 0)`.
             task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
-                one of several that are accumulated or spread over processes.
+                one of several.
             slot_total: scalar, slots of the whole step, likewise.
-            teacher: what the decoder predicts from the full text for the targets of completion and
-                then of answers, row after row; its mean divergence is added to the loss.
+            teacher: a `memslots.trainer.distillation.Teacher` of the targets of completion and then
+                of answers, row after row; its mean divergence is added to the loss.
             distillation_weight: of that divergence.
 
         Examples:
@@ -618,7 +496,7 @@ class MemslotsModel(SavedModel):
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
         converted, kl_sum = convert(self.converter, slots)
-        embeds = self._embed(input_ids, memory_ids, converted)
+        embeds = self.embed_rows(input_ids, memory_ids, converted)
         per_layer = per_layer_inputs(self.decoder, input_ids)
         if labels is None:
             logits = self.decoder_logits(embeds, attention_mask, per_layer=per_layer)
@@ -642,7 +520,7 @@ class MemslotsModel(SavedModel):
                 counts[task] = len(targets)
                 if teacher is not None and task != RECONSTRUCTION:
                     part = teacher.part(taught, taught + len(targets))
-                    distilled = distilled + divergence(logits, part)
+                    distilled = distilled + part.divergence(logits)
                     taught += len(targets)
         totals = counts if task_totals is None else task_totals.to(counts.device)
         task_losses = sums / totals.clamp(min=1)
@@ -693,8 +571,6 @@ class MemslotsModel(SavedModel):
     def reading(self) -> AbstractContextManager[None]:
         """While this context is open, the decoder reads for this thread alone, with `decoder_lora`.
 
-        Outside, the decoder is the plain one, as for baselines that read text.
-
         Examples:
             >>> with model.reading():
             ...     logits = model.decoder(input_ids=torch.tensor([[5, 6]])).logits
@@ -702,29 +578,31 @@ class MemslotsModel(SavedModel):
         return reading(self.decoder, self.decoder_lora)
 
     def embed_rows(
-        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, slots: torch.Tensor
+        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
     ) -> torch.Tensor:
-        """Decoder input embeddings of laid-out rows (see `layout_memslots`).
+        """Decoder input embeddings `(rows, length, d_decoder)` of laid-out rows.
 
         Args:
             input_ids: `(rows, length)`.
             memory_ids: `(rows, length)`; 0 for tokens.
-            slots: `(total_slots, d_encoder)`, before the converter.
+            converted: `(total_slots, d_decoder)`.
 
-        Returns:
-            `(rows, length, d_decoder)` in the decoder's dtype.
+        Raises:
+            ValueError: more positions than the decoder has.
 
         Examples:
             >>> tokens = torch.tensor([[5, 6]])
-            >>> model.embed_rows(tokens, torch.zeros_like(tokens), torch.zeros(0, 24)).shape
+            >>> model.embed_rows(tokens, torch.zeros_like(tokens), torch.zeros(0, 32)).shape
             torch.Size([1, 2, 32])
         """
-        return self._embed(input_ids, memory_ids, convert(self.converter, slots)[0])
-
-    def _embed(
-        self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor
-    ) -> torch.Tensor:
-        check_positions(self.decoder.config, input_ids.shape[1])
+        limit = max_positions(self.decoder.config)
+        if limit is not None and input_ids.shape[1] > limit:
+            raise ValueError(
+                f"a row of slots, markers, prompt and target takes {input_ids.shape[1]} positions, "
+                f"and the decoder has {limit}; use a coarser rate, a shorter context or target, "
+                "or, in training, fewer training_segments, questions_per_context or a smaller "
+                "completion_length."
+            )
         tokens = self.decoder.get_input_embeddings()(input_ids)
         vectors = torch.cat([self.markers, converted]).to(tokens)
         chosen = vectors[(memory_ids - 1).clamp(min=0)]
@@ -750,14 +628,14 @@ class MemslotsModel(SavedModel):
         return output.logits[:, -(embeds.shape[1] - start) :]
 
     def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
-        """A decoder row for each prompt about a document: `MemslotsProcessor.memory_rows`.
+        """A decoder row, without a target, for each index of a document and prompt about it.
 
         Examples:
             >>> prompt = processor.prompt(question="Who?")
-            >>> len(model.memory_rows(model.compress("Ann is here."), [(0, prompt)]))
-            1
+            >>> model.memory_rows(model.compress("Ann is here."), [(0, prompt)])[0].segments
+            [0]
         """
-        return self.processor.memory_rows(memory, asked)
+        return memory_rows(memory, asked, self.processor.decoder_text.encode)
 
     def memory_positions(self, memory: Memory) -> list[int]:
         """Decoder positions that each document takes: slots, literals' tokens and markers.
@@ -788,12 +666,7 @@ class MemslotsModel(SavedModel):
     def row_inputs(
         self, rows: Sequence[Row], memory: Memory | None, padding_side: str = "left"
     ) -> dict[str, Any]:
-        """What the decoder reads for rows.
-
-        Args:
-            rows: that read segments of `memory`, or none.
-            memory: the memory.
-            padding_side: "left" or "right".
+        """What the decoder reads for rows that read segments of `memory`, or none.
 
         Returns:
             `inputs_embeds` `(rows, length, d_decoder)`, `attention_mask` and `labels`, and
@@ -825,7 +698,9 @@ class MemslotsModel(SavedModel):
         per_layer = per_layer_inputs(self.decoder, laid_out["input_ids"])
         return {
             **({} if per_layer is None else {"per_layer_inputs": per_layer}),
-            "inputs_embeds": self._embed(laid_out["input_ids"], laid_out["memory_ids"], converted),
+            "inputs_embeds": self.embed_rows(
+                laid_out["input_ids"], laid_out["memory_ids"], converted
+            ),
             "attention_mask": laid_out["attention_mask"],
             "labels": laid_out["labels"],
         }
@@ -836,13 +711,12 @@ class MemslotsModel(SavedModel):
         self,
         context: str | Sequence[str] | None = None,
         question: str | Sequence[str] | None = None,
-        memory: Memory | Prefix | None = None,
+        memory: Any = None,
         messages: list | None = None,
         rate: int | None = None,
         batch_size: int = 32,
         chat_template_kwargs: dict[str, Any] | None = None,
         literals: Detectors | None = None,
-        expand: Sequence[int] | None = None,
         **generate_kwargs,
     ):
         """Answer questions from contexts or from memories of them.
@@ -851,16 +725,14 @@ class MemslotsModel(SavedModel):
             context: a text or n texts, compressed on the spot.
             question: a question or n questions. n contexts with n questions pair; one of either is
                 used for all of the other.
-            memory: what `compress` returned, or `prefill`, in place of `context`.
+            memory: what `compress` returned, or `memslots.prefill`, in place of `context`.
             messages: a chat, or n chats, in place of `question`; `[{"role", "content"}, ...]`.
             rate: encoder tokens per slot for `context`; for `memory`, a coarser rate than its own.
             batch_size: rows that the decoder generates for at once.
             chat_template_kwargs: passed to the chat template.
             literals: for `context`, as for `compress`.
-            expand: for `memory`, segments (indices in `memory.segments`) whose text the decoder
-                reads beside the slots of the rest, see `Memory.expand`.
-            generate_kwargs: any argument of `transformers`' `generate` (sampling, beams, streamer,
-                stop strings, ...); those that cannot work with embeddings are refused by name.
+            generate_kwargs: any argument of `transformers`' `generate`; those that cannot work with
+                embeddings are refused by name.
 
         Returns:
             One string where both sides were single, else a list in order (with
@@ -868,9 +740,7 @@ class MemslotsModel(SavedModel):
             `return_dict_in_generate=True`, what the decoder's `generate` returns.
 
         Raises:
-            ValueError: empty texts, lists that do not go together, a rate it was not trained for, a
-                memory of another compressor, refused arguments, no decoder, or more positions than
-                the decoder has.
+            ValueError: what does not go together, or does not fit into the decoder's positions.
             TypeError: arguments of another type.
 
         Examples:
@@ -891,48 +761,38 @@ class MemslotsModel(SavedModel):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         prompts, single = processor.prompts(question, messages, chat_template_kwargs or {})
-        # Of this module or a copy of it; see `check_memory`.
-        prefix: Any = memory if hasattr(memory, "states") else None
-        held: Any = memory if prefix is None else prefix.memory
+        prefix = memory if hasattr(memory, "states") else None  # a `memslots.prefix.Prefix`
         if prefix is not None:
             prefix.check(self, prompts, rate, generate_kwargs)
-        if expand is not None and (memory is None or prefix is not None):
-            raise ValueError("expand=[...] goes with a memory that compress or load_memory gave.")
+        memory = memory if prefix is None else prefix.memory
         spans: list[list[Span]] = []
         if context is not None:
             texts = as_list(context, "context")
-            if not texts:
-                raise ValueError("context is an empty list; give at least one text.")
             spans = self.segment(texts)
-            held = self.outline(texts, spans, processor.check_rate(rate), literals)
+            memory = self.outline(texts, spans, processor.check_rate(rate), literals)
         else:
-            self.check_memory(held)
+            self.check_memory(memory)
             if literals is not None:
                 raise ValueError(
                     "literals=... goes with context=...; a memory keeps those that it was "
                     "compressed with."
                 )
-        single = single and (isinstance(context, str) if spans else len(held) == 1)
-        pairs = pair(len(held), len(prompts))
+        single = single and (isinstance(context, str) if spans else len(memory) == 1)
+        pairs = pair(len(memory), len(prompts))
         if not spans:
-            held = held if rate is None else held.at_rate(processor.check_rate(rate))
-            held = held if expand is None else self.expanded(held, expand)
-        rows = self.memory_rows(held, [(i, prompts[j]) for i, j in pairs])
-        self.check_room(held, rows, [i for i, _ in pairs], generate_kwargs)
+            memory = memory if rate is None else memory.at_rate(processor.check_rate(rate))
+        rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
+        self.check_room(memory, rows, [i for i, _ in pairs], generate_kwargs)
         if spans:  # that all fits is known before anything is encoded
             flat = [span for document in spans for span in document]
-            held = replace(held, slots=self.encode_spans(flat, held.rate))
-        answers = self.answer_rows(rows, held, batch_size, generate_kwargs, prefix)
+            memory = replace(memory, slots=self.encode_spans(flat, memory.rate))
+        answers = self.answer_rows(rows, memory, batch_size, generate_kwargs, prefix)
         if generate_kwargs.get("return_dict_in_generate"):
             return answers
         return answers[0] if single and len(answers) == 1 else answers
 
     def check_memory(self, memory: Memory) -> None:
-        """Refuse what is no memory of this compressor.
-
-        Raises:
-            TypeError: no memory.
-            ValueError: no document, or another compressor's.
+        """Refuse what is no memory (`TypeError`), or empty or another compressor's (`ValueError`).
 
         Examples:
             >>> model.check_memory(model.compress("Ann is here."))
@@ -960,16 +820,10 @@ class MemslotsModel(SavedModel):
         documents: Sequence[int],
         generate_kwargs: Mapping[str, Any],
     ) -> None:
-        """Refuse what the decoder's positions cannot hold, and say what would fit.
-
-        Args:
-            memory: what rows read.
-            rows: of `memory_rows`.
-            documents: of each row, for messages.
-            generate_kwargs: that say how long answers get.
+        """Refuse rows that the decoder's positions cannot hold, and say what would fit.
 
         Raises:
-            ValueError: a row is too long.
+            ValueError: a row is too long; `documents` are those of the rows, for the message.
 
         Examples:
             >>> memory = model.compress("Ann is here.")
@@ -980,9 +834,8 @@ class MemslotsModel(SavedModel):
         if limit is None:
             return
         config = generate_kwargs.get("generation_config")
-        new_tokens = (
-            generate_kwargs.get("max_new_tokens") or (config and config.max_new_tokens) or 1
-        )
+        told = generate_kwargs.get("max_new_tokens")
+        new_tokens = told or (config and config.max_new_tokens) or 1
         length, rate = self.processor.row_length, memory.rate
         counts = [segment.slots for segment in memory.segments]
         for i, row in zip(documents, rows, strict=True):
@@ -1011,19 +864,16 @@ class MemslotsModel(SavedModel):
         memory: Memory | None,
         batch_size: int,
         generate_kwargs: Mapping[str, Any],
-        prefix: Prefix | None = None,
+        prefix: Any = None,
     ):
-        """Answers to laid-out rows, in order.
+        """Answers to rows in order: strings, or what `return_dict_in_generate=True` returns.
 
         Args:
-            rows: without targets, of one context's room each.
+            rows: without targets.
             memory: what they read; None where they read tokens alone.
             batch_size: rows that the decoder generates for at once.
             generate_kwargs: arguments of `generate`, checked.
             prefix: of `memory`, where the decoder has read it.
-
-        Returns:
-            A list of strings, or with `return_dict_in_generate=True` what the decoder returns.
 
         Examples:
             >>> memory = model.compress("Ann is here.")
@@ -1058,8 +908,7 @@ class MemslotsModel(SavedModel):
         """
         slots = [] if memory is None else [segment.slots for segment in memory.segments]
         length = max((self.processor.row_length(row, slots) for row in rows), default=0)
-        limit = max_positions(self.decoder.config)
-        return generation_defaults(self.decoder, generate_kwargs, self.processor, length, limit)
+        return generation_defaults(self.decoder, generate_kwargs, self.processor, length)
 
     @torch.no_grad()
     def generate_rows(
@@ -1067,7 +916,7 @@ class MemslotsModel(SavedModel):
         rows: Sequence[Row],
         memory: Memory | None,
         kwargs: dict[str, Any],
-        prefix: Prefix | None = None,
+        prefix: Any = None,
     ):
         """New token ids of laid-out rows, `(rows, new tokens)`, by arguments that are complete.
 
@@ -1082,19 +931,15 @@ class MemslotsModel(SavedModel):
             cache = prefix.cache(self.decoder, rows, kwargs)
             if cache is not None:  # generate leaves out the embeddings of what it holds
                 inputs["past_key_values"] = cache
-                per_layer = (
-                    per_layer if per_layer is None else per_layer[:, cache.get_seq_length() :]
-                )
+                if per_layer is not None:
+                    per_layer = per_layer[:, cache.get_seq_length() :]
         lora = None if memory is None else self.decoder_lora
         with reading(self.decoder, lora), prefilled_with(self.decoder, per_layer):
             return self.decoder.generate(**inputs, **kwargs)
 
-    # -- reading back and reading ahead ------------------------------------------------------------
+    # -- reading back ------------------------------------------------------------------------------
 
     reconstruct = _reconstruct
-    expand = _expand
-    expanded = _expanded
-    prefill = _prefill
 
 
 __all__ = ["MemslotsModel", "MemslotsOutput"]

@@ -6,7 +6,7 @@
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import GeneratorType
 from typing import Any
 
@@ -28,12 +28,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
     """Answers questions from contexts, each compressed once, or from memories of them.
 
     `batch_size`, `rate` and the arguments of `generate` (`max_new_tokens`, `num_beams`, ...) may be
-    given here, for every call, or to a call. On a CPU a checkpoint in bfloat16 is far quicker with
-    `dtype=torch.float32`.
-
-    Args:
-        model: a `MemslotsModel` with its decoder.
-        kwargs: as for any `Pipeline`.
+    given here, for every call, or to a call.
     """
 
     # The model brings its own processor.
@@ -64,8 +59,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             memory: instead of `context`: what `compress` returned, or the path of a saved one; n
                 documents count as n texts.
             batch_size: questions that the decoder answers at once.
-            kwargs: `rate` (encoder tokens per slot; for a memory, a coarser one than its own) and
-                arguments of `generate`.
+            kwargs: `rate` (of a memory, a coarser one than its own) and arguments of `generate`.
 
         Returns:
             `{"answer", "n_tokens", "n_slots", "rate"}`: the answer, encoder tokens of the context,
@@ -73,8 +67,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             given, an iterator where a stream was.
 
         Raises:
-            ValueError: neither or both of context and memory, lists that do not go together, and
-                what `compress` and `generate` raise.
+            ValueError: what does not go together, and what `compress` and `generate` raise.
             TypeError: inputs of another type.
         """
         _, settings, _ = self._sanitize_parameters(**kwargs)
@@ -91,7 +84,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             return self._stream(stream, settings, size or _STREAMED)
         else:
             items, single = _spread(inputs)
-        answers = self._postprocess_all(self.forward(self.preprocess(items), **settings))
+        answers = self.postprocess(self.forward(self.preprocess(items), **settings))
         return answers[0] if single else answers
 
     def _sanitize_parameters(self, **kwargs):
@@ -104,12 +97,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         return {}, {**nested, **kwargs}, {}
 
     def preprocess(self, input_: list[Item], **parameters) -> dict[str, Any]:
-        """Gather what several items share: each text is compressed once.
-
-        Args:
-            input_: `{"question", "context"}` or `{"question", "memory", "document"}` each.
-            parameters: none are known.
-        """
+        """Gather what several items share: each text is compressed once."""
         texts = list(dict.fromkeys(item["context"] for item in input_ if "context" in item))
         return {"texts": texts, "items": input_}
 
@@ -119,19 +107,15 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         if texts:
             self._check_room(texts, items, rate, parameters)
         made: Any = self.model.compress(texts, rate=rate) if texts else None
-        place = {text: i for i, text in enumerate(texts)}
-        memories: dict[tuple[int, int], Memory] = {}  # one a document, however many ask of it
-        asked = []
+        memories: dict[Any, Memory] = {text: made[i] for i, text in enumerate(texts)}
+        asked = []  # the memory of each item: one a document, however many ask of it
         for item in items:
-            if "context" in item:
-                source, document = made, place[item["context"]]
-            else:
-                source, document = item["memory"], item["document"]
-            key = (id(source), document)
-            if key not in memories:
-                chosen = source[document]
-                coarser = rate is not None and source is not made
-                memories[key] = chosen.at_rate(rate) if coarser else chosen
+            key: Any = item.get("context")
+            if key is None:
+                key = (id(item["memory"]), item["document"])
+                if key not in memories:
+                    memory = item["memory"][item["document"]]
+                    memories[key] = memory if rate is None else memory.at_rate(rate)
             asked.append(key)
         # Memories of unequal rates cannot be joined: each rate is answered by itself.
         answers: list[Any] = [None] * len(items)
@@ -156,9 +140,8 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         """Refuse a text that does not fit beside a question about it, before it is compressed."""
         model, processor = self.model, self.model.processor
         asked = [item for item in items if "context" in item]
-        prompts, _ = processor.prompts(
-            [item["question"] for item in asked], None, parameters.get("chat_template_kwargs") or {}
-        )
+        template = parameters.get("chat_template_kwargs") or {}
+        prompts, _ = processor.prompts([item["question"] for item in asked], None, template)
         memory = model.outline(texts, model.segment(texts), processor.check_rate(rate))
         documents = [texts.index(item["context"]) for item in asked]
         rows = model.memory_rows(memory, list(zip(documents, prompts, strict=True)))
@@ -166,6 +149,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
 
     def postprocess(self, model_outputs: dict[str, Any], **parameters) -> Any:
         """One result an answer."""
+        answers, memories = model_outputs["answers"], model_outputs["memories"]
         return [
             {
                 "answer": answer,
@@ -173,32 +157,19 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
                 "n_slots": sum(memory.n_slots),
                 "rate": memory.rate,
             }
-            for answer, memory in zip(
-                model_outputs["answers"], model_outputs["memories"], strict=True
-            )
+            for answer, memory in zip(answers, memories, strict=True)
         ]
 
-    def _postprocess_all(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        return self.postprocess(model_outputs, **self._postprocess_params)
-
-    def _stream(
-        self, inputs: Iterable[Item], settings: dict[str, Any], size: int
-    ) -> Iterator[dict[str, Any]]:
+    def _stream(self, inputs: Any, settings: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
         waiting: list[Item] = []
-        for item in _items_of(inputs):
+        indexed = isinstance(inputs, Dataset) and not hasattr(inputs, "__iter__")
+        for item in (inputs[i] for i in range(len(inputs))) if indexed else inputs:
             waiting += _spread(item)[0]
             while len(waiting) >= size:
                 batch, waiting = waiting[:size], waiting[size:]
-                yield from self._postprocess_all(self.forward(self.preprocess(batch), **settings))
+                yield from self.postprocess(self.forward(self.preprocess(batch), **settings))
         if waiting:
-            yield from self._postprocess_all(self.forward(self.preprocess(waiting), **settings))
-
-
-def _items_of(inputs) -> Iterator[Item]:
-    """A stream's items; a map-style dataset has a length and indices, and may have no iterator."""
-    if isinstance(inputs, Dataset) and not hasattr(inputs, "__iter__"):
-        return (inputs[i] for i in range(len(inputs)))  # type: ignore[arg-type]
-    return iter(inputs)
+            yield from self.postprocess(self.forward(self.preprocess(waiting), **settings))
 
 
 def _spread(inputs) -> tuple[list[Item], bool]:
@@ -219,7 +190,7 @@ def _spread(inputs) -> tuple[list[Item], bool]:
         raise ValueError("inputs is an empty list; give at least one question.")
     if not all(isinstance(item, dict) for item in inputs):
         raise TypeError("each of the inputs must be a dict {'question': ..., 'context': ...}.")
-    return [item for given in inputs for item in _spread(given)[0]], False
+    return [item for each in inputs for item in _spread(each)[0]], False
 
 
 def _pair_up(question, context, memory) -> tuple[list[Item], bool]:
@@ -232,12 +203,8 @@ def _pair_up(question, context, memory) -> tuple[list[Item], bool]:
             f"got {'both' if context is not None else 'neither'}."
         )
     questions = as_list(question, "question")
-    if not questions:
-        raise ValueError("question is an empty list; give at least one.")
     if context is not None:
         contexts = as_list(context, "context")
-        if not contexts:
-            raise ValueError("context is an empty list; give at least one text.")
         items = [
             {"question": questions[j], "context": contexts[i]}
             for i, j in pair(len(contexts), len(questions))

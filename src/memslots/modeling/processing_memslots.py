@@ -17,12 +17,19 @@ from .layout_memslots import (
     lay_out,
     lay_out_row,
     literal_ids,
-    memory_rows,
     slot_ranges,
 )
-from .literals_memslots import Detectors, Literal, literals_of_spans
-from .memory_memslots import Memory, slots_for
-from .texts_memslots import PlainText, Span, UnitSplitter, as_list, check_text
+from .memory_memslots import slots_for
+from .texts_memslots import (
+    Detectors,
+    Literal,
+    PlainText,
+    Span,
+    as_list,
+    check_text,
+    literals_of_spans,
+    unit_spans,
+)
 
 # Private-use characters stand for the user's text while a chat template is rendered, so that only
 # the template's own text is read with added-token matching.
@@ -38,14 +45,9 @@ class MemslotsProcessor(ProcessorMixin):
     Args:
         tokenizer: the decoder's tokenizer.
         encoder_tokenizer: the encoder's tokenizer.
-        segment_length: longest segment, in encoder tokens.
-        compression_rates: rates that may be asked for; the first is the default.
-        prompt_format: "plain" or "chat".
-        plain_prompt: the plain prompt, with `{question}` in it.
-        markers: where `<MEM>` and `</MEM>` stand, see `MemslotsConfig`.
-        spread: whether memory tokens are spread over their segment (`memory_positions`).
-        literals: detectors of what rides beside the slots, see `MemslotsConfig`.
-        units: arguments of `texts_memslots.UnitSplitter` with pooling "sentence", else None.
+        spread: whether `memory_positions` is "spread".
+        units: arguments of `texts_memslots.unit_spans` with pooling "sentence", else None.
+        segment_length: this and the others are fields of `MemslotsConfig`.
     """
 
     def __init__(
@@ -94,16 +96,12 @@ class MemslotsProcessor(ProcessorMixin):
         if described is not None:
             units = {"unit": config.pool_unit, "language": config.pool_language}
             units.update({name: described[name] for name in ("lead", "lower_case")})
+        same = "segment_length compression_rates prompt_format plain_prompt markers literals"
         return cls(
             tokenizer,
             encoder_tokenizer,
-            segment_length=config.segment_length,
-            compression_rates=list(config.compression_rates),
-            prompt_format=config.prompt_format,
-            plain_prompt=config.plain_prompt,
-            markers=config.markers,
+            **{name: getattr(config, name) for name in same.split()},
             spread=config.memory_positions == "spread",
-            literals=config.literals,
             units=units,
         )
 
@@ -140,10 +138,8 @@ class MemslotsProcessor(ProcessorMixin):
     @property
     def pad_id(self) -> int:
         """A decoder token id for masked positions."""
-        for index in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if index is not None:
-                return index
-        return 0
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return pad if pad is not None else eos if eos is not None else 0
 
     @property
     def bos_ids(self) -> list[int]:
@@ -160,10 +156,7 @@ class MemslotsProcessor(ProcessorMixin):
     # -- texts -------------------------------------------------------------------------------------
 
     def segment(self, text: str) -> list[Span]:
-        """Spans of `text` that are compressed independently.
-
-        Raises:
-            ValueError: a text that cannot be compressed; see `check_text`.
+        """Spans of `text` that are compressed independently; `ValueError` where it cannot be.
 
         Examples:
             >>> [span.end for span in processor.segment("Ann is here.")]
@@ -187,8 +180,7 @@ class MemslotsProcessor(ProcessorMixin):
         """
         if self.units is None:
             return self.encoder_text.segment(text, self.segment_length)
-        splitter = UnitSplitter(self.encoder_text, window=self.segment_length, **self.units)
-        return splitter.segment(text)
+        return unit_spans(self.encoder_text, text, window=self.segment_length, **self.units)
 
     def segment_literals(
         self, text: str, spans: Sequence[Span], literals: Detectors | None = None
@@ -206,10 +198,7 @@ class MemslotsProcessor(ProcessorMixin):
         return literals_of_spans(text, [span.end for span in spans], detectors)
 
     def literal_ids(self, literals: Sequence[Sequence[Literal]]) -> list[list[int]]:
-        """Decoder tokens of each segment's literals (user text: never a control token).
-
-        Returns:
-            One list a segment; an empty list where no segment has any.
+        """Decoder tokens of each segment's literals; an empty list where no segment has any.
 
         Examples:
             >>> processor.literal_ids([()])
@@ -252,8 +241,7 @@ class MemslotsProcessor(ProcessorMixin):
             template_kwargs: passed to the chat template.
 
         Raises:
-            ValueError: neither or both of `question` and `messages`, no chat template, or
-                arguments of one for a plain prompt.
+            ValueError: not one of `question` and `messages`, or what the format does not take.
 
         Examples:
             >>> processor.decode(processor.prompt(question="Who?").after).split()
@@ -285,11 +273,7 @@ class MemslotsProcessor(ProcessorMixin):
         messages: list | None,
         template_kwargs: dict[str, Any],
     ) -> tuple[list[Prompt], bool]:
-        """A prompt for each of one or several questions or chats, and whether it was one.
-
-        Raises:
-            ValueError: neither or both, or an empty list.
-            TypeError: arguments of another type.
+        """A prompt for each of one or several questions or chats, and whether it was a single one.
 
         Examples:
             >>> prompts, single = processor.prompts(["Who?", "Why?"], None, {})
@@ -300,8 +284,6 @@ class MemslotsProcessor(ProcessorMixin):
             if question is None:
                 raise ValueError("give question=... or messages=[...], got neither.")
             questions = as_list(question, "question")
-            if not questions:
-                raise ValueError("question is an empty list; give at least one question.")
             prompts = [self.prompt(question=text, **template_kwargs) for text in questions]
             return prompts, isinstance(question, str)
         if question is not None:
@@ -315,9 +297,7 @@ class MemslotsProcessor(ProcessorMixin):
         return [self.prompt(messages=chat, **template_kwargs) for chat in chats], single
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Decoder tokens of an answer as they follow the prompt, with EOS.
-
-        A plain prompt that does not end in white space is followed by one space.
+        """Decoder tokens of an answer as they follow the prompt, with a space if need be, and EOS.
 
         Examples:
             >>> processor.decode(processor.answer_ids("Ann"))
@@ -413,13 +393,11 @@ class MemslotsProcessor(ProcessorMixin):
         """
         length = max(len(span.ids) for span in spans)
         pad = self.encoder_tokenizer.pad_token_id or 0
+        ids = [span.ids + [pad] * (length - len(span.ids)) for span in spans]
+        mask = [[1] * len(span.ids) + [0] * (length - len(span.ids)) for span in spans]
         return {
-            "segment_input_ids": torch.tensor(
-                [span.ids + [pad] * (length - len(span.ids)) for span in spans]
-            ),
-            "segment_attention_mask": torch.tensor(
-                [[1] * len(span.ids) + [0] * (length - len(span.ids)) for span in spans]
-            ),
+            "segment_input_ids": torch.tensor(ids),
+            "segment_attention_mask": torch.tensor(mask),
         }
 
     def lay_out(self, rows: Sequence[Row], segment_slots: Sequence[int], padding_side="left"):
@@ -442,20 +420,6 @@ class MemslotsProcessor(ProcessorMixin):
         """
         return len(lay_out_row(row, slot_ranges(segment_slots), markers=self.markers).input_ids)
 
-    def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
-        """A decoder row for each prompt about a document of `memory`, without targets.
-
-        Args:
-            memory: what the rows' segments are indices in.
-            asked: index of the document and prompt of each row.
-
-        Examples:
-            >>> prompt = processor.prompt(question="Who?")
-            >>> processor.memory_rows(model.compress("Ann is here."), [(0, prompt)])[0].segments
-            [0]
-        """
-        return memory_rows(memory, asked, self.decoder_text.encode)
-
     def __call__(
         self,
         context: str | list[str],
@@ -465,16 +429,8 @@ class MemslotsProcessor(ProcessorMixin):
         padding_side: str = "left",
         literals: Detectors | None = None,
     ) -> BatchFeature:
-        """Inputs of `MemslotsModel.forward` for questions about texts, with labels where answers
-        are given.
-
-        Args:
-            context: n texts.
-            question: n questions, one a text.
-            answer: n answers.
-            rate: encoder tokens per slot, by default the finest.
-            padding_side: of the decoder's rows.
-            literals: as for `MemslotsModel.compress`.
+        """Inputs of `MemslotsModel.forward` for n questions about n texts, one each; with labels
+        where there are answers. `literals` are those of `MemslotsModel.compress`.
 
         Examples:
             >>> sorted(processor(context="Ann is here.", question="Who?", answer="Ann"))[:3]
@@ -515,12 +471,3 @@ class MemslotsProcessor(ProcessorMixin):
         """
         kwargs = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False, **kwargs}
         return self.tokenizer.decode(ids, **kwargs)
-
-    def batch_decode(self, ids, **kwargs) -> list[str]:
-        """Texts of rows of decoder tokens.
-
-        Examples:
-            >>> processor.batch_decode([processor.decoder_text.encode("Ann")])
-            ['Ann']
-        """
-        return [self.decode(row, **kwargs) for row in ids]

@@ -1,23 +1,14 @@
 """Texts from memories: kept ones exactly, others as the decoder reads them back.
 
-`reconstruct`, `expand` and `expanded` are methods of `MemslotsModel`.
+`reconstruct` is a method of `MemslotsModel`.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from .decoders_memslots import check_generate_kwargs
 from .layout_memslots import beside_slots, reading_row
 from .memory_memslots import NEEDS_TEXT, Memory
-
-UNCERTAIN = 0.8
-"""A token is marked where the decoder gave it less than this probability."""
-
-MARKS = ("⟦", "⟧")
-"""What stands around uncertain tokens."""
 
 
 def reconstruct(
@@ -27,14 +18,11 @@ def reconstruct(
 
     Args:
         self: a `MemslotsModel`.
-        memory: one document or several.
+        memory: one document or several; of several, a list is returned.
         batch_size: segments that are generated at once.
         exact: whether the text must be the one that was compressed, byte for byte; the memory was
             then made with `compress(..., keep_text=True)`, and no decoder is asked.
         generate_kwargs: as in `generate`; greedy by default.
-
-    Returns:
-        One string for one document, else a list.
 
     Raises:
         ValueError: with `exact`, segments whose text was not kept, or one that has another SHA-256
@@ -56,100 +44,10 @@ def reconstruct(
     if exact:
         texts = _exact_texts(memory, chosen)
     else:
-        texts = _read_back(self, memory, chosen, batch_size, generate_kwargs)
+        texts = read_back(self, memory, chosen, batch_size, generate_kwargs)
     rest = iter(texts)
     documents = ["".join(next(rest) for _ in document) for document in memory.documents]
     return documents[0] if len(documents) == 1 else documents
-
-
-def expand(self, memory: Memory, i: int) -> str:
-    """The text of segment `i`, see `Memory.expand`.
-
-    Args:
-        self: a `MemslotsModel`.
-        memory: that holds the segment.
-        i: index in `memory.segments`.
-
-    Examples:
-        >>> model.expand(model.compress("Ann is here.", keep_text=True), 0)
-        'Ann is here.'
-    """
-    self.check_memory(memory)
-    (i,) = check_segments(memory, [i])
-    (text,) = memory.kept_texts([i])
-    return _read_marked(self, memory, i) if text is None else text
-
-
-def expanded(self, memory: Memory, indices: Sequence[int]) -> Memory:
-    """The memory, some segments of which are read as text: exact, or as it is read back.
-
-    Args:
-        self: a `MemslotsModel`.
-        memory: one document or several.
-        indices: in `memory.segments`.
-
-    Raises:
-        ValueError: what are no indices of segments.
-
-    Examples:
-        >>> model.expanded(model.compress("Ann is here.", keep_text=True), [0]).segment_texts
-        ('Ann is here.',)
-    """
-    chosen = [i for i in check_segments(memory, indices) if memory.segment_texts[i] is None]
-    texts = dict(zip(chosen, memory.kept_texts(chosen), strict=True))
-    missing = [i for i in chosen if texts[i] is None]
-    if missing:
-        warnings.warn(
-            f"the exact text of segments {_named(missing)} was not kept, so what is read in their "
-            "place is what the decoder reads back from their slots, mistakes included; compress "
-            "with keep_text=True, or give the text you have: memory.as_text({i: text})",
-            stacklevel=3,
-        )
-        texts.update(zip(missing, _read_back(self, memory, missing, 32, {}), strict=True))
-    return memory.as_text({i: text or "" for i, text in texts.items()})
-
-
-def check_segments(memory: Memory, indices: Sequence[int]) -> list[int]:
-    """Indices of segments, from 0, each once and in order.
-
-    Raises:
-        ValueError: something else than indices of this memory's segments.
-    """
-    count = len(memory.segments)
-    several = isinstance(indices, (list, tuple, range, set))
-    chosen: list[Any] = list(indices) if several else [indices]
-    for i in chosen:
-        if type(i) is not int or not -count <= i < count:
-            raise ValueError(
-                f"expand={chosen!r}: segments are integers from 0 to {count - 1}, got {i!r}."
-            )
-    return sorted({i % count for i in chosen})
-
-
-def marked(processor, ids: Sequence[int], sure: Sequence[bool]) -> str:
-    """The text of tokens, with marks around those that are not sure.
-
-    Args:
-        processor: that decodes.
-        ids: decoder tokens.
-        sure: for each of them.
-    """
-    text, pending = "", False
-    parts: list[tuple[str, bool]] = []
-    for n, certain in enumerate(sure, start=1):
-        pending = pending or not certain
-        whole = processor.decode(ids[:n])
-        if whole.endswith("\N{REPLACEMENT CHARACTER}") and n < len(ids):
-            continue  # in the midst of a character
-        parts.append((whole[len(text) :], not pending))
-        text, pending = whole, False
-    shown, open_mark = "", False
-    for piece, certain in parts:
-        if piece and certain == open_mark:
-            shown += MARKS[open_mark]
-            open_mark = not open_mark
-        shown += piece
-    return shown + (MARKS[1] if open_mark else "")
 
 
 def _exact_texts(memory: Memory, chosen: Sequence[int]) -> list[str]:
@@ -157,17 +55,18 @@ def _exact_texts(memory: Memory, chosen: Sequence[int]) -> list[str]:
     missing = [i for i, text in zip(chosen, texts, strict=True) if text is None]
     if missing:
         raise ValueError(
-            f"the exact text of segments {_named(missing)} was not kept; {NEEDS_TEXT}, or use "
+            f"the exact text of segments {listed(missing)} was not kept; {NEEDS_TEXT}, or use "
             "reconstruct(memory) without exact."
         )
     return [text or "" for text in texts]
 
 
-def _named(indices: Sequence[int]) -> str:
+def listed(indices: Sequence[int]) -> str:
+    """The first indices, for a message."""
     return ", ".join(map(str, indices[:5])) + (" and more" if len(indices) > 5 else "")
 
 
-def _read_back(
+def read_back(
     model, memory: Memory, chosen: Sequence[int], batch_size: int, generate_kwargs: dict[str, Any]
 ) -> list[str]:
     """What the decoder writes of each of the `chosen` segments."""
@@ -185,24 +84,3 @@ def _read_back(
         for i, ids in zip(batch, output, strict=True):
             texts[i] = processor.decode(ids)
     return [texts[i] or "" for i in chosen]
-
-
-@torch.no_grad()
-def _read_marked(model, memory: Memory, i: int) -> str:
-    """What the decoder writes of a segment, with what it is not sure of in marks."""
-    beside = beside_slots(memory, model.processor.decoder_text.encode)[i]
-    rows = [reading_row(i, model.processor.bos_ids, [], beside)]
-    kwargs = {
-        "max_new_tokens": 2 * memory.segments[i].tokens + 16,
-        "do_sample": False,
-        "num_beams": 1,
-        "return_dict_in_generate": True,
-        "output_scores": True,
-    }
-    output = model.generate_rows(rows, memory, model.generation_kwargs(rows, memory, kwargs))
-    ids = output.sequences[0].tolist()[-len(output.scores) :]
-    sure = [
-        bool(torch.softmax(scores[0].float(), dim=-1)[token] >= UNCERTAIN)
-        for token, scores in zip(ids, output.scores, strict=True)
-    ]
-    return marked(model.processor, ids, sure)

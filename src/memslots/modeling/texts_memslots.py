@@ -1,8 +1,16 @@
-"""User text is data: tokens without control tokens, and segments to be compressed one by one."""
+"""What is read of a text: tokens, the segments that are compressed, literals beside their slots.
+
+User text is data: no part of it becomes a control token. A pooled vector keeps the gist of a text
+and loses its digits (the sentence-pools article), so what must come back exactly is kept as a
+literal, a span of characters. The decoder reads a segment's literals after its slots, each encoded
+by itself after one space, which keeps neighbours apart and gives it the tokens that it has in
+prose.
+"""
 
 import json
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -21,13 +29,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 class Span(NamedTuple):
-    """A segment of a text before it is compressed.
-
-    Args:
-        start: first character.
-        end: one past the last character.
-        ids: the encoder's tokens of exactly these characters.
-    """
+    """Characters `start` to `end` of a text, and the encoder's tokens of exactly these."""
 
     start: int
     end: int
@@ -41,11 +43,8 @@ class PlainText:
     would still become single control ids. The backend is copied without its added tokens; where a
     vocabulary holds a control string as an ordinary piece, that piece is encoded in two parts.
 
-    Args:
-        tokenizer: a tokenizer of transformers with a `tokenizers` backend.
-
     Raises:
-        ValueError: a tokenizer that has no such backend.
+        ValueError: a tokenizer without a `tokenizers` backend.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -73,15 +72,12 @@ class PlainText:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, never a control token."""
-        return self._encode(text)[0]
+        return self.encode_with_places(text)[0]
 
     def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode`, with the characters `(start, end)` that each token stands for."""
-        return self._encode(text)
-
-    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         if text.startswith(BYTE_ORDER_MARK):  # says how a file is written, and nothing of its text
-            ids, offsets = self._encode(text[1:])
+            ids, offsets = self.encode_with_places(text[1:])
             return ids, [(start + 1, end + 1) for start, end in offsets]
         encoding = self.backend.encode(text, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets
@@ -97,7 +93,7 @@ class PlainText:
         ids, offsets = [], []
         for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
             # Again, since what is left of one control string may be another.
-            piece_ids, piece_offsets = self._encode(text[start:end])
+            piece_ids, piece_offsets = self.encode_with_places(text[start:end])
             ids += piece_ids
             offsets += [(start + first, start + last) for first, last in piece_offsets]
         return ids, offsets
@@ -108,10 +104,6 @@ class PlainText:
         Each span is tokenized by itself, so that a span compressed alone gives the same slots as it
         does inside its text. Spans tile the text; one character that takes more than `length`
         tokens is a span of its own.
-
-        Args:
-            text: any text without lone surrogates.
-            length: most encoder tokens of a span.
         """
         spans: list[Span] = []
         start = 0
@@ -130,7 +122,7 @@ class PlainText:
         window, margin = 6 * length, 16
         while True:
             piece = text[start : start + window]
-            ids, offsets = self._encode(piece)
+            ids, offsets = self.encode_with_places(piece)
             complete = start + window >= len(text)
             if complete and len(ids) <= length:
                 return len(text), ids
@@ -151,11 +143,7 @@ class PlainText:
 
 
 def check_text(text: object, name: str) -> str:
-    """`text` itself, if it can be compressed or asked.
-
-    Args:
-        text: what the user gave.
-        name: the argument's name, for the message.
+    """`text` itself, if it can be compressed or asked; `name` is the argument's, for the message.
 
     Raises:
         TypeError: not a string.
@@ -176,21 +164,20 @@ def check_text(text: object, name: str) -> str:
 
 
 def as_list(value, name: str) -> list:
-    """`value` as a list; `TypeError` for anything but a string or a list or tuple."""
+    """A text or several as a list; `TypeError` for anything else, `ValueError` for none."""
     if isinstance(value, str):
         return [value]
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}.")
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(
+            f"{name} must be a string or a list of strings, got {type(value).__name__}."
+        )
+    if not value:
+        raise ValueError(f"{name} is an empty list; give at least one {name}.")
+    return list(value)
 
 
 def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, int]]:
     """Character spans of the sentences, the paragraphs or the whole of `text`; they tile it.
-
-    Args:
-        text: any text.
-        unit: "sentence", "paragraph" (between blank lines) or "text".
-        language: ISO 639-1 code, for sentences.
 
     Raises:
         ImportError: sentences without sentencex.
@@ -204,7 +191,8 @@ def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, i
             import sentencex
         except ImportError as error:
             raise ImportError(NEEDS_SENTENCEX) from error
-        ends = [one["end_index"] for one in sentencex.get_sentence_boundaries(language, text)]
+        boundaries = sentencex.get_sentence_boundaries(language, text)
+        ends = [boundary["end_index"] for boundary in boundaries]
     ends = [*[end for end in ends if end < len(text)], len(text)]
     spans: list[tuple[int, int]] = []
     start = 0
@@ -217,72 +205,209 @@ def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, i
     return spans
 
 
-class UnitSplitter:
-    """Cuts texts into the units that get one vector each.
+def unit_spans(
+    encoder_text: PlainText,
+    text: str,
+    unit: str,
+    language: str,
+    window: int,
+    lead: str = "",
+    lower_case: bool = False,
+) -> list[Span]:
+    """The spans of a text that get one vector each; they tile it.
 
-    Args:
-        encoder_text: plain-text view of the encoder's tokenizer.
-        unit: "sentence", "paragraph" or "text".
-        language: ISO 639-1 code, for sentences.
-        window: most encoder tokens of a unit; longer ones are cut, and a warning says so.
-        lead: white space before each unit, where the encoder's prompt ends in some.
-        lower_case: whether the encoder was trained on lower-cased text.
+    Their ids are those of the span without white space around it, behind `lead` (where the
+    encoder's prompt ends in white space). Units without a token (control characters) join the one
+    before them; of those above `window` tokens a warning says that they are cut.
     """
 
-    def __init__(
-        self,
-        encoder_text: PlainText,
-        unit: str,
-        language: str,
-        window: int,
-        lead: str = "",
-        lower_case: bool = False,
-    ):
-        self.encoder_text = encoder_text
-        self.unit = unit
-        self.language = language
-        self.window = window
-        self.lead = lead
-        self.lower_case = lower_case
+    def span_of(start: int, end: int) -> Span:
+        stripped = text[start:end].strip()
+        return Span(
+            start, end, encoder_text.encode(lead + (stripped.lower() if lower_case else stripped))
+        )
 
-    def segment(self, text: str) -> list[Span]:
-        """The spans of `text`, which tile it; ids are those of a span without white space around.
-
-        Units without a token (control characters) join the one before them.
-        """
-        spans: list[Span] = []
-        cut = pieces = 0
-        for start, end in split_units(text, self.unit, self.language):
-            own = [Span(start, end, self._ids(text[start:end]))]
-            if len(own[0].ids) > self.window:
-                own = self._cut(text, start, end)
-                cut, pieces = cut + 1, pieces + len(own)
-            for span in own:
-                if span.ids or not spans:
-                    spans.append(span)
-                else:
-                    spans[-1] = spans[-1]._replace(end=span.end)
-        if cut:
-            logger.warning(
-                f"{cut} {self.unit}{'s are' if cut > 1 else ' is'} longer than the sentence "
-                f"encoder's window of {self.window} tokens; cut into {pieces} pieces, one slot "
-                "each."
-            )
-        if len(spans) > 1 and not spans[0].ids:
-            spans[1] = spans[1]._replace(start=spans[0].start)
-            del spans[0]
+    def pieces_of(start: int, end: int) -> list[Span]:
+        for room in range(window, 0, -1):
+            pieces = encoder_text.segment(text[start:end], room)
+            spans = [span_of(start + piece.start, start + piece.end) for piece in pieces]
+            if all(len(span.ids) <= window for span in spans):
+                break  # else: without the white space around it, a piece may take more
         return spans
 
-    def _ids(self, text: str) -> list[int]:
-        text = text.strip()
-        return self.encoder_text.encode(self.lead + (text.lower() if self.lower_case else text))
+    spans: list[Span] = []
+    cut = count = 0
+    for start, end in split_units(text, unit, language):
+        pieces = [span_of(start, end)]
+        if len(pieces[0].ids) > window:
+            pieces = pieces_of(start, end)
+            cut, count = cut + 1, count + len(pieces)
+        for span in pieces:
+            if span.ids or not spans:
+                spans.append(span)
+            else:
+                spans[-1] = spans[-1]._replace(end=span.end)
+    if cut:
+        logger.warning(
+            f"{cut} {unit}{'s are' if cut > 1 else ' is'} longer than the sentence encoder's "
+            f"window of {window} tokens; cut into {count} pieces, one slot each."
+        )
+    if len(spans) > 1 and not spans[0].ids:
+        spans[1] = spans[1]._replace(start=spans[0].start)
+        del spans[0]
+    return spans
 
-    def _cut(self, text: str, start: int, end: int) -> list[Span]:
-        room = self.window
-        while True:
-            pieces = self.encoder_text.segment(text[start:end], room)
-            places = [(start + piece.start, start + piece.end) for piece in pieces]
-            spans = [Span(first, last, self._ids(text[first:last])) for first, last in places]
-            if room == 1 or all(len(span.ids) <= self.window for span in spans):
-                return spans
-            room = max(1, room - 1)  # without the white space around it, a piece may take more
+
+# -- literals ----------------------------------------------------------------------------------
+
+MONTHS = (
+    "Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|"
+    "Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?"
+)
+
+
+class Literal(NamedTuple):
+    """Characters `start` to `end` of a source text, which the decoder reads as they are."""
+
+    start: int
+    end: int
+    text: str
+
+
+Detector = Callable[[str], Iterable[tuple[int, int]]]
+"""From a text to the `(start, end)` character spans of what it detects, in any order."""
+
+Detectors = str | Detector | Sequence[str | Detector]
+"""A detector's name, a detector, or several of either."""
+
+
+def by_pattern(*patterns: str) -> Detector:
+    """A detector of all matches of regular expressions, or of their group `kept`."""
+    compiled = [re.compile(pattern) for pattern in patterns]
+
+    def detect(text: str) -> list[tuple[int, int]]:
+        return [
+            match.span("kept" if "kept" in pattern.groupindex else 0)
+            for pattern in compiled
+            for match in pattern.finditer(text)
+        ]
+
+    return detect
+
+
+DETECTORS: dict[str, Detector] = {
+    # 27, 1,000.5, -3, $40, 12:30, 95.5%; no digits inside a word (those are identifiers).
+    "numbers": by_pattern(r"(?<!\w)(?:(?<!\S)[+-])?[$€£¥]?\d+(?:[.,:]\d+)*(?:[eE][+-]?\d+)?%?"),
+    "dates": by_pattern(
+        r"(?<!\w)\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?Z?)?(?!\w)",
+        r"(?<!\w)\d{1,2}[./]\d{1,2}[./]\d{2,4}(?!\w)",
+        rf"(?<!\w)(?:\d{{1,2}}(?:st|nd|rd|th)? )?(?:{MONTHS})\.?,? \d{{1,4}}"
+        r"(?:st|nd|rd|th)?(?:, \d{4})?(?!\w)",
+    ),
+    # Words with a letter and a digit: UUIDs, hashes, order numbers, part numbers.
+    "identifiers": by_pattern(
+        r"(?<![\w-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9](?:[\w-]*[A-Za-z0-9])?(?![\w-])"
+    ),
+    "urls": by_pattern(
+        r"(?:https?://|ftp://|www\.)[^\s<>\"]*[^\s<>\"'.,;:!?)\]}]",
+        r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+",
+    ),
+    # Fenced and quoted code, calls, snake_case, camelCase.
+    "code": by_pattern(
+        r"```[^\n`]*\n?(?P<kept>[^`]+?)\s*```",
+        r"(?<!`)`(?P<kept>[^`\n]+)`(?!`)",
+        r"(?<![\w.`])[A-Za-z_]\w*(?:\.\w+)*\([^()\n]{0,200}\)",
+        r"(?<!\w)[A-Za-z]\w*_\w+",
+        r"(?<!\w)[a-z]+(?:[A-Z][a-z0-9]+)+(?!\w)",
+    ),
+    "quotes": by_pattern(
+        r'"(?P<kept>[^"\n]{1,300})"',
+        r"“(?P<kept>[^”\n]{1,300})”",
+        r"«\s?(?P<kept>[^»\n]{1,300}?)\s?»",
+    ),
+}
+"""Detectors by name; add your own by a new name, or give a function in a name's place."""
+
+
+def check_detectors(literals: Detectors | None, names_only: bool = False) -> list[Detector]:
+    """The detectors that `literals` names; with `names_only`, functions are refused too.
+
+    Raises:
+        ValueError: an unknown name, or something else than names and functions.
+    """
+    several = isinstance(literals, (list, tuple))
+    named: Any = literals if several else [] if literals is None else [literals]
+    detectors = []
+    for detector in named:
+        if isinstance(detector, str) and detector in DETECTORS:
+            detectors.append(DETECTORS[detector])
+        elif callable(detector) and not names_only:
+            detectors.append(detector)
+        else:
+            others = "" if names_only else ", or a function from a text to (start, end) spans"
+            raise ValueError(
+                f"literals={detector!r} is no detector of literals; "
+                f"use names of {sorted(DETECTORS)}{others}."
+            )
+    return detectors
+
+
+def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
+    """What the detectors find in `text`, in its order; of spans that overlap, the longest.
+
+    Raises:
+        ValueError: an unknown detector, or one that gives no spans of this text.
+    """
+    spans: set[tuple[int, int]] = set()
+    for detector in check_detectors(literals):
+        for span in detector(text):
+            start, end = check_span(span, text)
+            # White space around a literal says nothing, and the layout puts a space before it.
+            while start < end and text[start].isspace():
+                start += 1
+            while end > start and text[end - 1].isspace():
+                end -= 1
+            if start < end:
+                spans.add((start, end))
+    chosen: list[tuple[int, int]] = []
+    reached = 0
+    # Of overlapping spans the one that begins first, and of those the longest; what a longer one
+    # begins before is part of it nearly always ("2024" in "5 March 2024").
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if start >= reached:
+            chosen.append((start, end))
+            reached = end
+        elif chosen and end - start > chosen[-1][1] - chosen[-1][0]:
+            before = chosen[-2][1] if len(chosen) > 1 else 0
+            if start >= before:
+                chosen[-1] = (start, end)
+                reached = end
+    return [Literal(start, end, text[start:end]) for start, end in chosen]
+
+
+def literals_of_spans(
+    text: str, ends: Sequence[int], literals: Detectors | None
+) -> list[tuple[Literal, ...]]:
+    """The literals of each segment of a text; one that a cut divides stays whole where it begins.
+
+    `ends` are one past the last character of each segment; the last segment takes what is left.
+    """
+    by_segment: list[list[Literal]] = [[] for _ in ends]
+    segment = 0
+    for literal in find_literals(text, literals):
+        while segment < len(ends) - 1 and literal.start >= ends[segment]:
+            segment += 1
+        by_segment[segment].append(literal)
+    return [tuple(literals_) for literals_ in by_segment]
+
+
+def check_span(span: object, text: str) -> tuple[int, int]:
+    """A detector's span; `ValueError` where it is none of this text."""
+    if isinstance(span, (tuple, list)) and len(span) >= 2:
+        start, end = span[0], span[1]
+        if type(start) is int and type(end) is int and 0 <= start <= end <= len(text):
+            return start, end
+    raise ValueError(
+        f"a detector of literals gives (start, end) with 0 <= start <= end <= {len(text)}, the "
+        f"text's length in characters; got {span!r}."
+    )

@@ -92,7 +92,9 @@ class CorpusCompressor:
             model.to(spec.device)
         self.model = model
         if spec.compiled:
-            model.compile_encoder()
+            from memslots.compiling import compile_encoder
+
+            compile_encoder(model)
 
     def __call__(self, texts: pa.Table) -> pa.Table:
         """Compresses a batch.

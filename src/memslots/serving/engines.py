@@ -14,8 +14,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Row
-from memslots.modeling.prefix_memslots import Prefix, check_keeps_states
-from memslots.modeling.reading_back_memslots import check_segments
+from memslots.prefix import Prefix, check_keeps_states, prefill
+from memslots.verified.expanding import check_segments, expanded
 
 from .decoder_probe import check_decoder
 from .prefix_cache import PrefixCache, prefix_key
@@ -80,10 +80,10 @@ def expanded_with(
         context: One document.
         texts: Those that it begins with, as they came with the request.
         expand: Indices of its segments.
-        model: Asked for what is not at hand, as `model.expanded`; without it, that stays slots.
+        model: Asked for what is not at hand, as `verified.expanded`; without it, that stays slots.
 
     Raises:
-        ValueError: No indices of segments, or what `model.expanded` raises.
+        ValueError: No indices of segments, or what `verified.expanded` raises.
     """
     if not expand:
         return context
@@ -91,7 +91,7 @@ def expanded_with(
     at_hand = {i: context.segments[i] for i in chosen if context.segments[i].text < len(texts)}
     context = context.as_text({i: texts[s.text][s.start : s.end] for i, s in at_hand.items()})
     rest = [i for i in chosen if i not in at_hand]
-    return model.expanded(context, rest) if rest and model is not None else context
+    return expanded(model, context, rest) if rest and model is not None else context
 
 
 class Engine(Protocol):
@@ -206,8 +206,8 @@ class TransformersEngine:
             prefix_key(memory, before),
             asked.ids,
             len(before) + sum(self._model.memory_positions(memory)),
-            lambda: self._model.prefill(
-                memory, asked.messages, chat_template_kwargs=asked.template
+            lambda: prefill(
+                self._model, memory, asked.messages, chat_template_kwargs=asked.template
             ),
         )
         # A template may put what depends on the question before the memory.

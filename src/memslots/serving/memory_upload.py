@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from memslots.modeling import Memory, MemslotsModel
+from memslots.sent_memories import load_sent_memory
 
 
 def read_memory_file(model: MemslotsModel, encoded: str, max_characters: int) -> Memory:
@@ -29,7 +30,7 @@ def read_memory_file(model: MemslotsModel, encoded: str, max_characters: int) ->
         path = Path(folder) / "memory.safetensors"
         path.write_bytes(content)
         try:
-            return model.load_memory(path, max_characters)
+            return load_sent_memory(model, path, max_characters)
         except ValueError as error:
             said = str(error).replace(repr(str(path)), "memory").replace(str(path), "memory")
             raise ValueError(said) from error

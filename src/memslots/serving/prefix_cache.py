@@ -1,6 +1,6 @@
 """Memories that the decoder has read already, so that later questions about them start there.
 
-The first question about a memory lets the decoder read its slots (`memory.prefill`); what that
+The first question about a memory lets the decoder read its slots (`prefill`); what that
 leaves, the decoder's keys and values, is kept for the questions after it, the least recently asked
 dropped first. Every answer works on a copy (`Prefix.cache`), so what is kept stays as it is.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from memslots.modeling import Memory
-from memslots.modeling.prefix_memslots import Prefix
+from memslots.prefix import Prefix
 
 from .shelf import derived_id
 

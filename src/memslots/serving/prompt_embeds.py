@@ -18,7 +18,7 @@ import torch
 
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Row, max_positions, pair
-from memslots.modeling.memory_files_memslots import check_slots
+from memslots.sent_memories import check_slots
 
 
 def prompt_embeds(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from memslots.making import absolute, decoder_tokenizer, kept_place
+from memslots.making import absolute, decoder_tokenizer, draw_converter, kept_place
 from memslots.modeling import MemslotsModel, MemslotsProcessor
 from memslots.modeling.converters_memslots import build_converter
 from memslots.modeling.decoders_memslots import DecoderLora
@@ -50,7 +50,7 @@ def adapt_to_decoder(
         raise ValueError(
             "this compressor's encoder is its decoder's own layers, so it cannot be adapted to "
             "another decoder: train one for that decoder (memslots train own --decoder ...), or "
-            "give the encoder weights of its own first, with model.merge_encoder()."
+            "give the encoder weights of its own first, with memslots.making.merge_encoder(model)."
         )
     old = model.decoder if model.has_decoder else None
     if start == "embeddings" and old is None:
@@ -80,7 +80,7 @@ def adapt_to_decoder(
     width = config.get_text_config(decoder=True).hidden_size
     scale = embedding_scale(llm)
     converter, markers = build_converter(config), torch.randn(3, width) * scale
-    converter.init_weights(scale)
+    draw_converter(converter, scale)
     if mapping is not None:
         carry_over(model.converter, converter, mapping)
         markers = model.markers.detach().float().cpu() @ mapping

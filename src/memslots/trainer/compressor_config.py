@@ -8,7 +8,7 @@ import torch
 from trl import SFTConfig
 
 from memslots.modeling import MemslotsConfig
-from memslots.modeling.literals_memslots import check_detectors
+from memslots.modeling.texts_memslots import check_detectors
 
 
 @dataclass

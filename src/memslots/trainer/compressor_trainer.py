@@ -13,13 +13,13 @@ from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
-from memslots.modeling.distillation_memslots import Teacher, teach
 from memslots.modeling.layout_memslots import IGNORE, RECONSTRUCTION, TASKS, Row
 from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns, check_rows
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.contrast_groups import ContrastGroups
 from memslots.trainer.decoder_checkpointing import decoder_checkpointing
+from memslots.trainer.distillation import Teacher, teach
 from memslots.trainer.length_groups import GROUPED, LengthGroupedRows, row_lengths
 from memslots.trainer.saving import last_checkpoint, whole_or_removed
 from memslots.trainer.sharded import with_tasks

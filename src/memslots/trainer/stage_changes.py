@@ -11,8 +11,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from memslots.modeling.encoders_memslots import build_encoder
-from memslots.modeling.literals_memslots import check_detectors
 from memslots.modeling.modeling_memslots import MemslotsModel
+from memslots.modeling.texts_memslots import check_detectors
 from memslots.trainer.adapter_start import start_from_embeddings
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.pool_units import change_pool_unit

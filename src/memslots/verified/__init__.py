@@ -9,6 +9,7 @@ The memories are ordinary ones, which any checkpoint reads; making them needs th
 """
 
 from .compressing import compress
+from .expanding import expand, expanded
 from .report import MemoryReport, SegmentReport, report
 
-__all__ = ["MemoryReport", "SegmentReport", "compress", "report"]
+__all__ = ["MemoryReport", "SegmentReport", "compress", "expand", "expanded", "report"]

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from memslots.modeling import Memory, MemslotsModel, Segment
-from memslots.modeling.literals_memslots import Detector, Detectors
 from memslots.modeling.memory_files_memslots import SegmentCheck
 from memslots.modeling.memory_memslots import slots_for
-from memslots.modeling.texts_memslots import as_list
+from memslots.modeling.texts_memslots import Detector, Detectors, as_list
 
 from .drafts import Draft, ask, beside_ids, drafts_of
 from .exact_literals import keep_exact_spans
@@ -82,7 +81,7 @@ def compress(
         max_slots: most slots of each text, spent where they give back most; with `fidelity`,
             segments that have that take no more, and the tokens of those left as text count.
         rates: with `fidelity` or `max_slots`, the rates to choose from, by default all.
-        exact: what must come back exactly: True for every kind of `literals_memslots.DETECTORS`
+        exact: what must come back exactly: True for every kind of `texts_memslots.DETECTORS`
             and the whole text, a name of one, a compiled regular expression, a function (see
             `exact_spans`), or a list of these. Spans that the slots do not give back,
             teacher-forced and free-running, become literals beside them. `[]` only checks.
@@ -108,8 +107,6 @@ def compress(
         True
     """
     texts = as_list(text, "context")
-    if not texts:
-        raise ValueError("compress needs at least one text, got an empty list.")
     request = request_of(model, rate, rates, fidelity, max_slots, exact, slot_dtype)
     keep_text = exact is True if keep_text is None else keep_text
     if request is None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from memslots.modeling import Memory, MemslotsModel, Segment
-from memslots.modeling.literals_memslots import Detectors, Literal
-from memslots.modeling.texts_memslots import Span, check_text
+from memslots.modeling.texts_memslots import Detectors, Literal, Span, check_text
 
 from .fidelity import Places, Reading, lost_places, read, teacher_forced
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from memslots.modeling import MemslotsModel
-from memslots.modeling.literals_memslots import Detector, Literal
+from memslots.modeling.texts_memslots import Detector, Literal
 
 from .drafts import Draft, ask, beside_ids, trial_memory
 from .exact_spans import exact_spans

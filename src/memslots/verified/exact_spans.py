@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from memslots.modeling.literals_memslots import (
+from memslots.modeling.texts_memslots import (
     DETECTORS,
     Detector,
     Literal,

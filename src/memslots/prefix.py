@@ -1,6 +1,6 @@
 """Prefix: a memory that the decoder has already read, so that questions share the reading.
 
-    prefix = memory.prefill(model)
+    prefix = prefill(model, memory)
     model.generate(memory=prefix, question=["Who signed?", "Where?"])
 
 Kept are the decoder's keys and values of what stands before the first token that depends on the
@@ -20,9 +20,10 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from .decoders_memslots import reading, run_decoder
-from .layout_memslots import Prompt, Row
-from .memory_memslots import Memory
+from memslots.modeling.decoders_memslots import reading, run_decoder
+from memslots.modeling.layout_memslots import Prompt, Row
+from memslots.modeling.memory_memslots import Memory
+from memslots.modeling.modeling_memslots import MemslotsModel
 
 States = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of one document by layer, each `(heads, positions, head size)`."""
@@ -95,7 +96,7 @@ class Prefix:
         if rate not in (None, self.memory.rate):
             raise ValueError(
                 f"this prefix was read at rate {self.memory.rate}, so rate={rate} needs one of its "
-                "own: memory.at_rate(rate).prefill(model)."
+                "own: prefill(model, memory.at_rate(rate))."
             )
         if kwargs.get("cache_implementation") is not None:
             raise ValueError(
@@ -108,7 +109,7 @@ class Prefix:
                 raise ValueError(
                     f"this question has {decode(prompt.before)[-80:]!r} before the memory, and "
                     f"the prefix was read with {decode(self.before)[-80:]!r}; make one with "
-                    "memory.prefill(model, messages=...), giving what stands before the memory."
+                    "prefill(model, memory, messages=...), giving what stands before the memory."
                 )
 
     def cache(
@@ -148,7 +149,7 @@ class Prefix:
 
 @torch.no_grad()
 def prefill(
-    self,
+    model: MemslotsModel,
     memory: Memory,
     messages: list[dict[str, Any]] | None = None,
     batch_size: int = 32,
@@ -160,7 +161,7 @@ def prefill(
     memory's positions (`Prefix.nbytes`), far more than the memory.
 
     Args:
-        self: a `MemslotsModel`.
+        model: a compressor with its decoder.
         memory: one document or several.
         messages: for chats, what stands before the memory, a system message for instance; what
             follows it is ignored. By default what stands there for `question=...`.
@@ -172,38 +173,40 @@ def prefill(
             whose state is more than keys and values (recurrent layers).
 
     Examples:
-        >>> prefix = model.prefill(model.compress("Ann is here."))
+        >>> prefix = prefill(model, model.compress("Ann is here."))
         >>> isinstance(model.generate(memory=prefix, question="Who?", max_new_tokens=2), str)
         True
     """
-    processor, decoder = self.processor, self.decoder
+    processor, decoder = model.processor, model.decoder
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    self.check_memory(memory)
+    model.check_memory(memory)
     check_keeps_states(decoder)
     template = chat_template_kwargs or {}
     if messages is None:
         before = processor.prompt(question="?", **template).before
     else:
-        asked = any(isinstance(one, dict) and one.get("role") == "user" for one in messages)
+        asked = any(
+            isinstance(message, dict) and message.get("role") == "user" for message in messages
+        )
         chat = list(messages) if asked else [*messages, {"role": "user", "content": "?"}]
         before = processor.prompt(messages=chat, **template).before
     documents = range(len(memory))
-    rows = self.memory_rows(memory, [(i, Prompt(before)) for i in documents])
-    self.check_room(memory, rows, documents, {})
-    lengths = [positions + len(before) for positions in self.memory_positions(memory)]
+    rows = model.memory_rows(memory, [(i, Prompt(before)) for i in documents])
+    model.check_room(memory, rows, documents, {})
+    lengths = [positions + len(before) for positions in model.memory_positions(memory)]
     order = sorted(documents, key=lengths.__getitem__)
     states: list[States] = [{} for _ in rows]
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        inputs = self.row_inputs([rows[i] for i in batch], memory, "right")
-        for layer, keys, values in _read_states(decoder, self.decoder_lora, inputs):
+        inputs = model.row_inputs([rows[i] for i in batch], memory, "right")
+        for layer, keys, values in _read_states(decoder, model.decoder_lora, inputs):
             for i, row_keys, row_values in zip(batch, keys, values, strict=True):
                 states[i][layer] = (
                     row_keys[:, : lengths[i]].clone(),
                     row_values[:, : lengths[i]].clone(),
                 )
-    return Prefix(memory, before, states, _Marks(self))
+    return Prefix(memory, before, states, _Marks(model))
 
 
 def _read_states(
@@ -284,17 +287,17 @@ class _Marks:
         if self._decoder() is not decoder:
             raise ValueError(
                 "this prefix was read by another decoder than the one that is attached now; call "
-                "memory.prefill(model) again."
+                "prefill(model, memory) again."
             )
         if place != self._place:
             raise ValueError(
                 f"this prefix was read by the decoder on {' in '.join(self._place)}, which is now "
-                f"on {' in '.join(place)}; call memory.prefill(model) again."
+                f"on {' in '.join(place)}; call prefill(model, memory) again."
             )
         if self._versions != _versions(decoder) or not _equal(self._sample, _sample(model)):
             raise ValueError(
                 "weights that read this prefix (decoder, converter, markers or decoder_lora) were "
-                "changed since; call memory.prefill(model) again."
+                "changed since; call prefill(model, memory) again."
             )
 
 

@@ -1,0 +1,233 @@
+"""Memory files that strangers send: what no compressor writes is refused before it costs.
+
+A file's checksum does not help against who made it: numbers that no compressor writes are refused
+before anything is made of them. This file is copied beside a checkpoint's `handler.py`, so it needs
+torch and safetensors alone, and asks the model for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+MOST_HEADER = 8 * 2**20
+"""Bytes of a sent file's JSON: numbers of segments, literals, and text that is read as text."""
+
+MORE_TOKENS = 64
+"""A segment may be so much longer than `segment_length`, where one character is many tokens."""
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Of slots that are sent."""
+
+_HASH = re.compile("[0-9a-f]{64}")
+
+
+def load_sent_memory(model, path: str | os.PathLike, most_characters: int) -> Any:
+    """A memory of `model` from a file that somebody sent, on the model's device.
+
+    Args:
+        model: a `MemslotsModel`.
+        path: the file.
+        most_characters: of all texts together; of all literals too.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: whatever is wrong with it.
+
+    Examples:
+        >>> load_sent_memory(model, "memory.safetensors", 4_000_000)  # doctest: +SKIP
+    """
+    try:
+        check_header(path)
+        check_kept_sizes(path, most_characters)
+        memory = model.load_memory(path)
+        check_sent(model, memory, most_characters)
+    except (ValueError, FileNotFoundError):
+        raise
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError("memory is a file whose header is no memory's.") from error
+    return memory
+
+
+def check_header(path: str | os.PathLike) -> None:
+    """Refuse a file whose JSON is too long to be read, before it is."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a folder, or a pipe that never ends
+        raise ValueError(f"{str(path)!r} is no file; name the file that memory.save wrote.")
+    if not os.path.isfile(path):  # nor where links lead in a circle
+        raise FileNotFoundError(f"there is no memory file at {str(path)!r}.")
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MOST_HEADER and size < os.path.getsize(path):  # else it is no safetensors at all
+        raise ValueError(
+            f"memory has a header of {size} bytes, and {MOST_HEADER} are read of a file that was "
+            "sent; send its documents one by one."
+        )
+
+
+def check_kept_sizes(path: str | os.PathLike, most_characters: int) -> None:
+    """Refuse a file that says it keeps more text than is taken, before any is inflated."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            sizes = json.loads(file.metadata()["memslots"])["texts"]
+        total = sum(size for pair in sizes if pair is not None for size in pair[1:])
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError):
+        return  # whatever it is, loading says so; and it sums up the sizes likewise
+    if total > 4 * most_characters:  # of UTF-8, at most
+        raise ValueError(f"memory keeps {total} bytes of text, for {most_characters} characters.")
+
+
+def check_sent(model, memory, most_characters: int) -> None:
+    """Refuse numbers and texts that no compressor of this kind writes.
+
+    Args:
+        model: a `MemslotsModel`.
+        memory: somebody's.
+        most_characters: of all texts together; of all literals too.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    check_slots(model, memory)
+    empty = model.memory_of([], [], memory.slots[:0], 1)
+    for name in ("rates", "nested", "pooling"):
+        value, expected = getattr(memory, name), getattr(empty, name)
+        if type(value) is not type(expected) or value != expected:
+            raise ValueError(f"memory has {name} {_short(value)}, and its compressor {expected!r}.")
+    if type(memory.rate) is not int or memory.rate not in empty.rates:
+        raise ValueError(f"memory has rate {_short(memory.rate)}; allowed are {empty.rates}.")
+    hashes, unknown = memory.text_sha256, memory.unknown_tokens
+    if not all(isinstance(text_hash, str) and _HASH.fullmatch(text_hash) for text_hash in hashes):
+        raise ValueError("memory has a text_sha256 that is none.")
+    if len(unknown) != len(hashes) or not all(_within(count, 2**31) for count in unknown):
+        raise ValueError("memory has no number of unknown tokens for each of its texts.")
+    if not all(memory.documents):
+        raise ValueError("memory has a document without a segment; compress the text again.")
+    characters = beside = 0
+    literals = memory.literals or ((),) * len(memory.segments)
+    for segment, check, held in zip(memory.segments, memory.all_checks(), literals, strict=True):
+        _check_segment(model, segment, check, len(hashes), most_characters)
+        for start, end, text in held:
+            if not (
+                _within(start, segment.end - 1)
+                and start >= segment.start
+                and type(end) is int
+                and _is_text(text, end - start)
+            ):
+                raise ValueError(f"memory has a literal that is not of its segment, at {start!r}.")
+            beside += len(text)
+        characters += segment.end - segment.start
+        if max(characters, beside) > most_characters:
+            raise ValueError(
+                f"memory has more than the {most_characters} characters that are taken; send its "
+                "documents one by one."
+            )
+    check_order(memory)
+
+
+def check_order(memory) -> None:
+    """Refuse segments and literals that a text cannot be cut into: a small file would name many.
+
+    Raises:
+        ValueError: segments of a text, or literals, that are not in its order and apart; or a
+            segment of no token that is read as slots.
+    """
+    ends: dict[object, int] = {}
+    before: dict[object, tuple] = {}
+    literals = memory.literals or ((),) * len(memory.segments)
+    for segment, rate, held in zip(memory.segments, memory.segment_rates, literals, strict=True):
+        if segment.start < ends.get(segment.text, 0):
+            raise ValueError(
+                f"memory has a segment at {_short(segment.start)} that is not after the one "
+                "before it: segments of a text are in its order and do not overlap."
+            )
+        ends[segment.text] = segment.end
+        if rate and not segment.tokens:
+            raise ValueError("memory has a segment of no tokens, which no slot stands for.")
+        for literal in held:
+            place = tuple(literal[:2])
+            if place <= before.get(segment.text, (-1, -1)):
+                raise ValueError(
+                    f"memory has a literal at {_short(place)} that is not after the one before "
+                    "it: literals of a text are in its order, each once."
+                )
+            before[segment.text] = place
+
+
+def check_slots(model, memory) -> None:
+    """Refuse slots that are no memory of this width, whoever made the file.
+
+    Raises:
+        ValueError: another width or dtype, or a slot that is not finite where it is read.
+    """
+    width = model.config.slot_size
+    if memory.dtype not in DTYPES or memory.slots.shape[1] != width:
+        raise ValueError(
+            f"this memory has {memory.dtype} slots of width {memory.slots.shape[1]}, and this "
+            f"compressor's are floating-point of width {width}; compress the text again."
+        )
+    # As the converter reads them: its first layer takes the square of each slot.
+    squares = memory.slots.to(model.dtype).float().square().sum(dim=1)
+    if not torch.isfinite(squares).all():
+        raise ValueError(
+            "this memory has slots that are not finite, or too large to be read; compress the "
+            "text again."
+        )
+
+
+def _check_segment(model, segment, check, texts: int, most_characters: int) -> None:
+    rates = (0, *model.config.compression_rates)
+    if type(check.rate) is not int or check.rate not in rates:
+        raise ValueError(f"memory has a segment of rate {_short(check.rate)}; allowed are {rates}.")
+    most_tokens = model.config.segment_length + MORE_TOKENS
+    numbers = (segment.text, segment.start, segment.end, segment.tokens, segment.slots)
+    if not (
+        _within(segment.text, texts - 1)
+        and _within(segment.start, most_characters)
+        and _within(segment.end, most_characters)
+        and segment.start < segment.end
+        and _within(segment.tokens, most_tokens)
+        and type(segment.slots) is int
+        and segment.slots == (-(-segment.tokens // check.rate) if check.rate else 0)
+    ):
+        raise ValueError(
+            f"memory has a segment of numbers {_short(numbers)} (text, start, end, tokens, slots); "
+            f"that is not how rate {check.rate} of {texts} texts is written, in segments of "
+            f"{model.config.segment_length} tokens and {most_characters} characters at most."
+        )
+    as_text = check.text is not None
+    if (check.rate == 0) != as_text or (
+        as_text and not _is_text(check.text, segment.end - segment.start)
+    ):
+        raise ValueError(
+            f"memory has a segment of rate {check.rate} whose text is not the {segment.end}"
+            f" - {segment.start} characters that are read in its slots' place."
+        )
+    counted = [check.tokens, check.positions]
+    lost = check.lost or ()
+    if not all(count is None or _within(count, 2**31) for count in counted) or (
+        lost and len(lost) > (check.tokens or 0)
+    ):
+        raise ValueError("memory has a segment whose tokens are not counted right.")
+    if not all(
+        type(a) is int and _within(b, segment.end) and segment.start <= a <= b for a, b in lost
+    ):
+        raise ValueError("memory has a lost token outside its segment.")
+
+
+def _within(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_text(value: object, length: int) -> bool:
+    if not isinstance(value, str) or not value or len(value) != length:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
