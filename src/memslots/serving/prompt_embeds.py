@@ -98,8 +98,8 @@ def _check_chats(model: MemslotsModel, rows: list[Row], max_new_tokens: int) -> 
     needed = max(model.processor.row_length(row, []) for row in rows) + max_new_tokens
     if most is not None and needed > most:
         raise ValueError(
-            f"the chat and {max_new_tokens} new tokens take {needed} positions, and the decoder has "
-            f"{most}; leave out the oldest messages, or send long texts as documents."
+            f"the chat and {max_new_tokens} new tokens take {needed} positions, and the decoder "
+            f"has {most}; leave out the oldest messages, or send long texts as documents."
         )
 
 
