@@ -18,7 +18,7 @@ from memslots.integrations.llama_index import MemoryLLM, MemoryRetriever
 from memslots.serving.store import MemoryStore
 
 texts = {
-    "evans.txt": "Here is Joseph Evans, a professor from Cedar Motors. Joseph has a house in Mumbai.",
+    "evans.txt": "Joseph Evans is a professor at Cedar Motors. He lives in Mumbai, India.",
     "moss.txt": "Carmen Moss is an engineer at Silver Bank. She lives in Lagos, Nigeria.",
 }
 ids = list(texts)
