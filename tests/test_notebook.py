@@ -56,7 +56,7 @@ def test_its_cells_run(notebook, zoo, tmp_path, monkeypatch, capsys):
             names |= {"DECODER": decoder, "MINUTES": 3 / 60, "DATA_DIR": tmp_path, "BATCH": 4}
     said = capsys.readouterr().out
     assert "In which city does the person live? Lagos\nHow old is the person? 34\n" in said
-    # What the embedded checkpoint answers of its own demonstration: the slots read, the control not.
+    # Of the embedded checkpoint's own demonstration: the slots are read, the control says nothing.
     assert names["score"]["slots, rate 4"] >= 5
     assert names["score"]["another's slots"] <= 1
     assert names["trainer"].state.global_step > 1
