@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loopback import served
 from safetensors.torch import load_file
 from test_push import hub  # noqa: F401, a fixture
 from tiny_models import SENTENCES, TEXTS
@@ -187,3 +188,44 @@ def test_serve(run):
     assert names["memory"]["id"] in printed
     assert names["key"] not in printed
     assert not names["thread"].is_alive()
+
+
+def test_langchain_reads_memories(run):
+    pytest.importorskip("langchain_core")
+    names, printed = run("langchain_memories.py")
+    assert [answer.strip() for answer in names["answers"]] == ["Lagos", "Mumbai"]
+    assert "moss.txt: " in printed
+    assert printed.splitlines()[-1] == "Lagos"
+
+
+def test_llama_index_reads_memories(run):
+    pytest.importorskip("llama_index.core")
+    names, printed = run("llama_index_memories.py")
+    assert str(names["answer"]) == "Lagos"
+    assert printed.splitlines()[-1] == "Mumbai"
+
+
+def test_the_openai_client_asks_the_gateway(run, monkeypatch):
+    from memslots import embedded
+    from memslots.serving.engines import TransformersEngine
+    from memslots.serving.gateway import Gateway
+    from memslots.serving.gateway_settings import GatewaySettings
+    from memslots.serving.shelf import ProcessShelf
+
+    model = MemslotsModel.from_pretrained(embedded("tiny"))
+    settings = GatewaySettings(api_keys=("secret",))
+    gateway = Gateway(model, TransformersEngine(model), ProcessShelf(), settings)
+    monkeypatch.setenv("MEMSLOTS_API_KEY", "secret")
+    with served(gateway.app()) as url:
+        names, printed = run("openai_client.py", "--url", f"{url}/v1")
+    assert names["answer"].choices[0].message.content == "Lagos"
+    assert "".join(names["parts"]) == names["at_once"].choices[0].message.content == "Lagos"
+    assert names["memory"]["id"] in printed
+
+
+def test_streams_and_async_calls(run):
+    names, _ = run("stream_and_async.py")
+    expected = names["model"].generate(**names["asked"])
+    assert "".join(names["words"]).strip() == names["streamed"] == expected
+    assert len([word for word in names["words"] if word]) > 1
+    assert names["answers"] == [expected, "Lagos"]

@@ -29,6 +29,7 @@ LEVELS = {
     "trainer": 2,
     "evaluation": 2,
     "serving": 2,
+    "integrations": 3,
     "hub_cards": 3,
     "cli": 4,
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trove_classifiers import classifiers
 
 import memslots
 
@@ -113,6 +114,44 @@ def test_nothing_is_uploaded_by_itself():
     assert "twine check" in recipe
     assert "release_notes.py" in recipe
     assert "upload" not in recipe.replace("by hand: twine upload", "")
+
+
+def test_a_tag_is_published_without_a_token_once_it_is_the_version():
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+    workflow = yaml.safe_load(text)
+    assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML reads `on` as true
+    jobs = workflow["jobs"]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert (jobs["publish"]["needs"], jobs["publish"]["environment"]) == ("build", "pypi")
+    assert "password" not in text
+    assert "secrets." not in text
+    for command in ("build --no-isolation", "twine check --strict dist/*", "release_notes.py"):
+        assert command in text
+        assert command.removesuffix(" dist/*") in (ROOT / "Makefile").read_text("utf-8")
+    (check,) = (step["run"] for step in jobs["build"]["steps"] if "grep -Fx" in step.get("run", ""))
+    for tag, status in ((f"v{memslots.__version__}", 0), ("v9.9.9", 1)):
+        heading = f"# memslots {memslots.__version__}\n"
+        run = subprocess.run(
+            ["bash", "-c", check.replace("NOTES.md", "-")],
+            input=heading,
+            env={**os.environ, "GITHUB_REF_NAME": tag},
+            text=True,
+            capture_output=True,
+            timeout=30,
+        )
+        assert run.returncode == status
+
+
+def test_the_changelog_has_the_version_and_the_index_its_facts():
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.search(
+        rf"^## \[{re.escape(memslots.__version__)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE
+    )
+    assert (ROOT / "src" / "memslots" / "py.typed").is_file()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert set(project["classifiers"]) <= classifiers
+    assert "Typing :: Typed" in project["classifiers"]
 
 
 @pytest.mark.slow

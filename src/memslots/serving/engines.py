@@ -33,7 +33,7 @@ class Asked:
     """A question about one context, checked.
 
     Args:
-        memory: One document.
+        memory: One document; without segments, a plain chat.
         row: Of `prompt_rows`.
         question: Or None where `messages` are given.
         messages: Or None where `question` is given.
@@ -172,10 +172,7 @@ class TransformersEngine:
 
     def _generate(self, asked: Asked, sampling: Sampling, writer: _Writer) -> Piece:
         kwargs = sampling.for_transformers()
-        if asked.messages is None:
-            kwargs["question"] = asked.question
-        else:
-            kwargs["messages"] = asked.messages
+        kwargs |= {"streamer": writer, "stopping_criteria": [writer.is_done]}
         seeded: Any = contextlib.nullcontext()
         if sampling.seed is not None:
             seeded = torch.random.fork_rng()
@@ -183,19 +180,25 @@ class TransformersEngine:
             with seeded:
                 if sampling.seed is not None:
                     torch.manual_seed(sampling.seed)
-                prefix = self._prefix(asked)
-                self._model.generate(
-                    memory=asked.memory if prefix is None else prefix,
-                    chat_template_kwargs=asked.template,
-                    streamer=writer,
-                    stopping_criteria=[writer.is_done],
-                    **kwargs,
-                )
+                if asked.memory.segments:
+                    self._read_memory(asked, kwargs)
+                else:  # without a memory, so without a LoRA that reads memories
+                    self._model.answer_rows([asked.row], None, 1, kwargs)
         except torch.OutOfMemoryError:
             if self.prefixes is not None:
                 self.prefixes.clear()  # so that the next one has their room
             raise
         return writer.last()
+
+    def _read_memory(self, asked: Asked, kwargs: dict[str, Any]) -> None:
+        prefix = self._prefix(asked)
+        self._model.generate(
+            question=asked.question,
+            memory=asked.memory if prefix is None else prefix,
+            messages=asked.messages,
+            chat_template_kwargs=asked.template,
+            **kwargs,
+        )
 
     def _prefix(self, asked: Asked) -> Prefix | None:
         """What the decoder has read of this context before, or reads now for later questions."""

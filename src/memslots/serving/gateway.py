@@ -3,8 +3,9 @@
     app = Gateway(model, VllmEngine(model, VllmClient(url)), ProcessShelf()).app()
 
 `/v1/chat/completions` takes `documents` (texts, compressed on the spot) and `memory_ids` (memories
-that `/v1/memories` made, or that are in the store), in that order one context. Everything that a
-client sends is read here; the engine behind gets embeddings that were made here.
+that `/v1/memories` made, or that are in the store), in that order one context. Without either it is
+a plain chat with the decoder. Everything that a client sends is read here; the engine behind gets
+embeddings that were made here.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from .memory_upload import read_memory_file, write_memory_file
 from .sampling import Sampling, default_sampling
 from .shelf import CREATED, Shelf, derived_id, described
 from .stopping import Worker, watch
-from .uncompressed import LaidOut, joined, without_slots
+from .uncompressed import LaidOut, joined, no_context, without_slots
 from .vllm_client import Piece
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -242,12 +243,17 @@ class Gateway:
             message = f"there is no model {chat.model!r} here; this gateway serves {name!r}."
             raise ApiError(404, message, code="model_not_found", param="model")
         asked = len(chat.documents) + len(chat.memory_ids)
-        if not 1 <= asked <= limits.max_memories:
+        if asked > limits.max_memories:
             raise ApiError(
                 400,
-                f"give 1 to {limits.max_memories} documents and memory_ids together, got {asked}.",
+                f"give at most {limits.max_memories} documents and memory_ids together, got "
+                f"{asked}.",
                 param="documents",
             )
+        about_context = [name for name in ("rate", "literals", "expand") if getattr(chat, name)]
+        if about_context and not asked:
+            message = f"{about_context[0]} is about a context; give documents or memory_ids too."
+            raise ApiError(400, message, param=about_context[0])
         if len(chat.expand) > limits.max_expand:
             message = f"{len(chat.expand)} segments are too many; {limits.max_expand} at most."
             raise ApiError(400, message, param="expand")
@@ -302,12 +308,16 @@ class Gateway:
         return self._about(chat, context)
 
     def _context(self, chat: ChatRequest, memories: list[Memory]) -> Memory:
+        if not memories:
+            return no_context(self._model)
         with _users_mistake("messages"):
             return joined(memories, chat.rate).join()
 
     def _about(self, chat: ChatRequest, context: Memory) -> Asked:
         with _users_mistake("messages"):
             question, messages = question_or_messages(chat.messages)
+            if not context.segments and self._model.processor.tokenizer.chat_template:
+                question, messages = None, chat.messages  # the decoder's own prompt, not ours
             most = chat.max_completion_tokens or chat.max_tokens or 1
             ids = () if chat.documents else tuple(chat.memory_ids)
             return Asked.about(

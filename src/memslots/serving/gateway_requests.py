@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from memslots.modeling import MemslotsProcessor
@@ -21,6 +22,15 @@ _NOT_FOR_TEMPLATES = {
     for name in inspect.signature(function).parameters
 }
 """Arguments beside a template's own: another template, for instance, or a text as the context."""
+
+_CONTEXT_FIELDS = ("documents", "memory_ids", "rate", "literals", "expand", "chat_template_kwargs")
+
+_CHANGE_THE_ANSWER = {
+    *("functions", "function_call", "logit_bias", "top_logprobs", "prompt_logprobs", "modalities"),
+    *("min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "bad_words"),
+    *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+}
+"""Fields of OpenAI's and vLLM's interfaces that this gateway cannot honour."""
 
 
 class ApiError(Exception):
@@ -79,10 +89,12 @@ class StreamOptions(BaseModel):
 class ChatRequest(BaseModel):
     """`POST /v1/chat/completions`: OpenAI's, with `documents`, `memory_ids` and how they are read.
 
-    Fields that would change the answer and cannot be honoured are refused by name.
+    Fields that would change the answer and cannot be honoured are refused by name, and so are
+    misspelt names of our own fields. Whatever else a client sends (chat interfaces add ids and
+    settings of their own) is ignored.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000)]
     model: str | None = None
@@ -115,6 +127,15 @@ class ChatRequest(BaseModel):
     tool_choice: Literal["none", "auto"] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _others_fields(self) -> ChatRequest:
+        for name, value in (self.model_extra or {}).items():
+            if name in _CHANGE_THE_ANSWER and value not in (None, [], {}):
+                raise ValueError(f"this gateway cannot honour {name!r}; leave it out")
+            if meant := get_close_matches(name, _CONTEXT_FIELDS, 1, cutoff=0.75):
+                raise ValueError(f"this gateway does not know {name!r}; did you mean {meant[0]!r}?")
+        return self
 
     @field_validator("stop")
     @classmethod

@@ -72,7 +72,10 @@ def prompt_rows(
         memory = memory.at_rate(model.processor.check_rate(rate))
     pairs = pair(len(memory), len(prompts))
     rows = model.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
-    model.check_room(memory, rows, [i for i, _ in pairs], {"max_new_tokens": max_new_tokens})
+    if memory.segments:
+        model.check_room(memory, rows, [i for i, _ in pairs], {"max_new_tokens": max_new_tokens})
+    else:
+        _check_chats(model, rows, max_new_tokens)
     if not memory.slots.is_meta:  # else they are not written yet: see `uncompressed`
         check_slots(model, memory)
     return rows, memory
@@ -86,6 +89,17 @@ def _check_literals(model: MemslotsModel, memory: Memory) -> None:
         raise ValueError(
             f"this memory has {literals} literals beside its slots, and the decoder has {most} "
             "positions; compress the text without literals, or in parts."
+        )
+
+
+def _check_chats(model: MemslotsModel, rows: list[Row], max_new_tokens: int) -> None:
+    """Refuse chats without a context that the decoder's positions cannot hold."""
+    most = max_positions(model.decoder.config)
+    needed = max(model.processor.row_length(row, []) for row in rows) + max_new_tokens
+    if most is not None and needed > most:
+        raise ValueError(
+            f"the chat and {max_new_tokens} new tokens take {needed} positions, and the decoder "
+            f"has {most}; leave out the oldest messages, or send long texts as documents."
         )
 
 

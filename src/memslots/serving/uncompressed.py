@@ -55,6 +55,12 @@ def without_slots(memory: Memory) -> Memory:
     return memory.to("meta")
 
 
+def no_context(model: MemslotsModel) -> Memory:
+    """A document without segments: a chat about it is the decoder's alone."""
+    empty = torch.empty(0, model.config.slot_size)
+    return model.memory_of([""], [[]], empty, model.config.compression_rates[0])
+
+
 def joined(memories: Sequence[Memory], rate: int | None = None) -> Memory:
     """The documents of several memories in one, in order.
 

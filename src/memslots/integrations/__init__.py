@@ -1,0 +1,1 @@
+"""Memories in the interfaces of LangChain (`.langchain`) and LlamaIndex (`.llama_index`)."""
