@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .store_format import FORMAT, FORMAT_VERSION, MADE_WITH
+from .store_format import FORMAT, FORMAT_VERSION, MADE_WITH, text_key
 
 NAME = "catalogue.sqlite"
 
@@ -56,6 +56,26 @@ class Place(NamedTuple):
     tokens: int
     slots: int
     metadata: str
+
+    @classmethod
+    def of(cls, file: str, row: int, columns: Mapping[str, Any]) -> Place:
+        """The entry of a row.
+
+        Args:
+            file: Where it is.
+            row: Which row of that file.
+            columns: Its contents, those of the slots not needed.
+        """
+        segments = columns["segments"]
+        return cls(
+            file=file,
+            row=row,
+            text_key=text_key([value.hex() for value in columns["text_sha256"]]),
+            rate=columns["rate"],
+            tokens=sum(segment["tokens"] for segment in segments),
+            slots=sum(segment["slots"] for segment in segments),
+            metadata=columns["metadata"],
+        )
 
     @property
     def made_with(self) -> dict[str, Any]:
@@ -175,9 +195,9 @@ class Catalogue:
         """Where those texts are that are in the store, by whatever ids."""
         return [place for _, place in self._documents(db, "d.text_key", text_keys)]
 
-    def in_file(self, db: sqlite3.Connection, name: str) -> dict[str, Place]:
+    def in_file(self, db: sqlite3.Connection, name: str) -> Iterator[tuple[str, Place]]:
         """The documents of one file, in the order of its rows."""
-        return dict(self._documents(db, "f.name", [name]))
+        return self._documents(db, "f.name", [name])
 
     @staticmethod
     def _documents(
@@ -204,38 +224,13 @@ class Catalogue:
     def find(self, metadata: Mapping[str, Any], text_key: str | None) -> list[str]:
         """Ids of the documents with all of these metadata, in order.
 
-        SQLite narrows them down, as far as it compares what JSON holds (no NUL in a text, no
-        integer beyond 64 bits); what is left is compared here.
+        Compared here, since SQLite ends a text at NUL and knows no integer beyond 64 bits.
         """
-        conditions = ["1"]
-        values: list[str | int | float] = []
+        query, values = "SELECT id, metadata FROM documents", ()
         if text_key is not None:
-            conditions.append("text_key = ?")
-            values.append(text_key)
-        for key, value in metadata.items():
-            if not _plain(key):
-                continue
-            condition = "SELECT 1 FROM json_each(documents.metadata) e WHERE e.key = ?"
-            values.append(key)
-            if value is None or isinstance(value, bool):
-                condition += " AND e.type = ?"
-                values.append(json.dumps(value))
-            elif isinstance(value, int | float):
-                condition += " AND e.type IN ('integer', 'real')"
-                if abs(value) < 2**63:
-                    condition += " AND e.value = ?"
-                    values.append(value)
-            elif isinstance(value, str):
-                condition += " AND e.type = 'text'"
-                if _plain(value):
-                    condition += " AND e.value = ?"
-                    values.append(value)
-            else:
-                condition += " AND e.type IN ('array', 'object')"
-            conditions.append(f"EXISTS ({condition})")
-        query = f"SELECT id, metadata FROM documents WHERE {' AND '.join(conditions)} ORDER BY id"
+            query, values = f"{query} WHERE text_key = ?", (text_key,)
         with self.read() as db:
-            rows = db.execute(query, values)
+            rows = db.execute(f"{query} ORDER BY id", values)
             return [key for key, text in rows if _holds(json.loads(text), metadata)]
 
     def left_over(self, db: sqlite3.Connection, data: Path) -> list[str]:
@@ -276,11 +271,6 @@ class Catalogue:
     def delete(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
         """Takes documents out; their rows stay in their files until the store is compacted."""
         db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in ids])
-
-
-def _plain(text: str) -> bool:
-    """Whether SQLite reads a text of JSON as it is: it ends one at NUL."""
-    return "\0" not in text
 
 
 def _holds(metadata: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:

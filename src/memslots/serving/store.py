@@ -26,19 +26,19 @@ from memslots.modeling.memory_memslots import Memory
 
 from . import store_files
 from .catalogue import NAME, Catalogue, Place
-from .compaction import compacted
+from .maintenance import Verification, compacted, suspects
 from .quantise import SLOT_DTYPES, check_slot_dtype
 from .store_format import (
     CorruptRow,
     check_ids,
     check_new_ids,
+    decode_row,
     encode_memory,
     encode_metadata,
     pa,
     shorten,
 )
 from .uncompressed import joined
-from .verification import Verification, checked_memory, place_of, verify_store
 
 DATA = "data"
 _COMPACTED_MEANWHILE = 5  # times that a reader looks a row up again when its file is gone
@@ -265,7 +265,7 @@ class MemoryStore:
                     numbers = [places[key].row for key in members]
                     rows = store_files.read_rows(self._data / file, numbers)
                     for key, row in zip(members, rows, strict=True):
-                        memories[key] = checked_memory(key, row, places[key])
+                        memories[key] = _memory_at(key, row, places[key])
             except FileNotFoundError as error:
                 # Compacted between the look-up and the reading: the row is elsewhere now.
                 if again == _COMPACTED_MEANWHILE:
@@ -380,7 +380,16 @@ class MemoryStore:
         Args:
             progress: Show a progress bar; by default from 1,000 documents on.
         """
-        return verify_store(self, self._catalogue, self._data, progress)
+        report = Verification()
+        for key in suspects(self._catalogue, self._data, report, progress):
+            # Again and by itself, to learn what is wrong; what was compacted, replaced or deleted
+            # since the catalogue was read is found elsewhere or gone by now.
+            try:
+                self.read([key])
+            except ValueError as error:
+                if key in self:
+                    report.problems[key] = str(error)
+        return report
 
     def compact(self) -> None:
         """Joins small files, and removes deleted documents and left-over files from the disk.
@@ -427,7 +436,7 @@ class MemoryStore:
                 db,
                 name,
                 (self._data / name).stat().st_size,
-                [(row["id"], place_of(name, i, row)) for i, row in enumerate(documents)],
+                [(row["id"], Place.of(name, i, row)) for i, row in enumerate(documents)],
             )
 
     def _compressor(self, db: sqlite3.Connection) -> tuple[str | None, int | None]:
@@ -436,6 +445,16 @@ class MemoryStore:
             return None, None
         header = self._catalogue.header(db)
         return header["fingerprint"], int(header["d_encoder"])
+
+
+def _memory_at(key: str, row: Mapping[str, Any], place: Place) -> Memory:
+    memory = decode_row(row)
+    if row["id"] != key or Place.of(place.file, place.row, row) != place:
+        raise CorruptRow(
+            f"the catalogue and the file {place.file} do not agree about {key[:80]!r}, one of "
+            "them was altered"
+        )
+    return memory
 
 
 def _short(compressor: tuple[str | None, int | None]) -> str:
