@@ -32,7 +32,7 @@ from memslots.evaluation.answering import (
     reconstruct_segments,
 )
 from memslots.evaluation.metrics import exact_match, wilson_interval
-from memslots.serving.quantise import SLOT_DTYPES, as_stored
+from memslots.serving.quantise import SLOT_DTYPES, from_bytes, to_bytes
 from memslots.serving.store import MemoryStore
 
 LONG = 40
@@ -91,7 +91,10 @@ def measure_fidelity(
         plain: list[str] = []
         for dtype in ("float32", *SLOT_DTYPES):
             slots = memory.slots.float()
-            kept = replace(memory, slots=slots if dtype == "float32" else as_stored(slots, dtype))
+            stored = slots
+            if dtype != "float32":
+                stored = from_bytes(*to_bytes(slots, dtype), dtype, *slots.shape).to(slots.device)
+            kept = replace(memory, slots=stored)
             error = (kept.slots.float() - slots).norm() / slots.norm()
             answers = answer_from_memory(model, kept, [row["question"] for row in rows], 16)
             plain = plain or answers

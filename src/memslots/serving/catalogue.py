@@ -33,6 +33,12 @@ CREATE INDEX documents_by_text ON documents (text_key, rate);
 CREATE UNIQUE INDEX documents_by_place ON documents (file, row);
 """
 
+_UNUSABLE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+}
 _AT_ONCE = 500  # ids in one query: SQLite bounds the number of parameters
 
 
@@ -131,12 +137,8 @@ class Catalogue:
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         with self._plain_errors():
-            db = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=rw",
-                uri=True,
-                timeout=self.wait,
-                isolation_level=None,
-            )
+            where = f"{self.path.absolute().as_uri()}?mode=rw"
+            db = sqlite3.connect(where, self.wait, isolation_level=None, uri=True)
             with contextlib.closing(db):  # closing rolls an open transaction back
                 db.execute("PRAGMA synchronous = EXTRA")
                 db.execute("PRAGMA secure_delete = ON")
@@ -147,18 +149,13 @@ class Catalogue:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            code = error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else None
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise TimeoutError(
                     f"another process has been writing to {self.path.parent} for more than "
                     f"{self.wait:g} seconds; nothing was changed. Try again."
                 ) from error
-            if code in (
-                sqlite3.SQLITE_FULL,
-                sqlite3.SQLITE_IOERR,
-                sqlite3.SQLITE_READONLY,
-                sqlite3.SQLITE_CANTOPEN,
-            ):
+            if code in _UNUSABLE:
                 raise OSError(
                     f"the catalogue {self.path} cannot be used ({error}); nothing was changed. "
                     "Check the disk's free space and the permissions, and try again."
@@ -226,11 +223,9 @@ class Catalogue:
 
         Compared here, since SQLite ends a text at NUL and knows no integer beyond 64 bits.
         """
-        query, values = "SELECT id, metadata FROM documents", ()
-        if text_key is not None:
-            query, values = f"{query} WHERE text_key = ?", (text_key,)
+        condition, values = ("", []) if text_key is None else ("WHERE text_key = ?", [text_key])
         with self.read() as db:
-            rows = db.execute(f"{query} ORDER BY id", values)
+            rows = db.execute(f"SELECT id, metadata FROM documents {condition} ORDER BY id", values)
             return [key for key, text in rows if _holds(json.loads(text), metadata)]
 
     def left_over(self, db: sqlite3.Connection, data: Path) -> list[str]:
@@ -245,11 +240,7 @@ class Catalogue:
         db.executemany("INSERT OR REPLACE INTO store VALUES (?, ?)", list(values.items()))
 
     def insert(
-        self,
-        db: sqlite3.Connection,
-        name: str,
-        size: int,
-        documents: Iterable[tuple[str, Place]],
+        self, db: sqlite3.Connection, name: str, size: int, documents: Iterable[tuple[str, Place]]
     ) -> None:
         """Enters a file and its documents; those whose id is there now point to the new row."""
         rows = [(key, *place[1:]) for key, place in documents]
@@ -282,11 +273,8 @@ def _same(stored: Any, asked: Any) -> bool:
     if isinstance(stored, bool) or isinstance(asked, bool):
         return stored is asked
     if isinstance(stored, list):
-        return (
-            isinstance(asked, list | tuple)
-            and len(stored) == len(asked)
-            and all(map(_same, stored, asked))
-        )
+        same_kind = isinstance(asked, list | tuple) and len(stored) == len(asked)
+        return same_kind and all(map(_same, stored, asked))
     if isinstance(stored, dict):
         return isinstance(asked, Mapping) and len(stored) == len(asked) and _holds(stored, asked)
     return stored == asked

@@ -14,7 +14,7 @@ import torch
 from memslots.modeling import Memory
 
 from .store import MemoryStore
-from .store_format import check_new_ids, encode_memory, encode_metadata
+from .store_format import check_ids, encode_memory, encode_metadata
 
 CREATED = "memslots_created"
 """Key of the metadata under which the gateway notes when a memory was made."""
@@ -117,7 +117,7 @@ class ProcessShelf:
 
     def put(self, key: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
         """See `Shelf`."""
-        check_new_ids(key)
+        check_ids(key, new=True)
         # As text: an object of JSON takes many times its length.
         packed = encode_metadata(metadata).encode()
         memory = memory.to("cpu")
@@ -173,7 +173,7 @@ class StoreShelf:
 
     def put(self, key: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
         """See `Shelf`."""
-        check_new_ids(key)
+        check_ids(key, new=True)
         rows = encode_memory([key], memory, [encode_metadata(metadata)], self._store.slot_dtype)
         with _damaged_where_refused():
             # Another process may store it, or delete it, between the looks.
