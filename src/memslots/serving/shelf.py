@@ -185,9 +185,9 @@ class StoreShelf:
     def get(self, ids: Sequence[str]) -> list[Memory]:
         """See `Shelf`."""
         with _damaged_where_refused():
-            there = self._store.places(list(dict.fromkeys(ids)))
+            places = self._store.places(list(dict.fromkeys(ids)))
             for key in ids:
-                if key not in there:
+                if key not in places:
                     raise _unknown(key)
             memories = self._store.read(ids)
         return [memories[key] for key in ids]
@@ -195,10 +195,10 @@ class StoreShelf:
     def metadata(self, key: str) -> dict[str, Any]:
         """See `Shelf`."""
         with _damaged_where_refused():
-            there = self._store.places([key])
-        if key not in there:
+            place = self._store.places([key]).get(key)
+        if place is None:
             raise _unknown(key)
-        return json.loads(there[key].metadata or "{}")
+        return json.loads(place.metadata or "{}")
 
     def delete(self, key: str) -> None:
         """See `Shelf`."""
