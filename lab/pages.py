@@ -16,8 +16,24 @@ def render(template: Path, **values: Any) -> str:
         template: a file; it may `{% from "table.md.jinja" import table %}`.
         values: what it names.
     """
+    return _environment(template.parent).get_template(template.name).render(**values)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
+    """A Markdown table by itself.
+
+    Args:
+        header: the columns' names.
+        rows: a cell for each column.
+        left: columns that are aligned to the left, from the first.
+    """
+    module: Any = _environment().get_template("table.md.jinja").module
+    return str(module.table(header, rows, left))
+
+
+def _environment(*folders: Path) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -25,7 +41,7 @@ def render(template: Path, **values: Any) -> str:
     )
     environment.filters.update(percent=percent, interval=interval, number=number)
     environment.filters.update(ms=milliseconds, mib=mib, in_mib=in_mib)
-    return environment.get_template(template.name).render(**values)
+    return environment
 
 
 def percent(share: float | None, digits: int = 1) -> str:
