@@ -137,7 +137,7 @@ bench: $(VENV)/.dev
 	for name in table_a7 against_published training_throughput scaling alternatives gateway_load; do \
 		$(OFFLINE) $(BIN)/python benchmarks/$$name.py --device $(DEVICE) --output runs/bench || exit; \
 	done
-	$(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
+	PYTHONPATH=. $(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
 
 clean:
 	rm -rf build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis src/memslots/assets/*/*.py

@@ -172,46 +172,10 @@ def bars(results: Results) -> list[Results]:
     return found
 
 
-def section(results: Results, pictures: Path) -> str:
-    """The benchmark's part of docs/performance.md; draws its plot."""
+def shown(results: Results, pictures: Path) -> Results:
+    """What `against_published.md.jinja` shows beside the results; draws its plot."""
     from plotting import grouped_bars
 
-    lines = [
-        "## Compression against the published way",
-        "",
-        "One text, tokenised, cut and encoded. The published way is written afresh in "
-        "`benchmarks/published_way.py`: a segment at a time through the causal-LM class, with its "
-        "head and all hidden states; it gives the same slots. The floor is the encoder's "
-        f"operations at the rate of a large matrix product, {results['matrix_rate'] / 1e9:,.0f} "
-        "GFLOP/s here; its share says how much of the time is that. Compiled is after "
-        "`compile_encoder(model)`, which takes up to a minute once.",
-        "",
-        "| Segments | tokens | rate | published, ms | memslots, ms | times faster | share of floor "
-        "| compiled, ms | memory, published | memory, memslots |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in results["rows"]:
-        peaks = " | ".join(
-            "" if row[name] is None else f"{row[name] / 2**20:,.0f} MiB"
-            for name in ("published_peak", "memslots_peak")
-        )
-        compiled = "" if row["compiled"] is None else f"{1e3 * row['compiled']:,.1f}"
-        lines.append(
-            f"| {row['segments']} | {row['tokens']:,} | {row['rate']} "
-            f"| {1e3 * row['published']:,.1f} | {1e3 * row['memslots']:,.1f} "
-            f"| {row['ratio']:.2f} | {row['floor_share']:.0%} | {compiled} | {peaks} |"
-        )
-    sweep = ", ".join(
-        f"{one['batch_tokens']}: {1e3 * one['seconds']:,.1f} ms"
-        for one in results["batch_tokens"]
-        if one["batch_tokens"] != "segment"
-    )
-    cut = next(one for one in results["batch_tokens"] if one["batch_tokens"] == "segment")
-    lines += [
-        "",
-        f"By `batch_tokens`, for {SEGMENTS} segments at rate {RATES[0]}: {sweep}; tokenising and "
-        f"cutting are {1e3 * cut['seconds']:,.1f} ms of each.",
-    ]
     labels = list(dict.fromkeys(str(row["segments"]) for row in results["rows"]))
     groups = {
         f"rate {rate}": [row["ratio"] for row in results["rows"] if row["rate"] == rate]
@@ -219,8 +183,7 @@ def section(results: Results, pictures: Path) -> str:
     }
     file = pictures / "against-published.png"
     grouped_bars(labels, groups, "times faster, by segments", file)
-    lines += ["", f"![Times faster than the published way]({pictures.name}/{file.name})"]
-    return "\n".join(lines) + "\n"
+    return {"segments": SEGMENTS, "rate": RATES[0]}
 
 
 def main() -> None:

@@ -280,49 +280,19 @@ def with_kvpress(
     return run
 
 
-def section(results: Results, pictures: Path) -> str:
-    """The benchmark's part of docs/performance.md; draws its plot."""
+def shown(results: Results, pictures: Path) -> Results:
+    """Nothing beside the results; draws the plot of `alternatives.md.jinja`."""
     from plotting import grouped_bars
 
-    lines = [
-        "## What one would take instead",
-        "",
-        f"A context of {results['tokens']:,} tokens and a question, batch 1, memory at rate "
-        f"{results['rate']}. The first token comes after reading, or compressing and reading; "
-        "tokens/s are of those that follow; memory is the most beyond the weights and what is "
-        "kept; kept is what the next question about the same context needs, by arithmetic for "
-        "caches. LLMLingua-2's way is a token classifier of random weights, in its authors' "
-        "proportion to the decoder, and the text that it would leave. How good the answers are is "
-        "another matter: [results](results.md).",
-        "",
-        "| Way | positions | first token, ms | times sooner | tokens/s | memory, MiB | kept, KiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in results["rows"]:
-        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}"
-        lines.append(
-            f"| {row['way']} | {row['positions']:,} | {1e3 * row['first_token']:,.1f} "
-            f"| {row['first_token_ratio']:.2f} | {row['tokens_a_second']:,.1f} | {peak} "
-            f"| {row['kept_bytes'] / 1024:,.0f} |"
-        )
-    if results["left_out"]:
-        missing = "; ".join(f"{name} ({how})" for name, how in results["left_out"].items())
-        lines += ["", f"Not measured: {missing}."]
-    file = pictures / "alternatives.png"
+    rows = results["rows"]
+    speeds = [row["tokens_a_second"] / rows[0]["tokens_a_second"] for row in rows]
     grouped_bars(
-        [str(i + 1) for i in range(len(results["rows"]))],
-        {
-            "first token": [row["first_token_ratio"] for row in results["rows"]],
-            "tokens/s": [
-                row["tokens_a_second"] / results["rows"][0]["tokens_a_second"]
-                for row in results["rows"]
-            ],
-        },
+        [str(i + 1) for i in range(len(rows))],
+        {"first token": [row["first_token_ratio"] for row in rows], "tokens/s": speeds},
         "times faster than full text, by row",
-        file,
+        pictures / "alternatives.png",
     )
-    lines += ["", f"![Times faster than full text]({pictures.name}/{file.name})"]
-    return "\n".join(lines) + "\n"
+    return {}
 
 
 def bars(results: Results) -> list[Results]:

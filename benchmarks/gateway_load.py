@@ -280,42 +280,9 @@ def bars(results: Results) -> list[Results]:
     ]
 
 
-def section(results: Results, pictures: Path) -> str:
-    """The benchmark's part of docs/performance.md; `pictures` gets none."""
-    load = results["load"]
-    over, read = load["overrun"], load["prefixes"]
-    statuses = ", ".join(f"{count} x {status}" for status, count in over["statuses"].items())
-    mib = 2**20
-    return "\n".join(
-        [
-            "## The gateway under load",
-            "",
-            f"`memslots serve` with the embedded checkpoint, answered by transformers, one answer "
-            f"after another; {load['clients']} clients on loopback, {load['seconds']:g} seconds "
-            f"after a warm-up, {NEW_TOKENS} new tokens an answer. A fifth of the requests leaves "
-            "in the middle of its stream, a third brings its document along.",
-            "",
-            "| What | found |",
-            "|---|---:|",
-            f"| whole answers | {load['answers']:,} "
-            f"({load['answers'] / load['seconds']:.1f} a second) |",
-            f"| clients that vanished | {load['vanished']:,} |",
-            f"| errors | {load['errors']} |",
-            f"| an answer, median and 99th percentile | {load['answer_median']:.2f} s, "
-            f"{load['answer_99']:.2f} s |",
-            f"| first part of a stream, median | {load['first_part_median']:.2f} s |",
-            f"| idle again after the last client | {load['idle_after']:.2f} s |",
-            f"| an answer to one client alone, before and after | {load['alone_before']:.3f} s, "
-            f"{load['alone_after']:.3f} s |",
-            f"| questions on stored memories, of them to one that the decoder had read "
-            f"| {read['hits_total'] + read['misses_total']:,.0f}, {read['hits_total']:,.0f} |",
-            f"| what it has read, kept | {read['bytes'] / mib:,.1f} MiB |",
-            f"| resident memory before and after | {load['resident_before'] / mib:,.0f} MiB, "
-            f"{load['resident_after'] / mib:,.0f} MiB ({load['growth']:+.1%}) |",
-            f"| {over['asked']} requests at once, with room for {over['room']} | {statuses} |",
-            "",
-        ]
-    )
+def shown(results: Results, pictures: Path) -> Results:
+    """What `gateway_load.md.jinja` shows beside the results."""
+    return {"new_tokens": NEW_TOKENS}
 
 
 def run(clients: int, seconds: float, running: int, waiting: int) -> Results:

@@ -1,9 +1,9 @@
 """Writes docs/performance.md and its plots from the JSON that the benchmarks left.
 
-    python benchmarks/page.py --results runs/bench --page docs/performance.md
+    PYTHONPATH=. python benchmarks/page.py --results runs/bench --page docs/performance.md
 
-A benchmark that was not run is named as such. To add one: a script with `section(results,
-pictures)` and `bars(results)`, and its name in `SECTIONS`.
+A benchmark that was not run is named as such. To add one: a script with `shown(results, pictures)`
+and `bars(results)`, its part of the page in a jinja2 template of its name, and that in `SECTIONS`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import table_a7
 import training_throughput
 from measuring import Results
 
+from lab.pages import render
+
 SECTIONS: dict[str, ModuleType] = {
     "table_a7": table_a7,
     "against_published": against_published,
@@ -30,18 +32,6 @@ SECTIONS: dict[str, ModuleType] = {
     "alternatives": alternatives,
     "gateway_load": gateway_load,
 }
-
-HEAD = """# Performance
-
-Written by `make bench` (`make bench DEVICE=cuda` on a GPU); edit `benchmarks/`, not this page.
-
-How much faster memories are depends on the machine, on the shapes and on what one compares with, so
-every figure that compares is a ratio of things measured in one run, taken in turn: medians of
-{repeats} after a warm-up. Weights are random, since only their shapes matter here; how good the
-answers are stands in [results](results.md). Positions count all that the decoder reads: BOS, slots,
-markers, literals and the question. On a CPU the models are small, in the proportions of the paper's
-(GPT2-large before Llama-3-8B): ratios carry over roughly, milliseconds do not.
-"""
 
 MINUTES = 20
 """Most that `make bench` may take on two CPU cores."""
@@ -99,52 +89,31 @@ def write_page(found: dict[str, Results], page: Path) -> None:
     """
     if not found:
         raise ValueError("there are no results to write; run `make bench`, or one script of it.")
-    pictures = page.with_suffix("")
-    repeats = min(results["setup"]["repeats"] for results in found.values())
-    lines = [HEAD.format(repeats=repeats), "Measured on:", ""]
-    for line in dict.fromkeys(hardware(results["setup"]) for results in found.values()):
-        lines.append(f"- {line}")
-    shapes = {r["setup"]["preset"]: r["shapes"] for r in found.values() if "shapes" in r}
-    lines += ["", "Shapes:", "", *(f"- {shape(*one)}" for one in shapes.items())]
-    if all(results["setup"]["device"] == "cpu" for results in found.values()):
-        lines += [
-            "",
-            "**No GPU was to be had**: the paper's shapes (`--device cuda --preset "
-            "gpt2-large-llama3`) have not been run, and the bars for a GPU are open.",
-        ]
-    bars = [
-        bar
-        for name, module in SECTIONS.items()
-        if name in found
-        for bar in module.bars(found[name])
-    ]
+    setups = [results["setup"] for results in found.values()]
+    on_cpu = all(setup["device"] == "cpu" for setup in setups)
+    sizes = {r["setup"]["preset"]: r["shapes"] for r in found.values() if "shapes" in r}
+    chosen = {name: module for name, module in SECTIONS.items() if name in found}
+    bars = [bar for name, module in chosen.items() for bar in module.bars(found[name])]
     bars += time_bars(found)
     missed = [bar for bar in bars if not met(bar)]
-    lines += ["", "## What to take from it", ""]
-    lines += [f"- {line}" for line in summary.takeaways(found)]
-    lines += [
-        "",
-        "## Bars",
-        "",
-        f"{len(bars) - len(missed)} of {len(bars)} met.",
-        "",
-        "| What | wanted | found | |",
-        "|---|---:|---:|---|",
-    ]
-    for bar in bars:
-        verdict = "met" if met(bar) else "**missed**"
-        lines.append(f"| {bar['bar']} | {bar['wanted']:.4g} | {bar['found']:.3g} | {verdict} |")
-    reasons = [bar["why"] for bar in missed if "why" in bar]
-    if reasons:
-        lines += ["", "Of those missed:", "", *(f"- {why}" for why in dict.fromkeys(reasons))]
-    lines.append("")
-    for name, module in SECTIONS.items():
-        if name in found:
-            lines.append(module.section(found[name], pictures))
-        else:
-            lines.append(f"`benchmarks/{name}.py` was not run.\n")
+    pictures = page.with_suffix("")
+    text = render(
+        Path(__file__).with_name("page.md.jinja"),
+        repeats=min(setup["repeats"] for setup in setups),
+        machines=list(dict.fromkeys(map(hardware, setups))),
+        shapes=[shape(*preset) for preset in sizes.items()],
+        on_cpu=on_cpu,
+        answers=summary.answers(found["table_a7"]) if "table_a7" in found else None,
+        bars=bars,
+        missed=missed,
+        reasons=list(dict.fromkeys(bar["why"] for bar in missed if "why" in bar)),
+        sections=list(SECTIONS),
+        results=found,
+        shown={name: module.shown(found[name], pictures) for name, module in chosen.items()},
+        pictures=pictures.name,
+    )
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
+    page.write_text(text.rstrip() + "\n", "utf-8")
 
 
 def main() -> None:

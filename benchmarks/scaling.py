@@ -202,56 +202,15 @@ def bars(results: Results) -> list[Results]:
     return found
 
 
-def section(results: Results, pictures: Path) -> str:
-    """The benchmark's part of docs/performance.md; draws its plot."""
+def shown(results: Results, pictures: Path) -> Results:
+    """What `scaling.md.jinja` shows beside the results; draws its plot."""
     from plotting import growth
 
-    rows = results["rows"]
-    lines = [
-        "## Scaling",
-        "",
-        f"One text at rate {RATE}. Time grows as tokens to the power {results['exponent']:.3f}. "
-        "Memory is the most beyond what was taken before; what is beyond ids and slots "
-        + (
-            "was not measured on enough lengths."
-            if results["grows_by"] is None
-            else f"grows {results['grows_by']:.2f} times from {BATCH_TOKENS:,} tokens, a full "
-            "encoder pass, to the longest text."
-        ),
-        "",
-        "| Tokens | seconds | tokens/s | text, MiB | ids, MiB | slots, MiB | beyond, MiB |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        sizes = [row[f"{name}_bytes"] for name in ("text", "ids", "slots", "beyond")]
-        cells = " | ".join("" if size is None else f"{size / 2**20:,.1f}" for size in sizes)
-        lines.append(
-            f"| {row['tokens']:,} | {row['seconds']:.3f} | {row['tokens'] / row['seconds']:,.0f} "
-            f"| {cells} |"
-        )
-    points = [(row["tokens"], row["seconds"]) for row in rows]
+    points = [(row["tokens"], row["seconds"]) for row in results["rows"]]
     linear = [(tokens, points[-1][1] * tokens / points[-1][0]) for tokens, _ in points]
-    file = pictures / "scaling.png"
-    growth({"measured": points, "linear": linear}, "tokens", "seconds", file)
-    lines += [
-        "",
-        f"![Seconds of compression by tokens]({pictures.name}/{file.name})",
-        "",
-        f"Questions about one memory of {results['asked_tokens']:,} tokens, to the first token of "
-        "each answer: each reading the memory's slots anew, and sharing `prefill(model, memory)`, "
-        "whose own time counts. No question compresses the text again.",
-        "",
-        "| Questions | anew, s | shared, s | times faster | positions read, anew | shared "
-        "| if the memory is read once |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in results["questions"]:
-        lines.append(
-            f"| {row['questions']} | {row['anew_seconds']:.3f} | {row['shared_seconds']:.3f} "
-            f"| {row['anew_seconds'] / row['shared_seconds']:.2f} | {row['anew_positions']:,} "
-            f"| {row['shared_positions']:,} | {row['positions_if_read_once']:,} |"
-        )
-    return "\n".join(lines) + "\n"
+    lines = {"measured": points, "linear": linear}
+    growth(lines, "tokens", "seconds", pictures / "scaling.png")
+    return {"rate": RATE, "batch_tokens": BATCH_TOKENS}
 
 
 def main() -> None:

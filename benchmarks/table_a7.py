@@ -12,6 +12,7 @@ without the decoder's reading of the memory too.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -322,103 +323,56 @@ def bars(results: Results) -> list[Results]:
     return found
 
 
-def section(results: Results, pictures: Path) -> str:
-    """The benchmark's part of docs/performance.md; draws its plots.
-
-    Args:
-        results: as written by this script.
-        pictures: folder for the plots.
-    """
+def shown(results: Results, pictures: Path) -> Results:
+    """What `table_a7.md.jinja` shows beside the results; draws its plots."""
     from plotting import grouped_bars
 
-    lines = [
-        "## Table A7: full text against memories",
-        "",
-        "Milliseconds, 32 new tokens; full text as ready token ids, memories through "
-        "`model.generate`. Positions count BOS, slots, markers and question. In brackets how many "
-        "times faster than full text; the total with compression first, then from a memory that "
-        "was kept. Prefill over positions is its speed-up as a share of the ratio of positions. "
-        "From a prefix is the prefill of a second question, with the decoder's cache of the memory "
-        "kept (`prefill`), and what that cache takes. Memory is the most that was taken "
-        "beyond the weights, compression included.",
-        "",
-        "| Batch x length | reads | positions | compress | prefill | decode | total "
-        "| prefill over positions | from a prefix | memory |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in results["rows"]:
-        lines.append(_line(row))
-    kept = [row for row in results["rows"] if "prefill_ratio" in row]
-    if kept:
-        names = [f"{row['batch']} x {row['length']:,}" for row in kept]
-        labels = list(dict.fromkeys(names))
+    compared = [row for row in results["rows"] if "prefill_ratio" in row]
+    if compared:
+        labels = list(dict.fromkeys(f"{row['batch']} x {row['length']:,}" for row in compared))
         groups = {
-            f"{reads}, {said}": [row[key] for row in kept if row["reads"] == reads and key in row]
-            for reads in dict.fromkeys(row["reads"] for row in kept)
+            f"{reads}, {said}": [
+                row[key] for row in compared if row["reads"] == reads and key in row
+            ]
+            for reads in dict.fromkeys(row["reads"] for row in compared)
             for key, said in (("total_ratio", "with compression"), ("cached_ratio", "kept"))
         }
-        file = pictures / "table-a7.png"
-        grouped_bars(labels, groups, "times faster than full text, whole answer", file)
-        lines += ["", f"![How many times faster than full text]({pictures.name}/{file.name})"]
-    lines += _peak_lines(results, pictures)
-    paper = [
-        f"{batch} x {length:,}: {one['total_ratio']:.2f} with compression, "
-        f"{one['cached_ratio']:.2f} without, prefill {one['prefill_ratio']:.1f}"
-        for batch, length in PAPER
-        if (one := paper_row(batch, length, "rate 16")) is not None
+        title = "times faster than full text, whole answer"
+        grouped_bars(labels, groups, title, pictures / "table-a7.png")
+    rows = [*results["rows"], *results.get("peaks", [])]
+    ran_out = [
+        f"{row['reads']} at {row['batch']} x {row['length']:,}"
+        for row in rows
+        if row["out_of_memory"]
     ]
-    lines += ["", f"The paper at rate 16, on an A100 with bfloat16: {'; '.join(paper)}."]
-    return "\n".join(lines) + "\n"
+    paper = [
+        {"batch": batch, "length": length, **ratios}
+        for batch, length in PAPER
+        if (ratios := paper_row(batch, length, "rate 16")) is not None
+    ]
+    return {
+        "compared": bool(compared),
+        "peaks": draw_peaks(rows, pictures),
+        "ran_out": list(dict.fromkeys(ran_out)),
+        "paper": paper,
+    }
 
 
-def _peak_lines(results: Results, pictures: Path) -> list[str]:
-    """Figure A1: the most memory by tokens, and where it ran out."""
+def draw_peaks(rows: list[Results], pictures: Path) -> bool:
+    """Figure A1, the most memory by tokens; whether there is enough to draw."""
     from plotting import growth
 
-    rows = [*results["rows"], *results.get("peaks", [])]
     points: dict[str, dict[int, float]] = {}
     for row in rows:
         if row["peak_bytes"]:
             tokens = row["batch"] * row["length"]
             known = points.setdefault(row["reads"], {})
             known[tokens] = max(known.get(tokens, 0.0), row["peak_bytes"] / 2**20)
-    lines = {name: sorted(own.items()) for name, own in points.items() if len(own) > 1}
-    if not lines:
-        return []
-    file = pictures / "table-a7-memory.png"
-    growth(lines, "tokens (batch x length)", "most memory beyond the weights, MiB", file)
-    ran_out = [
-        f"{row['reads']} at {row['batch']} x {row['length']:,}"
-        for row in rows
-        if row["out_of_memory"]
-    ]
-    said = (
-        f"Out of memory: {', '.join(dict.fromkeys(ran_out))}."
-        if ran_out
-        else "Nothing ran out of memory; on a CPU it is not tried, since the kernel would end "
-        "other programs first."
-    )
-    return ["", f"![Most memory by tokens]({pictures.name}/{file.name})", "", said]
-
-
-def _line(row: Results) -> str:
-    """A row of the Markdown table."""
-    start = f"| {row['batch']} x {row['length']:,} | {row['reads']} | {row['positions']:,} "
-    memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB"
-    if row["out_of_memory"]:
-        return f"{start}| | | | out of memory | | | |"
-    compress, prefill, decode = (1e3 * row[name] for name in ("compress", "prefill", "decode"))
-    total = compress + prefill + decode
-    if "prefill_ratio" not in row:
-        made = f"{compress:,.1f}" if compress else ""
-        return f"{start}| {made} | {prefill:,.1f} | {decode:,.1f} | {total:,.1f} | | | {memory} |"
-    share = row["prefill_ratio"] / row["position_ratio"]
-    prefix = f"{1e3 * row['prefix_prefill']:,.1f}, {row['prefix_bytes'] / 2**20:,.1f} MiB"
-    return (
-        f"{start}| {compress:,.1f} | {prefill:,.1f} ({row['prefill_ratio']:.1f}x) | {decode:,.1f} "
-        f"| {total:,.1f} ({row['total_ratio']:.2f}x, {row['cached_ratio']:.2f}x) "
-        f"| {share:.2f} | {prefix} | {memory} |"
-    )
+    lines = {reads: sorted(peaks.items()) for reads, peaks in points.items() if len(peaks) > 1}
+    if lines:
+        file = pictures / "table-a7-memory.png"
+        growth(lines, "tokens (batch x length)", "most memory beyond the weights, MiB", file)
+    return bool(lines)
 
 
 def main() -> None:
@@ -433,12 +387,10 @@ def main() -> None:
     model = build(options.preset, options.device, DTYPES[options.device])
     results: Results = {"rows": [], "shapes": described(options.preset)}
     for batch, length in rows:
-        results["rows"] += measure_row(model, batch, length, options.repeats)
-        print(
-            "\n".join(
-                _line(row) for row in results["rows"][-len(model.config.compression_rates) - 1 :]
-            )
-        )
+        measured = measure_row(model, batch, length, options.repeats)
+        results["rows"] += measured
+        for row in measured:
+            print(json.dumps(row))
     if options.device == "cuda" and not options.rows:
         results["peaks"] = measure_peaks(model)
     print(write_results("table_a7", results, options))

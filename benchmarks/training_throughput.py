@@ -150,36 +150,9 @@ def bars(results: Results) -> list[Results]:
     ]
 
 
-def section(results: Results, pictures: Path) -> str:
-    """The benchmark's part of docs/performance.md; `pictures` gets none."""
-    bound = most_possible(results["shapes"], results["rows"][0]["rate"])
-    lines = [
-        "## Training against the published way",
-        "",
-        "A batch of texts, one segment each and as many tokens to complete: forward, backward and "
-        "one update of AdamW. `CompressorTrainer` learns both tasks from one encoder pass; the "
-        "published way takes a batch for each task, a segment at a time through the encoder with "
-        "its head and all hidden states, and logits at all positions. The losses are the same. "
-        "The frozen decoder, forward and backward, is the same work for both; without the heads, "
-        f"operations alone allow {bound:.2f} times, so what is above that is saved on heads, "
-        "logits and small batches.",
-        "",
-        "| Texts | rate | targets | published, tokens/s | memslots, tokens/s | times more "
-        "| memory, published | memory, memslots |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in results["rows"]:
-        peaks = " | ".join(
-            "" if (peak := row["peak_bytes"][name]) is None else f"{peak / 2**20:,.0f} MiB"
-            for name in ("published", "memslots")
-        )
-        speed = row["tokens_a_second"]
-        lines.append(
-            f"| {row['texts']} | {row['rate']} | {sum(row['targets'].values()):,} "
-            f"| {speed['published']:,.0f} | {speed['memslots']:,.0f} | {row['ratio']:.2f} "
-            f"| {peaks} |"
-        )
-    return "\n".join(lines) + "\n"
+def shown(results: Results, pictures: Path) -> Results:
+    """What `training_throughput.md.jinja` shows beside the results."""
+    return {"most_possible": most_possible(results["shapes"], results["rows"][0]["rate"])}
 
 
 def main() -> None:

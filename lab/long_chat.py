@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from lab import pages
 from lab.data.conversations import conversation_rows, written
 from memslots import ChatMemory, MemslotsModel
 from memslots.cli.options import resolve_model
@@ -75,9 +76,9 @@ def table(model: MemslotsModel, people: int, seed: int) -> str:
             cell = f"{share:.0f} ({100 * low:.0f} to {100 * high:.0f}), {positions:,}"
             cells.setdefault(name, []).append(cell)
             print(turns, name, cell, flush=True)
-    head = "| what the decoder reads | " + " | ".join(f"{turns} turns" for turns in TURNS) + " |"
-    rows = [f"| {name} | {' | '.join(own)} |" for name, own in cells.items()]
-    return "\n".join([head, "|---" * (len(TURNS) + 1) + "|", *rows])
+    header = ["what the decoder reads", *(f"{turns} turns" for turns in TURNS)]
+    rows = [[name, *by_turns] for name, by_turns in cells.items()]
+    return pages.table(header, rows, left=len(header)).rstrip()
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import torch
 import transformers
 
 from lab.data.personas import persona_rows
+from lab.pages import render
 from memslots import Memory, MemslotsModel, embedded
 from memslots.evaluation.answering import (
     answer_from_memory,
@@ -32,7 +33,7 @@ from memslots.evaluation.answering import (
     reconstruct_segments,
 )
 from memslots.evaluation.metrics import exact_match, wilson_interval
-from memslots.serving.quantise import SLOT_DTYPES, as_stored
+from memslots.serving.quantise import SLOT_DTYPES, from_bytes, to_bytes
 from memslots.serving.store import MemoryStore
 
 LONG = 40
@@ -91,7 +92,10 @@ def measure_fidelity(
         plain: list[str] = []
         for dtype in ("float32", *SLOT_DTYPES):
             slots = memory.slots.float()
-            kept = replace(memory, slots=slots if dtype == "float32" else as_stored(slots, dtype))
+            stored = slots
+            if dtype != "float32":
+                stored = from_bytes(*to_bytes(slots, dtype), dtype, *slots.shape).to(slots.device)
+            kept = replace(memory, slots=stored)
             error = (kept.slots.float() - slots).norm() / slots.norm()
             answers = answer_from_memory(model, kept, [row["question"] for row in rows], 16)
             plain = plain or answers
@@ -122,30 +126,7 @@ def mean_tokens(model: MemslotsModel, texts: list[str]) -> float:
 
 def markdown(results: dict) -> str:
     """The results as the tables of docs/memory_store.md."""
-    lines = ["| Kept | short documents | long documents |", "|---|---:|---:|"]
-    for short, long in zip(results["short"], results["long"], strict=True):
-        figures = " | ".join(f"{one['bytes_per_token']:.1f}" for one in (short, long))
-        lines.append(f"| {short['kept']} | {figures} |")
-    lines += [
-        "",
-        "| Rate | slots | exact match | 95% interval | answers changed | tokens right | aligned |",
-        "|---:|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in results["fidelity"]:
-        low, high = row["interval"]
-        lines.append(
-            f"| {row['rate']} | {row['slots']} | {row['exact_match']:.1%} | "
-            f"{low:.1%} to {high:.1%} | {row['answers_changed']} of {results['questions']} | "
-            f"{row['tokens_right']:.1%} | {row['tokens_aligned']:.1%} |"
-        )
-    setup = results["setup"]
-    lines += [
-        "",
-        f"Bytes per source token ({setup['tokens_short']:.0f} tokens a short document, "
-        f"{setup['tokens_long']:.0f} a long one). Compressor {setup['compressor'][:12]}, slots of "
-        f"{setup['d_encoder']}; torch {setup['torch']}, pyarrow {setup['pyarrow']}.",
-    ]
-    return "\n".join(lines) + "\n"
+    return render(Path(__file__).with_name("store_bytes.md.jinja"), **results)
 
 
 def main() -> None:

@@ -362,6 +362,15 @@ def test_the_page_holds_every_benchmark_and_says_which_bars_are_missed(tmp_path,
         page.write_page({}, tmp_path / "none.md")
 
 
+def test_pages_of_stored_results_are_as_they_were(tmp_path):
+    golden = Path(__file__).parent / "golden"
+    pages = []
+    for case, found in json.loads((golden / "benchmarks.json").read_text("utf-8")).items():
+        page.write_page(found, tmp_path / "speed.md")
+        pages.append(f"<!-- {case} -->\n" + (tmp_path / "speed.md").read_text("utf-8"))
+    assert "\n".join(pages) == (golden / "benchmarks.md").read_text("utf-8")
+
+
 def test_compressing_pays_from_the_question_whose_savings_make_it_up():
     assert summary.pays_from(compress=1.0, full=3.0, answered=2.5) == 2
     assert summary.pays_from(compress=1.1, full=3.0, answered=2.5) == 3

@@ -38,7 +38,7 @@ LOAD = {
 }
 
 
-def test_the_bars_tell_a_leak_an_error_and_an_open_queue(tmp_path):
+def test_the_bars_tell_a_leak_an_error_and_an_open_queue():
     assert all(page.met(bar) for bar in gateway_load.bars({"load": LOAD}))
     over = {"asked": 84, "room": 68, "statuses": {"200": 84}, "refused_with_retry_after": 0}
     for worse in ({"growth": 0.06}, {"errors": 1}, {"overrun": over}):
@@ -46,12 +46,6 @@ def test_the_bars_tell_a_leak_an_error_and_an_open_queue(tmp_path):
             bar for bar in gateway_load.bars({"load": {**LOAD, **worse}}) if not page.met(bar)
         ]
         assert len(missed) == 1
-    text = gateway_load.section({"load": LOAD}, tmp_path)
-    assert "1,200 (10.0 a second)" in text
-    assert "68 x 200, 16 x 429" in text
-    assert "+4.0%" in text
-    assert "| 998, 990 |" in text
-    assert "3.0 MiB" in text
 
 
 @pytest.mark.slow

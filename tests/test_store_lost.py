@@ -11,8 +11,8 @@ from store_memories import make_memory, same_documents
 from memslots.modeling import Memory
 from memslots.modeling.memory_files_memslots import SegmentCheck
 from memslots.serving.catalogue import NAME
+from memslots.serving.maintenance import rebuild_catalogue
 from memslots.serving.quantise import SLOT_DTYPES, to_bytes
-from memslots.serving.rebuilding import rebuild_catalogue
 from memslots.serving.store import MemoryStore
 
 TEXTS = {f"{letter}.txt": f"The text of {letter}. " * 5 for letter in "abcde"}

@@ -9,13 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from memslots.cli.options import Sets, err, out, quiet, resolve_model
+from memslots.cli.options import Books, Sets, err, out, quiet, resolve_model
 
 
 def capacity(
-    books: Annotated[
-        str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
-    ] = None,
+    books: Books = None,
     output: Annotated[
         Path, typer.Option(help="Folder of the decoder and the cells; what is there is kept.")
     ] = Path("runs/capacity"),

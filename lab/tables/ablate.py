@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from memslots.cli.measure import task_sources
-from memslots.cli.options import Sets, err, numbers, out, quiet, words
+from memslots.cli.options import Books, DataFolder, Sets, err, numbers, out, quiet, words
 
 
 def ablate(
@@ -22,12 +22,8 @@ def ablate(
         str | None, typer.Option(help="Ablations, with commas between; all by default.")
     ] = None,
     sets: Sets = None,
-    books: Annotated[
-        str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with local copies of the data sets.")
-    ] = None,
+    books: Books = None,
+    data_dir: DataFolder = None,
     data: Annotated[
         list[str] | None,
         typer.Option(help="TASK=SET/SPLIT to measure on; qa=squad/validation by default."),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.pages import table
 from lab.tables.quoted import quoted
 
 NAMES = {
@@ -35,8 +36,7 @@ def ablation_table(results: Mapping[str, dict[str, Any]], rate: int) -> str:
     )
     paper = {row["name"]: row for row in quoted("pcc_table_6")["rows"]}
     heads = [f"{task} {metric}, {data}" for task, data, metric in columns]
-    lines = ["| " + " | ".join(["", *heads, "PCC, table 6: F1", "EM"]) + " |"]
-    lines.append("|---|" + "---:|" * (len(heads) + 2))
+    rows = []
     for name, each in results.items():
         values = {
             (record["task"], record["data"], record["metric"]): record
@@ -45,8 +45,8 @@ def ablation_table(results: Mapping[str, dict[str, Any]], rate: int) -> str:
         cells = [_cell(values.get(column)) for column in columns]
         theirs = paper.get(name)
         cells += [f"{theirs['f1']:.2f}", f"{theirs['em']:.2f}"] if theirs else ["", ""]
-        lines.append(f"| {NAMES.get(name, name)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([NAMES.get(name, name), *cells])
+    return table(["", *heads, "PCC, table 6: F1", "EM"], rows)
 
 
 def plot_losses(

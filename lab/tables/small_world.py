@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lab.tables.ablate import losses, run_ablations, train_and_measure
-from memslots.cli.options import err, out, quiet, resolve_model, words
+from memslots.cli.options import Books, err, out, quiet, resolve_model, words
 
 DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
 RATES = (4, 16, 64)
@@ -32,9 +32,7 @@ Recipe = dict[str, Any]
 
 
 def tables(
-    books: Annotated[
-        str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
-    ] = None,
+    books: Books = None,
     output: Annotated[
         Path, typer.Option(help="Folder of the runs; what is there is not run again.")
     ] = Path("runs/tables"),

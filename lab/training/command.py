@@ -8,25 +8,17 @@ from typing import Annotated
 import typer
 
 from lab.recipes import recipe_file
-from memslots.cli.options import Sets, out, quiet
+from memslots.cli.options import Books, DataFolder, Install, RunFolder, Sets, Stage, out, quiet
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="tiny, small_world, exact_strings, or a file.")],
-    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    stage: Stage = None,
     sets: Sets = None,
-    books: Annotated[
-        str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default. Resumes.")
-    ] = None,
-    install: Annotated[
-        Path | None, typer.Option(help="Copy the finished checkpoint into this folder.")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with local copies of the data sets.")
-    ] = None,
+    books: Books = None,
+    output: RunFolder = None,
+    install: Install = None,
+    data_dir: DataFolder = None,
 ) -> None:
     """Train by a recipe; the same command goes on with a run that was stopped."""
     from lab.training.run import run_recipe

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memslots.cli.options import Device, Dtype, Revision, err, load_model, out
+from memslots.cli.options import DataFolder, Device, Dtype, Revision, err, load_model, out
 
 
 def finetune(
@@ -16,9 +16,7 @@ def finetune(
     data: Annotated[
         str, typer.Option(metavar="SET/SPLIT", help="Rows to train on.")
     ] = "hpd/paper_train",
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with local copies of the data sets.")
-    ] = None,
+    data_dir: DataFolder = None,
     whole: Annotated[bool, typer.Option("--whole", help="Train all weights, no LoRA.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="In place of 3 epochs.")] = None,
     revision: Revision = None,

@@ -11,11 +11,16 @@ from rich.text import Text
 
 from .options import (
     DTYPES,
+    Books,
+    DataFolder,
     Device,
     Dtype,
+    Install,
     Literals,
     Revision,
+    RunFolder,
     Sets,
+    Stage,
     literal_names,
     load_config,
     load_model,
@@ -123,20 +128,12 @@ def train(
         typer.Option(help="With own: JSONL file of context, question and answer, where you have."),
     ] = None,
     budget: Annotated[str, typer.Option(help="With own: time to train, such as 2h or 90m.")] = "2h",
-    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    stage: Stage = None,
     sets: Sets = None,
-    books: Annotated[
-        str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default. Resumes.")
-    ] = None,
-    install: Annotated[
-        Path | None, typer.Option(help="Copy the finished checkpoint into this folder.")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with local copies of the data sets.")
-    ] = None,
+    books: Books = None,
+    output: RunFolder = None,
+    install: Install = None,
+    data_dir: DataFolder = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print sizes, steps and estimates; train nothing."),
@@ -241,9 +238,7 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="TASK=SET/SPLIT", help="Another set for a task; repeatable."),
     ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with local copies of the data sets.")
-    ] = None,
+    data_dir: DataFolder = None,
     samples: Annotated[int, typer.Option(min=1, help="Most rows of a set.")] = 200,
     lengths: Annotated[
         str | None, typer.Option(help="Input lengths in decoder tokens, such as 512,1024.")

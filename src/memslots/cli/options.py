@@ -83,6 +83,17 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Sets one value, in YAML; repeatable."),
 ]
+Stage = Annotated[str | None, typer.Option(help="Run this stage only.")]
+Books = Annotated[
+    str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
+]
+RunFolder = Annotated[
+    Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default. Resumes.")
+]
+Install = Annotated[
+    Path | None, typer.Option(help="Copy the finished checkpoint into this folder.")
+]
+DataFolder = Annotated[str | None, typer.Option(help="Folder with local copies of the data sets.")]
 CONTEXT_HELP = "Text file in UTF-8; - reads standard input."
 
 

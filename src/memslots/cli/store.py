@@ -274,7 +274,7 @@ def rebuild(store: Store) -> int:
 
     Documents that were deleted, and not yet compacted away, are there again.
     """
-    from memslots.serving.rebuilding import rebuild_catalogue
+    from memslots.serving.maintenance import rebuild_catalogue
 
     rebuilt = rebuild_catalogue(store)
     for place, problem in rebuilt.problems.items():

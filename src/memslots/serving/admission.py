@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from starlette.types import Receive
 
 from .gateway_requests import ApiError
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 
 CLIENT_LEFT = 499
 """The status under which a request is counted whose client left; nobody receives it."""
@@ -46,7 +44,8 @@ class Admission:
             raise ValueError(
                 f"running must be 1 or more and waiting 0 or more, got {running} and {waiting}."
             )
-        self._turns = asyncio.Semaphore(running)
+        self.turn = asyncio.Semaphore(running)
+        """Held while a request that is inside is worked on."""
         self._room, self._running, self._retry_after = running + waiting, running, retry_after
         self._max_body_bytes, self._max_bodies_bytes = max_body_bytes, max_bodies_bytes
         self._bodies_bytes = 0
@@ -73,12 +72,6 @@ class Admission:
         finally:
             self.inside -= 1
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait in line, and be worked on while the context is open."""
-        async with self._turns:
-            yield
-
     async def body(self, receive: Receive, declared: str | None, held: ExitStack) -> bytes:
         """A request's body, which is not read beyond what is taken.
 
@@ -100,23 +93,20 @@ class Admission:
         )
         if declared is not None and declared.isdigit() and int(declared) > most:
             raise too_large
-        parts: list[bytes] = []
-        size = 0
-        while True:
+        body, more = bytearray(), True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
-            part = message.get("body", b"")
-            size += len(part)
-            if size > most:
+            part, more = message.get("body", b""), message.get("more_body", False)
+            if len(body) + len(part) > most:
                 raise too_large
             if self._bodies_bytes + len(part) > self._max_bodies_bytes:
                 raise self._full(f"requests of {self._bodies_bytes} bytes are being read")
             self._bodies_bytes += len(part)
             held.callback(self._give_back, len(part))
-            parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+            body += part
+        return bytes(body)
 
     def _give_back(self, size: int) -> None:
         self._bodies_bytes -= size

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .store_format import FORMAT, FORMAT_VERSION, MADE_WITH
+from .store_format import FORMAT, FORMAT_VERSION, MADE_WITH, text_key
 
 NAME = "catalogue.sqlite"
 
@@ -33,6 +33,12 @@ CREATE INDEX documents_by_text ON documents (text_key, rate);
 CREATE UNIQUE INDEX documents_by_place ON documents (file, row);
 """
 
+_UNUSABLE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+}
 _AT_ONCE = 500  # ids in one query: SQLite bounds the number of parameters
 
 
@@ -56,6 +62,26 @@ class Place(NamedTuple):
     tokens: int
     slots: int
     metadata: str
+
+    @classmethod
+    def of(cls, file: str, row: int, columns: Mapping[str, Any]) -> Place:
+        """The entry of a row.
+
+        Args:
+            file: Where it is.
+            row: Which row of that file.
+            columns: Its contents, those of the slots not needed.
+        """
+        segments = columns["segments"]
+        return cls(
+            file=file,
+            row=row,
+            text_key=text_key([value.hex() for value in columns["text_sha256"]]),
+            rate=columns["rate"],
+            tokens=sum(segment["tokens"] for segment in segments),
+            slots=sum(segment["slots"] for segment in segments),
+            metadata=columns["metadata"],
+        )
 
     @property
     def made_with(self) -> dict[str, Any]:
@@ -111,12 +137,8 @@ class Catalogue:
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         with self._plain_errors():
-            db = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=rw",
-                uri=True,
-                timeout=self.wait,
-                isolation_level=None,
-            )
+            where = f"{self.path.absolute().as_uri()}?mode=rw"
+            db = sqlite3.connect(where, self.wait, isolation_level=None, uri=True)
             with contextlib.closing(db):  # closing rolls an open transaction back
                 db.execute("PRAGMA synchronous = EXTRA")
                 db.execute("PRAGMA secure_delete = ON")
@@ -127,18 +149,13 @@ class Catalogue:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            code = error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else None
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise TimeoutError(
                     f"another process has been writing to {self.path.parent} for more than "
                     f"{self.wait:g} seconds; nothing was changed. Try again."
                 ) from error
-            if code in (
-                sqlite3.SQLITE_FULL,
-                sqlite3.SQLITE_IOERR,
-                sqlite3.SQLITE_READONLY,
-                sqlite3.SQLITE_CANTOPEN,
-            ):
+            if code in _UNUSABLE:
                 raise OSError(
                     f"the catalogue {self.path} cannot be used ({error}); nothing was changed. "
                     "Check the disk's free space and the permissions, and try again."
@@ -175,9 +192,9 @@ class Catalogue:
         """Where those texts are that are in the store, by whatever ids."""
         return [place for _, place in self._documents(db, "d.text_key", text_keys)]
 
-    def in_file(self, db: sqlite3.Connection, name: str) -> dict[str, Place]:
+    def in_file(self, db: sqlite3.Connection, name: str) -> Iterator[tuple[str, Place]]:
         """The documents of one file, in the order of its rows."""
-        return dict(self._documents(db, "f.name", [name]))
+        return self._documents(db, "f.name", [name])
 
     @staticmethod
     def _documents(
@@ -204,38 +221,11 @@ class Catalogue:
     def find(self, metadata: Mapping[str, Any], text_key: str | None) -> list[str]:
         """Ids of the documents with all of these metadata, in order.
 
-        SQLite narrows them down, as far as it compares what JSON holds (no NUL in a text, no
-        integer beyond 64 bits); what is left is compared here.
+        Compared here, since SQLite ends a text at NUL and knows no integer beyond 64 bits.
         """
-        conditions = ["1"]
-        values: list[str | int | float] = []
-        if text_key is not None:
-            conditions.append("text_key = ?")
-            values.append(text_key)
-        for key, value in metadata.items():
-            if not _plain(key):
-                continue
-            condition = "SELECT 1 FROM json_each(documents.metadata) e WHERE e.key = ?"
-            values.append(key)
-            if value is None or isinstance(value, bool):
-                condition += " AND e.type = ?"
-                values.append(json.dumps(value))
-            elif isinstance(value, int | float):
-                condition += " AND e.type IN ('integer', 'real')"
-                if abs(value) < 2**63:
-                    condition += " AND e.value = ?"
-                    values.append(value)
-            elif isinstance(value, str):
-                condition += " AND e.type = 'text'"
-                if _plain(value):
-                    condition += " AND e.value = ?"
-                    values.append(value)
-            else:
-                condition += " AND e.type IN ('array', 'object')"
-            conditions.append(f"EXISTS ({condition})")
-        query = f"SELECT id, metadata FROM documents WHERE {' AND '.join(conditions)} ORDER BY id"
+        condition, values = ("", []) if text_key is None else ("WHERE text_key = ?", [text_key])
         with self.read() as db:
-            rows = db.execute(query, values)
+            rows = db.execute(f"SELECT id, metadata FROM documents {condition} ORDER BY id", values)
             return [key for key, text in rows if _holds(json.loads(text), metadata)]
 
     def left_over(self, db: sqlite3.Connection, data: Path) -> list[str]:
@@ -250,11 +240,7 @@ class Catalogue:
         db.executemany("INSERT OR REPLACE INTO store VALUES (?, ?)", list(values.items()))
 
     def insert(
-        self,
-        db: sqlite3.Connection,
-        name: str,
-        size: int,
-        documents: Iterable[tuple[str, Place]],
+        self, db: sqlite3.Connection, name: str, size: int, documents: Iterable[tuple[str, Place]]
     ) -> None:
         """Enters a file and its documents; those whose id is there now point to the new row."""
         rows = [(key, *place[1:]) for key, place in documents]
@@ -278,11 +264,6 @@ class Catalogue:
         db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in ids])
 
 
-def _plain(text: str) -> bool:
-    """Whether SQLite reads a text of JSON as it is: it ends one at NUL."""
-    return "\0" not in text
-
-
 def _holds(metadata: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     return all(name in metadata and _same(metadata[name], asked[name]) for name in asked)
 
@@ -292,11 +273,8 @@ def _same(stored: Any, asked: Any) -> bool:
     if isinstance(stored, bool) or isinstance(asked, bool):
         return stored is asked
     if isinstance(stored, list):
-        return (
-            isinstance(asked, list | tuple)
-            and len(stored) == len(asked)
-            and all(map(_same, stored, asked))
-        )
+        same_kind = isinstance(asked, list | tuple) and len(stored) == len(asked)
+        return same_kind and all(map(_same, stored, asked))
     if isinstance(stored, dict):
         return isinstance(asked, Mapping) and len(stored) == len(asked) and _holds(stored, asked)
     return stored == asked

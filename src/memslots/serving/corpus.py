@@ -15,7 +15,7 @@ from typing import Any
 from memslots.modeling.texts_memslots import check_text
 
 from .store_files import first_line
-from .store_format import check_new_ids, encode_metadata, pa
+from .store_format import check_ids, encode_metadata, pa
 
 WHOLE = (".txt", ".md")
 ROWS = (".jsonl", ".parquet")
@@ -139,7 +139,7 @@ def _row(
 
 def _document(key: str, text: str, metadata: dict[str, Any], size: int) -> Document | Unusable:
     try:
-        check_new_ids(key)
+        check_ids(key, new=True)
         return Document(key, check_text(text, "the text"), encode_metadata(metadata), size)
     except ValueError as error:
         return Unusable(key.encode("utf-8", "replace").decode(), str(error), size)

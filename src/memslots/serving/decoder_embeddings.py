@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,20 @@ class RowsOnly(nn.Module):
     """The embedding layer of a decoder, whose weight stays in its file.
 
     Args:
-        layer: Of the decoder's own class, which may scale; on any device, its weight is not used.
-        read: Gives the weight's rows of these ids, `(ids, d_decoder)`.
+        layer: Of the decoder's own class, which may scale; without its weight.
+        table: That weight, `(vocabulary, d_decoder)`, mapped from its file.
+        dtype: Of the rows; by default the table's.
     """
 
-    def __init__(self, layer: nn.Embedding, read: Callable[[list[int]], torch.Tensor]):
+    def __init__(self, layer: nn.Embedding, table: torch.Tensor, dtype: torch.dtype | None):
         super().__init__()
         # In a list, so that nothing takes it for a part of this module.
-        self._layer, self._read = [layer], read
+        self._layer, self._table, self._dtype = [layer], table, dtype or table.dtype
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """`(rows, length)` to `(rows, length, d_decoder)`, as the decoder's own layer gives it."""
         used, places = input_ids.unique(return_inverse=True)
-        rows = self._read(used.tolist()).to(input_ids.device)
+        rows = self._table[used.cpu()].to(input_ids.device, self._dtype)
         layer = copy.copy(self._layer[0])  # of each call, since several threads may ask
         layer._parameters = {"weight": nn.Parameter(rows, requires_grad=False)}
         buffers = layer._buffers.items()
@@ -150,15 +151,11 @@ def attach_decoder_embeddings(
     shape = tuple(layer.weight.shape)
     tied = bool(decoder_config.get_text_config().tie_word_embeddings)
     names = _possible_names(f"{layer_name}.weight", skeleton.base_model_prefix, tied)
-    file, key = _find_table(name, revision, prefix, names, within)
-    read = _row_reader(file, key, shape, dtype or (None if prefix else decoder_config.dtype))
-    model.attach_decoder(
-        EmbeddingsOnlyDecoder(
-            decoder_config,
-            RowsOnly(_without_weight(skeleton, layer), read),
-            _generation_config(name, revision, model, within),
-        )
-    )
+    table = _table(*_find_table(name, revision, prefix, names, within), shape)
+    dtype = dtype or (None if prefix else decoder_config.dtype)
+    rows = RowsOnly(_without_weight(skeleton, layer), table, dtype)
+    generation = _generation_config(name, revision, model, within)
+    model.attach_decoder(EmbeddingsOnlyDecoder(decoder_config, rows, generation))
     return model
 
 
@@ -235,39 +232,20 @@ def _opened(file: Path):
         raise ValueError(f"{str(file)!r} cannot be read as safetensors: {error}.") from error
 
 
-def _row_reader(
-    file: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype | None
-) -> Callable[[list[int]], torch.Tensor]:
-    """What reads rows of a table, given its ids in rising order."""
-    weights = _opened(file)
-    table = weights.get_slice(key)
-    if tuple(table.get_shape()) != shape:
+def _table(file: Path, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The table, which safetensors maps from its file: what is not asked for is not read."""
+    table = _opened(file).get_tensor(key)
+    if tuple(table.shape) != shape:
         raise ValueError(
-            f"the table {key!r} of {str(file)!r} is {tuple(table.get_shape())}, and the decoder of "
-            f"this compressor has {shape}; name that decoder."
+            f"the table {key!r} of {str(file)!r} is {tuple(table.shape)}, and the decoder of this "
+            f"compressor has {shape}; name that decoder."
         )
-    if not table[:1].dtype.is_floating_point:
+    if not table.is_floating_point():
         raise ValueError(
-            f"the table {key!r} of {str(file)!r} is quantized ({table.get_dtype()}); name the "
-            "decoder as it was before, or start the gateway with --with-decoder."
+            f"the table {key!r} of {str(file)!r} is quantized ({table.dtype}); name the decoder as "
+            "it was before, or start the gateway with --with-decoder."
         )
-
-    def read(ids: list[int]) -> torch.Tensor:
-        rows = torch.cat([table[first : last + 1] for first, last in _runs(ids)])
-        return rows if dtype is None else rows.to(dtype)
-
-    return read
-
-
-def _runs(ids: list[int]) -> list[tuple[int, int]]:
-    """First and last of consecutive ids."""
-    runs: list[tuple[int, int]] = []
-    for index in ids:
-        if runs and runs[-1][1] == index - 1:
-            runs[-1] = runs[-1][0], index
-        else:
-            runs.append((index, index))
-    return runs
+    return table
 
 
 def _generation_config(

@@ -146,7 +146,7 @@ class Gateway:
         if (asked.text is None) == (asked.memory is None):
             raise ApiError(400, "give exactly one of text and memory.", param="text")
         self._check_characters(len(asked.text or ""))
-        async with self.admission.turn():
+        async with self.admission.turn:
             worker = self._decoding if asked.verification else self._compressing
             memory = await worker.run(self._make_memory, asked)
             key = asked.id or derived_id(memory)
@@ -215,7 +215,7 @@ class Gateway:
     async def _chat(self, request: Request, body: bytes, reply: Reply) -> None:
         chat = parse(ChatRequest, body)
         self._check_chat(chat)
-        async with self.admission.turn():
+        async with self.admission.turn:
             asked = await self._asked(chat)
             sampling = self._sampling(chat, asked)
             started = time.perf_counter()

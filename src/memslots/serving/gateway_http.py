@@ -26,8 +26,6 @@ from .vllm_client import EngineError, PromptRefused
 
 logger = logging.getLogger(__name__)
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-
 
 class Reply:
     """The answer to one request: an object of JSON, bytes, or server-sent events.
@@ -206,35 +204,40 @@ def _host_name(request: Request) -> str | None:
         return None
 
 
+_DAMAGED = (
+    "a memory that was asked for is damaged in the store; delete it and send its text again, or "
+    "ask the gateway's operator, whose log names the file."
+)
+_DISK_IS_FULL = (
+    "the gateway's disk is full: nothing of this request was stored, and nothing that was there is "
+    "lost. Ask its operator for room, and send it again."
+)
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What a client is told; of failures inside, no more than that there was one."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, UnknownMemory):
-        return ApiError(404, str(error), code="memory_not_found", param="memory_ids")
-    if isinstance(error, TakenId):
-        return ApiError(409, str(error), code="memory_exists", param="id")
-    if isinstance(error, PromptRefused):
-        return ApiError(400, str(error), code="prompt_refused")
-    if isinstance(error, EngineError):
-        return ApiError(error.status, str(error), "server_error", "engine_error")
-    if isinstance(error, ShelfFull):
-        return ApiError(507, str(error), "server_error", "shelf_full")
-    if isinstance(error, DamagedMemory):
-        message = (
-            "a memory that was asked for is damaged in the store; delete it and send its text "
-            "again, or ask the gateway's operator, whose log names the file."
-        )
-        return ApiError(500, message, "server_error", "memory_damaged")
-    if isinstance(error, TimeoutError):
-        return ApiError(504, "the request took too long; try again.", "server_error", "timeout")
-    if isinstance(error, OSError):
-        if error.errno in _NO_SPACE:
-            message = (
-                "the gateway's disk is full: nothing of this request was stored, and nothing that "
-                "was there is lost. Ask its operator for room, and send it again."
-            )
-            return ApiError(507, message, "server_error", "storage_full")
-        message = "the gateway cannot read or write its files; see its log."
-        return ApiError(500, message, "server_error", "storage_error")
-    return ApiError(500, "the gateway failed; see its log.", "server_error", "internal_error")
+    match error:
+        case ApiError():
+            return error
+        case UnknownMemory():
+            return ApiError(404, str(error), code="memory_not_found", param="memory_ids")
+        case TakenId():
+            return ApiError(409, str(error), code="memory_exists", param="id")
+        case PromptRefused():
+            return ApiError(400, str(error), code="prompt_refused")
+        case EngineError():
+            status, message, code = error.status, str(error), "engine_error"
+        case ShelfFull():
+            status, message, code = 507, str(error), "shelf_full"
+        case DamagedMemory():
+            status, message, code = 500, _DAMAGED, "memory_damaged"
+        case TimeoutError():
+            status, message, code = 504, "the request took too long; try again.", "timeout"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            status, message, code = 507, _DISK_IS_FULL, "storage_full"
+        case OSError():
+            message = "the gateway cannot read or write its files; see its log."
+            status, code = 500, "storage_error"
+        case _:
+            status, message, code = 500, "the gateway failed; see its log.", "internal_error"
+    return ApiError(status, message, "server_error", code)

@@ -62,13 +62,11 @@ def to_bytes(slots: torch.Tensor, slot_dtype: str) -> tuple[bytes, bytes | None]
         )
     if slot_dtype == "bfloat16":
         return _raw(kept), None
-    slots = kept
-    scales = slots.abs().amax(dim=1) / _LARGEST if slots.shape[1] else slots.new_zeros(len(slots))
+    scales = kept.abs().amax(dim=1) / _LARGEST if kept.shape[1] else kept.new_zeros(len(kept))
     # A slot of zeros, or of numbers too small for a normal scale, is kept as zeros.
-    scales = torch.where(scales < torch.finfo(torch.float32).tiny, 0.0, scales)
-    divisors = torch.where(scales == 0, 1.0, scales).unsqueeze(1)
-    kept = (slots / divisors).round().clamp(-_LARGEST, _LARGEST) * (scales != 0).unsqueeze(1)
-    return _raw(kept.to(torch.int8)), _raw(scales)
+    normal = scales >= torch.finfo(torch.float32).tiny
+    steps = (kept / scales.where(normal, 1.0).unsqueeze(1)).round().clamp(-_LARGEST, _LARGEST)
+    return _raw((steps * normal.unsqueeze(1)).to(torch.int8)), _raw(scales * normal)
 
 
 def from_bytes(
@@ -89,37 +87,16 @@ def from_bytes(
     Raises:
         ValueError: Bytes that are too many or too few for the shape.
     """
-    check_slot_dtype(slot_dtype)
-    expected = stored_bytes(n_slots, d_encoder, slot_dtype)
+    plain = check_slot_dtype(slot_dtype) == "bfloat16"
+    expected = n_slots * (2 * d_encoder if plain else d_encoder + _SCALE_BYTES)
     size = len(slots) + len(scales or b"")
-    if size != expected or (scales is None) != (slot_dtype == "bfloat16"):
+    if size != expected or (scales is None) != plain:
         raise ValueError(
             f"{n_slots} slots of {d_encoder} in {slot_dtype} take {expected} bytes, scales "
             f"included; there are {size}."
         )
-    if slot_dtype == "bfloat16":
-        return _tensor(slots, torch.bfloat16, (n_slots, d_encoder))
-    kept = _tensor(slots, torch.int8, (n_slots, d_encoder)).float()
-    return kept * _tensor(scales or b"", torch.float32, (n_slots, 1))
-
-
-def stored_bytes(n_slots: int, d_encoder: int, slot_dtype: str) -> int:
-    """Bytes that slots take in a store, scales included."""
-    if check_slot_dtype(slot_dtype) == "bfloat16":
-        return 2 * n_slots * d_encoder
-    return n_slots * (d_encoder + _SCALE_BYTES)
-
-
-def as_stored(slots: torch.Tensor, slot_dtype: str) -> torch.Tensor:
-    """The slots as a store gives them back: what keeping them costs in fidelity.
-
-    Args:
-        slots: `(slots, d_encoder)`.
-        slot_dtype: One of `SLOT_DTYPES`.
-    """
-    kept, scales = to_bytes(slots, slot_dtype)
-    back = from_bytes(kept, scales, slot_dtype, *slots.shape)
-    return back.to(slots.device)
+    kept = _tensor(slots, torch.bfloat16 if plain else torch.int8, (n_slots, d_encoder))
+    return kept if scales is None else kept * _tensor(scales, torch.float32, (n_slots, 1))
 
 
 def _raw(tensor: torch.Tensor) -> bytes:

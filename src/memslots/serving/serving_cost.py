@@ -302,14 +302,14 @@ def count_decoder(config: PreTrainedConfig) -> tuple[int, int]:
         model = AutoModelForCausalLM.from_config(text)
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    chosen, there = None, None
+    experts_per_token, n_experts = None, None
     for name in ("num_experts_per_tok", "top_k_experts", "moe_topk"):
-        chosen = chosen or getattr(text, name, None)
+        experts_per_token = experts_per_token or getattr(text, name, None)
     for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        there = there or getattr(text, name, None)
-    if not experts or not chosen or not there:
+        n_experts = n_experts or getattr(text, name, None)
+    if not experts or not experts_per_token or not n_experts:
         return total, total
-    return total, total - round(experts * (1 - chosen / there))
+    return total, total - round(experts * (1 - experts_per_token / n_experts))
 
 
 def prefill_operations(

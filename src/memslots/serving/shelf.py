@@ -14,7 +14,7 @@ import torch
 from memslots.modeling import Memory
 
 from .store import MemoryStore
-from .store_format import check_new_ids, encode_memory, encode_metadata
+from .store_format import check_ids, encode_memory, encode_metadata
 
 CREATED = "memslots_created"
 """Key of the metadata under which the gateway notes when a memory was made."""
@@ -117,7 +117,7 @@ class ProcessShelf:
 
     def put(self, key: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
         """See `Shelf`."""
-        check_new_ids(key)
+        check_ids(key, new=True)
         # As text: an object of JSON takes many times its length.
         packed = encode_metadata(metadata).encode()
         memory = memory.to("cpu")
@@ -173,7 +173,7 @@ class StoreShelf:
 
     def put(self, key: str, memory: Memory, metadata: dict[str, Any] | None) -> None:
         """See `Shelf`."""
-        check_new_ids(key)
+        check_ids(key, new=True)
         rows = encode_memory([key], memory, [encode_metadata(metadata)], self._store.slot_dtype)
         with _damaged_where_refused():
             # Another process may store it, or delete it, between the looks.
@@ -185,9 +185,9 @@ class StoreShelf:
     def get(self, ids: Sequence[str]) -> list[Memory]:
         """See `Shelf`."""
         with _damaged_where_refused():
-            there = self._store.places(list(dict.fromkeys(ids)))
+            places = self._store.places(list(dict.fromkeys(ids)))
             for key in ids:
-                if key not in there:
+                if key not in places:
                     raise _unknown(key)
             memories = self._store.read(ids)
         return [memories[key] for key in ids]
@@ -195,10 +195,10 @@ class StoreShelf:
     def metadata(self, key: str) -> dict[str, Any]:
         """See `Shelf`."""
         with _damaged_where_refused():
-            there = self._store.places([key])
-        if key not in there:
+            place = self._store.places([key]).get(key)
+        if place is None:
             raise _unknown(key)
-        return json.loads(there[key].metadata or "{}")
+        return json.loads(place.metadata or "{}")
 
     def delete(self, key: str) -> None:
         """See `Shelf`."""

@@ -8,17 +8,19 @@ general compressor; smaller slots come from int8.)
 from __future__ import annotations
 
 import errno
+import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .store_format import FORMAT, FORMAT_VERSION, SCHEMA, CorruptRow, pa
+from .store_format import FORMAT, FORMAT_VERSION, SCHEMA, CorruptRow, decode_row, pa
 
 ENDING = ".arrow"
 FILE_BYTES = 128 * 2**20
 """A file is closed when its slots take this many bytes: what compacting has to copy at once."""
+_AT_ONCE = 64  # rows that are read together
 
 
 def write_files(folder: Path, rows: pa.Table) -> list[tuple[str, pa.Table]]:
@@ -71,20 +73,43 @@ def read_rows(path: Path, rows: Sequence[int]) -> list[dict[str, Any]]:
         FileNotFoundError: There is no such file.
         CorruptRow: The file cannot be read, or has no such rows.
     """
-    return take_rows(open_file(path), path, rows)
+    return _take(open_file(path), path, rows)
 
 
-def take_rows(table: pa.Table, path: Path, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """As `read_rows`, of a file that is open.
+def sound_rows(
+    path: Path, problems: dict[str, str], numbers: Sequence[int] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers and columns of those rows of a file that are as they were written.
 
     Args:
-        table: Of `open_file`.
-        path: Its file, for errors.
-        rows: Which.
-
-    Raises:
-        CorruptRow: It has no such rows, or not the bytes that they should be of.
+        path: Of the file.
+        problems: Gets what is wrong with others, and which.
+        numbers: Rows to look at; by default all.
     """
+    try:
+        table = open_file(path)
+    except (ValueError, OSError) as error:
+        problems[path.name] = str(error)
+        return
+    numbers = range(len(table)) if numbers is None else numbers
+    for start in range(0, len(numbers), _AT_ONCE):
+        part = numbers[start : start + _AT_ONCE]
+        try:
+            rows = _take(table, path, part)
+        except CorruptRow as error:
+            problems[f"{path.name}, rows {part[0]} to {part[-1]}"] = str(error)
+            continue
+        for number, row in zip(part, rows, strict=True):
+            try:
+                decode_row(row)
+                json.loads(row["metadata"])
+            except ValueError as error:
+                problems[f"{path.name}, row {number}"] = str(error)
+            else:
+                yield number, row
+
+
+def _take(table: pa.Table, path: Path, rows: Sequence[int]) -> list[dict[str, Any]]:
     try:
         return table.take(pa.array(rows, pa.int64())).to_pylist()
     except (pa.ArrowException, ValueError, IndexError) as error:

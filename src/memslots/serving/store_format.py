@@ -60,26 +60,22 @@ SCHEMA = pa.schema(
 )
 """Columns of the Arrow files; what each holds is in docs/memory_store.md."""
 
-# Fields of Memory with a column of their own; the others go into `compressor`, as JSON.
-_OWN_COLUMNS = {
-    "slots",
-    "documents",
-    "text_sha256",
-    "unknown_tokens",
-    "rate",
-    "fingerprint",
-    "literals",
-    "checks",
-    "texts",
-}
+# Fields of Memory that have a column; the others go into `compressor`, as JSON.
+_HAVE_COLUMNS = {"slots", "documents", "text_sha256", "unknown_tokens", "rate", "fingerprint"}
+_HAVE_COLUMNS |= {"literals", "checks", "texts"}
 
 
 class CorruptRow(ValueError):
     """A row whose contents are not those that were written."""
 
 
-def check_ids(ids: str | Sequence[str]) -> list[str]:
+def check_ids(ids: str | Sequence[str], new: bool = False) -> list[str]:
     """The ids as a list.
+
+    Args:
+        ids: An id or several.
+        new: Whether they are to be stored: then without control characters and line breaks, which
+            lists, logs and addresses would not show or would drop.
 
     Raises:
         ValueError: An id that is no string, is empty, too long or no valid Unicode, or comes twice.
@@ -92,25 +88,13 @@ def check_ids(ids: str | Sequence[str]) -> list[str]:
             )
         if not is_unicode(key):
             raise ValueError(f"the id {key!r} holds a lone surrogate; give valid Unicode.")
-    if len(set(ids)) < len(ids):
-        twice = [key for key, times in Counter(ids).items() if times > 1]
-        raise ValueError(f"each id may come once in a call; {shorten(twice)} come twice or more.")
-    return ids
-
-
-def check_new_ids(ids: str | Sequence[str]) -> list[str]:
-    """As `check_ids`, of ids that are to be stored.
-
-    Raises:
-        ValueError: Also one with a control character or a line break, which lists, logs and
-            addresses would not show or would drop.
-    """
-    ids = check_ids(ids)
-    for key in ids:
-        if has_control(key):
+        if new and has_control(key):
             raise ValueError(
                 f"the id {key[:80]!r} holds a control character or a line break; leave it out."
             )
+    if len(set(ids)) < len(ids):
+        twice = [key for key, times in Counter(ids).items() if times > 1]
+        raise ValueError(f"each id may come once in a call; {shorten(twice)} come twice or more.")
     return ids
 
 
@@ -228,15 +212,17 @@ def decode_row(row: Mapping[str, Any]) -> Memory:
         right = False
     if not right:
         raise CorruptRow(f"the row of {str(row['id'])[:80]!r} was altered after it was written")
-    more = json.loads(row["compressor"])
+    more = {name: _tuples(value) for name, value in json.loads(row["compressor"]).items()}
     if row["literals"] is not None:
         beside = json.loads(row["literals"])
         if isinstance(beside, dict):  # with checks; a list holds literals alone
-            more["literals"] = beside["literals"]
             more["checks"] = tuple(map(SegmentCheck.from_json, beside["checks"]))
-            more["texts"] = _texts_from_json(beside.get("texts", []))
-        else:
-            more["literals"] = beside
+            more["texts"] = tuple(
+                None if kept is None else unpack_text(base64.b64decode(kept[0]), kept[1])
+                for kept in beside.get("texts", [])
+            )
+            beside = beside["literals"]
+        more["literals"] = _tuples(beside)
     unknown = set(more) - {field.name for field in dataclasses.fields(Memory)}
     if unknown:
         raise ValueError(
@@ -257,10 +243,7 @@ def decode_row(row: Mapping[str, Any]) -> Memory:
         unknown_tokens=tuple(row["unknown_tokens"]),
         rate=row["rate"],
         fingerprint=row["fingerprint"],
-        **{
-            name: value if name in ("checks", "texts") else _tuples(value)
-            for name, value in more.items()
-        },
+        **more,
     )
 
 
@@ -311,18 +294,12 @@ def _beside(document: Memory) -> bytes | None:
     return json.dumps(held).encode()
 
 
-def _texts_from_json(texts: Sequence[Any]) -> tuple[str | None, ...]:
-    return tuple(
-        None if kept is None else unpack_text(base64.b64decode(kept[0]), kept[1]) for kept in texts
-    )
-
-
 def _compressor_json(memory: Memory) -> str:
     """The fields of a memory that are the same for all of its documents and have no column."""
     more = {
         field.name: getattr(memory, field.name)
         for field in dataclasses.fields(memory)
-        if field.name not in _OWN_COLUMNS
+        if field.name not in _HAVE_COLUMNS
     }
     try:
         return json.dumps(more, sort_keys=True)

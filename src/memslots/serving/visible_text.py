@@ -35,7 +35,7 @@ class VisibleText:
         cut = self._cut(whole)
         if self.stopped:
             return self._show(cut.strip())
-        held = max((_overlap(cut, one) for one in self.stop), default=0)
+        held = max((_overlap(cut, stop) for stop in self.stop), default=0)
         cut = cut[: len(cut) - held].rstrip(_HALF_A_CHARACTER)
         return self._show(cut.strip())
 
@@ -44,7 +44,7 @@ class VisibleText:
         return "" if self.stopped else self._show(self._cut(whole).strip())
 
     def _cut(self, whole: str) -> str:
-        ends = [at for at in (whole.find(one) for one in self.stop) if at >= 0]
+        ends = [at for at in (whole.find(stop) for stop in self.stop) if at >= 0]
         self.stopped = bool(ends)
         return whole[: min(ends)] if ends else whole
 

@@ -20,7 +20,6 @@ from .prompt_embeds import encode_embeds
 
 try:
     import openai
-    from openai.types import Completion
 except ImportError as error:  # pragma: no cover - an environment without the extra
     raise ImportError(
         "talking to a vLLM server needs the openai client: pip install openai."
@@ -161,27 +160,27 @@ class VllmClient:
         return [piece for batch in answers for piece in batch]
 
     async def _batch(self, embeds: Sequence[torch.Tensor], sampling) -> list[Piece]:
-        fields = await _fields(embeds, sampling)
-        with self._errors():
-            completion = await self._openai.completions.create(
-                model=await self.model(), prompt=None, extra_body=fields
-            )
-            return _pieces(completion, len(embeds))
+        return await self._complete(None, len(embeds), await _fields(embeds, sampling))
 
     async def complete_ids(
         self, ids: Sequence[list[int]], sampling: Mapping[str, Any]
     ) -> list[Piece]:
-        """Answers to prompts of token ids, in order and in one request; raises as `complete`.
+        """Answers to prompts of token ids, in order and in one request; raises as `complete`."""
+        return await self._complete(list(ids), len(ids), dict(sampling))
 
-        Args:
-            ids: Of each prompt.
-            sampling: Of `Sampling.for_vllm`.
-        """
+    async def _complete(self, prompt: Any, n_prompts: int, fields: dict[str, Any]) -> list[Piece]:
         with self._errors():
             completion = await self._openai.completions.create(
-                model=await self.model(), prompt=list(ids), extra_body=dict(sampling)
+                model=await self.model(), prompt=prompt, extra_body=fields
             )
-            return _pieces(completion, len(ids))
+            choices = sorted(completion.choices, key=lambda choice: choice.index)
+            if len(choices) != n_prompts:
+                raise EngineError(f"asked for {n_prompts} answers, vLLM gave {len(choices)}.")
+            usage = completion.usage
+            tokens = usage.completion_tokens if usage is not None and n_prompts == 1 else 0
+            return [
+                Piece(choice.text, tokens, choice.finish_reason or "stop") for choice in choices
+            ]
 
     async def stream(
         self, embeds: torch.Tensor, sampling: Mapping[str, Any]
@@ -243,15 +242,6 @@ async def _fields(embeds: Sequence[torch.Tensor], sampling: Mapping[str, Any]) -
     # Base64 of a long prompt takes milliseconds in which nothing else would be answered.
     encoded = await asyncio.to_thread(lambda: [encode_embeds(prompt) for prompt in embeds])
     return {"prompt_embeds": encoded, **sampling}
-
-
-def _pieces(completion: Completion, prompts: int) -> list[Piece]:
-    choices = sorted(completion.choices, key=lambda choice: choice.index)
-    if len(choices) != prompts:
-        raise EngineError(f"asked for {prompts} answers, vLLM gave {len(choices)}.")
-    usage = completion.usage
-    tokens = usage.completion_tokens if usage is not None and prompts == 1 else 0
-    return [Piece(choice.text, tokens, choice.finish_reason or "stop") for choice in choices]
 
 
 def _refusal(status: int, message: str) -> Exception:
