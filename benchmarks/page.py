@@ -31,16 +31,22 @@ SECTIONS: dict[str, ModuleType] = {
     "gateway_load": gateway_load,
 }
 
-HEAD = """# Performance
+HEAD = """# Speed and memory: all figures
 
-Written by `make bench` (`make bench DEVICE=cuda` on a GPU); edit `benchmarks/`, not this page.
+[Results](findings.md#speed-and-memory) has three findings and a picture. `make bench` writes this
+page (`make bench DEVICE=cuda` on a GPU): edit `benchmarks/`, not the page.
 
-How much faster memories are depends on the machine, on the shapes and on what one compares with, so
-every figure that compares is a ratio of things measured in one run, taken in turn: medians of
-{repeats} after a warm-up. Weights are random, since only their shapes matter here; how good the
-answers are stands in [results](results.md). Positions count all that the decoder reads: BOS, slots,
-markers, literals and the question. On a CPU the models are small, in the proportions of the paper's
-(GPT2-large before Llama-3-8B): ratios carry over roughly, milliseconds do not.
+## In short
+
+{takeaways}
+
+## How it was measured
+
+Each comparison is a ratio of things measured by turns in one run: medians of {repeats} after a
+warm-up. Weights are random, since only their shapes matter for speed; for the quality of answers
+see [PCC's tables](results.md). "Positions" are prompt tokens: BOS, slots, markers, verbatim tokens
+and the question. On a CPU the models are small, in the proportions of the paper's (GPT2-large
+before Llama-3-8B): ratios carry over roughly, milliseconds do not.
 """
 
 MINUTES = 20
@@ -101,7 +107,8 @@ def write_page(found: dict[str, Results], page: Path) -> None:
         raise ValueError("there are no results to write; run `make bench`, or one script of it.")
     pictures = page.with_suffix("")
     repeats = min(results["setup"]["repeats"] for results in found.values())
-    lines = [HEAD.format(repeats=repeats), "Measured on:", ""]
+    takeaways = "\n".join(f"- {line}" for line in summary.takeaways(found))
+    lines = [HEAD.format(repeats=repeats, takeaways=takeaways), "Machine:", ""]
     for line in dict.fromkeys(hardware(results["setup"]) for results in found.values()):
         lines.append(f"- {line}")
     shapes = {r["setup"]["preset"]: r["shapes"] for r in found.values() if "shapes" in r}
@@ -109,9 +116,15 @@ def write_page(found: dict[str, Results], page: Path) -> None:
     if all(results["setup"]["device"] == "cpu" for results in found.values()):
         lines += [
             "",
-            "**No GPU was to be had**: the paper's shapes (`--device cuda --preset "
-            "gpt2-large-llama3`) have not been run, and the bars for a GPU are open.",
+            "Nothing was measured on a GPU. `--device cuda --preset gpt2-large-llama3` would run "
+            "the paper's shapes.",
         ]
+    lines.append("")
+    for name, module in SECTIONS.items():
+        if name in found:
+            lines.append(module.section(found[name], pictures))
+        else:
+            lines.append(f"`benchmarks/{name}.py` was not run.\n")
     bars = [
         bar
         for name, module in SECTIONS.items()
@@ -120,15 +133,12 @@ def write_page(found: dict[str, Results], page: Path) -> None:
     ]
     bars += time_bars(found)
     missed = [bar for bar in bars if not met(bar)]
-    lines += ["", "## What to take from it", ""]
-    lines += [f"- {line}" for line in summary.takeaways(found)]
     lines += [
-        "",
-        "## Bars",
+        "## Targets",
         "",
         f"{len(bars) - len(missed)} of {len(bars)} met.",
         "",
-        "| What | wanted | found | |",
+        "| What | target | measured | |",
         "|---|---:|---:|---|",
     ]
     for bar in bars:
@@ -136,13 +146,7 @@ def write_page(found: dict[str, Results], page: Path) -> None:
         lines.append(f"| {bar['bar']} | {bar['wanted']:.4g} | {bar['found']:.3g} | {verdict} |")
     reasons = [bar["why"] for bar in missed if "why" in bar]
     if reasons:
-        lines += ["", "Of those missed:", "", *(f"- {why}" for why in dict.fromkeys(reasons))]
-    lines.append("")
-    for name, module in SECTIONS.items():
-        if name in found:
-            lines.append(module.section(found[name], pictures))
-        else:
-            lines.append(f"`benchmarks/{name}.py` was not run.\n")
+        lines += ["", "Why they are missed:", "", *(f"- {why}" for why in dict.fromkeys(reasons))]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
 
