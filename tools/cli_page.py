@@ -19,6 +19,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "cli.md"
 
 
 def main() -> None:
+    """Write the page."""
     for kind in (TyperCommand, TyperGroup):
         kind.get_short_help_str = partialmethod(click.Command.get_short_help_str, limit=1_000)
     command = typer.main.get_command(app)
