@@ -64,8 +64,7 @@ lint: $(VENV)/.dev
 	$(BIN)/typos
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m typer memslots.cli utils docs --name memslots --title "Command line" \
-		--output docs/reference/cli.md
+	$(BIN)/python tools/cli_page.py
 	@{ $(BIN)/zensical build --strict --clean 2>&1 || echo "zensical: failed"; } | awk \
 		'{ print } /^(griffe|mkdocstrings|zensical):/ { wrong = 1 } END { exit wrong }'
 

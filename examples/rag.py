@@ -1,12 +1,12 @@
 """RAG over a folder: an index finds the documents, and the decoder reads their slots.
 
     pip install "memslots[rag]"
-    python examples/rag.py my_texts "Where was the treaty signed?" --model my_compressor
-    python examples/rag.py                  # forty generated biographies, the embedded checkpoint
+    python examples/rag.py              # generated biographies, the embedded checkpoint
+    python examples/rag.py my_texts "Who signed the treaty?" --model my_compressor
 
-The texts are compressed once and kept; a question costs a look-up in the index, a read of a few
-memories by id, and an answer. Any index that gives back ids will do: this one is scikit-learn's
-TF-IDF vectors and nearest neighbours, in memory.
+The texts are compressed once and stored. A question then costs a look-up in the index,
+one read from the store, and an answer. Any index that returns ids will do; this one is
+TF-IDF vectors and nearest neighbours from scikit-learn, in memory.
 """
 
 import argparse
@@ -26,7 +26,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", help="folder of .txt files")
 parser.add_argument("question", nargs="*")
 parser.add_argument("--model", default=embedded("tiny"))
-parser.add_argument("--store", help="folder that keeps the memories; else they end with the run")
+parser.add_argument("--store", help="folder to store the memories in; lost on exit without it")
 options = parser.parse_args()
 
 # 1. Documents: the folder's files, or short biographies of people who do not exist.

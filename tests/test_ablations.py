@@ -151,12 +151,7 @@ def test_the_page_is_written_from_the_steps_that_are_there(tmp_path):
     assert "## Ablations" in page
     assert "## Rates" not in page
     assert "20 parameters" in page
-    assert "Other results" not in page
-    (tmp_path / "verified.md").touch()
-    write_page(tmp_path / "runs", tmp_path / "results.md")
-    found = (tmp_path / "results.md").read_text()
-    assert "Other results: [verified memory](verified.md), ours.\n" in found
-    assert "w/o context (19.79) must be meant" in page
+    assert "it must mean without the context (19.79)" in page
     assert "*Quoted, not measured here: PCC, table 5." in page
 
 

@@ -355,7 +355,7 @@ def test_the_page_holds_every_benchmark_and_says_which_bars_are_missed(tmp_path,
     assert "500.0, 3.0 MiB" in text
     assert "3 of 5 met" in text
     assert "`benchmarks/alternatives.py` was not run." in text
-    assert "No GPU was to be had" in text
+    assert "Nothing was measured on a GPU" in text
     for name in ("table-a7", "scaling"):
         assert (tmp_path / "speed" / f"{name}.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="make bench"):
@@ -413,7 +413,7 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
     }.items():
         assert heading in text
         assert f"`benchmarks/{name}.py` was not run" not in text
-    told = text.partition("## What to take from it")[2].partition("## Bars")[0]
+    told = text.partition("## In short")[2].partition("## How it")[0]
     assert told.count("\n- **") == 6
     assert "minutes of `make bench` (at most) | 20 |" in text
     assert "Training: the frozen decoder is the same work" in text

@@ -20,6 +20,7 @@ import typer
 import yaml
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from tiny_models import DECODERS, ENCODERS, FAMILIES
 
 from memslots.cli import app, main
 
@@ -30,6 +31,10 @@ GENERATED = {"reference/cli.md"}
 """By `make docs`, and not in the repository."""
 
 PYTHON = [page for page in PAGES if "```python" in page.read_text("utf-8")]
+
+
+def read(page: str) -> str:
+    return (DOCS / page).read_text("utf-8")
 
 
 def named(page: Path) -> str:
@@ -138,6 +143,34 @@ def test_reference_names_what_there_is(page):
             found = getattr(importlib.import_module(module), attribute)
         for member in options.get("members", []):
             assert hasattr(found, member), f"{name} has no {member}"
+
+
+def decimals(text: str) -> list[str]:
+    """Figures with a decimal point or a percent sign, as they stand in a text."""
+    return re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+%?|%)", text)
+
+
+@pytest.mark.parametrize(
+    "section", read("findings.md").split("\n## ")[1:], ids=lambda text: text.partition("\n")[0]
+)
+def test_each_finding_is_on_the_page_that_it_links(section):
+    page = re.search(r"\[All figures: .*\]\(([a-z_]+\.md)", section)[1]
+    measured = [float(x.replace(",", "")) for x in re.findall(r"\d[\d,]*\.?\d*", read(page))]
+    for figure in decimals(section):
+        number = figure.rstrip("%").replace(",", "")
+        digits = len(number.partition(".")[2])
+        scales = (1, 100) if figure.endswith("%") else (1,)
+        assert any(round(m * s, digits) == float(number) for m in measured for s in scales), figure
+
+
+def test_every_family_of_the_matrix_is_among_the_supported_models():
+    table = read("models.md").partition("## Expected")[0]
+    rows = re.findall(r"\| [^|]*\(`(\w+)`\) \| (\w+).*?\| (\w+) \|", table)
+    said = {name: (decoder, encoder) for name, decoder, encoder in rows}
+    assert said == {
+        name: ("yes" if name in DECODERS else "no", "yes" if name in ENCODERS else "no")
+        for name in FAMILIES
+    }
 
 
 def test_the_readme_number_is_the_measured_one():

@@ -14,14 +14,6 @@ from memslots.evaluation.tables import reads
 
 Record = dict[str, Any]
 
-_BESIDE = {
-    "sentence_pools.md": "[sentence pools](sentence_pools.md), the article's tables",
-    "capacity.md": "[the capacity of a vector](capacity.md), the AIRI report's",
-    "verified.md": "[verified memory](verified.md), ours",
-    "performance.md": "[speed and memory](performance.md), with PCC's table A7",
-}
-"""Pages of the same folder, and what they hold."""
-
 
 def write_page(folder: Path, page: Path) -> None:
     """Writes the page from whatever steps are there, and its pictures beside it.
@@ -47,7 +39,6 @@ def write_page(folder: Path, page: Path) -> None:
     text = render(
         Path(__file__).with_name("results.md.jinja"),
         parameters=_decoder_parameters(folder),
-        beside=[told for name, told in _BESIDE.items() if (page.parent / name).is_file()],
         marked=marked,
         quoted=quoted_cells,
         **parts,

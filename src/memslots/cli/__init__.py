@@ -26,7 +26,7 @@ from .options import err
 
 app = typer.Typer(
     name="memslots",
-    help="Turns a long context into a few memory slots that a frozen LLM reads in its place.",
+    help="Compress a long text once into a few memory slots that your LLM reads in its place.",
     epilog='Example: memslots ask --context notes.txt --question "Where was the treaty signed?"',
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -33,11 +33,12 @@ from .options import (
 
 def info(
     model: Annotated[
-        str | None, typer.Argument(help="Folder or repository; the embedded one by default.")
+        str | None,
+        typer.Argument(help="Folder or Hub repository. Default: the embedded checkpoint."),
     ] = None,
     revision: Revision = None,
 ) -> None:
-    """Show what a checkpoint is: models, rates, sizes and results."""
+    """Show a checkpoint's models, rates, sizes and results."""
     from .inspection import describe
 
     quiet()
@@ -56,23 +57,21 @@ def info(
 def init(
     encoder: Annotated[
         str,
-        typer.Argument(help="Folder or repository; or decoder: the decoder's own first layers."),
+        typer.Argument(help="Folder or repository, or the word decoder: its own first layers."),
     ],
     decoder: Annotated[str, typer.Argument(help="Folder or repository of the decoder.")],
-    output: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write. It must be new or empty.")],
     sets: Sets = None,
     encoder_args: Annotated[
         list[str] | None,
-        typer.Option(
-            "--encoder-arg", metavar="KEY=VALUE", help="For its from_pretrained; repeatable."
-        ),
+        typer.Option("--encoder-arg", metavar="KEY=VALUE", help="Argument of its from_pretrained."),
     ] = None,
     decoder_args: Annotated[
         list[str] | None,
         typer.Option(
             "--decoder-arg",
             metavar="KEY=VALUE",
-            help="For its from_pretrained, such as gguf_file=model.gguf; repeatable.",
+            help="Argument of its from_pretrained, such as gguf_file=model.gguf. May be repeated.",
         ),
     ] = None,
     dtype: Dtype = None,
@@ -114,20 +113,20 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="own (your LLM, your texts), a packaged recipe's name, or a YAML file."
+            help="own (your LLM, your texts), the name of a packaged recipe, or a YAML file."
         ),
     ],
     decoder: Annotated[
-        str | None, typer.Option(help="With own: folder or repository of your LLM.")
+        str | None, typer.Option(help="With own: the folder or repository of your LLM.")
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="With own: file or folder of your documents.")
+        Path | None, typer.Option(help="With own: a file or folder with your documents.")
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option(help="With own: JSONL file of context, question and answer, where you have."),
+        typer.Option(help="With own: a JSONL file with context, question and answer. Optional."),
     ] = None,
-    budget: Annotated[str, typer.Option(help="With own: time to train, such as 2h or 90m.")] = "2h",
+    budget: Annotated[str, typer.Option(help="With own: how long to train, such as 2h or 90m.")] = "2h",
     stage: Stage = None,
     sets: Sets = None,
     books: Books = None,
@@ -136,10 +135,10 @@ def train(
     data_dir: DataFolder = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print sizes, steps and estimates; train nothing."),
+        typer.Option("--dry-run", help="Print sizes, steps and estimates without training."),
     ] = False,
 ) -> None:
-    """Train by a recipe; the same command goes on with a run that was stopped."""
+    """Train a compressor by a recipe. Run the same command again to resume."""
     from memslots.configuration import load_recipe
 
     folder = output or Path("runs") / Path(recipe).stem
@@ -217,52 +216,56 @@ def _own(
 
 def evaluate(
     checkpoint: Annotated[
-        str | None, typer.Argument(help="Folder or repository; the embedded one by default.")
+        str | None,
+        typer.Argument(help="Folder or Hub repository. Default: the embedded checkpoint."),
     ] = None,
     tasks: Annotated[
         str,
-        typer.Option(help="With commas between: reconstruction,completion,qa,icl,roleplay,needle."),
+        typer.Option(help="Comma-separated: reconstruction,completion,qa,icl,roleplay,needle."),
     ] = "qa",
     output: Annotated[
-        Path, typer.Option(help="JSON to write; table and plots go beside it.")
+        Path, typer.Option(help="JSON file to write. Table and plots go next to it.")
     ] = Path("results.json"),
     rates: Annotated[str | None, typer.Option(help="Rates to measure, such as 4,16.")] = None,
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="What memories are compared with: full,none,head,tail,another by default, and "
-            "llmlingua2 where it is installed."
+            help="What to compare with. Default: full,none,head,tail,another (the control), and "
+            "llmlingua2 if it is installed."
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK=SET/SPLIT", help="Another set for a task; repeatable."),
+        typer.Option(
+            metavar="TASK=SET/SPLIT", help="Use another data set for a task. May be repeated."
+        ),
     ] = None,
     data_dir: DataFolder = None,
-    samples: Annotated[int, typer.Option(min=1, help="Most rows of a set.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Most rows from each data set.")] = 200,
     lengths: Annotated[
         str | None, typer.Option(help="Input lengths in decoder tokens, such as 512,1024.")
     ] = None,
     finetuned_decoder: Annotated[
-        str | None, typer.Option(help="Compare role play with this one, tuned on the plain text.")
+        str | None,
+        typer.Option(help="Compare role play with this decoder, fine-tuned on the plain text."),
     ] = None,
     examples: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Worked examples before each question of qa and cloze; three where the decoder "
-            "reads better with them by default.",
+            help="Worked examples before each question of qa and cloze. Default: three if the "
+            "decoder reads better with them.",
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Words of these questions: plain or chat.")
+        str | None, typer.Option(help="How questions are asked: plain or chat.")
     ] = None,
     literals: Literals = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Measure a checkpoint, beside the full text, cuts of it, another's memory and none."""
+    """Measure a checkpoint against the full text, parts of it, the control and no context."""
     from .measure import measure
 
     beside = literal_names(literals)

@@ -20,41 +20,52 @@ if TYPE_CHECKING:
 def cram(
     text: Annotated[
         list[str],
-        typer.Option("--text", help="Text file in UTF-8; - is standard input; repeatable."),
+        typer.Option(
+            "--text", help="Text file in UTF-8, or - for standard input. May be repeated."
+        ),
     ],
     decoder: Annotated[
         str | None,
-        typer.Option("--decoder", help="A causal LM; the embedded checkpoint's by default."),
+        typer.Option("--decoder", help="A causal LM. Default: the embedded checkpoint's."),
     ] = None,
-    method: Annotated[str, typer.Option(help="mem, dense, lora or dense+lora.")] = "mem",
+    method: Annotated[
+        str, typer.Option(help="What to optimise: mem, dense, lora or dense+lora.")
+    ] = "mem",
     length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of each text; all by default.")
+        int | None, typer.Option(min=1, help="Tokens to take from each text. Default: all.")
     ] = None,
-    vectors: Annotated[int, typer.Option(help="Memory vectors of a text.")] = 1,
-    rank: Annotated[int, typer.Option(help="Of LoRA.")] = 1,
-    targets: Annotated[str, typer.Option(help="LoRA's: qkv, qk, vo or qkvo.")] = "qkv",
+    vectors: Annotated[int, typer.Option(help="Number of vectors for each text.")] = 1,
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA.")] = 1,
+    targets: Annotated[
+        str, typer.Option(help="Layers that get the LoRA: qkv, qk, vo or qkvo.")
+    ] = "qkv",
     search: Annotated[
         bool, typer.Option("--search", help="Find the longest length, up to --length.")
     ] = False,
-    step: Annotated[int, typer.Option(min=1, help="Resolution of --search, in tokens.")] = 8,
-    threshold: Annotated[float, typer.Option(help="Mean accuracy of --search.")] = 0.99,
-    max_steps: Annotated[int, typer.Option(help="Optimizer steps of a text, at most.")] = 5000,
-    patience: Annotated[int, typer.Option(help="Steps without a higher accuracy.")] = 2000,
-    learning_rate: Annotated[float, typer.Option("--lr", help="Of AdamW.")] = 0.01,
-    seeds: Annotated[int, typer.Option(min=1, help="Starts of each text, 0 to N-1.")] = 1,
+    step: Annotated[int, typer.Option(min=1, help="Step of --search, in tokens.")] = 8,
+    threshold: Annotated[float, typer.Option(help="Mean accuracy that --search asks for.")] = 0.99,
+    max_steps: Annotated[int, typer.Option(help="Most optimizer steps for each text.")] = 5000,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many steps without a higher accuracy.")
+    ] = 2000,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Learning rate of AdamW.")] = 0.01,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Random starts for each text, seeds 0 to N-1.")
+    ] = 1,
     side_by_side: Annotated[int, typer.Option(help="Texts optimised in one batch.")] = 16,
     from_token_2: Annotated[
-        bool, typer.Option("--from-token-2", help="Never train token 1, as the published code.")
+        bool,
+        typer.Option("--from-token-2", help="Never train token 1, as the published code does."),
     ] = False,
-    bos: Annotated[bool, typer.Option("--bos", help="A BOS before the vectors.")] = False,
+    bos: Annotated[bool, typer.Option("--bos", help="Put a BOS before the vectors.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Safetensors file for what is kept.")
+        Path | None, typer.Option("--output", "-o", help="Safetensors file to save the result in.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Optimise memory vectors for each text until a frozen decoder gives it back."""
+    """Optimise vectors for each text until a frozen decoder writes the text out."""
     import torch
 
     from memslots.cramming import (

@@ -22,66 +22,68 @@ err = Console(stderr=True, highlight=False)
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="Folder or Hub repository; the embedded checkpoint by default."),
+    typer.Option("--model", help="Folder or Hub repository. Default: the embedded checkpoint."),
 ]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Commit, branch or tag of the Hub repository.")
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, mps, ...; an accelerator if there is one."),
+    typer.Option("--device", help="cpu, cuda, mps, ... Default: an accelerator if there is one."),
 ]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", help=f"{', '.join(DTYPES)}; float32 on a CPU by default.")
+    str | None, typer.Option("--dtype", help=f"{', '.join(DTYPES)}. Default on a CPU: float32.")
 ]
 Rate = Annotated[
     int | None,
-    typer.Option("--rate", help="Encoder tokens per slot; the checkpoint's finest by default."),
+    typer.Option("--rate", help="Tokens for each slot. Default: the checkpoint's finest rate."),
 ]
 Literals = Annotated[
     str | None,
     typer.Option(
         "--literals",
         metavar="NAMES",
-        help="What rides beside the slots as ordinary tokens: numbers, dates, identifiers, urls, "
-        "code, quotes, with commas between, or none; as the checkpoint says by default.",
+        help="Kinds of verbatim tokens to keep beside the slots, comma-separated: numbers, dates, "
+        "identifiers, urls, code, quotes; or none. Default: the checkpoint's.",
     ),
 ]
 Rates = Annotated[
     str | None,
     typer.Option(
         "--rates",
-        help="With --fidelity or --max-slots: rates to choose from, such as 4,8; all of the "
-        "checkpoint's by default.",
+        help="With --fidelity or --max-slots: rates to choose from, such as 4,8. Default: all of "
+        "the checkpoint's.",
     ),
 ]
 Fidelity = Annotated[
     float | None,
     typer.Option(
         "--fidelity",
-        help="Share of tokens to give back, such as 0.99: each segment gets the coarsest rate "
-        "that does, and stays text where none does.",
+        help="Share of tokens that the slots must give back, such as 0.99. Each segment gets the "
+        "coarsest rate that does; if none does, it stays text.",
     ),
 ]
 MaxSlots = Annotated[
     int | None,
-    typer.Option("--max-slots", help="Most slots of each text, spent where they save most."),
+    typer.Option("--max-slots", help="Most slots for each text. They go where they save most."),
 ]
 Exact = Annotated[
     str | None,
     typer.Option(
         "--exact",
         metavar="NAMES",
-        help="What must come back exactly: names as of --literals, all (with the whole text, as "
-        "by --keep-text), or none (only check what the slots lose).",
+        help="Kinds of strings that must come back exactly, named as for --literals; all (also "
+        "stores the whole text), or none (only checks what the slots lose).",
     ),
 ]
 KeepText = Annotated[
-    bool, typer.Option("--keep-text", help="Keep the text itself beside the slots, deflated.")
+    bool, typer.Option("--keep-text", help="Store the text itself in the memory too, compressed.")
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Sets one value, in YAML; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set one value, written as YAML. May be repeated."
+    ),
 ]
 Stage = Annotated[str | None, typer.Option(help="Run this stage only.")]
 Books = Annotated[

@@ -14,28 +14,35 @@ from .options import err, out, quiet
 
 
 def plan(
-    tokens: Annotated[int, typer.Option(min=1, help="Context tokens of a user.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Context tokens of each user.")],
     decoder: Annotated[
-        str, typer.Option("--decoder", help="Folder or repository of an LM; only its config.")
+        str,
+        typer.Option("--decoder", help="Folder or repository of an LLM. Only its config is read."),
     ],
-    rate: Annotated[float, typer.Option(help="Context tokens per slot.")] = 16,
+    rate: Annotated[float, typer.Option(help="Context tokens for each slot.")] = 16,
     users: Annotated[int, typer.Option(min=1, help="Users at once.")] = 1000,
     gpu_memory: Annotated[
-        str, typer.Option(help="Of one GPU: 80GB (10^9 bytes; so is a bare number) or 80GiB.")
+        str,
+        typer.Option(help="Memory of one GPU: 80GB (10^9 bytes, also without a unit) or 80GiB."),
     ] = "80GB",
-    gpu_price: Annotated[float, typer.Option(help="Of one GPU, in dollars an hour.")] = 2.7,
+    gpu_price: Annotated[float, typer.Option(help="Price of one GPU in dollars an hour.")] = 2.7,
     gpu_teraflops: Annotated[
-        float, typer.Option(help="Peak operations a second in 10^12; an H100's by default.")
+        float, typer.Option(help="Peak TFLOP/s of one GPU. Default: an H100's.")
     ] = 989,
-    weight_bits: Annotated[float, typer.Option(help="Of a weight of the decoder.")] = 16,
-    cache_bits: Annotated[float, typer.Option(help="Of a number in the cache.")] = 16,
-    question_tokens: Annotated[int, typer.Option(min=1, help="Read after the context.")] = 64,
+    weight_bits: Annotated[float, typer.Option(help="Bits of each weight of the decoder.")] = 16,
+    cache_bits: Annotated[float, typer.Option(help="Bits of each number in the KV cache.")] = 16,
+    question_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens read after the context.")
+    ] = 64,
     slot_width: Annotated[
-        int | None, typer.Option(min=1, help="d_encoder, of kept slots; the decoder's by default.")
+        int | None,
+        typer.Option(
+            min=1, help="Width of a stored slot (d_encoder). Default: the decoder's width."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Estimate cache, GPUs, money and waiting with contexts as text and as slots."""
+    """Estimate KV cache, GPUs, cost and waiting time for contexts as text and as slots."""
     from transformers import AutoConfig
 
     from memslots.serving.serving_cost import Demand, plan_serving

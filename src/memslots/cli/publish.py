@@ -23,7 +23,9 @@ def card(
         str | None, typer.Option("--license", help="Its licence, such as apache-2.0.")
     ] = None,
     language: Annotated[str | None, typer.Option(help="Its language, such as en.")] = None,
-    show: Annotated[bool, typer.Option("--print", help="Print the card; write nothing.")] = False,
+    show: Annotated[
+        bool, typer.Option("--print", help="Print the card without writing it.")
+    ] = False,
 ) -> None:
     """Write the model card README.md from a checkpoint's configuration, results and recipe."""
     from memslots.hub_cards.model_card import build_card, save_card
@@ -43,16 +45,16 @@ def push(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, owner/name.")],
     private: Annotated[
-        bool, typer.Option("--private", help="Make the repository private, where it is new.")
+        bool, typer.Option("--private", help="Make a new repository private.")
     ] = False,
     revision: Annotated[
-        str | None, typer.Option(help="Branch to commit to; main by default.")
+        str | None, typer.Option(help="Branch to commit to. Default: main.")
     ] = None,
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List files and sizes; send nothing.")
+        bool, typer.Option("--dry-run", help="List files and sizes without sending them.")
     ] = False,
     license_id: Annotated[
         str | None, typer.Option("--license", help="Its licence, such as apache-2.0.")
@@ -85,24 +87,22 @@ def push(
 def push_space(
     repo: Annotated[str, typer.Argument(help="The Space on the Hub, owner/name.")],
     model: Annotated[
-        str, typer.Option("--model", help="The checkpoint that it shows: its repository.")
+        str, typer.Option("--model", help="Repository of the checkpoint that the Space shows.")
     ],
     revision: Annotated[
         str | None,
-        typer.Option(help="Of the checkpoint: commit, branch or tag; the Space is pinned to it."),
+        typer.Option(help="Commit, branch or tag of the checkpoint. The Space is pinned to it."),
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Make the Space private, where it is new.")
-    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new Space private.")] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     note: Annotated[
-        str | None, typer.Option(help="A line on the page: what the checkpoint can do.")
+        str | None, typer.Option(help="A line on the page that says what the checkpoint can do.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List files and sizes; send nothing.")
+        bool, typer.Option("--dry-run", help="List files and sizes without sending them.")
     ] = False,
 ) -> None:
-    """Publish a Space in one commit: the page of `memslots demo --web`, for a checkpoint."""
+    """Publish the page of `memslots demo --web` as a Space, in one commit."""
     from memslots.hub_cards import push_space as pushing
 
     quiet()

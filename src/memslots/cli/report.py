@@ -11,17 +11,18 @@ from .options import read_text
 
 
 def report(
-    memory: Annotated[Path, typer.Argument(help="Memory that `memslots compress` wrote.")],
+    memory: Annotated[Path, typer.Argument(help="Memory file from `memslots compress`.")],
     context: Annotated[
         list[str] | None,
-        typer.Option("--context", "-c", help="The texts that were compressed, for the map."),
+        typer.Option("--context", "-c", help="The texts that were compressed. The map needs them."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="File for the map over the text.")
+        Path | None,
+        typer.Option("--html", help="HTML file to write: the text with the lost tokens marked."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what each segment takes and gives back; needs no checkpoint."""
+    """Show how large each segment is and what its slots give back. Needs no checkpoint."""
     from memslots import verified
     from memslots.modeling import Memory
 

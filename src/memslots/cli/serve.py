@@ -36,46 +36,53 @@ def serve(
         typer.Option(
             "--vllm",
             metavar="URL",
-            help="A server started with `vllm serve DECODER --enable-prompt-embeds`; without it "
-            "transformers answers, in this process.",
+            help="Address of a server started with `vllm serve DECODER --enable-prompt-embeds`. "
+            "Without it, transformers answers in this process.",
         ),
     ] = None,
     vllm_model: Annotated[
-        str | None, typer.Option(help="The name that it serves the decoder under, if several.")
+        str | None,
+        typer.Option(help="The decoder's name on the vLLM server, if it serves several."),
     ] = None,
     with_decoder: Annotated[
         bool,
         typer.Option(
             "--with-decoder",
-            help="With --vllm, hold the decoder here too: fidelity, max_slots and exact "
-            "of POST /v1/memories need it.",
+            help="With --vllm: load the decoder here too, for requests with fidelity, max_slots "
+            "or exact.",
         ),
     ] = False,
     store: Annotated[
         Path | None,
-        typer.Option("--store", help="Keeps memories in this folder; else they end with it."),
+        typer.Option(
+            "--store", help="Store memories in this folder. Without it they are lost on exit."
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
-    name: Annotated[str, typer.Option("--name", help="What requests call the model.")] = "memslots",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8080,
+    name: Annotated[str, typer.Option("--name", help="The model's name in requests.")] = "memslots",
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="Requests worked on at once; 32 with --vllm, else 4."),
+        typer.Option(min=1, help="Requests in progress at once. Default: 32 with --vllm, else 4."),
     ] = None,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that wait; the next gets 429.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait; the next gets 429.")
+    ] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
     prefix_cache_mb: Annotated[
         int,
         typer.Option(
             min=0,
-            help="MiB for what the decoder has read of stored memories, so that further questions "
-            "about one do not read it again; 0 keeps nothing. Without --vllm, which has its own.",
+            help="MiB to keep what the decoder has read of stored memories, for further questions "
+            "about them; 0 keeps nothing. Not with --vllm, which has its own cache.",
         ),
     ] = 1024,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Most seconds for a request.")] = 300.0,
     shutdown: Annotated[
-        float, typer.Option(min=1, help="Seconds after which it has stopped when it is told to.")
+        float, typer.Option(min=1, help="Most seconds to stop in after SIGTERM.")
     ] = 30.0,
     literals: Literals = None,
     model: Model = None,
@@ -83,10 +90,10 @@ def serve(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Serve /v1/chat/completions over texts (`documents`) and memories (`memory_ids`).
+    """Answer OpenAI-style requests over HTTP from texts and stored memories.
 
-    Clients send the key that MEMSLOTS_API_KEY holds (several, separated by commas); VLLM_API_KEY
-    is the vLLM server's. Metrics for Prometheus are at /metrics.
+    Set MEMSLOTS_API_KEY to the keys that clients may send, comma-separated, and VLLM_API_KEY to
+    the key of the vLLM server. Prometheus reads /metrics.
     """
     try:
         from memslots.serving.gateway import Gateway

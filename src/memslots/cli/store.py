@@ -46,7 +46,7 @@ app = typer.Typer(
 )
 
 Store = Annotated[Path, typer.Option("--store", help="The store's folder.")]
-Ids = Annotated[list[str], typer.Argument(help="Ids, as `memslots store list` shows them.")]
+Ids = Annotated[list[str], typer.Argument(help="Ids that `memslots store list` shows.")]
 
 _SHOWN = 5  # of each kind of document that was not stored
 
@@ -66,13 +66,13 @@ def add(
     keep_text: KeepText = False,
     slot_dtype: Annotated[
         str | None,
-        typer.Option("--slot-dtype", help="For a new store: bfloat16 (default) or int8."),
+        typer.Option("--slot-dtype", help="Precision of a new store: bfloat16 (default) or int8."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that compress.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes that compress.")] = 1,
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Compile the encoder first: up to a minute, then some percent faster."
+            "--compile", help="Compile the encoder first. Takes up to a minute, then is faster."
         ),
     ] = False,
     ray: Annotated[
@@ -84,17 +84,17 @@ def add(
             "--replace", help="Replace documents whose text, rate or options have changed."
         ),
     ] = False,
-    text_column: Annotated[str, typer.Option(help="Column of a row's text.")] = "text",
-    id_column: Annotated[str, typer.Option(help="Column of a row's id, if any.")] = "id",
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    id_column: Annotated[str, typer.Option(help="Column that holds the id, if any.")] = "id",
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> int:
-    """Compress a corpus into a store; run again, it goes on where it was stopped.
+    """Compress a corpus into a store. Run the same command again to resume.
 
-    What the store has, by id or by its text, made with the same options, is not compressed again.
-    The exit code is 1 where something of the corpus was not stored.
+    Documents that the store already has, made with the same options, are not compressed again.
+    The exit code is 1 if a document could not be stored.
     """
     from memslots.compiling import check_compiler
     from memslots.serving.compress_corpus import add_corpus
@@ -183,7 +183,7 @@ def _list(what: str, places: list[str]) -> None:
 
 @app.command(epilog="Example: memslots store verify --store memories")
 def verify(store: Store) -> int:
-    """Read every document and compare it with its checksum; exit code 1 where one is damaged."""
+    """Check every document against its checksum. Exit code 1 if one is damaged."""
     report = _open(store).verify()
     for place, problem in report.problems.items():
         out.print(Text(f"{place}: {problem}"), soft_wrap=True)
@@ -218,10 +218,12 @@ def list_ids(
     store: Store,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Only with this metadata; JSON, or a string."),
+        typer.Option(
+            metavar="KEY=VALUE", help="Only documents with this metadata (JSON or a string)."
+        ),
     ] = None,
 ) -> None:
-    """Print the ids of the documents, one a line."""
+    """Print the ids of the documents, one on each line."""
     kept, metadata = _open(store), {}
     for condition in where or []:
         key, equals, value = condition.partition("=")
@@ -239,9 +241,11 @@ def list_ids(
 def get(
     ids: Ids,
     store: Store,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Memory file (safetensors).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Memory file to write (safetensors).")
+    ],
     rate: Rate = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy documents into one memory file, which `ask` and `reconstruct` read."""
     if output.exists() and not force:
@@ -253,14 +257,14 @@ def get(
 
 @app.command(epilog="Example: memslots store delete a.txt --store memories")
 def delete(ids: Ids, store: Store) -> None:
-    """Take documents out; `memslots store compact` then removes their slots from the disk."""
+    """Delete documents. `memslots store compact` then removes their slots from the disk."""
     _open(store).delete(ids)
     out.print(f"{len(ids)} deleted")
 
 
 @app.command(epilog="Example: memslots store compact --store memories")
 def compact(store: Store) -> None:
-    """Join small files, and remove what was deleted from the disk."""
+    """Remove deleted documents from the disk and join small files."""
     kept = _open(store)
     before = kept.info()
     kept.compact()
@@ -270,9 +274,9 @@ def compact(store: Store) -> None:
 
 @app.command(epilog="Example: memslots store rebuild --store memories")
 def rebuild(store: Store) -> int:
-    """Make a lost catalogue again from the documents; exit code 1 where one cannot be read.
+    """Make a lost catalogue again from the documents. Exit code 1 if one cannot be read.
 
-    Documents that were deleted, and not yet compacted away, are there again.
+    Documents that were deleted but not yet compacted come back.
     """
     from memslots.serving.maintenance import rebuild_catalogue
 

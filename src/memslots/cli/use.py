@@ -37,10 +37,10 @@ from .options import (
 
 
 def ask(
-    question: Annotated[list[str], typer.Option("--question", "-q", help="Repeatable.")],
+    question: Annotated[list[str], typer.Option("--question", "-q", help="May be repeated.")],
     context: Annotated[str | None, typer.Option("--context", "-c", help=CONTEXT_HELP)] = None,
     memory: Annotated[
-        Path | None, typer.Option("--memory", help="Memory that `memslots compress` wrote.")
+        Path | None, typer.Option("--memory", help="Memory file from `memslots compress`.")
     ] = None,
     rate: Rate = None,
     literals: Literals = None,
@@ -50,7 +50,7 @@ def ask(
     exact: Exact = None,
     expand: Annotated[
         list[int] | None,
-        typer.Option(help="Segment to read as text, counted from 0; repeatable."),
+        typer.Option(help="Segment to read as text, counted from 0. May be repeated."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -59,7 +59,7 @@ def ask(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Compress a text, or read its memory, and answer questions from it."""
+    """Answer questions about a text or a saved memory."""
     from memslots import verified
 
     exactly_one(**{"--context": context, "--memory": memory})
@@ -122,8 +122,10 @@ def ask(
 
 
 def compress(
-    files: Annotated[list[str], typer.Argument(help="Texts, one document each; - is stdin.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Memory file (safetensors).")],
+    files: Annotated[list[str], typer.Argument(help="Text files, one document each; - is stdin.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Memory file to write (safetensors).")
+    ],
     rate: Rate = None,
     literals: Literals = None,
     rates: Rates = None,
@@ -131,13 +133,13 @@ def compress(
     max_slots: MaxSlots = None,
     exact: Exact = None,
     keep_text: KeepText = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Compress texts once and keep their memory on disk."""
+    """Compress texts and save their memory."""
     from memslots import verified
 
     if output.exists() and not force:
@@ -169,7 +171,7 @@ def compress(
 
 def reconstruct(
     memory: Annotated[
-        Path | None, typer.Argument(help="Memory that `memslots compress` wrote.")
+        Path | None, typer.Argument(help="Memory file from `memslots compress`.")
     ] = None,
     context: Annotated[str | None, typer.Option("--context", "-c", help=CONTEXT_HELP)] = None,
     rate: Rate = None,
@@ -179,14 +181,16 @@ def reconstruct(
     max_slots: MaxSlots = None,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="The very text, of a memory made with --keep-text; or fail."),
+        typer.Option(
+            "--exact", help="Print the exact text. The memory must be made with --keep-text."
+        ),
     ] = False,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Print the text that the decoder reads back; with --context also how much of it is right."""
+    """Print the text as the decoder reads it from the slots; --context counts what is right."""
     exactly_one(MEMORY=memory, **{"--context": context})
     asked = verification(None if memory is not None else rate, rates, fidelity, max_slots)
     beside = _for_texts(literals, asked, memory)
@@ -241,20 +245,22 @@ def _told(literals: int) -> str:
 
 def demo(
     web: Annotated[
-        bool, typer.Option("--web", help="Serve a page for the browser (memslots[demo]).")
+        bool, typer.Option("--web", help="Open a page for the browser. Needs memslots[demo].")
     ] = False,
     host: Annotated[
-        str | None, typer.Option(help="With --web: address to listen on; 127.0.0.1 by default.")
+        str | None, typer.Option(help="With --web: address to listen on. Default: 127.0.0.1.")
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="With --web: by default a free one from 7860 on."),
+        typer.Option(
+            min=1, max=65535, help="With --web: port. Default: the first free one from 7860."
+        ),
     ] = None,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
 ) -> None:
-    """Compress a text file, answer from its memory, and compare with the full text."""
+    """Compress a text, answer questions from its memory, compare with the full text."""
     if web:
         from .web import serve_page
 
