@@ -1,10 +1,15 @@
 """Prompts, plain and chat: template text becomes control tokens, and user text does not."""
 
+import json
+from pathlib import Path
+
 import pytest
 from test_user_text import HOSTILE
 from tiny_models import TEXTS
 
-PLAIN = "Question: {}\n\nAnswer: "
+from memslots.modeling.configuration_memslots import PLAIN_PROMPT
+
+PLAIN = "Question: {}\n\nAnswer:"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,30 @@ def test_plain_prompt(model):
     prompt = model.processor.prompt(question="Why?")
     assert prompt.before == [token(model, "<s>")]
     assert prompt.after == model.processor.decoder_text.encode(PLAIN.format("Why?"))
+
+
+def test_prompts_end_without_a_lone_space_and_answers_begin_with_it(model):
+    processor = model.processor
+    prompt, answer = processor.prompt(question="Why?").after, processor.answer_ids("Rain.")
+    assert processor.decode(prompt[-1:]) == ":"
+    assert processor.decode([*prompt, *answer]) == PLAIN.format("Why?") + " Rain."
+
+
+def test_a_checkpoint_keeps_the_prompt_that_it_was_trained_with(zoo, tmp_path):
+    published = "Question: {question}\n\nAnswer: "
+    model = zoo.compressor(plain_prompt=published)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["plain_prompt"] == published  # written even where it was the default
+    read = type(model).from_pretrained(tmp_path).processor
+    assert read.plain_prompt == published
+    assert read.answer_ids("Rain.") == [*read.decoder_text.encode("Rain."), *read.eos_ids]
+
+
+def test_the_default_prompt_is_written_into_every_checkpoint(zoo):
+    for name in ("config.json", "processor_config.json"):
+        saved = json.loads((Path(zoo.saved()) / name).read_text())
+        assert saved["plain_prompt"] == PLAIN_PROMPT
 
 
 def test_plain_prompt_without_bos(zoo):
@@ -173,7 +202,7 @@ def test_training_and_generation_lay_out_the_same_prompt(model, chat, format_):
     assert tokens == [
         *prompt.before,
         *prompt.after,
-        *compressor.processor.decoder_text.encode("Lagos"),
+        *compressor.processor.decoder_text.encode(" Lagos" if format_ == "plain" else "Lagos"),
         token(compressor, "</s>"),
     ]
     assert (inputs["labels"][0] != -100).sum() == len(tokens) - len(prompt.before + prompt.after)

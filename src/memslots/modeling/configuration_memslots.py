@@ -14,8 +14,8 @@ from .layout_memslots import max_positions
 from .literals_memslots import check_detectors
 from .pooling_memslots import POOLED
 
-PLAIN_PROMPT = "Question: {question}\n\nAnswer: "
-"""The question-answering prompt of the published PCC code."""
+PLAIN_PROMPT = "Question: {question}\n\nAnswer:"
+"""The prompt of the published PCC code; its last space goes with the answer (`answer_ids`)."""
 
 AUTO_MAP = {
     "AutoConfig": "configuration_memslots.MemslotsConfig",
