@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from test_user_text import HOSTILE
-from tiny_models import TEXTS
+from tiny_models import ALTERNATING, TEXTS
 
 from memslots.modeling.configuration_memslots import PLAIN_PROMPT
 
@@ -226,3 +226,49 @@ def test_chat_without_a_template(zoo, restored, model):
             type(model.processor)(tokenizer, tokenizer, prompt_format="chat")
     finally:
         tokenizer.chat_template = template
+
+
+def test_neighbours_of_one_role_are_one_message(chat, restored):
+    restored.chat_template = ALTERNATING
+    processor = chat.processor
+    asked = [
+        {"role": "user", "content": "Read this."},
+        {"role": "user", "content": [{"type": "text", "text": "Who <|end|> signed?"}]},
+        {"role": "assistant", "content": "Ann."},
+        {"role": "assistant", "content": "Ann Moss."},
+        {"role": "user", "content": "When?"},
+    ]
+    prompt = processor.prompt(messages=asked)
+    assert processor.tokenizer.decode(prompt.after) == (
+        "Read this.\n\nWho <|end|> signed?<|end|>\n<|start|>assistant\nAnn.\n\nAnn Moss.<|end|>\n"
+        "<|start|>user\nWhen?<|end|>\n<|start|>assistant\n"
+    )
+    assert control(chat, prompt.after).count("<|end|>") == 3  # the user's own is text
+    answer = chat.generate(context=TEXTS[0], messages=asked, max_new_tokens=2)
+    assert isinstance(answer, str)
+    assert asked[0] == {"role": "user", "content": "Read this."}  # left as they were given
+
+
+def test_a_memory_part_is_merged_where_it_stands(chat, restored):
+    restored.chat_template = ALTERNATING
+    memory = {"role": "user", "content": [{"type": "memory"}]}
+    question = {"role": "user", "content": "Who?"}
+    prompt = chat.processor.prompt(messages=[memory, question])
+    decode = chat.processor.tokenizer.decode
+    assert decode(prompt.before) == "<s><|start|>user\n"
+    assert decode(prompt.after) == "\n\nWho?<|end|>\n<|start|>assistant\n"
+    prompt = chat.processor.prompt(messages=[question, memory])
+    assert decode(prompt.before) == "<s><|start|>user\nWho?\n\n"
+
+
+def test_messages_with_more_than_a_text_stay_apart(chat):
+    tools = [{"role": "tool", "content": text, "tool_call_id": text} for text in ("a", "b")]
+    prompt = chat.processor.prompt(messages=[{"role": "user", "content": "Why?"}, *tools])
+    assert control(chat, prompt.after).count("<|end|>") == 3
+
+
+def test_roles_that_a_template_refuses_are_named(chat, restored):
+    restored.chat_template = ALTERNATING
+    asked = [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Who?"}]
+    with pytest.raises(ValueError, match=r"\['assistant', 'user'\].*roles must alternate"):
+        chat.generate(context=TEXTS[0], messages=asked, max_new_tokens=2)

@@ -37,6 +37,7 @@ MODELING_LIBRARIES = {
     "transformers",
     "safetensors",
     "huggingface_hub",
+    "jinja2",  # of chat templates; a dependency of torch
     "tokenizers",  # a dependency of transformers
     "tqdm",  # a dependency of transformers
 }

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
 from memslots.modeling.converters_memslots import ResidualConverter
+from memslots.modeling.decoders_memslots import weights_sample
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
     POOLINGS,
@@ -145,6 +146,7 @@ def new_compressor(
     model = MemslotsModel(config, encoder=base, load_decoder=False, sentence_head=head)
     model.to(device=base.device, dtype=None if shares else base.dtype)
     model.processor = processor
+    config.decoder_fingerprint = weights_sample(llm)
     model.attach_decoder(llm)
     match_scales(model)
     return model.eval()

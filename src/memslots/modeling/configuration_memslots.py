@@ -72,6 +72,7 @@ class MemslotsConfig(PreTrainedConfig):
             names its base model.
         decoder_revision: commit, branch or tag of `decoder_name_or_path`.
         decoder_loading: `subfolder` and `gguf_file` of the decoder inside `decoder_name_or_path`.
+        decoder_fingerprint: of its weights, by `weights_sample`; `attach_decoder` compares it.
         bundle_decoder: whether `save_pretrained` puts the decoder's weights into the checkpoint.
         compression_rates: the rates (encoder tokens per slot) that may be asked of `compress`.
         segment_length: longest segment, in encoder tokens (PCC, section 2.2: 256).
@@ -141,6 +142,7 @@ class MemslotsConfig(PreTrainedConfig):
     decoder_name_or_path: str | None = None
     decoder_revision: str | None = None
     decoder_loading: dict | None = None
+    decoder_fingerprint: str | None = None
     bundle_decoder: bool = False
     compression_rates: list[int] | tuple[int, ...] = (4,)
     segment_length: int = 256
@@ -331,11 +333,6 @@ class MemslotsConfig(PreTrainedConfig):
         if self.sentence_encoder is not None:
             return self.sentence_encoder["slot_size"]
         return self.get_text_config(encoder=True).hidden_size
-
-    @property
-    def encoder_is_merged(self) -> bool:
-        """Whether the checkpoint holds the encoder's whole weights rather than a LoRA adapter."""
-        return self.encoder_lora is None
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The decoder's configuration (the one whose vocabulary is generated)."""

@@ -22,7 +22,7 @@ from .layout_memslots import (
 )
 from .literals_memslots import Detectors, Literal, literals_of_spans
 from .memory_memslots import Memory, slots_for
-from .texts_memslots import PlainText, Span, UnitSplitter, as_list, check_text
+from .texts_memslots import PlainText, Span, UnitSplitter, as_list, check_text, render_chat
 
 # Private-use characters stand for the user's text while a chat template is rendered, so that only
 # the template's own text is read with added-token matching.
@@ -246,8 +246,9 @@ class MemslotsProcessor(ProcessorMixin):
 
         Args:
             question: the user's question; with `prompt_format="chat"` it becomes one user message.
-            messages: a chat instead, `[{"role": ..., "content": ...}]`. The memory stands where a
-                content part `{"type": "memory"}` says, otherwise before the first user message.
+            messages: a chat instead, `[{"role": ..., "content": ...}]`; neighbours of one role are
+                joined by a blank line. The memory stands where a content part
+                `{"type": "memory"}` says, otherwise before the first user message.
             context: plain text in the memory's place (the full-text baseline).
             template_kwargs: passed to the chat template.
 
@@ -320,7 +321,7 @@ class MemslotsProcessor(ProcessorMixin):
         A plain prompt that does not end in white space is followed by one space.
 
         Examples:
-            >>> processor.decode(processor.answer_ids("Ann"))
+            >>> processor.decode(processor.answer_ids("Ann")).strip()
             'Ann'
         """
         spaced = self.prompt_format == "plain" and not self.plain_prompt[-1:].isspace()
@@ -333,9 +334,7 @@ class MemslotsProcessor(ProcessorMixin):
                 f"{self.tokenizer.name_or_path or 'this one'} has none. Use question=... instead."
             )
         hidden, texts = self._hide(messages)
-        rendered = self.tokenizer.apply_chat_template(
-            hidden, tokenize=False, add_generation_prompt=True, **template_kwargs
-        )
+        rendered = render_chat(self.tokenizer, hidden, **template_kwargs)
         pieces = _SENTINEL_PATTERN.split(rendered)
         used = pieces[1::2]
         if sorted(used) != sorted([*map(str, range(len(texts))), "memory"]):
@@ -392,7 +391,10 @@ class MemslotsProcessor(ProcessorMixin):
                         "message parts are {'type': 'text', 'text': ...} and at most one "
                         f"{{'type': 'memory'}} in the chat, got {part!r}."
                     )
-            hidden.append({**message, "content": rendered})
+            if hidden and {**hidden[-1], "content": rendered} == {**message, "content": rendered}:
+                hidden[-1]["content"] += f"\n\n{rendered}"  # templates may want roles to alternate
+            else:
+                hidden.append({**message, "content": rendered})
         if not placed:
             users = [m for m in hidden if m["role"] == "user"]
             if not users:

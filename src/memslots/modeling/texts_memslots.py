@@ -2,8 +2,9 @@
 
 import json
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -18,6 +19,16 @@ NEEDS_SENTENCEX = (
 
 BYTE_ORDER_MARK = "\ufeff"
 """What some editors (Windows Notepad) write before a text in UTF-8; no model reads it."""
+
+
+def render_chat(tokenizer, messages: list[dict[str, Any]], **template_kwargs) -> str:
+    """A chat by the tokenizer's template, up to where its answer begins; `ValueError` without."""
+    template_kwargs |= {"tokenize": False, "add_generation_prompt": True}
+    try:
+        return tokenizer.apply_chat_template(messages, **template_kwargs)
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise ValueError(f"the chat template refuses a chat of {roles}: {error}.") from error
 
 
 class Span(NamedTuple):

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from jinja2 import TemplateError
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -437,8 +436,8 @@ def _users_mistake(param: str):
     """What the library refuses within is the client's to mend."""
     try:
         yield
-    except (ValueError, TypeError, TemplateError) as error:
-        if type(error) not in (ValueError, TypeError) and not isinstance(error, TemplateError):
+    except (ValueError, TypeError) as error:
+        if type(error) not in (ValueError, TypeError):
             raise  # it has a meaning of its own
         raise ApiError(400, str(error), param=param) from error
 
