@@ -85,6 +85,7 @@ def init(
     import torch
 
     from memslots.making import SHARED_ENCODER, new_compressor, usual_settings
+    from memslots.writing import saying_when_full
 
     quiet()
     usual = usual_settings(decoder, decoder_kwargs, shares=encoder == SHARED_ENCODER)
@@ -98,7 +99,8 @@ def init(
         decoder_kwargs=decoder_kwargs,
         **{**chosen, **settings},
     )
-    made.save_pretrained(output)
+    with saying_when_full(output):
+        made.save_pretrained(output)
     out.print(f"{output}: new compressor, rates {made.config.compression_rates}; it is untrained.")
     if chosen:
         told = ", ".join(f"{name}={value}" for name, value in chosen.items())
