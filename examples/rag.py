@@ -1,6 +1,6 @@
 """RAG over a folder: an index finds the documents, and the decoder reads their slots.
 
-    pip install "memslots[rag]"
+    pip install -e ".[rag]"  # in a checkout
     python examples/rag.py my_texts "Where was the treaty signed?" --model my_compressor
     python examples/rag.py                  # forty generated biographies, the embedded checkpoint
 

@@ -19,6 +19,7 @@ LEVELS = {
     "making": 1,
     "smollm2": 1,
     "checkpoints": 0,
+    "extras": 0,
     "writing": 0,
     "configuration": 1,
     "data": 1,

@@ -35,8 +35,7 @@ _PLACE_KWARGS = ("revision", "subfolder", "gguf_file", "trust_remote_code")
 """Loading arguments that say which model a name means; configuration and tokenizer take them."""
 
 NEEDS_SENTENCE_TRANSFORMERS = (
-    "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers "
-    "(or memslots[sentence])."
+    "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers."
 )
 
 MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")

@@ -9,6 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from memslots.extras import install_extra
+
 from .options import (
     DTYPES,
     Device,
@@ -22,7 +24,6 @@ from .options import (
     out,
     quiet,
     resolve_model,
-    with_extra,
 )
 
 
@@ -156,7 +157,7 @@ def train(
         if (error.name or "").startswith("memslots"):
             raise
         raise ValueError(
-            f"training needs {error.name}, which is not installed: {with_extra('train')}."
+            f"training needs {error.name}, which is not installed: {install_extra('train')}."
         ) from error
     quiet()
     if recipe == "own":

@@ -239,7 +239,7 @@ def _told(literals: int) -> str:
 
 def demo(
     web: Annotated[
-        bool, typer.Option("--web", help="Serve a page for the browser (memslots[demo]).")
+        bool, typer.Option("--web", help="Serve a page for the browser (extra demo).")
     ] = False,
     host: Annotated[
         str | None, typer.Option(help="With --web: address to listen on; 127.0.0.1 by default.")

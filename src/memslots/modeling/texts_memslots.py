@@ -12,8 +12,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 NEEDS_SENTENCEX = (
-    "splitting a text into sentences needs sentencex: pip install sentencex (or "
-    "memslots[sentence]); pool_unit='paragraph' and 'text' need nothing."
+    "splitting a text into sentences needs sentencex: pip install sentencex; "
+    "pool_unit='paragraph' and 'text' need nothing."
 )
 
 
@@ -64,8 +64,8 @@ class PlainText:
             raise ValueError(
                 f"{type(tokenizer).__name__} has no `tokenizers` backend, which memslots needs for "
                 "character offsets. Load it with AutoTokenizer from a checkpoint that has a "
-                "tokenizer.json, or install memslots[sentencepiece] to convert a SentencePiece "
-                "model."
+                "tokenizer.json, or pip install sentencepiece protobuf, which convert a "
+                "SentencePiece model."
             )
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
