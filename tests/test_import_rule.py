@@ -20,6 +20,7 @@ LEVELS = {
     "smollm2": 1,
     "checkpoints": 0,
     "extras": 0,
+    "interruption": 0,
     "writing": 0,
     "configuration": 1,
     "data": 1,
