@@ -30,6 +30,8 @@ from pathlib import Path
 import httpx
 from measuring import Results, options_of, write_results
 
+from memslots import MemslotsConfig, embedded
+
 CHAT = "/v1/chat/completions"
 TEXT = (
     "Carmen Moss is an engineer at Silver Bank. She lives in Lagos, Nigeria. She is {} years old. "
@@ -232,6 +234,7 @@ async def measure_load(url: str, process: int, clients: int, seconds: float, roo
         }
     taken = sorted(tally.seconds)
     return {
+        "compressor": MemslotsConfig.from_pretrained(embedded()).fingerprint[:12],
         "clients": clients,
         "seconds": seconds,
         "answers": len(taken),
@@ -290,8 +293,9 @@ def section(results: Results, pictures: Path) -> str:
         [
             "## The gateway under load",
             "",
-            f"`memslots serve` with the embedded checkpoint, answered by transformers, one answer "
-            f"after another; {load['clients']} clients on loopback, {load['seconds']:g} seconds "
+            f"`memslots serve` with the embedded checkpoint (compressor {load['compressor']}), "
+            "answered by transformers, one answer after another; "
+            f"{load['clients']} clients on loopback, {load['seconds']:g} seconds "
             f"after a warm-up, {NEW_TOKENS} new tokens an answer. A fifth of the requests leaves "
             "in the middle of its stream, a third brings its document along.",
             "",

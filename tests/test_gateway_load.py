@@ -12,6 +12,7 @@ import gateway_load  # noqa: E402
 import page  # noqa: E402
 
 LOAD = {
+    "compressor": "0123456789ab",
     "clients": 32,
     "seconds": 120.0,
     "answers": 1200,
@@ -47,6 +48,7 @@ def test_the_bars_tell_a_leak_an_error_and_an_open_queue(tmp_path):
         ]
         assert len(missed) == 1
     text = gateway_load.section({"load": LOAD}, tmp_path)
+    assert "(compressor 0123456789ab)" in text
     assert "1,200 (10.0 a second)" in text
     assert "68 x 200, 16 x 429" in text
     assert "+4.0%" in text
