@@ -42,7 +42,7 @@ def look(*_: object) -> None:
 
 def looking(
     detectors: Sequence[Callable[[str], Iterable[Span]]],
-) -> list[Callable[[str], Iterator[Span]]]:
+) -> list[Callable[[str], Iterable[Span]]]:
     """Detectors of literals that look before they search a text, and between their spans.
 
     Examples:
