@@ -30,6 +30,8 @@ from pathlib import Path
 import httpx
 from measuring import Results, options_of, write_results
 
+from memslots import MemslotsConfig, embedded
+
 CHAT = "/v1/chat/completions"
 TEXT = (
     "Carmen Moss is an engineer at Silver Bank. She lives in Lagos, Nigeria. She is {} years old. "
@@ -232,6 +234,7 @@ async def measure_load(url: str, process: int, clients: int, seconds: float, roo
         }
     taken = sorted(tally.seconds)
     return {
+        "compressor": MemslotsConfig.from_pretrained(embedded()).fingerprint[:12],
         "clients": clients,
         "seconds": seconds,
         "answers": len(taken),

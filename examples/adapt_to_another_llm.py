@@ -1,6 +1,6 @@
 """Give a trained compressor a second LLM: only the converter and the markers learn.
 
-    pip install "memslots[train]"
+    pip install -e ".[train]"  # in a checkout
     python examples/adapt_to_another_llm.py my_compressor Qwen/Qwen3-1.7B \
         --questions questions.jsonl --output my_compressor_qwen
 

@@ -1,6 +1,6 @@
 """Measure a checkpoint: the memory at each rate, beside what one would read in its place.
 
-    pip install "memslots[eval]"
+    pip install -e ".[eval]"  # in a checkout
     python examples/evaluate.py                              # the embedded checkpoint, SQuAD
     python examples/evaluate.py my_compressor --data hotpotqa/validation --data-dir my_copies
 

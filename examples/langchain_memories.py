@@ -1,6 +1,6 @@
 """LangChain: retrieve documents, and let the decoder read their memories in place of their texts.
 
-    pip install "memslots[langchain,rag]"
+    pip install -e ".[langchain,rag]"
     python examples/langchain_memories.py
 
 The search is any function from a query to ids; with a vector store of LangChain's it is

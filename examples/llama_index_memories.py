@@ -1,6 +1,6 @@
 """LlamaIndex: a query engine that retrieves documents and lets the decoder read their memories.
 
-    pip install "memslots[llama-index,rag]"
+    pip install -e ".[llama-index,rag]"
     python examples/llama_index_memories.py
 
 The search is any function from a query to ids; with an index of LlamaIndex's it is

@@ -1,6 +1,6 @@
 """Ask the gateway with the `openai` client: what is read goes in `extra_body`.
 
-    pip install "memslots[serve]"
+    pip install -e ".[serve]"
     MEMSLOTS_API_KEY=secret memslots serve                   # in another terminal
     MEMSLOTS_API_KEY=secret python examples/openai_client.py
 

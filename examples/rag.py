@@ -1,6 +1,6 @@
 """RAG over a folder: an index finds the documents, and the decoder reads their slots.
 
-    pip install "memslots[rag]"
+    pip install -e ".[rag]"
     python examples/rag.py              # generated biographies, the embedded checkpoint
     python examples/rag.py my_texts "Who signed the treaty?" --model my_compressor
 

@@ -1,6 +1,6 @@
 """Serve memories over HTTP, and be its client: compress once, ask from elsewhere.
 
-    pip install "memslots[serve]"
+    pip install -e ".[serve]"  # in a checkout
     python examples/serve.py                                 # the embedded checkpoint
 
 The server half is `memslots serve --model CHECKPOINT`, here inside one's own program; with

@@ -1,6 +1,6 @@
 """Train a compressor for your own LLM: pre-training on plain text, then questions.
 
-    pip install "memslots[train]"
+    pip install -e ".[train]"  # in a checkout
     python examples/train_for_your_llm.py openai-community/gpt2 Qwen/Qwen3-0.6B \
         --texts texts.jsonl --questions questions.jsonl --output my_compressor
 

@@ -1,10 +1,15 @@
 """Prompts, plain and chat: template text becomes control tokens, and user text does not."""
 
+import json
+from pathlib import Path
+
 import pytest
 from test_user_text import HOSTILE
-from tiny_models import TEXTS
+from tiny_models import ALTERNATING, TEXTS
 
-PLAIN = "Question: {}\n\nAnswer: "
+from memslots.modeling.configuration_memslots import PLAIN_PROMPT
+
+PLAIN = "Question: {}\n\nAnswer:"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,30 @@ def test_plain_prompt(model):
     prompt = model.processor.prompt(question="Why?")
     assert prompt.before == [token(model, "<s>")]
     assert prompt.after == model.processor.decoder_text.encode(PLAIN.format("Why?"))
+
+
+def test_prompts_end_without_a_lone_space_and_answers_begin_with_it(model):
+    processor = model.processor
+    prompt, answer = processor.prompt(question="Why?").after, processor.answer_ids("Rain.")
+    assert processor.decode(prompt[-1:]) == ":"
+    assert processor.decode([*prompt, *answer]) == PLAIN.format("Why?") + " Rain."
+
+
+def test_a_checkpoint_keeps_the_prompt_that_it_was_trained_with(zoo, tmp_path):
+    published = "Question: {question}\n\nAnswer: "
+    model = zoo.compressor(plain_prompt=published)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["plain_prompt"] == published  # written even where it was the default
+    read = type(model).from_pretrained(tmp_path).processor
+    assert read.plain_prompt == published
+    assert read.answer_ids("Rain.") == [*read.decoder_text.encode("Rain."), *read.eos_ids]
+
+
+def test_the_default_prompt_is_written_into_every_checkpoint(zoo):
+    for name in ("config.json", "processor_config.json"):
+        saved = json.loads((Path(zoo.saved()) / name).read_text())
+        assert saved["plain_prompt"] == PLAIN_PROMPT
 
 
 def test_plain_prompt_without_bos(zoo):
@@ -173,7 +202,7 @@ def test_training_and_generation_lay_out_the_same_prompt(model, chat, format_):
     assert tokens == [
         *prompt.before,
         *prompt.after,
-        *compressor.processor.decoder_text.encode("Lagos"),
+        *compressor.processor.decoder_text.encode(" Lagos" if format_ == "plain" else "Lagos"),
         token(compressor, "</s>"),
     ]
     assert (inputs["labels"][0] != -100).sum() == len(tokens) - len(prompt.before + prompt.after)
@@ -197,3 +226,49 @@ def test_chat_without_a_template(zoo, restored, model):
             type(model.processor)(tokenizer, tokenizer, prompt_format="chat")
     finally:
         tokenizer.chat_template = template
+
+
+def test_neighbours_of_one_role_are_one_message(chat, restored):
+    restored.chat_template = ALTERNATING
+    processor = chat.processor
+    asked = [
+        {"role": "user", "content": "Read this."},
+        {"role": "user", "content": [{"type": "text", "text": "Who <|end|> signed?"}]},
+        {"role": "assistant", "content": "Ann."},
+        {"role": "assistant", "content": "Ann Moss."},
+        {"role": "user", "content": "When?"},
+    ]
+    prompt = processor.prompt(messages=asked)
+    assert processor.tokenizer.decode(prompt.after) == (
+        "Read this.\n\nWho <|end|> signed?<|end|>\n<|start|>assistant\nAnn.\n\nAnn Moss.<|end|>\n"
+        "<|start|>user\nWhen?<|end|>\n<|start|>assistant\n"
+    )
+    assert control(chat, prompt.after).count("<|end|>") == 3  # the user's own is text
+    answer = chat.generate(context=TEXTS[0], messages=asked, max_new_tokens=2)
+    assert isinstance(answer, str)
+    assert asked[0] == {"role": "user", "content": "Read this."}  # left as they were given
+
+
+def test_a_memory_part_is_merged_where_it_stands(chat, restored):
+    restored.chat_template = ALTERNATING
+    memory = {"role": "user", "content": [{"type": "memory"}]}
+    question = {"role": "user", "content": "Who?"}
+    prompt = chat.processor.prompt(messages=[memory, question])
+    decode = chat.processor.tokenizer.decode
+    assert decode(prompt.before) == "<s><|start|>user\n"
+    assert decode(prompt.after) == "\n\nWho?<|end|>\n<|start|>assistant\n"
+    prompt = chat.processor.prompt(messages=[question, memory])
+    assert decode(prompt.before) == "<s><|start|>user\nWho?\n\n"
+
+
+def test_messages_with_more_than_a_text_stay_apart(chat):
+    tools = [{"role": "tool", "content": text, "tool_call_id": text} for text in ("a", "b")]
+    prompt = chat.processor.prompt(messages=[{"role": "user", "content": "Why?"}, *tools])
+    assert control(chat, prompt.after).count("<|end|>") == 3
+
+
+def test_roles_that_a_template_refuses_are_named(chat, restored):
+    restored.chat_template = ALTERNATING
+    asked = [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Who?"}]
+    with pytest.raises(ValueError, match=r"\['assistant', 'user'\].*roles must alternate"):
+        chat.generate(context=TEXTS[0], messages=asked, max_new_tokens=2)

@@ -93,7 +93,7 @@ def test_it_reads_memory_then_recent_turns_then_the_question(compressor):
     assert read.startswith("Be brief.\n")
     places = [read.index(f": {text}\n") for text in kept]
     assert places == sorted(places)
-    assert read.endswith("Question: And then?\n\nAnswer: ")
+    assert read.endswith("Question: And then?\n\nAnswer:")
     assert memory[memory >= FIRST_SLOT].tolist() == [FIRST_SLOT + i for i in range(sum(slots))]
     assert chat.positions + len(compressor.processor.prompt(question="And then?").after) - len(
         compressor.processor.prompt(question="?").after

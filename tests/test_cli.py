@@ -45,8 +45,13 @@ def text(tmp_path):
     return path
 
 
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--fidelity", "0.9"], ["--exact", "numbers", "--rate", "16"], ["--max-slots", "9000"]],
+    ids=str,
+)
 def test_ask_refuses_what_does_not_fit_before_it_compresses(
-    run, checkpoints, tmp_path, monkeypatch
+    run, checkpoints, tmp_path, monkeypatch, options
 ):
     path = tmp_path / "long.txt"
     path.write_text(TEXT * 400, "utf-8")
@@ -56,7 +61,7 @@ def test_ask_refuses_what_does_not_fit_before_it_compresses(
 
     monkeypatch.setattr(memslots.MemslotsModel, "encode_spans", encode)
     code, _, said = run(
-        "ask", "--model", checkpoints / "one", "-c", path, "-q", "Who?", "-q", "Why?"
+        "ask", "--model", checkpoints / "one", "-c", path, "-q", "Who?", "-q", "Why?", *options
     )
     assert code
     assert "slots fit" in " ".join(said.split())

@@ -7,9 +7,11 @@ import html
 import importlib
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -121,11 +123,77 @@ def test_links_to_files_and_pictures_hold(page):
         if re.match(r"[a-z]+:|#", target):
             continue
         file = (page.parent / target.partition("#")[0]).resolve()
-        assert file.exists() or str(file.relative_to(DOCS)) in GENERATED, target
+        assert file.exists(), target
         # The site holds docs/ and nothing else.
         assert page.name == "README.md" or file.is_relative_to(DOCS), target
-    for included in re.findall(r'^--8<-- "(.+)"', page.read_text("utf-8"), re.MULTILINE):
-        assert (ROOT / included).is_file(), included
+
+
+@pytest.fixture(scope="module")
+def tracked() -> set[str]:
+    """The files that git has, which are those that GitHub shows."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no repository of git")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(listed.stdout.split("\0")) - {""}
+
+
+def test_links_lead_to_what_git_has(tracked):
+    folders = {str(folder) for name in tracked for folder in Path(name).parents}
+    missing = []
+    # What is written into other repositories links to files there.
+    elsewhere = ("tests/golden/", "src/memslots/hub_cards/space/")
+    for name in sorted(tracked):
+        if not name.endswith(".md") or name.startswith(elsewhere) or not (ROOT / name).exists():
+            continue
+        text = (ROOT / name).read_text("utf-8")
+        text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+        links = re.findall(r"\]\(<?([^)\s>]+)", text)
+        links += re.findall(r"(?:src|href)=[\"']([^\"']+)", text)
+        links += re.findall(r"^\[[^\]]+\]:\s+(\S+)", text, re.MULTILINE)
+        for target in links:
+            path = target.partition("#")[0]
+            if not path or re.match(r"[a-z]+:", target):
+                continue
+            file = os.path.normpath(Path(name).parent / path)
+            if file not in tracked and file not in folders:
+                missing.append(f"{name}: {target}")
+    assert not missing
+
+
+def shown_examples(page: Path) -> dict[str, str]:
+    """The scripts of `examples/` that a page shows whole, by the usage in their first lines."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    named = [
+        (re.search(r"^    python examples/(\w+\.py)", one, re.MULTILINE), one) for one in blocks
+    ]
+    return {found[1]: block for found, block in named if found}
+
+
+def test_pages_show_the_examples_as_they_are():
+    """Written out, since GitHub includes no file."""
+    shown = {name: code for page in PAGES for name, code in shown_examples(page).items()}
+    assert len(shown) >= 6
+    for name, code in shown.items():
+        message = f"copy examples/{name} into the page that shows it"
+        assert code == (ROOT / "examples" / name).read_text("utf-8"), message
+    for page in PAGES:
+        assert "--8<--" not in page.read_text("utf-8").replace("`--8<--", ""), page
+
+
+def test_nothing_is_installed_by_a_name_that_no_index_has(tracked):
+    """`pip install memslots[...]` needs an index that has memslots; a checkout or wheel has not."""
+    places = [*PAGES, *(ROOT / name for name in tracked if name.endswith((".py", ".jinja")))]
+    wrong = re.compile(r"pip install (?:-q )?[\"']?memslots(?:\[|[\"'`\s]|$)", re.MULTILINE)
+    found = [
+        f"{named(place)}: {line.strip()}"
+        for place in places
+        if place.exists() and named(place) not in ("docs/log.md", "src/memslots/extras.py")
+        for line in place.read_text("utf-8").splitlines()
+        if wrong.search(line) and place != Path(__file__)
+    ]
+    assert not found
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "reference").glob("*.md")), ids=named)

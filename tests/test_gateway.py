@@ -14,7 +14,7 @@ import httpx
 import pytest
 import torch
 from loopback import StandIn, served
-from tiny_models import QUESTIONS, TEXTS
+from tiny_models import ALTERNATING, QUESTIONS, TEXTS
 from transformers import AutoModelForCausalLM
 
 from memslots.serving.engines import TransformersEngine, VllmEngine
@@ -143,6 +143,22 @@ def test_chats_go_through_the_chat_template(zoo):
         assert answered(client.post(CHAT, json=body)) == expected
         body["chat_template_kwargs"] = {"chat_template": "{{ 1 }}"}
         refused(client.post(CHAT, json=body), 400, "chat_template cannot be set")
+
+
+def test_two_turns_of_one_role_are_answered_where_roles_must_alternate(zoo):
+    model = zoo.compressor(prompt_format="chat")
+    model.processor.tokenizer.chat_template = ALTERNATING
+    messages = [{"role": "user", "content": text} for text in ("Read this.", "Who signed?")]
+    memory = model.compress(TEXTS[1])
+    expected = model.generate(memory=memory, messages=messages, max_new_tokens=NEW)
+    with (
+        served(Gateway(model, TransformersEngine(model), ProcessShelf()).app()) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        body = {"messages": messages, "documents": TEXTS[1:2], "max_tokens": NEW}
+        assert answered(client.post(CHAT, json=body)) == expected
+        body["messages"] = [{"role": "assistant", "content": "Hi."}, *messages]
+        refused(client.post(CHAT, json=body), 400, "roles must alternate")
 
 
 # -- memories --------------------------------------------------------------------------------------

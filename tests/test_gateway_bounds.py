@@ -13,9 +13,11 @@ import time
 import httpx
 import pytest
 from loopback import served
+from memslots.modeling.literals_memslots import DETECTORS
 from test_gateway import CHAT, asking, give_up, limited, refused, until
 from tiny_models import TEXTS
 
+from memslots.interruption import EVERY
 from memslots.serving.server import gateway_server
 from memslots.serving.shelf import ProcessShelf, StoreShelf
 from memslots.serving.store import MemoryStore
@@ -129,6 +131,34 @@ def test_tokenizing_ends_too(model, monkeypatch):
         go.set()
         until(lambda: gateway.admission.inside == 0)
         assert len(texts) == 1
+
+
+@pytest.mark.filterwarnings("ignore:from the slots the decoder")
+@pytest.mark.parametrize("asked", [{"exact": ["numbers", "dates"]}, {"literals": ["numbers"]}])
+def test_searching_for_what_must_be_exact_ends_too(model, monkeypatch, asked):
+    """Detectors search a text of millions of characters for seconds."""
+    given, others, go = [], [], threading.Event()
+
+    def spans(text):
+        for place in range(100 * EVERY):
+            given.append(place)
+            assert go.wait(60)
+            yield 0, 1
+
+    monkeypatch.setitem(DETECTORS, "numbers", spans)
+    monkeypatch.setitem(DETECTORS, "dates", lambda text: others.append(1) or [])
+    # Nothing else on the way looks at the flag.
+    monkeypatch.setattr("memslots.serving.stopping.look", lambda: None)
+    gateway = limited(model)
+    with client_of(gateway) as client:
+        with sent(client, MEMORIES, {"text": "Ann owns 27 maps.", **asked}):
+            until(lambda: given)
+        time.sleep(0.3)
+        go.set()
+        until(lambda: gateway.admission.inside == 0)
+    assert not others
+    if "literals" in asked:  # an exact detector's spans are checked together
+        assert len(given) <= EVERY + 1
 
 
 def test_the_gateway_stops_in_time_while_a_thread_works(model):

@@ -12,6 +12,7 @@ import gateway_load  # noqa: E402
 import page  # noqa: E402
 
 LOAD = {
+    "compressor": "0123456789ab",
     "clients": 32,
     "seconds": 120.0,
     "answers": 1200,

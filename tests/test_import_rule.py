@@ -22,6 +22,9 @@ LEVELS = {
     "prefix": 1,
     "smollm2": 1,
     "checkpoints": 0,
+    "extras": 0,
+    "interruption": 0,
+    "writing": 0,
     "configuration": 1,
     "data": 1,
     "cramming": 1,
@@ -41,6 +44,7 @@ MODELING_LIBRARIES = {
     "transformers",
     "safetensors",
     "huggingface_hub",
+    "jinja2",  # of chat templates; a dependency of torch
     "tokenizers",  # a dependency of transformers
     "tqdm",  # a dependency of transformers
 }

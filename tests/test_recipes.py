@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
-from lab.recipes import lab_recipe
+from lab.recipes import lab_recipe, recipe_file
 from memslots.configuration import apply_overrides, load_recipe, packaged_recipes
+from memslots.modeling.configuration_memslots import PLAIN_PROMPT
 
 RECIPE = {"seed": 0, "training": {"learning_rate": 0.1}, "stages": [{"steps": 5}, {"steps": 7}]}
 
@@ -16,6 +17,15 @@ def test_packaged_recipe_by_name_and_overrides():
     changed["decoder"]["seed"] = plain["decoder"]["seed"]
     changed["decoder"]["training"] = plain["decoder"]["training"]
     assert changed == plain
+
+
+@pytest.mark.parametrize(
+    "recipe", [*packaged_recipes(), *sorted(recipe_file("tiny").parent.glob("*.yaml"))]
+)
+def test_no_recipe_asks_with_a_lone_space(recipe):
+    config = load_recipe(recipe).get("compressor", {}).get("config", {})
+    words = config.get("plain_prompt", PLAIN_PROMPT)
+    assert words == words.rstrip()
 
 
 def test_recipe_from_a_file(tmp_path):

@@ -480,4 +480,4 @@ def test_demo_says_what_is_wrong(zoo, page_module, capsys, monkeypatch):
         line = refused(capsys, "demo", "--web", "--model", zoo.saved(), "--port", port)
     assert str(port) in line
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert "pip install 'memslots[demo]'" in refused(capsys, "demo", "--web")
+    assert "pip install 'gradio>=" in refused(capsys, "demo", "--web")

@@ -298,7 +298,7 @@ sys.exit(main(["store", "add", sys.argv[1], "--store", sys.argv[2], *options]))
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install memslots[ray]")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'ray[data]'")
 def test_a_local_ray_cluster_does_what_one_process_does(tmp_path, model):
     texts = corpus_of(tmp_path / "corpus", 150)  # three batches for two workers
     arguments = [sys.executable, "-c", RAY, str(tmp_path / "corpus"), str(tmp_path / "store")]

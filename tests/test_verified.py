@@ -19,6 +19,7 @@ from memslots.chat import without_oldest
 from memslots.modeling.memory_files_memslots import write_file
 from memslots.verified.expanding import marked
 from memslots.verified.fidelity import aligned, read, teacher_forced
+from memslots.verified.outline import least_memory
 from memslots.verified.rate_choice import Option, spend
 
 pytestmark = pytest.mark.filterwarnings(
@@ -503,3 +504,30 @@ def test_a_checkpoint_that_never_learned_to_reconstruct_says_so(model):
     with pytest.warns(UserWarning, match="never trained to reconstruct"):
         memory = verified.compress(model, TEXTS[1], fidelity=0.9)
     assert set(memory.segment_rates) == {0}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"rate": 4, "exact": ["numbers"]},
+        {"rate": 4, "literals": "numbers", "exact": True},
+        {"fidelity": 0.5},
+        {"fidelity": 1.0, "literals": "numbers"},
+        {"fidelity": 0.5, "rates": [2, 4], "exact": "numbers"},
+        {"max_slots": 400},
+        {"max_slots": 400, "fidelity": 0.9},
+        {"rate": 4},
+    ],
+    ids=str,
+)
+def test_what_a_memory_takes_at_least_is_known_before(model, asked):
+    texts = [*TEXTS, "A. B. " * 40]
+    least = least_memory(model, texts, **asked)
+    made = verified.compress(model, texts, **asked)
+    assert least.slots.is_meta
+    for known, taken in zip(
+        model.memory_positions(least), model.memory_positions(made), strict=True
+    ):
+        assert 0 < known <= taken
+    if "exact" not in asked and "fidelity" not in asked and "max_slots" not in asked:
+        assert model.memory_positions(least) == model.memory_positions(made)

@@ -34,6 +34,15 @@ CHAT_TEMPLATE = (
 )
 """Like Llama 3's: it writes BOS itself, wraps each turn in control tokens, and trims contents."""
 
+ALTERNATING = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}"
+    "<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+"""Refuses two turns of one role in a row, as Mistral's and Gemma's do."""
+
 SENTENCES = [
     "The treaty was signed in Lagos on a rainy day in March.",
     "Carmen Moss is an engineer at Silver Bank and owns twenty seven maps.",

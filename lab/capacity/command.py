@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from memslots.cli.options import Books, Sets, err, out, quiet, resolve_model
+from memslots.extras import install_extra
 
 
 def capacity(
@@ -93,5 +94,5 @@ def _training_is_installed() -> Iterator[None]:
         if (error.name or "").startswith("memslots"):
             raise
         raise ValueError(
-            f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
+            f"training needs {error.name}, which is not installed: {install_extra('train')}."
         ) from error

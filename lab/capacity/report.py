@@ -61,6 +61,7 @@ def write_capacity_page(
         Path(__file__).with_name("page.md.jinja"),
         missing=missing,
         decoders=_decoders(records),
+        embedded=next((r["compressor"][:12] for r in records if r.get("compressor")), None),
         theoretical=theoretical_capacity(768, 50_000),
         longest=_table_1(ours),
         ratios=_ratios(ours),

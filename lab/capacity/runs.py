@@ -170,6 +170,9 @@ def run_cell(cell: Cell, folder: Path, books: str | None, threads: int | None = 
         "cpu_seconds": round(time.process_time() - used, 1),
         "result": result,
     }
+    config = json.loads((Path(cell["decoder_folder"]) / "config.json").read_text("utf-8"))
+    if config.get("fingerprint"):  # the decoder of a compressor
+        record["compressor"] = config["fingerprint"]
     file = cell_file(cell, folder)
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -16,7 +16,6 @@ import argparse
 import gzip
 import json
 import math
-import os
 import random
 import time
 from collections import defaultdict
@@ -34,6 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from lab.smol.slots import Slots
 from lab.smol.tasks import CLOZE, COMPLETE, RECALL, REPEAT, Tasks
 from memslots.smollm2 import smollm2
+from memslots.writing import whole_file
 
 
 class Phase(NamedTuple):
@@ -98,9 +98,8 @@ def save_slots(weights: Mapping[str, torch.Tensor], folder: Path, step: int, see
         room -= kept.nbytes
     told = {"step": str(step), "seen": str(seen)}
     for number, part in enumerate(files):
-        draft = folder / f".slots-{number}.draft"
-        save_file(part, draft, metadata=told)
-        draft.replace(folder / f"slots-{number}.safetensors")
+        with whole_file(folder / f"slots-{number}.safetensors") as draft:
+            save_file(part, draft, metadata=told)
 
 
 def load_slots(folder: Path) -> tuple[dict[str, torch.Tensor], int, int]:
@@ -207,11 +206,10 @@ def train(options: argparse.Namespace) -> None:
 
     def save() -> None:
         save_slots(weights, options.output, step, seen)
-        draft = checkpoint.with_suffix(".draft")
         kept = {name: weight.detach() for name, weight in weights.items()}
         state = optimizer.state_dict()
-        torch.save({"slots": kept, "optimizer": state, "step": step, "seen": seen}, draft)
-        os.replace(draft, checkpoint)
+        with whole_file(checkpoint) as draft:
+            torch.save({"slots": kept, "optimizer": state, "step": step, "seen": seen}, draft)
 
     started = last_saved = time.monotonic()
     ends = started + 60 * options.minutes

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.pages import render
+from lab.recipes import lab_recipe
 from lab.tables.ablation_report import NAMES, ablation_table, plot_losses
 from lab.tables.quoted import quoted, quoted_cells
+from memslots import MemslotsConfig, embedded
 from memslots.evaluation.tables import reads
 
 Record = dict[str, Any]
@@ -39,6 +41,7 @@ def write_page(folder: Path, page: Path) -> None:
     text = render(
         Path(__file__).with_name("results.md.jinja"),
         parameters=_decoder_parameters(folder),
+        seed=lab_recipe("small_world")["compressor"]["seed"],
         marked=marked,
         quoted=quoted_cells,
         **parts,
@@ -54,6 +57,8 @@ def _embedded(folder: Path) -> dict[str, Any] | None:
     return {
         "rows": [_record_cells(record) for record in results["records"]],
         "machine": f"{machine['hardware']}, torch {machine['torch']}, {machine['dtype']}",
+        "fingerprint": results["checkpoint"]["fingerprint"][:12],
+        "present": str(MemslotsConfig.from_pretrained(embedded()).fingerprint)[:12],
         "cases": cases,
         "rates": [f"rate {rate}" for rate in cases["rates"]],
         "answers": [

@@ -68,9 +68,12 @@ def _embedded(recipe: Recipe, output: Path, books: str | None) -> None:
     from memslots.modeling import MemslotsModel
 
     file = output / "embedded.json"
-    if file.is_file():
-        return
     model = MemslotsModel.from_pretrained(resolve_model(None)).eval()
+    if file.is_file():
+        measured = json.loads(file.read_text("utf-8"))["checkpoint"]["fingerprint"]
+        if measured == model.fingerprint:
+            return
+        err.print(f"{file} is of compressor {measured[:12]}, an earlier one: measured again")
     data = {**DATA, "completion": ["pg19/validation"], "needle": ["pg19/validation"]}
     results = evaluate_tasks(
         model,

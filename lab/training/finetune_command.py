@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from memslots.cli.options import DataFolder, Device, Dtype, Revision, err, load_model, out
+from memslots.extras import install_extra
 
 
 def finetune(
@@ -33,7 +34,7 @@ def finetune(
         if (error.name or "").startswith("memslots"):
             raise
         raise ValueError(
-            f"training needs {error.name}, which is not installed: pip install 'memslots[train]'."
+            f"training needs {error.name}, which is not installed: {install_extra('train')}."
         ) from error
     from memslots.data import load_rows
 

@@ -314,6 +314,16 @@ def passages(data: Path | None, samples: int) -> dict[str, list[str]]:
     return found
 
 
+def check_same_compressor(file: Path, fingerprint: str) -> None:
+    """Remember whose results a folder holds; `ValueError` where they are another compressor's."""
+    if file.is_file() and (measured := file.read_text("utf-8")) != fingerprint:
+        raise ValueError(
+            f"{file.parent} holds results of compressor {measured[:12]}, and this one is "
+            f"{fingerprint[:12]}; give another --results."
+        )
+    file.write_text(fingerprint, "utf-8")
+
+
 def main() -> None:
     """Measure what is missing, then write the page."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -346,13 +356,14 @@ def main() -> None:
         "cost": lambda: measure_cost(model, texts),
     }
     given.results.mkdir(parents=True, exist_ok=True)
+    check_same_compressor(given.results / "compressor.txt", model.fingerprint)
     results = {}
     for name, measure in parts.items():
         file = given.results / f"{name}.json"
         if not file.is_file():
             file.write_text(json.dumps(measure()), "utf-8")
         results[name] = json.loads(file.read_text("utf-8"))
-    given.page.write_text(page(results), "utf-8")
+    given.page.write_text(page(results, model.fingerprint), "utf-8")
 
 
 if __name__ == "__main__":

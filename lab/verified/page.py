@@ -13,8 +13,8 @@ from memslots.evaluation.intervals import with_interval
 Record = dict[str, Any]
 
 
-def page(results: dict[str, list[Record]]) -> str:
-    """docs/verified.md."""
+def page(results: dict[str, list[Record]], fingerprint: str) -> str:
+    """docs/verified.md, of results that the compressor of this fingerprint gave."""
     strings, losses = results["strings"], results["losses"]
     kinds, places = distinct(strings, "kind"), distinct(strings, "hidden_in")
     kept, by_depth = [], []
@@ -30,6 +30,7 @@ def page(results: dict[str, list[Record]]) -> str:
         questions.append([way, *shares, f"{effective_rate(own):.2f}"])
     return render(
         Path(__file__).with_name("page.md.jinja"),
+        compressor=fingerprint[:12],
         kinds=kinds,
         places=places,
         kept=kept,

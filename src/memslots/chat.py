@@ -13,7 +13,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -192,11 +191,8 @@ class ChatMemory:
             if self.turns and self.turns[0].role == "assistant":
                 # Most templates want a user first: the older chat, which is the memory.
                 messages.append({"role": "user", "content": [{"type": "memory"}]})
-            # Neighbours of one role (an empty answer is no turn) are one message, since many
-            # templates want roles to alternate.
-            for role, turns in groupby([*self.turns, Turn("user", question)], lambda t: t.role):
-                text = "\n\n".join(turn.content for turn in turns)
-                messages.append({"role": role, "content": text})
+            for turn in (*self.turns, Turn("user", question)):
+                messages.append({"role": turn.role, "content": turn.content})
             prompt = processor.prompt(messages=messages)
         else:
             texts = [*map(self._text, self.turns)]

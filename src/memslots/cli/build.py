@@ -9,6 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from memslots.extras import install_extra
+
 from .options import (
     DTYPES,
     Books,
@@ -27,7 +29,6 @@ from .options import (
     out,
     quiet,
     resolve_model,
-    with_extra,
 )
 
 
@@ -89,6 +90,7 @@ def init(
     import torch
 
     from memslots.making import SHARED_ENCODER, new_compressor, usual_settings
+    from memslots.writing import saying_when_full
 
     quiet()
     usual = usual_settings(decoder, decoder_kwargs, shares=encoder == SHARED_ENCODER)
@@ -102,7 +104,8 @@ def init(
         decoder_kwargs=decoder_kwargs,
         **{**chosen, **settings},
     )
-    made.save_pretrained(output)
+    with saying_when_full(output):
+        made.save_pretrained(output)
     out.print(f"{output}: new compressor, rates {made.config.compression_rates}; it is untrained.")
     if chosen:
         told = ", ".join(f"{name}={value}" for name, value in chosen.items())
@@ -126,7 +129,9 @@ def train(
         Path | None,
         typer.Option(help="With own: a JSONL file with context, question and answer. Optional."),
     ] = None,
-    budget: Annotated[str, typer.Option(help="With own: how long to train, such as 2h or 90m.")] = "2h",
+    budget: Annotated[
+        str, typer.Option(help="With own: how long to train, such as 2h or 90m.")
+    ] = "2h",
     stage: Stage = None,
     sets: Sets = None,
     books: Books = None,
@@ -150,7 +155,7 @@ def train(
         if (error.name or "").startswith("memslots"):
             raise
         raise ValueError(
-            f"training needs {error.name}, which is not installed: {with_extra('train')}."
+            f"training needs {error.name}, which is not installed: {install_extra('train')}."
         ) from error
     quiet()
     if recipe == "own":

@@ -146,13 +146,14 @@ def cram(
     if not search:
         for entry, one in zip(record["texts"], made, strict=True):
             entry.update(_effort(one))
-        if output is not None:
-            _save(output, made, frozen, record["decoder"])
     if as_json:
         typer.echo(json.dumps(record))
+    else:
+        _show(record, readings, frozen)
+    if output is None or search:
         return
-    _show(record, readings, frozen)
-    if output is not None:
+    _save(output, made, frozen, record["decoder"])  # last: a full disk hides no result
+    if not as_json:
         out.print(f"{output}: what was kept of {len(rows)} text{'s' * (len(rows) > 1)}")
 
 
@@ -179,25 +180,25 @@ def _effort(made: CrammedText) -> dict[str, Any]:
 def _save(file: Path, made: list[CrammedText], decoder: FrozenDecoder, name: str) -> None:
     from safetensors.torch import save_file
 
+    from memslots.writing import whole_file
+
     tensors = {
         f"{row}.{key}": part for row, one in enumerate(made) for key, part in one.kept.items()
     }
     facts = [{"ids": one.ids, "seed": one.seed, "accuracy": one.accuracy} for one in made]
     settings = made[0].settings
-    save_file(
-        {key: tensor.contiguous() for key, tensor in tensors.items()},
-        file,
-        metadata={
-            "decoder": name,
-            "method": settings.method,
-            "rank": str(settings.rank),
-            "alpha": str(settings.alpha),
-            "targets": settings.targets,
-            "first_token": str(settings.first_token),
-            "start_token": str(settings.start_token),
-            "texts": json.dumps(facts),
-        },
-    )
+    metadata = {
+        "decoder": name,
+        "method": settings.method,
+        "rank": str(settings.rank),
+        "alpha": str(settings.alpha),
+        "targets": settings.targets,
+        "first_token": str(settings.first_token),
+        "start_token": str(settings.start_token),
+        "texts": json.dumps(facts),
+    }
+    with whole_file(file) as draft:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, draft, metadata)
 
 
 def _show(record: dict[str, Any], readings: list[Reading], decoder: FrozenDecoder) -> None:

@@ -22,6 +22,7 @@ _NOT_SETTABLE = {
     "decoder_config",
     "encoder_name_or_path",
     "decoder_name_or_path",
+    "decoder_fingerprint",
     "encoder_is_causal",
     "fingerprint",
 }

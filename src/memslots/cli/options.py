@@ -298,11 +298,6 @@ def quiet() -> None:
         logging.set_verbosity_error()
 
 
-def with_extra(extra: str) -> str:
-    """How to install an extra of this package: from an index, or in a checkout."""
-    return f"pip install 'memslots[{extra}]', or in a checkout pip install -e '.[{extra}]'"
-
-
 def exactly_one(**given: object) -> None:
     """Raises `ValueError` unless one of the arguments, by the names that users know, is given."""
     if sum(value is not None for value in given.values()) != 1:

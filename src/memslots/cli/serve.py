@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from memslots.extras import install_extra
+
 from .options import (
     Device,
     Dtype,
@@ -19,7 +21,6 @@ from .options import (
     load_model,
     out,
     resolve_model,
-    with_extra,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def serve(
         from memslots.serving.server import gateway_server
     except ImportError as error:
         raise ImportError(
-            f"serving needs what the extra brings ({error}): {with_extra('serve')}."
+            f"serving needs what the extra brings ({error}): {install_extra('serve')}."
         ) from error
 
     keys = tuple(key.strip() for key in os.environ.get(KEY, "").split(",") if key.strip())

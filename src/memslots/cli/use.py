@@ -61,6 +61,7 @@ def ask(
 ) -> None:
     """Answer questions about a text or a saved memory."""
     from memslots import verified
+    from memslots.verified.outline import least_memory
 
     exactly_one(**{"--context": context, "--memory": memory})
     asked = verification(None if memory is not None else rate, rates, fidelity, max_slots, exact)
@@ -70,14 +71,10 @@ def ask(
     started = time.perf_counter()
     seconds: dict[str, float | None] = {"compress": None}
     if text is not None:
-        if not asked:  # else what the slots take is known only once they are made
-            outline = compressor.outline(
-                [text], compressor.segment([text]), compressor.processor.check_rate(rate), beside
-            )
-            prompts, _ = compressor.processor.prompts(question, None, {})
-            rows = compressor.memory_rows(outline, [(0, prompt) for prompt in prompts])
-            length = {"max_new_tokens": max_new_tokens}
-            compressor.check_room(outline, rows, [0] * len(rows), length)
+        least = least_memory(compressor, text, rate, beside, **asked)
+        prompts, _ = compressor.processor.prompts(question, None, {})
+        rows = compressor.memory_rows(least, [(0, prompt) for prompt in prompts])
+        compressor.check_room(least, rows, [0] * len(rows), {"max_new_tokens": max_new_tokens})
         kept = verified.compress(compressor, text, rate, literals=beside, **asked)
         seconds["compress"] = round(time.perf_counter() - started, 3)
     else:
@@ -245,7 +242,7 @@ def _told(literals: int) -> str:
 
 def demo(
     web: Annotated[
-        bool, typer.Option("--web", help="Open a page for the browser. Needs memslots[demo].")
+        bool, typer.Option("--web", help="Open a page for the browser (extra demo).")
     ] = False,
     host: Annotated[
         str | None, typer.Option(help="With --web: address to listen on. Default: 127.0.0.1.")

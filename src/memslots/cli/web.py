@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from rich.text import Text
 
-from .options import err, load_model, out, resolve_model, with_extra
+from memslots.extras import install_extra
+
+from .options import err, load_model, out, resolve_model
 
 EMBEDDED_NOTE = (
     "This is the embedded checkpoint, a demonstration: it answers questions on short English "
@@ -37,7 +39,7 @@ def serve_page(
     try:
         import gradio
     except ImportError as error:
-        raise ImportError(f"memslots demo --web needs Gradio: {with_extra('demo')}") from error
+        raise ImportError(f"memslots demo --web needs Gradio: {install_extra('demo')}") from error
     from memslots.chat import ChatMemory
     from memslots.hub_cards.space.memslots_space.answers import warm_up
     from memslots.hub_cards.space.memslots_space.loading import Compressor

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memslots.data.schema import Adapter, BadRow, DataNotFound
+from memslots.extras import install_extra
 
 RawRow = Mapping[str, Any] | BadRow
 """A row as it stands in the source, or what is wrong with it."""
@@ -263,5 +264,5 @@ def _load_dataset() -> Callable[..., Any]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ImportError('datasets are read with: pip install "memslots[train]"') from error
+        raise ImportError(f"reading datasets needs: {install_extra('train')}") from error
     return load_dataset

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from memslots.evaluation.worked_examples import WorkedExample, worked_examples
 from memslots.modeling import MemslotsProcessor
 from memslots.modeling.layout_memslots import Prompt
+from memslots.modeling.texts_memslots import render_chat
 
 BETWEEN = "\n\n"
 """What parts instruction, examples, context and question."""
@@ -138,11 +139,8 @@ class Asking:
                 "format='chat' needs a decoder tokenizer with a chat template, and this one has "
                 "none; use 'plain'."
             )
-        rendered = processor.tokenizer.apply_chat_template(
-            [*messages, {"role": "user", "content": _CONTEXT}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        messages.append({"role": "user", "content": _CONTEXT})
+        rendered = render_chat(processor.tokenizer, messages)
         head, found, tail = rendered.partition(_CONTEXT)
         if not found:
             raise ValueError("the decoder's chat template drops the user's message.")

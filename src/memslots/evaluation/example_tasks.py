@@ -140,12 +140,14 @@ def role_play(
 @contextmanager
 def _decoder(model: MemslotsModel, other: PreTrainedModel) -> Iterator[None]:
     """The model reads by another decoder."""
-    own = model.decoder
-    model.attach_decoder(other)
+    own, sample = model.decoder, model.config.decoder_fingerprint
+    model.config.decoder_fingerprint = None  # it is meant to be another
     try:
+        model.attach_decoder(other)
         yield
     finally:
-        model.decoder = own
+        model.attach_decoder(own)
+        model.config.decoder_fingerprint = sample
 
 
 def _by_likelihood(

@@ -35,6 +35,7 @@ from memslots.hub_cards.hub_commit import (
 )
 from memslots.hub_cards.model_card import build_card, save_card
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
+from memslots.writing import saying_when_full
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ def push_model(
     publishable(model.config)
     with tempfile.TemporaryDirectory(prefix="memslots-push-") as made:
         folder = Path(made) / "checkpoint"
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        with saying_when_full(folder):
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
         card = Path(str(model.name_or_path)) / CARD
         if card.is_file():  # the licence that it states holds for what was made of it
             shutil.copyfile(card, folder / CARD)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from .configuration_memslots import MemslotsConfig
+from .decoders_memslots import has_other_weights
 from .encoders_memslots import (
     LORA_MARK,
     GroupPool,
@@ -147,6 +149,8 @@ class SavedModel(PreTrainedModel):
     def attach_decoder(self, decoder: PreTrainedModel) -> "SavedModel":
         """Take a decoder that is already in memory; it is frozen, and its weights are shared.
 
+        Warns where its weights are others than the compressor was trained for.
+
         Raises:
             TypeError: not a model of transformers.
             ValueError: a decoder of another width or vocabulary than the compressor was made for.
@@ -171,6 +175,14 @@ class SavedModel(PreTrainedModel):
                     f"({self.config.decoder_name_or_path or 'bundled'}), the given one has "
                     f"{actual}; attach that decoder, or train the compressor for yours."
                 )
+        sample = self.config.decoder_fingerprint
+        if sample is not None and has_other_weights(decoder, sample):
+            warnings.warn(
+                f"decoder {decoder.name_or_path!r} has other weights than the one that this "
+                f"compressor was trained for ({self.config.decoder_name_or_path or 'bundled'}), "
+                "and may misread memories; attach that one, or train on with this one.",
+                stacklevel=2,
+            )
         decoder.requires_grad_(False)
         self.decoder = decoder.eval()
         if self.config.encoder_layers is not None:

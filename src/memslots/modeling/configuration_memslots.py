@@ -14,8 +14,8 @@ from .encoders_memslots import POOLED
 from .layout_memslots import max_positions
 from .texts_memslots import check_detectors
 
-PLAIN_PROMPT = "Question: {question}\n\nAnswer: "
-"""The question-answering prompt of the published PCC code."""
+PLAIN_PROMPT = "Question: {question}\n\nAnswer:"
+"""The prompt of the published PCC code; its last space goes with the answer (`answer_ids`)."""
 
 AUTO_MAP = {
     "AutoConfig": "configuration_memslots.MemslotsConfig",
@@ -93,6 +93,7 @@ class MemslotsConfig(PreTrainedConfig):
             names its base model.
         decoder_revision: commit, branch or tag of `decoder_name_or_path`.
         decoder_loading: `subfolder` and `gguf_file` of the decoder inside `decoder_name_or_path`.
+        decoder_fingerprint: of its weights, by `weights_sample`; `attach_decoder` compares it.
         bundle_decoder: whether `save_pretrained` puts the decoder's weights into the checkpoint.
         compression_rates: the rates (encoder tokens per slot) that may be asked of `compress`.
         segment_length: longest segment, in encoder tokens (PCC, section 2.2: 256).
@@ -152,6 +153,7 @@ class MemslotsConfig(PreTrainedConfig):
     decoder_name_or_path: str | None = None
     decoder_revision: str | None = None
     decoder_loading: dict | None = None
+    decoder_fingerprint: str | None = None
     bundle_decoder: bool = False
     compression_rates: list[int] | tuple[int, ...] = (4,)
     segment_length: int = 256

@@ -23,6 +23,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .encoders_memslots import is_quantized
 from .layout_memslots import max_positions
 
 DEFAULT_NEW_TOKENS = 256
@@ -60,6 +61,32 @@ def lock_of(decoder: PreTrainedModel) -> Any:
     """The lock that is held while a decoder reads; one thread may take it several times."""
     with _LOCKS_LOCK:
         return _LOCKS.setdefault(decoder, threading.RLock())
+
+
+def weights_sample(decoder: PreTrainedModel, count: int = 64) -> str | None:
+    """Bfloat16 values, in hex, from all over a decoder's weights, by which it is known again.
+
+    None where the weights are quantized or not in memory.
+    """
+    weights = [weight for _, weight in sorted(decoder.base_model.named_parameters())]
+    if not weights or is_quantized(decoder) or any(weight.is_meta for weight in weights):
+        return None
+    chosen = [weights[i * len(weights) // count].detach().reshape(-1) for i in range(count)]
+    values = [weight[i * 2654435761 % len(weight)].cpu() for i, weight in enumerate(chosen)]
+    return torch.stack(values).bfloat16().view(torch.int16).numpy().tobytes().hex()
+
+
+def has_other_weights(decoder: PreTrainedModel, sample: str) -> bool:
+    """Whether more than a change of precision is between a decoder and a `weights_sample`."""
+    now = weights_sample(decoder)
+    if now is None:
+        return False
+    both = torch.tensor([list(bytes.fromhex(sample)), list(bytes.fromhex(now))], dtype=torch.uint8)
+    bits = both.view(torch.int16)
+    # float16 holds no smaller values exactly, and its rounding moves one in 16 by one step.
+    comparable = bits.view(torch.bfloat16).abs().amax(dim=0) >= 2**-13
+    steps = (bits[0].int() - bits[1].int()).abs()[comparable]
+    return bool((steps > 1).any() or (steps > 0).sum() > len(steps) / 5)
 
 
 @contextmanager

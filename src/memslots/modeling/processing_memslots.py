@@ -28,6 +28,7 @@ from .texts_memslots import (
     as_list,
     check_text,
     literals_of_spans,
+    render_chat,
     unit_spans,
 )
 
@@ -235,8 +236,9 @@ class MemslotsProcessor(ProcessorMixin):
 
         Args:
             question: the user's question; with `prompt_format="chat"` it becomes one user message.
-            messages: a chat instead, `[{"role": ..., "content": ...}]`. The memory stands where a
-                content part `{"type": "memory"}` says, otherwise before the first user message.
+            messages: a chat instead, `[{"role": ..., "content": ...}]`; neighbours of one role are
+                joined by a blank line. The memory stands where a content part
+                `{"type": "memory"}` says, otherwise before the first user message.
             context: plain text in the memory's place (the full-text baseline).
             template_kwargs: passed to the chat template.
 
@@ -300,7 +302,7 @@ class MemslotsProcessor(ProcessorMixin):
         """Decoder tokens of an answer as they follow the prompt, with a space if need be, and EOS.
 
         Examples:
-            >>> processor.decode(processor.answer_ids("Ann"))
+            >>> processor.decode(processor.answer_ids("Ann")).strip()
             'Ann'
         """
         spaced = self.prompt_format == "plain" and not self.plain_prompt[-1:].isspace()
@@ -313,9 +315,7 @@ class MemslotsProcessor(ProcessorMixin):
                 f"{self.tokenizer.name_or_path or 'this one'} has none. Use question=... instead."
             )
         hidden, texts = self._hide(messages)
-        rendered = self.tokenizer.apply_chat_template(
-            hidden, tokenize=False, add_generation_prompt=True, **template_kwargs
-        )
+        rendered = render_chat(self.tokenizer, hidden, **template_kwargs)
         pieces = _SENTINEL_PATTERN.split(rendered)
         used = pieces[1::2]
         if sorted(used) != sorted([*map(str, range(len(texts))), "memory"]):
@@ -372,7 +372,10 @@ class MemslotsProcessor(ProcessorMixin):
                         "message parts are {'type': 'text', 'text': ...} and at most one "
                         f"{{'type': 'memory'}} in the chat, got {part!r}."
                     )
-            hidden.append({**message, "content": rendered})
+            if hidden and {**hidden[-1], "content": rendered} == {**message, "content": rendered}:
+                hidden[-1]["content"] += f"\n\n{rendered}"  # templates may want roles to alternate
+            else:
+                hidden.append({**message, "content": rendered})
         if not placed:
             users = [m for m in hidden if m["role"] == "user"]
             if not users:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -19,13 +20,23 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 NEEDS_SENTENCEX = (
-    "splitting a text into sentences needs sentencex: pip install sentencex (or "
-    "memslots[sentence]); pool_unit='paragraph' and 'text' need nothing."
+    "splitting a text into sentences needs sentencex: pip install sentencex; "
+    "pool_unit='paragraph' and 'text' need nothing."
 )
 
 
 BYTE_ORDER_MARK = "\ufeff"
 """What some editors (Windows Notepad) write before a text in UTF-8; no model reads it."""
+
+
+def render_chat(tokenizer, messages: list[dict[str, Any]], **template_kwargs) -> str:
+    """A chat by the tokenizer's template, up to where its answer begins; `ValueError` without."""
+    template_kwargs |= {"tokenize": False, "add_generation_prompt": True}
+    try:
+        return tokenizer.apply_chat_template(messages, **template_kwargs)
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise ValueError(f"the chat template refuses a chat of {roles}: {error}.") from error
 
 
 class Span(NamedTuple):
@@ -52,8 +63,8 @@ class PlainText:
             raise ValueError(
                 f"{type(tokenizer).__name__} has no `tokenizers` backend, which memslots needs for "
                 "character offsets. Load it with AutoTokenizer from a checkpoint that has a "
-                "tokenizer.json, or install memslots[sentencepiece] to convert a SentencePiece "
-                "model."
+                "tokenizer.json, or pip install sentencepiece protobuf, which convert a "
+                "SentencePiece model."
             )
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from memslots.extras import install_extra
+
 from .store_format import encode_memory, pa
 
 if TYPE_CHECKING:
@@ -215,7 +217,7 @@ def under_ray(
     try:
         import ray
     except ImportError as error:
-        raise ImportError('--ray needs Ray Data: pip install "memslots[ray]"') from error
+        raise ImportError(f"--ray needs Ray Data: {install_extra('ray')}") from error
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)

@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from jinja2 import TemplateError
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,9 +26,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from memslots import verified
+from memslots.interruption import looking
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.decoders_memslots import DEFAULT_NEW_TOKENS
 from memslots.modeling.layout_memslots import max_positions
+from memslots.modeling.literals_memslots import Detector, check_detectors
 
 from .admission import Admission
 from .decoder_probe import decoder_name
@@ -291,9 +292,12 @@ class Gateway:
         with _users_mistake("documents"):
             return LaidOut(self._model, chat.texts, chat.rate, self._literals(chat.literals))
 
-    def _literals(self, asked: list[str] | None) -> list[str] | None:
-        default = self._settings.literals
-        return asked if asked is not None or default is None else list(default)
+    def _literals(self, asked: list[str] | None) -> list[Detector] | None:
+        names = next(
+            (one for one in (asked, self._settings.literals) if one is not None),
+            self._model.processor.literals,
+        )
+        return looking(check_detectors(names, names_only=True))
 
     def _check_room(self, chat: ChatRequest, texts: LaidOut, stored: list[Memory]) -> None:
         context = self._context(chat, [texts.memory, *map(without_slots, stored)])
@@ -447,8 +451,8 @@ def _users_mistake(param: str):
     """What the library refuses within is the client's to mend."""
     try:
         yield
-    except (ValueError, TypeError, TemplateError) as error:
-        if type(error) not in (ValueError, TypeError) and not isinstance(error, TemplateError):
+    except (ValueError, TypeError) as error:
+        if type(error) not in (ValueError, TypeError):
             raise  # it has a meaning of its own
         raise ApiError(400, str(error), param=param) from error
 

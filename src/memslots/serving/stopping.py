@@ -1,8 +1,9 @@
 """Work in threads that ends when nobody waits for it any more.
 
-A thread cannot be ended from outside. So what it runs looks at a flag wherever it is about to do
-something that takes long: before each pass of the encoder and of the decoder, and before each text
-that a tokenizer reads. The flag is the thread's own, so the same model serves others meanwhile.
+What such a thread runs looks at a flag (`memslots.interruption`) wherever it is about to do
+something that takes long: before each pass of the encoder and of the decoder, before each text that
+a tokenizer reads, and between the spans that detectors of literals find. The flag is the thread's
+own, so the same model serves others meanwhile.
 """
 
 from __future__ import annotations
@@ -18,16 +19,12 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from memslots.interruption import look, with_flag
 from memslots.modeling import MemslotsModel
 
 Result = TypeVar("Result")
 
-_thread = threading.local()
 _watched: WeakSet[nn.Module] = WeakSet()
-
-
-class Stopped(RuntimeError):
-    """This thread's work was told to stop."""
 
 
 class Worker:
@@ -53,7 +50,7 @@ class Worker:
         meanwhile is held as long as the work goes on.
         """
         stop = threading.Event()
-        future = self._pool.submit(_with_flag, stop, function, args)
+        future = self._pool.submit(with_flag, stop, function, args)
         self._running[future] = stop
         future.add_done_callback(lambda done: self._running.pop(done, None))
         result = asyncio.wrap_future(future)
@@ -115,18 +112,6 @@ class _WatchedTokenizer:
         return getattr(self._tokenizer, name)
 
 
-def _with_flag(stop: threading.Event, function: Callable[..., Result], args: tuple) -> Result:
-    _thread.stop = stop
-    try:
-        _look()
-        return function(*args)
-    finally:
-        _thread.stop = None
-
-
 @torch.compiler.disable
 def _look(*_: Any) -> None:
-    """Raise where this thread's work was told to stop; takes what a hook is given."""
-    stop = getattr(_thread, "stop", None)
-    if stop is not None and stop.is_set():
-        raise Stopped("nobody waits for this any more")
+    look()

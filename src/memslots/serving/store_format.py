@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from memslots.extras import install_extra
 from memslots.modeling.memory_files_memslots import Segment, SegmentCheck, pack_text, unpack_text
 from memslots.modeling.memory_memslots import Memory
 
@@ -23,7 +24,7 @@ from .quantise import from_bytes, to_bytes
 try:
     import pyarrow as pa
 except ImportError as error:
-    raise ImportError('the memory store needs Arrow: pip install "memslots[store]"') from error
+    raise ImportError(f"the memory store needs Arrow: {install_extra('store')}") from error
 
 FORMAT = "memslots.store"
 FORMAT_VERSION = 1

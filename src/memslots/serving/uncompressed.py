@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling.literals_memslots import Detectors
 
 
 class LaidOut:
@@ -17,7 +18,7 @@ class LaidOut:
         model: The compressor.
         texts: n texts.
         rate: Encoder tokens per slot; by default the finest.
-        literals: Names of what rides beside the slots; None leaves it to the checkpoint.
+        literals: What rides beside the slots; None leaves it to the checkpoint.
 
     Raises:
         ValueError: As `compress`.
@@ -28,7 +29,7 @@ class LaidOut:
         model: MemslotsModel,
         texts: Sequence[str],
         rate: int | None = None,
-        literals: list[str] | None = None,
+        literals: Detectors | None = None,
     ):
         processor = model.processor
         self._model, self._rate = model, processor.check_rate(rate)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memslots.modeling import Memory, MemslotsModel
+from memslots.writing import saying_when_full
 
 from .prompt_embeds import prompt_embeds
 from .sampling import Sampling, default_sampling, end_tokens
@@ -80,6 +81,7 @@ def export_decoder(model: MemslotsModel, folder: str | Path) -> Path:
         ValueError: The compressor was loaded without its decoder.
     """
     folder = Path(folder)
-    model.decoder.save_pretrained(folder)
-    model.processor.tokenizer.save_pretrained(folder)
+    with saying_when_full(folder):
+        model.decoder.save_pretrained(folder)
+        model.processor.tokenizer.save_pretrained(folder)
     return folder

@@ -1,6 +1,6 @@
 """Training on TRL: the compressor's trainer, its configuration, and the tiny decoder's.
 
-Needs the `train` extra: `pip install 'memslots[train]'`.
+Needs the extra `train`: `pip install -e '.[train]'` in a checkout.
 """
 
 from importlib import import_module

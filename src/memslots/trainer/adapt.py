@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from memslots.making import absolute, decoder_tokenizer, draw_converter, kept_place
 from memslots.modeling import MemslotsModel, MemslotsProcessor
 from memslots.modeling.converters_memslots import build_converter
-from memslots.modeling.decoders_memslots import DecoderLora
+from memslots.modeling.decoders_memslots import DecoderLora, weights_sample
 from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.trainer.embedding_map import carry_over, fit_embedding_map
 
@@ -76,6 +76,7 @@ def adapt_to_decoder(
     config.decoder_name_or_path = decoder
     config.decoder_revision = options.get("revision")
     config.decoder_loading = kept_place(options)
+    config.decoder_fingerprint = weights_sample(llm)
     config.bundle_decoder = False
     width = config.get_text_config(decoder=True).hidden_size
     scale = embedding_scale(llm)

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, whenever a run is killed and however full the disk is."""
 
-import errno
 import json
 import os
 import shutil
@@ -10,10 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_WORDS = ("no space left", "storagefull", "disk quota", "file too large", "filetoolarge")
-_TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")
-"""What `torch.save` says of any write that failed; it does not say why."""
+from memslots.writing import free_space, is_full
 
 _UNFINISHED = ".unfinished"
 
@@ -45,13 +41,13 @@ def whole_or_removed(folder: Path, kept: str | None) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if not _is_full(error):
+        if not is_full(error):
             raise
         safe = "there is no earlier checkpoint" if kept is None else f"{kept} is whole"
         raise OSError(
-            f"no room to write {folder} ({_free(folder)} free on its disk): what was written of it "
-            f"is removed, {safe}. Free some space, or write elsewhere, and run the same command "
-            "again: it goes on from there."
+            f"no room to write {folder} ({free_space(folder)} free on its disk): what was written "
+            f"of it is removed, {safe}. Free some space, or write elsewhere, and run the same "
+            "command again: it goes on from there."
         ) from error
 
 
@@ -82,25 +78,6 @@ def save_whole(save: Callable[[Path], None], folder: Path, kept: str | None = No
 
 def _marks_the_end(path: Path) -> tuple[bool, bool]:
     return path.name.endswith(".safetensors.index.json"), path.name == "model.safetensors"
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a write failed for want of room, by what the libraries that write say of it."""
-    while error is not None:
-        text = str(error)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if any(word in text.lower() for word in _FULL_WORDS):
-            return True
-        if isinstance(error, RuntimeError) and any(word in text for word in _TORCH_WRITER):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _free(folder: Path) -> str:
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return f"{shutil.disk_usage(place).free / 1e6:,.0f} MB"
 
 
 def _is_json(file: Path) -> bool:

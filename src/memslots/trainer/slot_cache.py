@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from memslots.modeling import MemslotsModel
 from memslots.modeling.encoders_memslots import StatesRead
+from memslots.writing import whole_file
 
 
 def is_cacheable(model: MemslotsModel) -> bool:
@@ -108,6 +109,5 @@ def _write(kept: dict[bytes, torch.Tensor], file: Path, identity: str) -> None:
         "slots": torch.stack(list(kept.values())),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(file.name + ".unfinished")
-    save_file(tensors, unfinished, metadata={"encoder": identity})
-    unfinished.replace(file)
+    with whole_file(file) as draft:
+        save_file(tensors, draft, metadata={"encoder": identity})

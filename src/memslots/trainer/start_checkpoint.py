@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from memslots.checkpoints import embedded
 from memslots.modeling import MemslotsConfig, MemslotsModel
+from memslots.modeling.decoders_memslots import weights_sample
 
 
 def checkpoint_config(checkpoint: str) -> MemslotsConfig:
@@ -32,7 +33,9 @@ def take_compressor(
             checkpoint_folder(checkpoint), decoder_kwargs=decoder_kwargs
         )
     model = MemslotsModel.from_pretrained(checkpoint_folder(checkpoint), load_decoder=False)
-    model.attach_decoder(AutoModelForCausalLM.from_pretrained(decoder, dtype=model.dtype))
+    llm = AutoModelForCausalLM.from_pretrained(decoder, dtype=model.dtype)
+    model.config.decoder_fingerprint = weights_sample(llm)
+    model.attach_decoder(llm)
     return model
 
 

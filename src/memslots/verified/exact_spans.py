@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from memslots.interruption import looking
 from memslots.modeling.texts_memslots import (
     DETECTORS,
     Detector,
@@ -62,7 +63,7 @@ def exact_spans(text: str, detectors: Sequence[Detector]) -> list[Literal]:
     Raises:
         ValueError: a detector raised, or gives no spans of this text; named, with the span.
     """
-    return find_literals(text, list(detectors)) if detectors else []
+    return find_literals(text, looking(detectors)) if detectors else []
 
 
 def _by_pattern(pattern: re.Pattern) -> Detector:

@@ -1,0 +1,64 @@
+"""The flag that long work looks at: whether anybody still waits for it.
+
+A thread cannot be ended from outside. Whoever runs work in one (the gateway) gives it a flag by
+`with_flag`; work that takes long calls `look` where it can end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+Result = TypeVar("Result")
+Span = tuple[int, int]
+
+EVERY = 256
+"""Spans of a detector between two looks."""
+
+_thread = threading.local()
+
+
+class Stopped(RuntimeError):
+    """This thread's work was told to stop."""
+
+
+def with_flag(stop: threading.Event, function: Callable[..., Result], args: tuple) -> Result:
+    """What `function(*args)` returns; `Stopped` where it looks after `stop` was set."""
+    _thread.stop = stop
+    try:
+        look()
+        return function(*args)
+    finally:
+        _thread.stop = None
+
+
+def look(*_: object) -> None:
+    """Raise `Stopped` where this thread's work was told to stop; takes what a hook is given."""
+    stop = getattr(_thread, "stop", None)
+    if stop is not None and stop.is_set():
+        raise Stopped("nobody waits for this any more")
+
+
+def looking(
+    detectors: Sequence[Callable[[str], Iterable[Span]]],
+) -> list[Callable[[str], Iterable[Span]]]:
+    """Detectors of literals that look before they search a text, and between their spans.
+
+    Examples:
+        >>> (detector,) = looking([lambda text: [(0, len(text))]])
+        >>> list(detector("27"))
+        [(0, 2)]
+    """
+
+    def with_look(detector: Callable[[str], Iterable[Span]]) -> Callable[[str], Iterator[Span]]:
+        def detect(text: str) -> Iterator[Span]:
+            look()
+            for number, span in enumerate(detector(text)):
+                if number % EVERY == 0:
+                    look()
+                yield span
+
+        return detect
+
+    return [with_look(detector) for detector in detectors]
