@@ -65,7 +65,9 @@ class Tasks:
             draw: decides everything.
         """
         length = tokens * draw.choice(SEGMENTS)
-        ids, following, first_scored = [], [], []
+        ids: list[torch.Tensor] = []
+        following: list[torch.Tensor] = []
+        first_scored: list[int] = []
         wanted, tries = max(1, segments * tokens // length), 0
         while len(ids) < wanted:
             tries += 1

@@ -30,7 +30,7 @@ from memslots.interruption import looking
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.decoders_memslots import DEFAULT_NEW_TOKENS
 from memslots.modeling.layout_memslots import max_positions
-from memslots.modeling.literals_memslots import Detector, check_detectors
+from memslots.modeling.texts_memslots import Detector, check_detectors
 
 from .admission import Admission
 from .decoder_probe import decoder_name

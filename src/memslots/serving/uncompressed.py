@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.literals_memslots import Detectors
+from memslots.modeling.texts_memslots import Detectors
 
 
 class LaidOut:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.texts_memslots import Detectors
 from memslots.modeling.memory_memslots import slots_for
-from memslots.modeling.texts_memslots import Span, as_list
+from memslots.modeling.texts_memslots import Detectors, Span, as_list
 
 from .compressing import request_of
 from .drafts import drafts_of
