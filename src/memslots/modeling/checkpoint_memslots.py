@@ -25,6 +25,7 @@ from .encoders_memslots import (
     SentenceHead,
     add_lora,
     first_layers,
+    fold_adapter,
     is_quantized,
     load_encoder,
     merge_lora,
@@ -181,6 +182,7 @@ class SavedModel(PreTrainedModel):
     def _share_layers(self, decoder: PreTrainedModel) -> None:
         """Put the decoder's own first layers under the encoder's adapter, without a copy."""
         adapter = {k: v for k, v in self.encoder.state_dict().items() if LORA_MARK in k}
+        fold_adapter(decoder)
         base = first_layers(decoder, self.config.encoder_layers)
         add_lora(base, self.config.encoder_lora or {})
         outcome = base.load_state_dict(adapter, strict=False)
@@ -390,7 +392,7 @@ class SavedModel(PreTrainedModel):
         base = load_encoder(
             config.encoder_name_or_path,
             config.encoder_config,
-            **{"revision": config.encoder_revision, **shared},
+            **{"revision": config.encoder_revision, **(config.encoder_loading or {}), **shared},
             config=copy.deepcopy(config.encoder_config),  # it may have fewer layers
         )
         add_lora(base, config.encoder_lora or {})

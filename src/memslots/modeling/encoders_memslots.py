@@ -209,6 +209,17 @@ def merge_lora(encoder: PreTrainedModel) -> None:
     encoder.requires_grad_(True)
 
 
+def fold_adapter(decoder: PreTrainedModel) -> None:
+    """Fold a decoder's own LoRA adapter into its weights, in place, where it has one.
+
+    An encoder that shares its layers has an adapter of its own there: the two would be one.
+    """
+    if getattr(decoder, "_hf_peft_config_loaded", False):
+        merge_lora(decoder)
+        decoder.requires_grad_(False)
+        decoder._hf_peft_config_loaded = False
+
+
 def check_compiler() -> None:
     """Refuse to compile for a CPU without the C++ compiler that torch would call.
 
