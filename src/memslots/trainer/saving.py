@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import nn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("no space left", "storagefull", "disk quota", "file too large", "filetoolarge")
@@ -55,6 +56,27 @@ def whole_or_removed(folder: Path, kept: str | None) -> Iterator[None]:
         ) from error
 
 
+def check_room(folder: Path, model: nn.Module) -> None:
+    """Refuse to train where the checkpoints will not fit.
+
+    Args:
+        folder: of the checkpoints; need not exist.
+        model: whose trained weights and AdamW's two moments a checkpoint holds, the one before
+            being kept until the next is whole.
+
+    Raises:
+        OSError: there is no room for two.
+    """
+    each = sum(3 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    free = shutil.disk_usage(_existing(folder)).free
+    if free < 2 * each:
+        raise OSError(
+            f"{folder} has {free / 1e6:,.0f} MB free on its disk, and two checkpoints of this "
+            f"stage take {2 * each / 1e6:,.0f} MB; free some space, or write elsewhere (--output). "
+            "Nothing was trained."
+        )
+
+
 def save_whole(save: Callable[[Path], None], folder: Path, kept: str | None = None) -> None:
     """Save a model so that `is_saved` is true of `folder` once all of it is there.
 
@@ -99,8 +121,12 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _free(folder: Path) -> str:
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return f"{shutil.disk_usage(place).free / 1e6:,.0f} MB"
+    return f"{shutil.disk_usage(_existing(folder)).free / 1e6:,.0f} MB"
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _is_json(file: Path) -> bool:
