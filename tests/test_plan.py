@@ -112,7 +112,7 @@ def test_bad_input_is_told_before_a_model_loads(zoo, texts, tmp_path, capsys, mo
     asks = tmp_path / "asks.jsonl"
     asks.write_text('{"context": "a", "question": "b", "answer": "c"}\n{"context": "a"}\n')
     said = refused(capsys, "--decoder", decoder, "--texts", texts, "--questions", asks)
-    assert "row 1" in said
+    assert "row 2" in said
     assert "'question'" in said
     assert "'answer'" in said
     short = tmp_path / "short.txt"

@@ -255,17 +255,15 @@ def _own(
         return apply_overrides(made, sets, fields)
 
     recipes = [recipe(*size) for size in batch_sizes(on_gpu)]
+    tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
     for stage in recipes[0]["compressor"]["stages"]:
         training = recipes[0]["compressor"]["training"] | stage["training"]
         check_sources(stage, training, Sources())
+        check_long_enough(stage, tokenizer)
     begun = yaml.safe_load(saved.read_text("utf-8")) if saved.is_file() else None
     if begun in recipes:  # goes on as it began, however much memory is free today
         recipes = [begun]
-    chosen, plans = plan_that_fits(recipes)
-    tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
-    for stage in chosen["compressor"]["stages"]:
-        check_long_enough(stage, tokenizer)
-    return chosen, plans
+    return plan_that_fits(recipes)
 
 
 def evaluate(
