@@ -8,10 +8,10 @@ from tiny_models import byte_bpe, unigram, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memslots import MemslotsModel
+from memslots.embedding_map import fit_embedding_map, shared_tokens
 from memslots.making import merge_encoder, new_compressor
 from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.trainer.adapt import adapt_to_decoder
-from memslots.trainer.embedding_map import fit_embedding_map, shared_tokens
 
 KINDS = [
     {},
@@ -146,3 +146,45 @@ def test_an_encoder_that_is_the_old_decoders_is_not_adapted(zoo, turned):
     merge_encoder(model)
     adapt_to_decoder(model, turned[0])
     assert model.config.decoder_name_or_path == turned[0]
+
+
+def test_a_new_pair_of_other_widths_and_tokenizers_starts_where_its_decoder_reads(tmp_path):
+    """Encoder and decoder of the embedded checkpoint: 192 and 288 wide, each with its tokens."""
+    from datasets import Dataset
+
+    from memslots import embedded
+    from memslots.trainer.compressor_config import CompressorConfig
+    from memslots.trainer.compressor_trainer import CompressorTrainer
+
+    tiny = MemslotsModel.from_pretrained(embedded("tiny"))
+    folders = {"encoder": tiny.encoder, "decoder": tiny.decoder}
+    tiny.processor.encoder_tokenizer.save_pretrained(tmp_path / "encoder")
+    tiny.processor.tokenizer.save_pretrained(tmp_path / "decoder")
+    for name, part in folders.items():
+        part.save_pretrained(tmp_path / name)
+        folders[name] = str(tmp_path / name)
+    model = new_compressor(
+        **folders, pooling="groups", converter_type="residual", compression_rates=[2],
+        segment_length=16,
+    )  # fmt: skip
+    texts = Dataset.from_list([{"text": words(14, seed)} for seed in range(8)])
+    args = CompressorConfig(
+        str(tmp_path / "run"), completion_weight=0.0, use_cpu=True, report_to="none"
+    )
+
+    def loss() -> float:
+        return CompressorTrainer(model, args, texts, texts).evaluate()["eval_loss"]
+
+    mapped = loss()
+    torch.manual_seed(0)
+    skip = model.converter.skip.weight
+    torch.nn.init.normal_(skip, std=skip.std().item())
+    assert mapped < loss() - 0.2
+
+
+def test_a_new_pair_that_shares_few_tokens_is_told(zoo, monkeypatch, caplog):
+    monkeypatch.setattr("memslots.making.shared_tokens", lambda old, new: (torch.arange(3),) * 2)
+    encoder, decoder = zoo.folder("gpt2", "encoder"), zoo.folder("llama", "decoder")
+    new_compressor(encoder, decoder, pooling="groups", converter_type="residual")
+    assert "share 3 tokens" in caplog.text
+    assert "fitted on at least 48" in caplog.text

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from test_decoder_precision import QUANTIZED, kinds, wide_decoder  # noqa: F401 a fixture
-from tiny_models import words
+from tiny_models import tell_apart, words
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from memslots import MemslotsModel
@@ -222,6 +222,62 @@ def test_a_gguf_decoder_is_loaded_again(zoo, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     loaded = MemslotsModel.from_pretrained(tmp_path / "made")
     assert loaded.config.decoder_loading == {"gguf_file": "small.gguf"}
+    assert loaded.generate(context=TEXT, question="who?", max_new_tokens=4) == answer
+
+
+@pytest.mark.parametrize("place", [{"gguf_file": "small.gguf"}, {"subfolder": "small"}], ids=str)
+def test_an_encoder_under_lora_is_found_again_where_it_was(place, zoo, tmp_path, monkeypatch):
+    if "gguf_file" in place:
+        _write_gguf(zoo.folder("llama", "decoder"), tmp_path / "models" / "small.gguf")
+    else:
+        shutil.copytree(zoo.folder("llama", "decoder"), tmp_path / "models" / "small")
+    monkeypatch.chdir(tmp_path)
+    model = new_compressor(
+        "models",
+        zoo.folder("qwen3", "decoder"),
+        encoder_kwargs=place,
+        encoder_lora={"r": 2, "target_modules": ["q_proj"]},
+        **SETTINGS,
+    )
+    tell_apart(model)
+    slots = model.compress(TEXT).slots
+    model.save_pretrained("made")
+    assert (tmp_path / "made" / "model.safetensors").stat().st_size < 60_000  # no base in it
+    monkeypatch.chdir("/")
+    loaded = MemslotsModel.from_pretrained(tmp_path / "made")
+    assert loaded.config.encoder_loading == place
+    assert loaded.fingerprint == model.fingerprint
+    torch.testing.assert_close(loaded.compress(TEXT).slots, slots)
+
+
+def _write_adapter(base, folder):
+    """A LoRA adapter of the decoder in `base`, that changes what it answers."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    adapted = get_peft_model(llm, LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM"))
+    for name, weight in adapted.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(weight)
+    adapted.save_pretrained(folder)
+    ids = torch.arange(5, 20).unsqueeze(0)
+    return ids, adapted.eval()(ids).logits.detach()
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_an_adapter_of_a_decoder_is_read_as_that_decoder_tuned(shares, zoo, tmp_path):
+    ids, logits = _write_adapter(zoo.folder("llama", "decoder"), tmp_path / "adapter")
+    encoder = "decoder" if shares else zoo.folder("qwen3", "encoder")
+    model = new_compressor(encoder, str(tmp_path / "adapter"), **SETTINGS)
+    torch.testing.assert_close(model.decoder(ids).logits, logits)
+    tell_apart(model)
+    torch.testing.assert_close(model.decoder(ids).logits, logits)
+    answer = model.generate(context=TEXT, question="who?", max_new_tokens=4)
+    model.save_pretrained(tmp_path / "made")
+    loaded = MemslotsModel.from_pretrained(tmp_path / "made")
+    torch.testing.assert_close(loaded.decoder(ids).logits, logits)
+    torch.testing.assert_close(loaded.compress(TEXT).slots, model.compress(TEXT).slots)
     assert loaded.generate(context=TEXT, question="who?", max_new_tokens=4) == answer
 
 

@@ -18,6 +18,7 @@ from memslots import MemslotsModel
 from memslots.configuration import load_recipe
 from memslots.trainer.compressor_config import recipe_fields
 from memslots.trainer.plan import plan_recipe
+from memslots.trainer.step_cost import Machine
 
 BOOK = "It was late. " + words(900, seed=4)
 
@@ -108,7 +109,7 @@ def test_a_recipe_goes_on_from_a_checkpoint(start, books, decoder_run, tmp_path)
     recipe = small(start)
     shutil.copytree(decoder_run, tmp_path, dirs_exist_ok=True)
     before = MemslotsModel.from_pretrained(start)
-    (plan,) = plan_recipe({"compressor": recipe["compressor"]}, rate=1e9)
+    (plan,) = plan_recipe({"compressor": recipe["compressor"]}, machine=Machine(1e9, 1e9))
     folder = run_recipe(recipe, tmp_path, books=books)
     after = MemslotsModel.from_pretrained(folder)
 
@@ -164,7 +165,7 @@ def test_any_recipe_may_go_on_from_a_compressor(start, tmp_path):
     section["stages"][0]["data"] = [{"kind": "jsonl", "split": "train", "tokens": 24}]
     section["training"].update(per_device_train_batch_size=2, use_cpu=True, learning_rate=1e-4)
     section["training"]["training_rates"] = [4]
-    (plan,) = plan_recipe({"compressor": recipe["compressor"]}, rate=1e9)
+    (plan,) = plan_recipe({"compressor": recipe["compressor"]}, machine=Machine(1e9, 1e9))
     before = MemslotsModel.from_pretrained(start)
     after = MemslotsModel.from_pretrained(run_recipe(recipe, tmp_path / "run", data_dir=str(rows)))
     assert plan.after == str(start)

@@ -10,12 +10,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "memslots"
 
-# A room may import itself and rooms of a lower level: modeling <- verified, chat, making,
-# configuration, data, cramming <- trainer, evaluation, serving <- hub_cards <- cli.
+# A room may import itself and rooms of a lower level: modeling, embedding_map <- verified, chat,
+# making, configuration, data, cramming <- trainer, evaluation, serving <- hub_cards <- cli.
 LEVELS = {
     "modeling": 0,
     "verified": 1,
     "chat": 1,
+    "embedding_map": 0,
     "making": 1,
     "sent_memories": 0,
     "compiling": 1,

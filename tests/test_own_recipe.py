@@ -12,6 +12,7 @@ from memslots.cli import main
 from memslots.configuration.own import minutes_of, own_recipe
 from memslots.data.raw_texts import format_of
 from memslots.making import new_compressor
+from memslots.trainer.log_line import LogLine
 from memslots.trainer.row_sources import Sources
 from memslots.trainer.run import run_recipe
 from memslots.trainer.source_checks import check_sources
@@ -111,6 +112,66 @@ def test_the_learning_rate_falls_within_the_time(tmp_path):
     now[0] = 45.0
     budget.on_step_begin(None, None, None, optimizer=optimizer)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+
+
+def test_a_log_line_says_where_a_stage_stands(zoo, texts, tmp_path, capsys, monkeypatch):
+    recipe = small(zoo.folder("llama", "decoder"), texts, 1)
+    recipe["compressor"]["stages"] = recipe["compressor"]["stages"][1:]
+    (stage,) = recipe["compressor"]["stages"]
+    del stage["minutes"]
+    stage["training"] |= {"max_steps": 3, "training_rates": [2]}
+    recipe["compressor"]["training"] |= {"logging_steps": 1, "save_steps": 1}
+    monkeypatch.setattr("memslots.trainer.run.save_whole", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    found = [line for line in lines if line.startswith("read step")]
+    assert [line.split(" | ")[0] for line in found] == [f"read step {n} of 3" for n in (1, 2, 3)]
+    told = (
+        r"reconstruction \d+\.\d{3} \| completion \d+\.\d{3} \| distillation \d+\.\d{3} \| "
+        r"[\d,]+ tokens/s of text \| \d+ min left"
+    )
+    assert all(re.search(told, line) for line in found)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "run")
+    assert "read: resuming from step 3" in capsys.readouterr().out
+
+
+def _killed(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_log_line_of_a_stage_by_time_guesses_its_steps(tmp_path, capsys):
+    now = [0.0]
+    budget = TimeBudget(2.0, tmp_path, clock=lambda: now[0])
+    line = LogLine("read", budget)
+
+    class State:
+        is_world_process_zero = True
+        global_step = 5
+
+    for callback in (budget, line):
+        callback.on_train_begin(None, State, None)
+    now[0] = 30.0
+    line.on_log(None, State, None, logs={"answer_loss": 2.0})
+    line.on_log(None, State, None, logs={"eval_loss": 2.0})
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "read: resuming from step 5",
+        "read step 5 of about 20 | answer 2.000 | 2 min left",
+    ]
+
+
+def test_no_room_for_checkpoints_is_told_before_training(zoo, texts, tmp_path, monkeypatch):
+    import shutil
+
+    from memslots.trainer.compressor_trainer import CompressorTrainer
+
+    full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr("memslots.trainer.saving.shutil.disk_usage", lambda place: full)
+    monkeypatch.setattr(CompressorTrainer, "train", None)
+    with pytest.raises(OSError, match=r"two checkpoints of this stage take .*Nothing was trained"):
+        run_recipe(small(zoo.folder("llama", "decoder"), texts, 1), tmp_path / "run")
 
 
 def test_a_dry_run_says_what_it_would_do(zoo, texts, capsys):

@@ -19,8 +19,10 @@ from memslots.making import new_compressor
 from memslots.trainer.plan import plan_recipe
 from memslots.trainer.run import previous_stage, run_recipe, training_arguments
 from memslots.trainer.stage_data import Sources, stage_dataset
+from memslots.trainer.step_cost import Machine
 
 ROWS = Path(__file__).parent / "data_rows"
+SLOW = Machine(operations=1e9, bytes=1e9)
 RECIPES = {"pcc_lite": "gpt2", "pcc_large": "llama"}
 
 
@@ -55,6 +57,7 @@ def small(name, zoo):
                 stage["training"]["max_steps"] = 3
             if "demonstrations" in source:
                 source["demonstrations"] = 120
+        stage.pop("by_name_only", None)
         if "adapt" in stage:
             stage["adapt"]["decoder"] = zoo.folder("qwen3", "decoder")
     return recipe
@@ -107,7 +110,7 @@ def test_the_mean_pooling_recipe_runs(zoo, data_dir, tmp_path):
     )
     first = MemslotsModel.from_pretrained(tmp_path / "compressor" / "pretrain")
     assert first.fingerprint != model.fingerprint  # the encoder moved
-    assert [plan.name for plan in plan_recipe(recipe, rate=1e9)] == ["pretrain", "finetune_qa"]
+    assert [plan.name for plan in plan_recipe(recipe, machine=SLOW)] == ["pretrain", "finetune_qa"]
 
 
 @pytest.mark.parametrize("start", ["random", "embeddings"])
@@ -144,13 +147,35 @@ def test_what_an_adaptation_freezes_stays_frozen_after_it(zoo, data_dir, tmp_pat
 
 def test_the_plan_follows_the_decoder_of_an_adaptation(zoo, tmp_path):
     recipe = small("pcc_lite", zoo)
-    plans = {plan.name: plan for plan in plan_recipe(recipe, rate=1e9)}
+    plans = {plan.name: plan for plan in plan_recipe(recipe, machine=SLOW)}
     assert plans["adapt"].frozen == plans["adapt_qa"].frozen != plans["finetune_qa"].frozen
     for stage in recipe["compressor"]["stages"]:
         if "adapt" in stage:
             stage["adapt"]["train"] = "converter"
-    plans = {plan.name: plan for plan in plan_recipe(recipe, rate=1e9)}
+    plans = {plan.name: plan for plan in plan_recipe(recipe, machine=SLOW)}
     assert plans["adapt"].trained == plans["adapt_qa"].trained < plans["finetune_qa"].trained
+
+
+def test_a_stage_touches_nothing_of_those_it_does_not_run(zoo, data_dir, tmp_path):
+    recipe = small("pcc_lite", zoo)
+    packaged = {s["name"]: s for s in load_recipe("pcc_lite")["compressor"]["stages"]}
+    stages = recipe["compressor"]["stages"]
+    stages = recipe["compressor"]["stages"] = [s for s in stages if s["name"] != "finetune_icl"]
+    for stage in stages:
+        if "adapt" in stage:
+            stage["adapt"]["decoder"] = "nobody/has-this-decoder"
+        if packaged[stage["name"]].get("by_name_only"):
+            stage["by_name_only"] = True
+    with pytest.raises(OSError, match="nobody/has-this-decoder"):
+        plan_recipe(recipe, machine=SLOW, stage="adapt")
+    (plan,) = plan_recipe(recipe, machine=SLOW, stage="pretrain")
+    assert (plan.name, plan.after) == ("pretrain", "warmup")
+    run_recipe(recipe, tmp_path, stage="warmup", data_dir=str(data_dir))
+    assert run_recipe(recipe, tmp_path, stage="pretrain", data_dir=str(data_dir)).name == "pretrain"
+    last = run_recipe(recipe, tmp_path, data_dir=str(data_dir))
+    assert last.name == "finetune_roleplay"
+    model = MemslotsModel.from_pretrained(last)
+    assert model.config.decoder_name_or_path == zoo.folder("llama", "decoder")
 
 
 def test_text_pieces_are_whole_segments_followed_by_the_next(zoo, data_dir):
@@ -190,7 +215,7 @@ def test_batch_sizes_and_tokens_become_steps():
 
 def test_the_plan_counts_what_is_trained(zoo):
     recipe = small("pcc_large", zoo)
-    plans = {plan.name: plan for plan in plan_recipe(recipe, rate=1e9)}
+    plans = {plan.name: plan for plan in plan_recipe(recipe, machine=SLOW)}
     model = new_compressor(
         recipe["compressor"]["encoder"],
         recipe["compressor"]["decoder"],
@@ -242,7 +267,7 @@ def test_mistakes_in_a_recipe_are_named(change, message, zoo, data_dir, tmp_path
 
 @pytest.mark.parametrize("name", ["small_world", "tiny"])
 def test_a_recipe_that_makes_its_own_decoder_names_the_lab(name, tmp_path):
-    for refuse in (lambda recipe: plan_recipe(recipe, rate=1e9), lambda r: run_recipe(r, tmp_path)):
+    for refuse in (plan_recipe, lambda recipe: run_recipe(recipe, tmp_path)):
         with pytest.raises(ValueError, match="python -m lab train"):
             refuse(lab_recipe(name))
     assert not list(tmp_path.iterdir())

@@ -43,6 +43,7 @@ def test_rates_are_means_over_steps_and_over_time_that_training_took():
 
     assert double["slots_read"] == 2 * 18 / 2
     assert double["tokens_per_second"] == 2 * 300 / 5
+    assert double["text_tokens_per_second"] == 2 * 210 / 5
     assert double["reconstruction_loss"] == pytest.approx(12 / 6)
     assert double["reconstruction_loss_rate_4"] == pytest.approx(6 / 4)
     assert double["reconstruction_loss_rate_8"] == pytest.approx(3)
@@ -55,6 +56,7 @@ def test_rates_are_means_over_steps_and_over_time_that_training_took():
     assert metrics.flush("train", 13, lambda tensor: tensor) == {
         "slots_read": 6,
         "tokens_per_second": 10,
+        "text_tokens_per_second": 0,
     }
     assert metrics.flush("train", 13, lambda tensor: tensor) == {}  # the summary at the end
 

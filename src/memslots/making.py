@@ -6,6 +6,7 @@ A sentence-transformers model is read here, once: the checkpoint then holds what
 
 import copy
 import json
+import logging
 import math
 import os
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from memslots.embedding_map import fit_embedding_map, shared_tokens
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
 from memslots.modeling.converters_memslots import (
@@ -28,7 +30,6 @@ from memslots.modeling.converters_memslots import (
 from memslots.modeling.decoders_memslots import weights_sample
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
-    NEEDS_PEFT,
     SHARED_ENCODER,
     GroupPool,
     SentenceHead,
@@ -36,9 +37,13 @@ from memslots.modeling.encoders_memslots import (
     embedding_scale,
     first_layers,
     first_layers_config,
+    fold_adapter,
     load_encoder,
+    merge_lora,
 )
 from memslots.modeling.texts_memslots import PlainText
+
+logger = logging.getLogger(__name__)
 
 _PLACE_KWARGS = ("revision", "subfolder", "gguf_file", "trust_remote_code")
 """Loading arguments that say which model a name means; configuration and tokenizer take them."""
@@ -96,15 +101,15 @@ def new_compressor(
     shared = {"dtype": pick_dtype(dtype), "device_map": device_map}
     encoder_kwargs = _with_revision(encoder_kwargs, config_kwargs, "encoder_revision")
     decoder_kwargs = _with_revision(decoder_kwargs, config_kwargs, "decoder_revision")
-    decoder_config = _decoder_config(decoder, decoder_kwargs)
+    llm_config = decoder_config(decoder, decoder_kwargs)
     tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
     shares = encoder == SHARED_ENCODER
     head = None
     if shares:
-        layers = decoder_config.get_text_config(decoder=True).num_hidden_layers
+        layers = llm_config.get_text_config(decoder=True).num_hidden_layers
         count = config_kwargs.setdefault("encoder_layers", layers)
         _check_layers(count, layers, decoder)
-        encoder_config = first_layers_config(decoder_config, count)
+        encoder_config = first_layers_config(llm_config, count)
         encoder_tokenizer = copy.deepcopy(tokenizer)
     else:
         if config_kwargs.get("encoder_layers") is not None:
@@ -113,7 +118,7 @@ def new_compressor(
                 f"layers, and the encoder is {encoder!r}; give encoder='decoder', or for that "
                 "encoder encoder_kwargs={'num_hidden_layers': ...}."
             )
-        place = _only_place(encoder_kwargs)
+        place = only_place(encoder_kwargs)
         encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
         if config_kwargs.get("pooling") != "sentence":
             encoder_config = AutoConfig.from_pretrained(encoder, **place)
@@ -129,23 +134,28 @@ def new_compressor(
             }
     config = MemslotsConfig(
         encoder_config=encoder_config,
-        decoder_config=decoder_config,
+        decoder_config=llm_config,
         encoder_name_or_path=decoder if shares else encoder,
         decoder_name_or_path=decoder,
         decoder_loading=kept_place(decoder_kwargs),
+        encoder_loading=None if shares else kept_place(encoder_kwargs),
         **config_kwargs,
     )
     processor = MemslotsProcessor.for_config(config, tokenizer, encoder_tokenizer)
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
     if shares:
+        fold_adapter(llm)
         base = first_layers(llm, config.encoder_layers)
         if "target_modules" not in (config_kwargs.get("encoder_lora") or {}):
-            names = {"target_modules": _linear_layers(base)}
+            names = {"target_modules": linear_layers(base)}
             config.encoder_lora = {**(config.encoder_lora or {}), **names}
     elif head is None:
         base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
         # Arguments such as num_hidden_layers have changed what the repository says.
-        config.encoder_config = type(base.config).from_dict(base.config.to_dict())
+        found = base.config.to_dict()
+        if "gguf_file" in encoder_kwargs:  # whose weights are dequantised
+            found.pop("quantization_config", None)
+        config.encoder_config = type(base.config).from_dict(found)
     else:
         mark_initialized(head)
     base.eval()
@@ -164,36 +174,40 @@ def new_compressor(
 
 
 def usual_settings(
-    decoder: str, decoder_kwargs: dict[str, Any] | None = None, shares: bool = False
+    encoder: str,
+    decoder: str,
+    encoder_kwargs: dict[str, Any] | None = None,
+    decoder_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `memslots init` sets where the user does not.
 
     Args:
+        encoder: repository or folder, or "decoder": the decoder's own first layers.
         decoder: repository or folder.
-        decoder_kwargs: for its loading.
-        shares: whether the encoder is the decoder's own first layers.
+        encoder_kwargs: for the encoder's loading.
+        decoder_kwargs: for the decoder's.
 
     Returns:
-        Fields of `MemslotsConfig`: the chat format where the tokenizer has a template; and for a
-        shared encoder a third of the layers, `pooling="groups"`, `converter_type="residual"` and
-        rates of 2, 4 and 8, the start that learns soonest.
+        Fields of `MemslotsConfig`: the chat format where the tokenizer has a template;
+        `pooling="groups"`, `converter_type="residual"` and rates of 2, 4 and 8, the start that
+        learns soonest; and for a shared encoder a third of the layers.
     """
     decoder, kwargs = absolute(decoder), decoder_kwargs or {}
     settings: dict[str, Any] = {}
     if decoder_tokenizer(decoder, kwargs).chat_template:
         settings["prompt_format"] = "chat"
-    if shares:
-        text_config = _decoder_config(decoder, kwargs).get_text_config(decoder=True)
-        settings |= {
-            "encoder_layers": max(1, round(text_config.num_hidden_layers / 3)),
-            "pooling": "groups",
-            "converter_type": "residual",
-            "compression_rates": [2, 4, 8],
-        }
-    return settings
+    start = {"pooling": "groups", "converter_type": "residual", "compression_rates": [2, 4, 8]}
+    if encoder == SHARED_ENCODER:
+        text_config = decoder_config(decoder, kwargs).get_text_config(decoder=True)
+        layers = max(1, round(text_config.num_hidden_layers / 3))
+        return settings | {"encoder_layers": layers} | start
+    config = AutoConfig.from_pretrained(absolute(encoder), **only_place(encoder_kwargs or {}))
+    text_config = config.get_text_config(encoder=True)
+    embedding = getattr(text_config, "embedding_size", None)  # ALBERT's differs from its states'
+    return settings | (start if embedding in (None, text_config.hidden_size) else {})
 
 
-def _linear_layers(layers: nn.Module) -> list[str]:
+def linear_layers(layers: nn.Module) -> list[str]:
     """Names of the linear layers of a decoder's layers, which a LoRA may stand on."""
     kinds = (nn.Linear, Conv1D)
     names = {name.rpartition(".")[2] for name, m in layers.named_modules() if isinstance(m, kinds)}
@@ -221,6 +235,8 @@ def match_scales(model: MemslotsModel) -> None:
     draw_converter(model.converter, scale)
     if model.group_pool is not None:
         draw_group_pool(model.group_pool)
+        if model.config.encoder_layers is None:
+            _start_among_embeddings(model)
 
 
 @torch.no_grad()
@@ -288,21 +304,33 @@ def merge_encoder(model: MemslotsModel) -> MemslotsModel:
     """
     if model.config.encoder_lora is None:
         return model
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError as error:
-        raise ImportError(NEEDS_PEFT) from error
     if model.config.encoder_layers is not None:  # the decoder's weights must stay
         model.encoder = copy.deepcopy(model.encoder)
         model.config.encoder_layers = None
-    for name, module in list(model.encoder.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent = model.encoder.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
-    model.encoder.requires_grad_(True)
+    merge_lora(model.encoder)
     model.config.encoder_lora = None
     return model
+
+
+def _start_among_embeddings(model: MemslotsModel) -> None:
+    """Let slots that are sums of the encoder's embeddings be read as sums of the decoder's."""
+    if not isinstance(model.converter, ResidualConverter):
+        return
+    tokenizers = model.processor.encoder_tokenizer, model.processor.tokenizer
+    shared = len(shared_tokens(*tokenizers)[0])
+    if shared < 2 * model.slot_size:
+        logger.warning(
+            "encoder and decoder share %d tokens, and a start among the decoder's embeddings is "
+            "fitted on at least %d: the converter starts anywhere, and learns later",
+            shared,
+            2 * model.slot_size,
+        )
+        return
+    mapping, explained = fit_embedding_map(
+        model.encoder, tokenizers[0], model.decoder, tokenizers[1]
+    )
+    logger.info("the encoder's embeddings explain %.0f%% of the decoder's", 100 * explained)
+    model.converter.skip.weight.copy_(mapping.T)
 
 
 def absolute(name: str | os.PathLike) -> str:
@@ -320,23 +348,24 @@ def _with_revision(kwargs, config_kwargs: dict[str, Any], field: str) -> dict[st
     return kwargs
 
 
-def _only_place(kwargs: dict[str, Any]) -> dict[str, Any]:
+def only_place(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of arguments of `from_pretrained` those that say where a model is, which tokenizers take."""
     keys = (*HUB_KWARGS, *_PLACE_KWARGS)
     return {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
 
 
 def kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint remembers of how its decoder is loaded; its revision has a field."""
+    """What a checkpoint remembers of how a model is loaded; its revision has a field."""
     return {key: kwargs[key] for key in ("subfolder", "gguf_file") if kwargs.get(key)} or None
 
 
-def _decoder_config(name: str, kwargs: dict[str, Any]):
+def decoder_config(name: str, kwargs: dict[str, Any]):
     """A decoder's configuration; of a LoRA adapter's folder, that of its base model."""
     if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
         os.path.join(name, "config.json")
     ):
         return AutoConfig.from_pretrained(_adapter_base(name))
-    return AutoConfig.from_pretrained(name, **_only_place(kwargs))
+    return AutoConfig.from_pretrained(name, **only_place(kwargs))
 
 
 def decoder_tokenizer(name: str, kwargs: dict[str, Any]):
@@ -346,7 +375,7 @@ def decoder_tokenizer(name: str, kwargs: dict[str, Any]):
         for file in ("tokenizer.json", "tokenizer_config.json")
     ):
         return AutoTokenizer.from_pretrained(_adapter_base(name))
-    return AutoTokenizer.from_pretrained(name, **_only_place(kwargs))
+    return AutoTokenizer.from_pretrained(name, **only_place(kwargs))
 
 
 def _adapter_base(name: str) -> str:

@@ -83,5 +83,9 @@ def is_full(error: BaseException | None) -> bool:
 
 def free_space(place: Path) -> str:
     """Megabytes that are free where `place` is or will be, for messages."""
-    here = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
-    return f"{shutil.disk_usage(here).free / 1e6:,.0f} MB"
+    return f"{shutil.disk_usage(existing(place)).free / 1e6:,.0f} MB"
+
+
+def existing(place: Path) -> Path:
+    """The place, or the nearest folder above it that is there."""
+    return next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())

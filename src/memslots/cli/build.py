@@ -89,11 +89,14 @@ def init(
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
     import torch
 
-    from memslots.making import SHARED_ENCODER, new_compressor, usual_settings
+    from memslots.making import new_compressor, usual_settings
     from memslots.writing import saying_when_full
 
     quiet()
-    usual = usual_settings(decoder, decoder_kwargs, shares=encoder == SHARED_ENCODER)
+    usual = usual_settings(encoder, decoder, encoder_kwargs, decoder_kwargs)
+    if {"pooling", "memory_positions"} & set(settings):  # another start, to which nothing is added
+        for name in ("pooling", "converter_type", "compression_rates"):
+            usual.pop(name, None)
     chosen = {name: value for name, value in usual.items() if name not in settings}
     kind = dtype if dtype in (None, "auto") else getattr(torch, dtype)
     made = new_compressor(
@@ -122,6 +125,14 @@ def train(
     decoder: Annotated[
         str | None, typer.Option(help="With own: the folder or repository of your LLM.")
     ] = None,
+    decoder_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder-arg",
+            metavar="KEY=VALUE",
+            help="With own: for its from_pretrained, such as gguf_file=model.gguf; repeatable.",
+        ),
+    ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="With own: a file or folder with your documents.")
     ] = None,
@@ -146,10 +157,12 @@ def train(
     """Train a compressor by a recipe. Run the same command again to resume."""
     from memslots.configuration import load_recipe
 
+    from .inspection import loading_arguments
+
     folder = output or Path("runs") / Path(recipe).stem
     try:
         from memslots.trainer.compressor_config import recipe_fields
-        from memslots.trainer.plan import plan_recipe
+        from memslots.trainer.plan import free_memory, plan_recipe
         from memslots.trainer.run import install_checkpoint, run_recipe
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("memslots"):
@@ -159,15 +172,28 @@ def train(
         ) from error
     quiet()
     if recipe == "own":
-        settings = _own(decoder, texts, questions, budget, sets or [], recipe_fields())
-    elif (decoder, texts, questions) != (None, None, None):
-        raise ValueError("--decoder, --texts and --questions go with `memslots train own`.")
+        settings, plans = _own(
+            decoder,
+            texts,
+            questions,
+            budget,
+            loading_arguments("--decoder-arg", decoder_args or []),
+            sets or [],
+            recipe_fields(),
+            folder / "recipe.yaml",
+        )
+    elif (decoder, texts, questions, decoder_args) != (None, None, None, None):
+        raise ValueError(
+            "--decoder, --decoder-arg, --texts and --questions go with `memslots train own`."
+        )
     else:
-        settings = load_recipe(recipe, sets or [], recipe_fields())
+        settings, plans = load_recipe(recipe, sets or [], recipe_fields()), None
     if dry_run:
         from .plan_view import plan_table
 
-        out.print(plan_table(recipe, plan_recipe(settings)))
+        if plans is None or stage is not None:
+            plans = plan_recipe(settings, stage=stage, books=books, data_dir=data_dir)
+        out.print(plan_table(recipe, plans, free_memory()))
         return
     from memslots.hub_cards.model_card import write_card
 
@@ -182,10 +208,12 @@ def _own(
     texts: Path | None,
     questions: Path | None,
     budget: str,
+    decoder_kwargs: dict,
     sets: list[str],
     fields: dict[str, list[str]],
-) -> dict:
-    """The recipe for a user's own decoder and documents, which must be there."""
+    saved: Path,
+) -> tuple[dict, list]:
+    """The recipe for a user's own decoder and documents on this machine, and its plan."""
     if decoder is None or texts is None:
         raise ValueError(
             "train own needs --decoder and --texts: memslots train own --decoder "
@@ -194,29 +222,49 @@ def _own(
     for option, path in (("--texts", texts), ("--questions", questions)):
         if path is not None and not path.exists():
             raise ValueError(f"{option} {path} does not exist; name a file or folder of texts.")
-    from memslots.configuration.own import minutes_of, own_recipe
+    from memslots.configuration.own import batch_sizes, minutes_of, own_recipe
     from memslots.configuration.recipes import apply_overrides
 
     minutes = minutes_of(budget)
     own_recipe(decoder, texts, questions, minutes)  # a budget too small is told before loading
-    from memslots.data.raw_texts import format_of
-
-    texts_kind = format_of(texts)
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    import yaml
 
-    layers = AutoConfig.from_pretrained(decoder).get_text_config().num_hidden_layers
-    recipe = own_recipe(
-        decoder,
-        texts,
-        questions,
-        minutes,
-        encoder_layers=max(1, round(layers / 3)),
-        chat=bool(AutoTokenizer.from_pretrained(decoder).chat_template),
-        on_gpu=torch.cuda.is_available(),
-        texts_kind=texts_kind,
-    )
-    return apply_overrides(recipe, sets, fields)
+    from memslots.data.raw_texts import format_of
+    from memslots.making import SHARED_ENCODER, decoder_tokenizer, usual_settings
+    from memslots.trainer.plan import plan_that_fits
+    from memslots.trainer.row_sources import Sources
+    from memslots.trainer.source_checks import check_long_enough, check_sources
+
+    texts_kind, on_gpu = format_of(texts), torch.cuda.is_available()
+    usual = usual_settings(SHARED_ENCODER, decoder, decoder_kwargs=decoder_kwargs)
+
+    def recipe(positions: int, segment_length: int) -> dict:
+        made = own_recipe(
+            decoder,
+            texts,
+            questions,
+            minutes,
+            segment_length=segment_length,
+            encoder_layers=usual["encoder_layers"],
+            chat=usual.get("prompt_format") == "chat",
+            on_gpu=on_gpu,
+            texts_kind=texts_kind,
+            positions=positions,
+            **decoder_kwargs,
+        )
+        return apply_overrides(made, sets, fields)
+
+    recipes = [recipe(*size) for size in batch_sizes(on_gpu)]
+    tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
+    for stage in recipes[0]["compressor"]["stages"]:
+        training = recipes[0]["compressor"]["training"] | stage["training"]
+        check_sources(stage, training, Sources())
+        check_long_enough(stage, tokenizer)
+    begun = yaml.safe_load(saved.read_text("utf-8")) if saved.is_file() else None
+    if begun in recipes:  # goes on as it began, however much memory is free today
+        recipes = [begun]
+    return plan_that_fits(recipes)
 
 
 def evaluate(

@@ -11,18 +11,34 @@ if TYPE_CHECKING:
     from memslots.trainer.plan import StagePlan
 
 
-def plan_table(recipe: str, stages: list[StagePlan]) -> Table:
-    """One line a stage; what the size of a data set decides is left open."""
+def plan_table(recipe: str, stages: list[StagePlan], free: float) -> Table:
+    """One line a stage; what the size of a data set decides is left open.
+
+    Args:
+        recipe: its name.
+        stages: that it would run.
+        free: bytes of memory that there are.
+    """
     # Folded where a terminal is narrow: a number that is cut short would be another number.
     table = Table(
-        title=f"{recipe}: nothing was trained; memory and time are estimates",
+        title=f"{recipe}: nothing was trained; memory and time are estimates, "
+        f"{free / 2**30:,.1f} GiB are free",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
     for column in ("stage", "after"):
         table.add_column(column, overflow="fold")
-    for column in ("trained", "frozen", "rows\na step", "steps", "tokens", "GiB\neach", "time"):
+    for column in (
+        "trained",
+        "frozen",
+        "rows\na step",
+        "steps",
+        "tokens",
+        "GiB",
+        "time",
+        "a step",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     for stage in stages:
         table.add_row(
@@ -31,16 +47,13 @@ def plan_table(recipe: str, stages: list[StagePlan]) -> Table:
             _count(stage.trained),
             _count(stage.frozen),
             f"{stage.rows_per_step:,}",
-            f"{stage.steps:,}" if stage.steps is not None else _open_steps(stage),
+            f"{stage.steps:,}" if stage.steps is not None else "by the data",
             "-" if stage.tokens is None else _count(stage.tokens),
             f"{stage.memory / 2**30:,.1f}",
             "-" if stage.seconds is None else _time(stage.seconds),
+            f"{stage.step_seconds:,.2g} s",
         )
     return table
-
-
-def _open_steps(stage: StagePlan) -> str:
-    return "by the data" if stage.seconds is None else "by time"
 
 
 def _time(seconds: float) -> str:

@@ -18,6 +18,9 @@ STAGES = (
 """Finest rate and shortest segments first: with long segments from the start a compressor stands
 still (docs/log.md)."""
 
+LONGEST_SEGMENT = 128
+"""Tokens that `STAGES` are said for; where memory is short, all are shorter alike."""
+
 SHORTEST_BUDGET = 4.0
 """Minutes: below, a stage has less than half a minute, of which the first steps warm up."""
 
@@ -27,11 +30,12 @@ def own_recipe(
     texts: str | Path,
     questions: str | Path | None = None,
     minutes: float = 120.0,
-    segment_length: int = 128,
+    segment_length: int = LONGEST_SEGMENT,
     encoder_layers: int | None = None,
     chat: bool = False,
     on_gpu: bool = False,
     texts_kind: str = "text",
+    positions: int | None = None,
     **decoder_kwargs: Any,
 ) -> dict[str, Any]:
     """A recipe that ends at the user's own decoder and nothing else.
@@ -43,10 +47,11 @@ def own_recipe(
         questions: file of `context`, `question` and `answer`, trained beside the questions that are
             made from the texts.
         minutes: of training in all.
-        segment_length: longest segment, in tokens.
+        segment_length: longest segment, in tokens; those that are trained grow up to half of it.
         encoder_layers: of the decoder's layers; all without.
         chat: whether questions are asked by the decoder's chat template.
         on_gpu: larger batches, in bfloat16.
+        positions: decoder positions of a batch, by default the most of `batch_sizes`.
         texts_kind: how they are read: "text", "jsonl" (`.json` too) or "parquet", see
             `memslots.data.raw_texts.format_of`.
         decoder_kwargs: for the decoder's `from_pretrained`: `subfolder`, `gguf_file`, ...
@@ -68,9 +73,11 @@ def own_recipe(
             f"{SHORTEST_BUDGET:g} minutes, and a useful compressor an hour of a GPU; give --budget "
             "2h, for example."
         )
-    positions = 16_384 if on_gpu else 1_024
+    positions = positions or batch_sizes(on_gpu)[0][0]
     stages = []
     for name, share, tokens, rates in STAGES:
+        if tokens is not None:
+            tokens = max(2, tokens * segment_length // LONGEST_SEGMENT)
         stages.append(
             _stage(
                 name,
@@ -117,6 +124,23 @@ def own_recipe(
             "stages": stages,
         }
     }
+
+
+def batch_sizes(on_gpu: bool) -> list[tuple[int, int]]:
+    """Decoder positions and segment lengths to try, largest first, until one fits into memory.
+
+    Larger batches than the first gain nothing: a CPU is no faster with them, and a GPU takes fewer
+    steps in its time.
+
+    Args:
+        on_gpu: whether one trains.
+    """
+    most, least = (16_384, 1_024) if on_gpu else (1_024, 128)
+    halved = [most >> n for n in range((most // least).bit_length())]
+    return [(positions, LONGEST_SEGMENT) for positions in halved] + [
+        (least // 2, LONGEST_SEGMENT // 2),
+        (least // 4, LONGEST_SEGMENT // 4),
+    ]
 
 
 def _stage(

@@ -138,13 +138,12 @@ class LoadedRows:
                 if self.adapter.stands_for:
                     row["stand_in"] = self.adapter.stands_for
                 return row
-        missing = min(
-            (
-                [column for column in layout.columns if column not in raw]
-                for layout in self.adapter.layouts
-            ),
-            key=len,
+        # Of the layout that the row comes nearest to: one with a context lacks no text.
+        nearest = max(
+            self.adapter.layouts,
+            key=lambda layout: (len(set(layout.columns) & set(raw)), -len(layout.columns)),
         )
+        missing = [column for column in nearest.columns if column not in raw]
         raise BadRow(f"no {' and no '.join(repr(column) for column in missing)}")
 
     def _paper_rows(self, report: LoadReport) -> Iterator[Row]:

@@ -30,6 +30,7 @@ from .encoders_memslots import (
     SentenceHead,
     add_lora,
     first_layers,
+    fold_adapter,
     is_quantized,
     load_encoder,
 )
@@ -191,6 +192,7 @@ class SavedModel(PreTrainedModel):
 
     def _share_layers(self, decoder: PreTrainedModel) -> None:
         """Put the decoder's own first layers under the encoder's adapter, without a copy."""
+        fold_adapter(decoder)
         base = first_layers(decoder, self.config.encoder_layers)
         self._put_under_adapter(base, type(decoder).__name__)
         for name, parameter in base.named_parameters():
@@ -397,7 +399,7 @@ class SavedModel(PreTrainedModel):
         base = load_encoder(
             config.encoder_name_or_path,
             config.encoder_config,
-            **{"revision": config.encoder_revision, **shared},
+            **{"revision": config.encoder_revision, **(config.encoder_loading or {}), **shared},
             config=copy.deepcopy(config.encoder_config),  # it may have fewer layers
         )
         self._put_under_adapter(base, repr(config.encoder_name_or_path))

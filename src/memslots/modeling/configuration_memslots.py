@@ -94,6 +94,7 @@ class MemslotsConfig(PreTrainedConfig):
         decoder_revision: commit, branch or tag of `decoder_name_or_path`.
         decoder_loading: `subfolder` and `gguf_file` of the decoder inside `decoder_name_or_path`.
         decoder_fingerprint: of its weights, by `weights_sample`; `attach_decoder` compares it.
+        encoder_loading: likewise of the encoder, where the checkpoint holds its adapter alone.
         bundle_decoder: whether `save_pretrained` puts the decoder's weights into the checkpoint.
         compression_rates: the rates (encoder tokens per slot) that may be asked of `compress`.
         segment_length: longest segment, in encoder tokens (PCC, section 2.2: 256).
@@ -154,6 +155,7 @@ class MemslotsConfig(PreTrainedConfig):
     decoder_revision: str | None = None
     decoder_loading: dict | None = None
     decoder_fingerprint: str | None = None
+    encoder_loading: dict | None = None
     bundle_decoder: bool = False
     compression_rates: list[int] | tuple[int, ...] = (4,)
     segment_length: int = 256

@@ -171,6 +171,32 @@ def add_lora(encoder: PreTrainedModel, lora: dict) -> None:
         parameter.requires_grad_(LORA_MARK in name)
 
 
+def merge_lora(encoder: PreTrainedModel) -> None:
+    """Fold the LoRA weights into the base layers in place."""
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise ImportError(NEEDS_PEFT) from error
+
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent = encoder.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    encoder.requires_grad_(True)
+
+
+def fold_adapter(decoder: PreTrainedModel) -> None:
+    """Fold a decoder's own LoRA adapter into its weights, in place, where it has one.
+
+    An encoder that shares its layers has an adapter of its own there: the two would be one.
+    """
+    if getattr(decoder, "_hf_peft_config_loaded", False):
+        merge_lora(decoder)
+        decoder.requires_grad_(False)
+        decoder._hf_peft_config_loaded = False
+
+
 def check_takes_positions(encoder: PreTrainedModel) -> None:
     """Raise `ValueError` where an encoder's memory tokens cannot be given positions."""
     if "position_ids" not in inspect.signature(encoder.forward).parameters:

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from memslots.embedding_map import carry_over, fit_embedding_map
 from memslots.making import absolute, decoder_tokenizer, draw_converter, kept_place
 from memslots.modeling import MemslotsModel, MemslotsProcessor
 from memslots.modeling.converters_memslots import build_converter
 from memslots.modeling.decoders_memslots import DecoderLora, weights_sample
 from memslots.modeling.encoders_memslots import embedding_scale
-from memslots.trainer.embedding_map import carry_over, fit_embedding_map
 
 logger = logging.getLogger(__name__)
 

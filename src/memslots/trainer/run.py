@@ -11,15 +11,22 @@ from typing import Any
 import torch
 import yaml
 from datasets import IterableDataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from memslots.making import new_compressor
 from memslots.modeling import MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder, choose_trained
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
+from memslots.trainer.log_line import LogLine
 from memslots.trainer.row_sources import Sources, contrast_of, source_rows
-from memslots.trainer.saving import is_saved, last_checkpoint, save_whole, whole_or_removed
+from memslots.trainer.saving import (
+    check_room,
+    is_saved,
+    last_checkpoint,
+    save_whole,
+    whole_or_removed,
+)
 from memslots.trainer.shortcut_check import ShortcutCheck
 from memslots.trainer.source_checks import check_sources
 from memslots.trainer.stage_changes import change_stage, first_section, start_adapter
@@ -46,13 +53,13 @@ def run_recipe(
     data_dir: str | None = None,
     first_model: FirstModel | None = None,
 ) -> Path:
-    """Run all stages of a recipe, or one; a stage that is complete is not run again.
+    """Run the stages of a recipe, or one; a stage that is complete is not run again.
 
     Args:
         recipe: what `load_recipe` gave.
         output: folder of everything that is made; a killed run goes on from it. The recipe is
             written there, and beside every stage's checkpoint, as it was run.
-        stage: the name of one of the compressor's stages.
+        stage: the name of one of the compressor's stages; see `stages_to_run`.
         books: where the books of sources that read them are; PG-19 from the Hub without it.
         card_writer: handed to the trainer; writes the card of every stage's checkpoint too.
         data_dir: folder with local copies of the data sets; the Hub without it.
@@ -66,31 +73,45 @@ def run_recipe(
     Raises:
         ValueError: an unknown stage, or one whose predecessor has not been run.
     """
-    stages = {settings["name"]: settings for settings in recipe["compressor"]["stages"]}
-    if stage is not None and stage not in stages:
-        raise ValueError(f"stage {stage!r} is not in this recipe; its stages are {list(stages)}.")
     if "decoder" in recipe and first_model is None:
         raise ValueError(
             "this recipe makes its own decoder, which is not the package's work: run it in a "
             "checkout of memslots with `python -m lab train`."
         )
+    chosen = stages_to_run(recipe["compressor"], stage)
     sources = Sources(recipe["compressor"]["seed"], books, data_dir)
-    for name in stages if stage is None else [stage]:
-        if not is_saved(output / "compressor" / name):
-            training = {
-                **recipe["compressor"].get("training", {}),
-                **stages[name].get("training", {}),
-            }
-            check_sources(stages[name], training, sources)
+    for settings in chosen:
+        if not is_saved(output / "compressor" / settings["name"]):
+            training = recipe["compressor"].get("training", {}) | settings.get("training", {})
+            check_sources(settings, training, sources)
     output.mkdir(parents=True, exist_ok=True)
     _write_recipe(recipe, output)
     result = output
-    for name in stages if stage is None else [stage]:
-        folder = output / "compressor" / name
-        if not is_saved(folder):
-            _run_stage(recipe, name, output, sources, card_writer, first_model or _first_model)
-        result = folder
+    for settings in chosen:
+        result = output / "compressor" / settings["name"]
+        if not is_saved(result):
+            maker = first_model or _first_model
+            _run_stage(recipe, settings["name"], output, sources, card_writer, maker)
     return result
+
+
+def stages_to_run(section: dict[str, Any], stage: str | None = None) -> list[dict[str, Any]]:
+    """The stages of a recipe's `compressor` section that a run goes through, in their order.
+
+    Args:
+        section: the section.
+        stage: the name of one; without it all but those that say `by_name_only: true`, such as the
+            adaptations to another decoder of the paper's recipes.
+
+    Raises:
+        ValueError: an unknown stage.
+    """
+    stages = {settings["name"]: settings for settings in section["stages"]}
+    if stage is None:
+        return [settings for settings in stages.values() if not settings.get("by_name_only")]
+    if stage not in stages:
+        raise ValueError(f"stage {stage!r} is not in this recipe; its stages are {list(stages)}.")
+    return [stages[stage]]
 
 
 def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
@@ -206,9 +227,14 @@ def _run_stage(
     rows = stage_dataset(settings["data"], sources, model.processor, endless=True)
     if "start" in settings and last_checkpoint(checkpoints) is None:
         start_adapter(model, settings["start"], rows, args)
+    check_room(checkpoints, model)
     trainer = CompressorTrainer(model, args, rows, card_writer=card_writer)
-    if "minutes" in settings:
-        trainer.add_callback(TimeBudget(settings["minutes"], folder))
+    budget = TimeBudget(settings["minutes"], folder) if "minutes" in settings else None
+    if budget is not None:
+        trainer.add_callback(budget)
+    for other in (PrinterCallback, ProgressCallback):  # a bar of a billion steps says nothing
+        trainer.remove_callback(other)
+    trainer.add_callback(LogLine(name, budget))
     if trainer.args.shortcut_check_steps is not None:
         trainer.add_callback(_shortcut_check(trainer, settings["data"]))
     checkpoint = last_checkpoint(checkpoints)

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import nn
 
-from memslots.writing import free_space, is_full
+from memslots.writing import existing, free_space, is_full
 
 _UNFINISHED = ".unfinished"
 
@@ -49,6 +50,27 @@ def whole_or_removed(folder: Path, kept: str | None) -> Iterator[None]:
             f"of it is removed, {safe}. Free some space, or write elsewhere, and run the same "
             "command again: it goes on from there."
         ) from error
+
+
+def check_room(folder: Path, model: nn.Module) -> None:
+    """Refuse to train where the checkpoints will not fit.
+
+    Args:
+        folder: of the checkpoints; need not exist.
+        model: whose trained weights and AdamW's two moments a checkpoint holds, the one before
+            being kept until the next is whole.
+
+    Raises:
+        OSError: there is no room for two.
+    """
+    each = sum(3 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    free = shutil.disk_usage(existing(folder)).free
+    if free < 2 * each:
+        raise OSError(
+            f"{folder} has {free / 1e6:,.0f} MB free on its disk, and two checkpoints of this "
+            f"stage take {2 * each / 1e6:,.0f} MB; free some space, or write elsewhere (--output). "
+            "Nothing was trained."
+        )
 
 
 def save_whole(save: Callable[[Path], None], folder: Path, kept: str | None = None) -> None:

@@ -56,6 +56,32 @@ def check_sources(
         )
 
 
+def check_long_enough(stage: dict[str, Any], tokenizer: Any) -> None:
+    """Refuse texts of the user's none of which fills a segment.
+
+    Args:
+        stage: of a recipe.
+        tokenizer: the encoder's.
+
+    Raises:
+        ValueError: names the stage, the file and how long its texts are.
+    """
+    for source in stage["data"]:
+        if "tokens" not in source or "file" not in source:
+            continue
+        longest = 0
+        for text in raw_texts(source["file"]):
+            longest = max(longest, len(tokenizer(text[: 64 * source["tokens"]])["input_ids"]))
+            if longest >= source["tokens"]:
+                break
+        else:
+            raise ValueError(
+                f"stage {stage['name']!r} compresses {source['tokens']} tokens at a time, and the "
+                f"longest text of {source['file']} has {longest}: give longer texts, or several in "
+                "one file, or a shorter compressor.config.segment_length (--set)."
+            )
+
+
 def _check_options(source: Any) -> None:
     if not isinstance(source, dict) or not isinstance(source.get("kind"), str):
         raise ValueError("a source is a mapping with its `kind`, such as {kind: jsonl, file: ...}.")

@@ -26,6 +26,7 @@ class StepMetrics:
         - `tokens_per_second`: encoder tokens compressed and decoder positions read (slots, markers,
           prompts and targets), padding left out, over all processes, in the seconds since the last
           log that neither evaluation nor saving took.
+        - `text_tokens_per_second`: likewise, of the encoder tokens alone: text that is compressed.
 
     Args:
         rates: that are trained or evaluated.
@@ -42,7 +43,7 @@ class StepMetrics:
         self._losses = {mode: self._no_losses() for mode in ("train", "eval")}
         self._divergence = torch.zeros(2, dtype=torch.float64)  # nats; slots
         self._distillation = torch.zeros(2, dtype=torch.float64)  # nats; target tokens
-        self._work = torch.zeros(2, dtype=torch.float64)  # slots read; tokens and positions
+        self._work = torch.zeros(3, dtype=torch.float64)  # slots read; tokens; positions
         self._since: tuple[float, int] | None = None
         self._paused = 0.0
 
@@ -70,7 +71,7 @@ class StepMetrics:
 
     def add_work(self, slots_read: int, encoder_tokens: int, decoder_positions: int) -> None:
         """Adds what a training batch read."""
-        self._work += torch.tensor([slots_read, encoder_tokens + decoder_positions])
+        self._work += torch.tensor([slots_read, encoder_tokens, decoder_positions])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -101,9 +102,11 @@ class StepMetrics:
         if mode == "train" and self._since is not None and step > self._since[1]:
             now = self.clock()
             started, first = self._since
-            slots, tokens = total(self._work).tolist()
+            slots, tokens, positions = total(self._work).tolist()
+            seconds = max(now - started - self._paused, 1e-9)
             values["slots_read"] = slots / (step - first)
-            values["tokens_per_second"] = tokens / max(now - started - self._paused, 1e-9)
+            values["tokens_per_second"] = (tokens + positions) / seconds
+            values["text_tokens_per_second"] = tokens / seconds
             self._work.zero_()
             self._since, self._paused = (now, step), 0.0
         return values

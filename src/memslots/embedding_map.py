@@ -1,11 +1,12 @@
-"""From one decoder's embeddings to another's: where an adapted converter starts.
+"""From one model's embeddings to another's: where a converter starts.
 
 Slots are easy to learn where they start in the geometry of the decoder's embeddings (docs/log.md,
 2026-11-23). A trained converter writes into its old decoder's geometry, and the tokens that two
 decoders share say how the new one's lies to it: the least-squares map between their embeddings,
 put behind the old converter, is the new one's start. It costs nothing to run, since it is
-multiplied into the converter's last layer. The map is the one that Mikolov, Le and Sutskever (2013)
-translate words between languages with.
+multiplied into the converter's last layer. A new compressor whose slots are sums of its encoder's
+embeddings (`pooling="groups"`) starts with the map from those to its decoder's. The map is the one
+that Mikolov, Le and Sutskever (2013) translate words between languages with.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def fit_embedding_map(
     """The ridge regression from `old`'s embeddings to `new`'s over the tokens that they share.
 
     Args:
-        old: the decoder that a converter was trained for.
+        old: the decoder that a converter was trained for, or an encoder.
         old_tokenizer: its tokenizer.
         new: the decoder to come.
         new_tokenizer: its tokenizer.
