@@ -302,7 +302,7 @@ def demo(
         page = demonstration.notes_page()
     else:
         page = demonstration.article_page()
-    out.print(f"Compressing and asking {page.title}; this takes a minute.\n", style="dim")
+    out.print(f"Compressing and asking {page.title}.\n", style="dim")
     show_answers(out, page, demonstration.run_demo(compressor, page, shown))
     if given is None and name != embedded("tiny"):
         out.print()
