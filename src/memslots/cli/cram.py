@@ -26,7 +26,7 @@ def cram(
     ],
     decoder: Annotated[
         str | None,
-        typer.Option("--decoder", help="A causal LM. Default: the embedded checkpoint's."),
+        typer.Option("--decoder", help="A causal LM. Default: that of the checkpoint tiny."),
     ] = None,
     method: Annotated[
         str, typer.Option(help="What to optimise: mem, dense, lora or dense+lora.")
@@ -100,14 +100,14 @@ def cram(
     contents = [read_text(name) for name in text]
     quiet()
     frozen = load_frozen_decoder(
-        resolve_model(decoder), getattr(torch, dtype or "float32"), choose_device(device)
+        resolve_model(decoder or "tiny"), getattr(torch, dtype or "float32"), choose_device(device)
     )
     texts = [_head(frozen, name, body, length) for name, body in zip(text, contents, strict=True)]
     rows = [ids for ids in texts for _ in range(seeds)]
     starts = list(range(seeds)) * len(texts)
     started = time.perf_counter()
     record: dict[str, Any] = {
-        "decoder": decoder or "the embedded checkpoint's",
+        "decoder": decoder or "the checkpoint tiny's",
         "method": method,
         "theoretical_capacity": theoretical_capacity(
             frozen.width, frozen.vocabulary, vectors=vectors

@@ -4,105 +4,127 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memslots.evaluation.answering import processor_of
-from memslots.evaluation.metrics import exact_match
-from memslots.modeling import MemslotsModel
+from memslots.evaluation.demo import Asked, FirstToken, Page, Reading
 
 MIN_WIDTH = 118
 """Columns of the table of answers; output that goes to a file or pipe has no width of its own."""
 
 
-def show_demo(
-    out: Console,
-    model: MemslotsModel,
-    paragraphs: Sequence[str],
-    found: dict[str, Any],
-    is_embedded: bool,
-) -> None:
-    """Prints the text, the slots that it became, the answers, and a reconstruction.
+def show_answers(out: Console, page: Page, readings: Sequence[Reading]) -> None:
+    """Prints what each condition answered, and what it cost.
 
     Args:
-        out: Where to print.
-        model: What made `found`; it turns tokens into text.
-        paragraphs: The notes.
-        found: What `run_demo` returned.
-        is_embedded: Whether the model is the embedded checkpoint, which answers in the notes' words
-            or not at all. Another one may be right in words of its own, so nothing is marked wrong.
+        out: where to print.
+        page: what was asked.
+        readings: what `run_demo` returned.
     """
     if not out.is_terminal:
         out.width = max(out.width, MIN_WIDTH)
-    unseen = " whom training never showed" if is_embedded else ""
-    out.print(f"\n[bold]The text[/bold]: notes on {len(paragraphs)} people{unseen}\n")
-    for paragraph in paragraphs:
-        out.print(Text(paragraph, style="cyan"))
-    out.print("\n[bold]Compressed once[/bold], each paragraph a document of its own")
-    for rate, memory in found["memories"].items():
-        tokens, slots = sum(memory.n_tokens), sum(memory.n_slots)
-        out.print(f"  rate {rate:>3}: {tokens} tokens -> {slots} slots ({memory.nbytes} bytes)")
+    asked = [each for questions in page.asked for each in questions]
+    known = any(each.answer is not None for each in asked)
+    answers = Table(title="Answers", title_justify="left", title_style="bold")
+    for column in [
+        "Question",
+        *(["Expected"] if known else []),
+        *(r.name.capitalize() for r in readings),
+    ]:
+        answers.add_column(column, overflow="fold")
+    for i, each in enumerate(asked):
+        given = [judged(r.answers[i], each.answer) if r.answers else Text("") for r in readings]
+        expected = [Text(each.answer or "")] if known else []
+        answers.add_row(_question(each), *expected, *given)
+    out.print(answers)
+    if known:
+        out.print("✓ has the expected words, ✗ has not.", style="dim")
     out.print()
-    out.print(_answers(found, is_embedded))
-    marks = (
-        "Red and ✗: not the expected answer." if is_embedded else "Green: says what is expected."
+    out.print(_costs(asked, readings, known))
+    out.print(
+        "Prompt tokens and KV cache: of the text or its slots, without the question. Texts are "
+        "compressed and read once for all questions. Nats a token: "
+        "what the expected answers cost; fewer is better. Text kept: tokens of the text that the "
+        "decoder gets right when it repeats the text from the slots, given the true ones before. "
+        "Control: another text's memory, so what it gets right is guessed.",
+        style="dim",
     )
-    out.print(f"{marks} Another's memory shows what is guessed.\n")
-    for rate, segments in found["reconstruction"].items():
-        right = sum(sum(segment["right"]) for segment in segments)
-        total = sum(len(segment["tokens"]) for segment in segments)
-        out.print(
-            f"[bold]Read back from the slots[/bold], rate {rate}: "
-            f"{right} of {total} tokens right (wrong ones red)"
-        )
-        for segment in segments:
-            out.print(_marked(model, segment))
-        out.print()
-    times = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in found["seconds"].items())
-    out.print(f"{times}.", style="dim")
+    for reading in readings:
+        if reading.answers is None:
+            out.print(
+                f"{reading.name}: {reading.positions:,.0f} prompt tokens do not fit the decoder.",
+                style="yellow",
+            )
 
 
-def _answers(found: dict[str, Any], is_embedded: bool) -> Table:
-    rates = list(found["memories"])
-    table = Table(title="Answers", title_justify="left", title_style="bold")
-    columns = ["Question", "Expected", "Full text", *(f"Memory, rate {rate}" for rate in rates)]
-    for column in [*columns, "Another's memory"]:
-        table.add_column(column)
-    for row in found["rows"]:
-        given = [row["plain"], *(row["memory"][rate] for rate in rates), row["another"]]
-        table.add_row(
-            Text.assemble((row["name"], "bold"), "\n", row["question"]),
-            Text(row["expected"]),
-            *(judged(answer, row["expected"], is_embedded) for answer in given),
-        )
+def show_first_tokens(out: Console, title: str, waits: Sequence[FirstToken]) -> None:
+    """Prints how long each condition waits for its first token.
+
+    Args:
+        out: where to print.
+        title: of the text.
+        waits: what `first_tokens` returned, the full text first.
+    """
+    table = Table(title=f"First token, {title}", title_justify="left", title_style="bold")
+    table.add_column("The decoder reads", no_wrap=True)
+    for column in ("Prompt tokens", "Compress, once", "First token", "Sooner by"):
+        table.add_column(column, justify="right")
+    plain = waits[0].seconds
+    for wait in waits:
+        sooner = ""
+        if plain is not None and wait.seconds is not None and wait is not waits[0]:
+            sooner = f"{plain / wait.seconds:.1f} times"
+        seconds = "does not fit" if wait.seconds is None else _seconds(wait.seconds)
+        compress = _seconds(wait.compressing)
+        table.add_row(wait.name, f"{wait.positions:,}", compress, seconds, sooner)
+    out.print(table)
+
+
+def _costs(asked: Sequence[Asked], readings: Sequence[Reading], known: bool) -> Table:
+    table = Table(title="Cost", title_justify="left", title_style="bold")
+    table.add_column("The decoder reads", no_wrap=True)
+    columns = ["Prompt tokens", "KV cache", "Compress", "Read", "An answer"]
+    for column in [*columns, *(["Right", "Nats a token"] if known else []), "Text kept"]:
+        table.add_column(column, justify="right")
+    for reading in readings:
+        cells = [reading.name, f"{reading.positions:,.0f}"]
+        if reading.answers is not None:
+            cells += [
+                f"{reading.cache_bytes / 1e6:.1f} MB",
+                _seconds(reading.compressing),
+                _seconds(reading.reading),
+                _seconds(reading.answering),
+            ]
+            if known:
+                pairs = zip(reading.answers, asked, strict=True)
+                right = sum(says(answer, each.answer or "") for answer, each in pairs)
+                cells += [f"{right} of {len(asked)}", f"{reading.nats or 0:.2f}"]
+            cells.append("" if reading.read_back is None else f"{reading.read_back:.0%}")
+        table.add_row(*cells)
     return table
 
 
-def judged(answer: str, expected: str, exact: bool) -> Text:
-    """An answer, green where it is right; red only where all other words than these are wrong."""
-    if exact and not exact_match(answer, expected):
-        return Text(f"{answer} ✗", style="red")
-    says_it = re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", answer, re.IGNORECASE)
-    return Text(answer, style="green" if says_it else "")
+def _question(asked: Asked) -> Text:
+    if not asked.name:
+        return Text(asked.question)
+    return Text.assemble((asked.name, "bold"), "\n", asked.question)
 
 
-def _marked(model: MemslotsModel, segment: dict[str, Any]) -> Text:
-    """A reconstruction with each token that is not the reference's at its position in red.
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.2f} s"
 
-    A character can take several tokens, so tokens are put together before they are decoded.
-    """
-    reference, shown = segment["tokens"], Text()
-    run: list[int] = []
-    run_right = True
-    for position, token in enumerate([*segment["produced_tokens"], None]):
-        right = position < len(reference) and reference[position] == token
-        if token is None or right != run_right:
-            style = "" if run_right else "bold red"
-            shown.append(processor_of(model).decode(run) if run else "", style=style)
-            run, run_right = [], right
-        if token is not None:
-            run.append(token)
-    return shown
+
+def says(answer: str, expected: str) -> bool:
+    """Whether an answer has the expected words, whatever else it has; an article may be missing."""
+    words = re.escape(re.sub(r"^(the|an?) ", "", expected))
+    return re.search(rf"(?<!\w){words}(?!\w)", answer, re.IGNORECASE) is not None
+
+
+def judged(answer: str, expected: str | None) -> Text:
+    """An answer, marked where the right one is known."""
+    if expected is None:
+        return Text(answer)
+    right = says(answer, expected)
+    return Text(f"{answer} {'✓' if right else '✗'}", style="green" if right else "red")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from memslots.checkpoints import embedded
+from memslots.checkpoints import default_checkpoint, embedded, embedded_names
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -22,7 +23,11 @@ err = Console(stderr=True, highlight=False)
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="Folder or Hub repository. Default: the embedded checkpoint."),
+    typer.Option(
+        "--model",
+        help="Folder or Hub repository, or smol or tiny, which come with the package. Default: "
+        "MEMSLOTS_MODEL, or smol where SmolLM2 is available, else tiny.",
+    ),
 ]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Commit, branch or tag of the Hub repository.")
@@ -130,13 +135,19 @@ def read_text(path: str) -> str:
 
 
 def resolve_model(model: str | None) -> str:
-    """The folder or repository to load; the embedded checkpoint where none is named.
+    """The folder or repository to load; an embedded checkpoint where none is named.
 
     Raises:
         ValueError: No embedded checkpoint in this installation, or a path that is no folder.
+        FileNotFoundError: `smol` is named, and SmolLM2 is not to be had.
     """
+    model = model or os.environ.get("MEMSLOTS_MODEL")
     if model is None:
-        return embedded()
+        model, why = default_checkpoint()
+        if why is not None:
+            err.print(Text(f"using the checkpoint tiny: {why}"), soft_wrap=True)
+    if model in (*embedded_names(), "tiny", "smol") and not Path(model).is_dir():
+        return embedded(model)
     if not Path(model).is_dir() and (model.count("/") != 1 or model[0] in "./~" or "\\" in model):
         raise ValueError(f"--model {model}: there is no such folder (a repository is owner/name).")
     return model

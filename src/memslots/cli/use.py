@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from memslots import __version__
+from memslots.checkpoints import embedded
 
 from .options import (
     CONTEXT_HELP,
@@ -29,6 +30,7 @@ from .options import (
     exactly_one,
     literal_names,
     load_model,
+    numbers,
     out,
     read_text,
     resolve_model,
@@ -241,6 +243,19 @@ def _told(literals: int) -> str:
 
 
 def demo(
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="Compress this text instead: a file in UTF-8, or -."),
+    ] = None,
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="With --text; repeatable.")
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="Rates to show, such as 4,8; 2, 4 and 8 by default.")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Use the checkpoint `tiny`, which needs no download.")
+    ] = False,
     web: Annotated[
         bool, typer.Option("--web", help="Open a page for the browser (extra demo).")
     ] = False,
@@ -257,25 +272,45 @@ def demo(
     revision: Revision = None,
     device: Device = None,
 ) -> None:
-    """Compress a text, answer questions from its memory, compare with the full text."""
+    """Ask about a text, its memory and a control, and compare answers and cost."""
+    if tiny and model is not None:
+        raise ValueError(f"--tiny is a checkpoint and --model {model} is another; give one.")
+    model = "tiny" if tiny else model
     if web:
+        if text is not None or question or rates is not None:
+            raise ValueError("--text, --question and --rates are for the terminal, without --web.")
         from .web import serve_page
 
         return serve_page(model, revision, device, host or "127.0.0.1", port)
     if host is not None or port is not None:
         raise ValueError("--host and --port go with --web: memslots demo --web --port 8000.")
+    if (text is None) != (not question):
+        raise ValueError('--text and --question go together: --text notes.txt -q "Who signed?".')
+    given = None if text is None else read_text(text)
+    chosen = numbers(rates, "--rates")
     name = resolve_model(model)
     started = time.perf_counter()
     out.print(f"memslots {__version__}: loading {name}", style="dim", soft_wrap=True)
     compressor = load_model(name, revision, device)
     loaded = time.perf_counter() - started
-    from memslots.evaluation.demo import demo_paragraphs, run_demo
+    from memslots.evaluation import demo as demonstration
 
-    from .demo_view import show_demo
+    from .demo_view import show_answers, show_first_tokens
 
-    rates = list(compressor.config.compression_rates)
-    found = run_demo(compressor, rates)
-    show_demo(out, compressor, demo_paragraphs(), found, is_embedded=model is None)
+    shown = demonstration.shown_rates(compressor, chosen)
+    if given is not None:
+        page = demonstration.text_page(str(text), given, question or [])
+    elif name == embedded("tiny"):
+        page = demonstration.notes_page()
+    else:
+        page = demonstration.article_page()
+    out.print(f"Compressing and asking {page.title}.\n", style="dim")
+    show_answers(out, page, demonstration.run_demo(compressor, page, shown))
+    if given is None and name != embedded("tiny"):
+        out.print()
+        chapter = demonstration.chapter()
+        waits = demonstration.first_tokens(compressor, chapter, shown)
+        show_first_tokens(out, "a chapter of The War of the Worlds", waits)
     total = time.perf_counter() - started
-    out.print(f"Loading took {loaded:.1f} s, all of it {total:.1f} s. Now with a text of yours:")
-    out.print('  memslots ask --context FILE --question "How old is the person?"')
+    out.print(f"\nLoading took {loaded:.1f} s, all of it {total:.1f} s. Now with a text of yours:")
+    out.print('  memslots demo --text FILE --question "Who signed the treaty?"')

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 from rich.text import Text
 
+from memslots.checkpoints import embedded
 from memslots.extras import install_extra
 
 from .options import err, load_model, out, resolve_model
 
-EMBEDDED_NOTE = (
-    "This is the embedded checkpoint, a demonstration: it answers questions on short English "
+TINY_NOTE = (
+    "This is the checkpoint tiny, a demonstration: it answers questions on short English "
     "biographies like the first example, and knows nothing else."
 )
 
-EMBEDDED_TOKENS = 16
+TINY_TOKENS = 16
 """Its answers are short; without a context it would go on to any limit."""
 
 
@@ -26,7 +27,7 @@ def serve_page(
     """Serves the page until it is interrupted.
 
     Args:
-        model: folder or repository, the embedded checkpoint by default.
+        model: folder or repository, an embedded checkpoint by default.
         revision: of a repository.
         device: as for every command.
         host: address to listen on.
@@ -51,8 +52,8 @@ def serve_page(
     out.print(f"loading {name}, Gradio {gradio.__version__}", style="dim", soft_wrap=True)
     compressor = Compressor(load_model(name, revision, device).eval(), ChatMemory)
     settings = Settings(model=name, revision=revision)
-    if model is None:
-        settings = replace(settings, note=EMBEDDED_NOTE, max_new_tokens=EMBEDDED_TOKENS)
+    if name == embedded("tiny"):
+        settings = replace(settings, note=TINY_NOTE, max_new_tokens=TINY_TOKENS)
     warm_up(compressor.model)
     page = build_page(compressor, settings)
     _, url, _ = serve(
