@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from memslots.hub_cards.space.memslots_space.conversation import converse, is_about, reply
 from tiny_models import LONG, QUESTIONS, TEXTS
 
 from memslots import verified
@@ -17,7 +18,6 @@ from memslots.cli import main
 from memslots.evaluation.answering import answer_from_text
 from memslots.evaluation.metrics import tokens_aligned
 from memslots.hub_cards.space.memslots_space import answers, documents, reading_back, views
-from memslots.hub_cards.space.memslots_space.conversation import converse, is_about, reply
 from memslots.hub_cards.space.memslots_space.loading import Compressor
 from memslots.hub_cards.space.memslots_space.settings import Settings, read_settings
 from memslots.modeling.layout_memslots import Prompt
