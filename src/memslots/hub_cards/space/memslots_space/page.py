@@ -15,7 +15,7 @@ from memslots.chat import ChatMemory
 
 from . import answers, documents, reading_back, views
 from .answers import Document
-from .examples import Example, examples
+from .examples import examples
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,12 @@ LITTER_SECONDS = 300
 KEEP_LAST = 8
 """Turns of a chat that are read as text; older ones are compressed too, by `ChatMemory`."""
 
-HEAVY: dict[str, Any] = {
+HEAVY: Any = {
     "concurrency_id": "model",  # all events that run the model wait for one another: it is one
     "concurrency_limit": 1,
     "api_visibility": "private",
 }
-LIGHT: dict[str, Any] = {
-    "queue": False, "show_progress": "hidden", "api_visibility": "private"
-}  # fmt: skip
+LIGHT: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 _DIM = """
 const mark = (text) => {
@@ -145,8 +143,11 @@ class Page:
         self.document = gr.State(None, time_to_live=SESSION_SECONDS)
         self.chat = gr.State(None, time_to_live=SESSION_SECONDS)
         gr.Markdown(f"# {settings.title}", elem_classes="heading")
-        self.headline = _html(views.headline(found, document, question), elem_id="headline")
-        gr.Markdown(f"{_WHAT} {settings.note} {_source(settings)}", elem_classes="heading")
+        self.headline = gr.HTML(views.headline(found, document, question), elem_id="headline")
+        on_hub = not Path(settings.model).is_dir()
+        at = f"@{settings.revision[:7]}" if settings.revision else ""
+        link = f"Checkpoint: [{settings.model}{at}](https://huggingface.co/{settings.model})."
+        gr.Markdown(f"{_WHAT} {settings.note} {link if on_hub else ''}", elem_classes="heading")
         with gr.Row():
             self.asked = [
                 gr.Dataset(
@@ -169,11 +170,9 @@ class Page:
                     elem_id="document",
                     info=f"Up to {settings.max_characters:,} characters",
                 )
+                kinds = list(documents.SUFFIXES)
                 self.upload = gr.UploadButton(
-                    f"Upload {', '.join(documents.SUFFIXES)}",
-                    file_types=list(documents.SUFFIXES),
-                    size="sm",
-                    elem_id="upload",
+                    f"Upload {', '.join(kinds)}", file_types=kinds, size="sm", elem_id="upload"
                 )
                 self.rate = gr.Radio(
                     [(f"{value}×", value) for value in self.rates],
@@ -182,9 +181,8 @@ class Page:
                     info="Tokens of the document that one memory slot stands for",
                     elem_id="rate",
                 )
-                self.status = _html(
-                    views.compressed(document, self._warning(first.text)), elem_id="status"
-                )
+                status = views.compressed(document, self._warning(first.text))
+                self.status = gr.HTML(status, elem_id="status")
             with gr.Column(scale=7, min_width=300), gr.Tabs(overflow_behavior="wrap"):
                 with gr.Tab("Ask"):
                     with gr.Row(equal_height=True):
@@ -194,19 +192,21 @@ class Page:
                         self.ask_button = gr.Button(
                             "Ask", variant="primary", min_width=90, elem_id="ask"
                         )
-                    self.answers = _html(views.cards(found, document, question), elem_id="answers")
-                    _html(views.hint(_COSTS))
-                    self.picture = _html(self._picture(document), elem_id="picture")
+                    self.answers = gr.HTML(
+                        views.cards(found, document, question), elem_id="answers"
+                    )
+                    gr.HTML(views.hint(_COSTS))
+                    self.picture = gr.HTML(self._picture(document), elem_id="picture")
                 with gr.Tab("Verify"):
-                    _html(views.hint(_VERIFY))
+                    gr.HTML(views.hint(_VERIFY))
                     self.verify_button = gr.Button("Verify", elem_id="verify")
-                    self.report = _html(elem_id="report")
+                    self.report = gr.HTML(elem_id="report")
                 with gr.Tab("Read back"):
-                    _html(views.hint(_READ_BACK))
+                    gr.HTML(views.hint(_READ_BACK))
                     self.read_back_button = gr.Button("Read back", elem_id="read-back")
-                    self.restored = _html(elem_id="restored")
+                    self.restored = gr.HTML(elem_id="restored")
                 with gr.Tab("Chat"):
-                    _html(views.hint(_CHAT))
+                    gr.HTML(views.hint(_CHAT))
                     self.turns = gr.Chatbot(
                         show_label=False,
                         height=320,
@@ -220,8 +220,8 @@ class Page:
                     with gr.Row():
                         self.send = gr.Button("Send", elem_id="send")
                         self.clear = gr.Button("New chat", elem_id="clear")
-                    self.used = _html(elem_id="used")
-        _html(views.hint(_PRIVACY))
+                    self.used = gr.HTML(elem_id="used")
+        gr.HTML(views.hint(_PRIVACY))
 
     def _connect(self) -> None:
         ask = self.ask, [self.question], [self.answers, self.headline]
@@ -235,7 +235,7 @@ class Page:
         self._on(self.message.submit, self.talk, chat, [self.used, *chat])
         self._on(self.upload.upload, self.read, [self.upload], [self.status, self.text])
         for dataset, example in zip(self.asked, self.examples, strict=True):
-            fill = partial(_fill, example)
+            fill = partial(lambda text, sample: (text, sample[0]), example.text)
             chosen = dataset.click(fill, dataset, [self.text, self.question], **LIGHT)
             self._on(chosen.then, *ask)
         restart = {"inputs": None, "outputs": [self.chat, self.turns, self.used], **LIGHT}
@@ -375,21 +375,6 @@ def problem(error: Exception) -> str:
         return "Not enough memory for this. Use a shorter document or a coarser rate."
     logger.exception("an event failed")
     return "This did not work. Try again, or with another text."
-
-
-def _html(value: Any = None, **more: Any) -> gr.HTML:
-    return gr.HTML(value, padding=False, **more)
-
-
-def _fill(example: Example, sample: list[str]) -> tuple[str, str]:
-    return example.text, sample[0]
-
-
-def _source(settings: Settings) -> str:
-    if Path(settings.model).is_dir():
-        return ""
-    at = f"@{settings.revision[:7]}" if settings.revision else ""
-    return f"Checkpoint: [{settings.model}{at}](https://huggingface.co/{settings.model})."
 
 
 _WHAT = (

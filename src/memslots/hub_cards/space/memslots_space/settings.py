@@ -74,7 +74,7 @@ def read_settings(path: Path, variables: Mapping[str, str] = os.environ) -> Sett
     for name, kind in known.items():
         value = variables.get(f"{PREFIX}{name.upper()}")
         if value:
-            told[name] = _whole_number(name, value) if kind == "int" else value
+            told[name] = int(value) if kind == "int" and value.isdecimal() else value
     if told.get("model", given.get("model")) != given.get("model"):
         for name in ("revision", "trained_on"):  # they were the other checkpoint's
             given.pop(name, None)
@@ -85,10 +85,3 @@ def read_settings(path: Path, variables: Mapping[str, str] = os.environ) -> Sett
             settings.model,
         )
     return settings
-
-
-def _whole_number(name: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"{PREFIX}{name.upper()} must be a whole number, got {value!r}.") from None
