@@ -141,7 +141,7 @@ def test_what_the_decoder_cannot_hold_as_text_is_answered_from_memory(model, con
 
 
 def test_what_does_not_fit_is_refused_before_it_is_compressed(model, encodings):
-    text = long_text(model, share=1.4)
+    text = long_text(model, share=2.3)
     with pytest.raises(ValueError, match="rate=4 would fit"):
         next(answers.compress(model, text, rate=2, question="Where?", max_new_tokens=NEW))
     assert encodings == []
