@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -151,7 +152,7 @@ def from_memory(model: Any, source: str, memory: Any, question: str, most: int) 
     prompt = model.processor.prompt(question=question)
     length = model.memory_positions(memory)[0] + len(prompt.before) + len(prompt.after)
     answer = Answer(source, prompt_tokens=length, kept_bytes=memory.nbytes)
-    generate = lambda **greedy: model.generate(memory=memory, question=question, **greedy)  # noqa: E731
+    generate = partial(model.generate, memory=memory, question=question)
     return _generated(model, answer, generate, most)
 
 
@@ -164,15 +165,10 @@ def from_text(model: Any, text: str, question: str, most: int) -> Answer:
     row = torch.tensor([ids], device=decoder.device)
     ends = {"eos_token_id": processor.eos_ids} if processor.eos_ids else {}
 
-    def generate(**greedy: Any) -> Any:
-        return decoder.generate(
-            input_ids=row,
-            attention_mask=torch.ones_like(row),
-            pad_token_id=processor.pad_id,
-            **ends,
-            **greedy,
-        )
-
+    mask, pad = torch.ones_like(row), processor.pad_id
+    generate = partial(
+        decoder.generate, input_ids=row, attention_mask=mask, pad_token_id=pad, **ends
+    )
     return _generated(model, answer, generate, most, skip=len(ids))
 
 

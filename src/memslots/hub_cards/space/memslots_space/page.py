@@ -40,34 +40,6 @@ HEAVY: Any = {
 }
 LIGHT: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-_DIM = """
-const mark = (text) => {
-  let found = 0;
-  for (let i = 0; i < text.length; i++) found = (Math.imul(found, 31) + text.charCodeAt(i)) >>> 0;
-  return `${found}`;
-};
-setTimeout(() => document.querySelectorAll("[data-text]").forEach((shown) => {
-  const {text: about, rate: at, question: asked = question.trim()} = shown.dataset;
-  const fits = about === mark(text) && at === `${rate}` && asked === question.trim();
-  shown.classList.toggle("stale", !fits);
-}), 60);
-"""
-"""Dims what was said of another text (`views.mark`), rate or question than the page has now."""
-
-SHOWN_JS = f"(text, rate, question) => {{ {_DIM} return []; }}"
-
-CHANGED_JS = f"""(text, rate, question, status) => {{ {_DIM}
-  document.querySelectorAll(".toast-close").forEach((button) => button.click());
-  const size = [...text].length, most = MOST;
-  if (size > most) return `<p class="notice" role="alert">The document is too long: ` +
-    `${{size.toLocaleString("en")}} characters, at most ${{most.toLocaleString("en")}} fit here. ` +
-    "Nothing is cut off: shorten it.</p>";
-  document.querySelectorAll(".notice").forEach((notice) => notice.classList.add("past"));
-  if (!text.trim()) return '<p class="hint">Paste a text, or upload one.</p>';
-  return status.includes('class="notice"') ? "" : {{__type__: "update"}};
-}}"""
-"""Also sends away what was refused before, and says at once what would be refused now."""
-
 
 def _theme() -> gr.themes.Base:
     """Fonts of the visitor's own system, and small print that is dark enough to read."""
@@ -155,7 +127,6 @@ class Page:
                     samples=[[question] for question in example.questions],
                     label=example.label,
                     elem_id=f"example-{i}",
-                    elem_classes="example",
                     min_width=240,
                 )
                 for i, example in enumerate(self.examples)
@@ -189,12 +160,9 @@ class Page:
                         self.question = gr.Textbox(
                             question, label="Question", scale=4, min_width=200, elem_id="question"
                         )
-                        self.ask_button = gr.Button(
-                            "Ask", variant="primary", min_width=90, elem_id="ask"
-                        )
-                    self.answers = gr.HTML(
-                        views.cards(found, document, question), elem_id="answers"
-                    )
+                        self.ask_button = gr.Button("Ask", variant="primary", elem_id="ask")
+                    cards = views.cards(found, document, question)
+                    self.answers = gr.HTML(cards, elem_id="answers")
                     gr.HTML(views.hint(_COSTS))
                     self.picture = gr.HTML(self._picture(document), elem_id="picture")
                 with gr.Tab("Verify"):
@@ -241,11 +209,12 @@ class Page:
         restart = {"inputs": None, "outputs": [self.chat, self.turns, self.used], **LIGHT}
         gr.on([self.clear.click, self.turns.clear], lambda: (None, [], ""), **restart)
         now = [self.text, self.rate, self.question]
-        changed = CHANGED_JS.replace("MOST", str(self.settings.max_characters))
-        self.text.change(None, [*now, self.status], self.status, js=changed, **LIGHT)
+        js = (HERE / "page.js").read_text("utf-8")
+        js = js.replace("MOST", str(self.settings.max_characters))
+        self.text.change(None, [*now, self.status], self.status, js=js, **LIGHT)
         shown: list[Any] = [self.status, self.headline, self.answers, self.picture, self.report]
         shown += [self.restored, self.used, self.rate, self.question]
-        gr.on([each.change for each in shown], None, now, None, js=SHOWN_JS, **LIGHT)
+        gr.on([each.change for each in shown], None, now, None, js=js, **LIGHT)
 
     def _on(self, event: Any, action: Callable, taken: Any = (), changed: Any = ()) -> None:
         """Runs a generator of `Shown` on an event; what goes wrong is said in `changed[0]`."""

@@ -6,21 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, NamedTuple
 
 from .answers import Document
 
 RIGHT, WRONG, MISSING = "right", "wrong", "missing"
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of the text.
-
-    Args:
-        text: of the reconstruction, or of the source where `kind` is missing.
-        kind: `RIGHT`, `WRONG` (not in the source here) or `MISSING` (in the source only).
-    """
+class Piece(NamedTuple):
+    """A stretch of the text, of the source where `kind` is `MISSING`, else of what came back."""
 
     text: str
     kind: str
