@@ -21,6 +21,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 PATIENCE = 60_000  # milliseconds; a machine that runs other tests is slow
+playwright.expect.set_options(timeout=PATIENCE)
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -84,7 +85,7 @@ class Visit:
         self.wait_for("#headline", "prompt tokens")
 
     def wait_for(self, place, text):
-        playwright.expect(self.page.locator(place)).to_contain_text(text, timeout=PATIENCE)
+        playwright.expect(self.page.locator(place)).to_contain_text(text)
 
     def write(self, text, place="#document"):
         self.page.locator(f"{place} textarea, {place} input").first.fill(text)
@@ -98,7 +99,7 @@ class Visit:
 
     def answers(self):
         """The texts of the three cards, when all are there."""
-        playwright.expect(self.page.locator("#answers dl")).to_have_count(3, timeout=PATIENCE)
+        playwright.expect(self.page.locator("#answers dl")).to_have_count(3)
         return self.page.locator("#answers .answer").all_inner_texts()
 
     def too_wide(self):
@@ -175,7 +176,7 @@ def test_another_rate(wide):
     wide.wait_for("#picture", "→ 2 slots")
     wide.write("How old is the person?", "#question")
     wide.press("#ask")
-    wide.wait_for("#answers .memory", "48")
+    wide.wait_for("#answers .full-text", "48")
     wide.page.get_by_label("4×", exact=True).click()
     wide.wait_for("#picture", "→ 5 slots")
     playwright.expect(wide.page.locator("#answers .stale")).to_have_count(1)
@@ -187,7 +188,6 @@ def test_upload(wide, tmp_path):
         "# Wendy Webb\n\n<b>Wendy</b> lives in Danang. ${7*7} 👩‍🚀 " + "She has hats. " * 60
     )
     wide.page.locator("input[type=file]").first.set_input_files(file)
-    wide.wait_for("#status", "encoded once")
     playwright.expect(wide.page.locator("#picture .segment").first).to_contain_text("Danang")
     assert wide.page.locator("#picture b").all_inner_texts()[0].startswith("2")  # no <b> of it
     assert wide.page.locator("#document textarea").input_value() == file.read_text()
@@ -281,7 +281,7 @@ def test_chat_on_a_narrow_screen(narrow, server):
     narrow.wait_for("#used", "2 questions, the document compressed once")
     assert narrow.too_wide() <= 0
     narrow.press("#clear")
-    playwright.expect(narrow.page.locator("#turns")).not_to_contain_text("Latin", timeout=PATIENCE)
+    playwright.expect(narrow.page.locator("#turns")).not_to_contain_text("Latin")
 
 
 def test_empty_boxes_are_refused_in_a_line(narrow, server):
