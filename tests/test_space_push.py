@@ -73,7 +73,7 @@ def test_one_commit_holds_the_space(hub, checkpoint):  # noqa: F811
 
 def test_the_space_knows_what_its_checkpoint_was_trained_on(hub, checkpoint):  # noqa: F811
     push_space("me/demo", "me/model")
-    assert "trained_on" not in json.loads(settings_of(hub))  # no recipe is beside these weights
+    assert json.loads(settings_of(hub))["trained_on"] == "FineWeb, SQuAD 2.0"
     recipe = Path(embedded(), "recipe.yaml")
     HfApi().upload_file(path_or_fileobj=recipe, path_in_repo=recipe.name, repo_id="me/model")
     push_space("me/demo", "me/model")
