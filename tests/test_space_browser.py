@@ -21,6 +21,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 PATIENCE = 60_000  # milliseconds; a machine that runs other tests is slow
+playwright.expect.set_options(timeout=PATIENCE)
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -81,10 +82,10 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
-        self.wait_for("#status", "slots")
+        self.wait_for("#headline", "prompt tokens")
 
     def wait_for(self, place, text):
-        playwright.expect(self.page.locator(place)).to_contain_text(text, timeout=PATIENCE)
+        playwright.expect(self.page.locator(place)).to_contain_text(text)
 
     def write(self, text, place="#document"):
         self.page.locator(f"{place} textarea, {place} input").first.fill(text)
@@ -98,7 +99,7 @@ class Visit:
 
     def answers(self):
         """The texts of the three cards, when all are there."""
-        playwright.expect(self.page.locator("#answers dl")).to_have_count(3, timeout=PATIENCE)
+        playwright.expect(self.page.locator("#answers dl")).to_have_count(3)
         return self.page.locator("#answers .answer").all_inner_texts()
 
     def too_wide(self):
@@ -120,17 +121,47 @@ def narrow(browser, server):
     visit.context.close()
 
 
-def test_load_and_ask(wide):
-    wide.press("#ask")
-    full_text, memory, nothing = wide.answers()
+def test_first_sight_says_what_a_memory_is_worth(wide):
+    wide.wait_for("#headline", "32 prompt tokens instead of 77, same answer")
+    full_text, memory, control = wide.answers()
     assert full_text == memory == "professor"  # the example is of the embedded checkpoint's kind
-    assert nothing != memory
+    assert control == "scientist"  # the other example's: no noise
     names = wide.page.locator("#answers h3").all_inner_texts()
-    assert names == ["Full text", "Memory, rate 4", "No context"]
-    for cost in ("positions", "KV cache", "slots, kept", "seconds"):
+    assert names == ["Full text", "Memory", "Control"]
+    for cost in ("prompt tokens", "KV cache", "slots, kept", "seconds"):
         assert cost in wide.page.locator("#answers .memory").inner_text()
+    assert "266 B" in wide.page.locator("#answers .full-text").inner_text()
     tops = {card.bounding_box()["y"] for card in wide.page.locator("#answers .card").all()}
     assert len(tops) == 1  # side by side
+    assert wide.page.locator("#picture .slots i").count() == 16
+    assert wide.page.locator("#picture span").count() == 61
+    assert wide.page.locator("button.primary:visible").all_inner_texts() == ["Ask"]
+
+
+def test_an_example_question_is_answered_when_it_is_clicked(wide):
+    wide.page.get_by_role("button", name="Where does the person work?").click()
+    wide.wait_for("#answers .memory", "Eagle Media")
+    assert "Wendy Webb" in wide.page.locator("#document textarea").input_value()
+    wide.wait_for("#headline", "same answer")
+    assert wide.answers()[2] != "Eagle Media"
+    assert wide.page.locator(".stale, .warning").count() == 0
+
+
+def test_what_is_about_something_else_is_dimmed(wide):
+    stale = wide.page.locator(".stale")
+    playwright.expect(stale).to_have_count(0)
+    wide.write("Where does she work?", "#question")
+    playwright.expect(stale).to_have_count(2)  # headline and answers
+    wide.write("Where does the person work?", "#question")
+    playwright.expect(stale).to_have_count(0)
+    before = wide.page.locator("#document textarea").input_value()
+    wide.write(f"{before} She has hats.")
+    playwright.expect(stale).to_have_count(4)  # status and picture too
+    opacity = "(shown) => Number(getComputedStyle(shown).opacity)"
+    assert stale.first.evaluate(opacity) < 0.5
+    wide.press("#ask")
+    playwright.expect(stale).to_have_count(0)
+    wide.wait_for("#status", "This compressor was trained on generated short biographies")
 
 
 def test_nothing_is_asked_of_other_hosts(wide, server):
@@ -141,15 +172,14 @@ def test_nothing_is_asked_of_other_hosts(wide, server):
 
 def test_another_rate(wide):
     wide.write("She is Wendy Webb. She turned 48 this year. She speaks French and Irish.")
-    wide.wait_for("#status", "Changed")
     wide.page.get_by_label("16×").click()
-    wide.wait_for("#status", "→ 2 slots")
+    wide.wait_for("#picture", "→ 2 slots")
     wide.write("How old is the person?", "#question")
     wide.press("#ask")
-    wide.wait_for("#answers .memory", "rate 16")
-    assert wide.answers()[0] == "48"
+    wide.wait_for("#answers .full-text", "48")
     wide.page.get_by_label("4×", exact=True).click()
-    wide.wait_for("#status", "→ 5 slots")
+    wide.wait_for("#picture", "→ 5 slots")
+    playwright.expect(wide.page.locator("#answers .stale")).to_have_count(1)
 
 
 def test_upload(wide, tmp_path):
@@ -158,10 +188,8 @@ def test_upload(wide, tmp_path):
         "# Wendy Webb\n\n<b>Wendy</b> lives in Danang. ${7*7} 👩‍🚀 " + "She has hats. " * 60
     )
     wide.page.locator("input[type=file]").first.set_input_files(file)
-    wide.open("Segments")
-    wide.wait_for("#segments", "<b>Wendy</b> lives in Danang. ${7*7} 👩‍🚀 She has hats.")
-    wide.wait_for("#status", "encoded once")
-    assert wide.page.locator("#segments .segment").count() > 1
+    playwright.expect(wide.page.locator("#picture .segment").first).to_contain_text("Danang")
+    assert wide.page.locator("#picture b").all_inner_texts()[0].startswith("2")  # no <b> of it
     assert wide.page.locator("#document textarea").input_value() == file.read_text()
 
 
@@ -178,11 +206,26 @@ def test_errors_are_shown(wide, tmp_path):
         wide.wait_for(place, message)
     assert wide.page.locator("#document textarea").input_value() == before
     assert "Traceback" not in wide.page.locator("body").inner_text()
+    (tmp_path / "fine.txt").write_bytes("\ufeffAnn is fine.".encode())  # as Notepad saves it
+    wide.page.locator("input[type=file]").first.set_input_files(tmp_path / "fine.txt")
+    wide.wait_for("#status", "12 B of text became")
+    assert wide.page.locator("#document textarea").input_value() == "Ann is fine."
+    playwright.expect(wide.page.locator(".toast-body, .notice:visible")).to_have_count(0)
+
+
+def test_nothing_is_cut_off_in_silence(wide):
+    wide.write("word " * 5000)
+    wide.wait_for("#status", "25,000 characters, at most 20,000 fit here")
+    assert len(wide.page.locator("#document textarea").input_value()) == 25_000
+    wide.press("#ask")
+    wide.wait_for("#answers", "at most 20,000 fit")
+    wide.write("word " * 400)
+    playwright.expect(wide.page.locator(".notice:visible")).to_have_count(0)
 
 
 def test_read_back(wide):
-    wide.press("#example-0")
-    wide.wait_for("#status", "61 tokens")
+    wide.page.locator("#example-0 button").first.click()
+    wide.wait_for("#headline", "same answer")
     wide.open("Read back")
     wide.press("#read-back")
     wide.wait_for("#restored", "of 61 tokens come back")
@@ -191,54 +234,43 @@ def test_read_back(wide):
 
 
 def test_what_is_lost_is_shown_on_request(wide):
-    wide.press("#example-0")
-    wide.wait_for("#status", "61 tokens")
     wide.page.get_by_label("16×").click()
-    wide.wait_for("#status", "→ 4 slots")
-    wide.open("Segments")
-    assert wide.page.locator("#segments .lost").count() == 0
+    wide.wait_for("#picture", "→ 4 slots")
+    wide.open("Verify")
     wide.press("#verify")
-    wide.wait_for("#segments", "lost by the slots")
-    marked = wide.page.locator("#segments .map .lost")
+    wide.wait_for("#report", "lost by the slots")
+    marked = wide.page.locator("#report .map .lost")
     assert marked.count() > 0
     background = marked.first.evaluate("(one) => getComputedStyle(one).backgroundColor")
     assert background == "rgba(220, 0, 0, 0.45)"
-    assert "Joseph Evans" in wide.page.locator("#segments .map").inner_text()
-    wide.open("Ask")
-    wide.press("#ask")
-    wide.answers()
-    wide.open("Segments")
-    wide.wait_for("#segments", "lost by the slots")  # an answer does not take it away
+    assert "Joseph Evans" in wide.page.locator("#report .map").inner_text()
+    cut = wide.page.locator("#report .lines").evaluate("(n) => n.scrollWidth - n.clientWidth")
+    assert cut <= 0  # the whole table is there
     wide.page.get_by_label("4×", exact=True).click()
-    wide.wait_for("#segments", "One segment")  # another rate does
-    assert marked.count() == 0
+    playwright.expect(wide.page.locator("#report .stale")).to_have_count(1)
 
 
 def test_narrow_screen(narrow, server):
     assert narrow.too_wide() <= 0
-    narrow.press("#ask")
     assert narrow.answers()[1] == "professor"
     lefts = {card.bounding_box()["x"] for card in narrow.page.locator("#answers .card").all()}
     assert len(lefts) == 1  # one below the other
-    for tab in ("Segments", "Read back", "Chat", "Ask"):
-        narrow.open(tab)
-        assert narrow.too_wide() <= 0
     narrow.write("A" * 3000)  # no space to break the line at
-    narrow.press("#compress")
-    narrow.wait_for("#status", "segments")
-    narrow.open("Segments")
-    narrow.wait_for("#segments", "AAAA")
-    assert narrow.too_wide() <= 0
+    narrow.press("#ask")
+    narrow.wait_for("#status", "3 kB of text became")
+    narrow.wait_for("#picture", "AAAA")
+    for tab in ("Read back", "Chat", "Verify"):
+        assert narrow.too_wide() <= 0
+        narrow.open(tab)
     narrow.press("#verify")
-    narrow.wait_for("#segments", "lost by the slots")
+    narrow.wait_for("#report", "lost by the slots")
     assert narrow.too_wide() <= 0
 
 
 def test_chat_on_a_narrow_screen(narrow, server):
-    narrow.press("#example-0")
-    narrow.wait_for("#status", "61 tokens")
+    narrow.page.locator("#example-0 button").first.click()
+    narrow.wait_for("#headline", "same answer")
     narrow.open("Chat")
-    playwright.expect(narrow.page.locator("#send")).to_be_disabled(timeout=PATIENCE)
     for question, answer in (
         ("How old is the person?", "47"),
         ("Which languages does the person speak?", "Latin and Thai"),
@@ -249,18 +281,16 @@ def test_chat_on_a_narrow_screen(narrow, server):
     narrow.wait_for("#used", "2 questions, the document compressed once")
     assert narrow.too_wide() <= 0
     narrow.press("#clear")
-    playwright.expect(narrow.page.locator("#turns")).not_to_contain_text("Latin", timeout=PATIENCE)
+    playwright.expect(narrow.page.locator("#turns")).not_to_contain_text("Latin")
 
 
-def test_buttons_wait_for_text(narrow, server):
+def test_empty_boxes_are_refused_in_a_line(narrow, server):
     narrow.open("Ask")
-    narrow.write("  ")
-    for button in ("#compress", "#ask"):
-        playwright.expect(narrow.page.locator(button)).to_be_disabled(timeout=PATIENCE)
-    narrow.write("Here is Joe.")
-    playwright.expect(narrow.page.locator("#compress")).to_be_enabled(timeout=PATIENCE)
     narrow.write("", "#question")
-    playwright.expect(narrow.page.locator("#ask")).to_be_disabled(timeout=PATIENCE)
+    narrow.press("#ask")
+    narrow.wait_for("#answers", "Type a question first.")
+    narrow.write("  ")
+    narrow.wait_for("#status", "Paste a text")
     assert narrow.errors == []
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import SpaceCard
+from huggingface_hub import HfApi, SpaceCard
 from local_hub import TOKEN
 from test_push import bundled, hub  # noqa: F401  (fixtures)
 from test_remote_code import BLOCKED
 from tiny_models import QUESTIONS, TEXTS
 
+from memslots import embedded
 from memslots.cli import main
 from memslots.hub_cards import push_space as pushing
 from memslots.hub_cards import space
@@ -68,6 +69,20 @@ def test_one_commit_holds_the_space(hub, checkpoint):  # noqa: F811
     for content in files.values():
         assert TOKEN.encode() not in content
         assert str(ROOT).encode() not in content
+
+
+def test_the_space_knows_what_its_checkpoint_was_trained_on(hub, checkpoint):  # noqa: F811
+    push_space("me/demo", "me/model")
+    assert json.loads(settings_of(hub))["trained_on"] == "FineWeb, SQuAD 2.0"
+    recipe = Path(embedded(), "recipe.yaml")
+    HfApi().upload_file(path_or_fileobj=recipe, path_in_repo=recipe.name, repo_id="me/model")
+    push_space("me/demo", "me/model")
+    trained_on = json.loads(settings_of(hub))["trained_on"]
+    assert trained_on == "generated short biographies, with questions, conversations"
+
+
+def settings_of(hub):  # noqa: F811
+    return hub.repositories["spaces/me/demo"].find("main").files["space.json"]
 
 
 def test_a_second_push_moves_the_pin_and_takes_away_what_is_gone(hub, checkpoint, bundled):  # noqa: F811
@@ -173,25 +188,24 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, os.getcwd())
 import app
-from memslots_space import answers, page
-seen = {}
-def question(built, settings):
-    given = json.loads(sys.argv[1])
-    model = seen["compressor"].model
-    document = answers.compress(model, given["context"], 4)
-    found = {a.source: a.text for a in answers.answer_all(model, document, given["question"], 5)}
-    _, url, _ = page.serve(built, settings, prevent_thread_lock=True, quiet=True)
-    html = urllib.request.urlopen(url, timeout=60).read().decode()
-    loaded = type(model).__module__, seen["compressor"].chat_memory.__module__
-    import memslots
-    titled = settings.title in html
-    print("RESULT" + json.dumps([found, settings.revision, loaded, titled, memslots.__file__]))
-    built.close()
-build = app.build_page
-app.build_page = lambda compressor, settings: (
-    seen.update(compressor=compressor) or build(compressor, settings)
-)
-app.serve = question
+from memslots_space import answers
+from memslots_space.page import ChatMemory
+class Asked(app.Page):
+    def serve(self):
+        given = json.loads(sys.argv[1])
+        *_, document = answers.compress(self.model, given["context"], 4)
+        control = self._control(given["context"], 4)
+        asked = answers.answer_all(self.model, document, control, given["question"], 5)
+        found = {a.source: a.text for a in asked}
+        _, url, _ = super().serve(prevent_thread_lock=True, quiet=True)
+        html = urllib.request.urlopen(url, timeout=60).read().decode()
+        loaded = type(self.model).__module__, ChatMemory.__module__
+        import memslots
+        titled = self.settings.title in html
+        result = [found, self.settings.revision, loaded, titled, memslots.__file__]
+        print("RESULT" + json.dumps(result))
+        self.blocks.close()
+app.Page = Asked
 app.main()
 """
 
@@ -230,7 +244,7 @@ def test_the_pushed_space_runs_without_memslots(hub, checkpoint, bundled, tmp_pa
     memory = model.compress(TEXTS[1], rate=4)
     answer = model.generate(memory=memory, question=QUESTIONS[0], max_new_tokens=5)
     assert found["Memory"] == answer
-    assert set(found) == {"Memory", "Full text", "No context"}
+    assert set(found) == {"Memory", "Full text", "Control"}
     assert revision == checkpoint
     assert loaded == ["memslots.modeling.modeling_memslots", "memslots.chat"]
     assert Path(carried).parent == folder / "memslots"

@@ -41,25 +41,20 @@ def serve_page(
         import gradio
     except ImportError as error:
         raise ImportError(f"memslots demo --web needs Gradio: {install_extra('demo')}") from error
-    from memslots.chat import ChatMemory
-    from memslots.hub_cards.space.memslots_space.answers import warm_up
-    from memslots.hub_cards.space.memslots_space.loading import Compressor
-    from memslots.hub_cards.space.memslots_space.page import build_page, serve
+    from memslots.hub_cards.checkpoint_facts import trained_on
+    from memslots.hub_cards.space.memslots_space.page import Page
     from memslots.hub_cards.space.memslots_space.settings import Settings
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     name = resolve_model(model)
     out.print(f"loading {name}, Gradio {gradio.__version__}", style="dim", soft_wrap=True)
-    compressor = Compressor(load_model(name, revision, device).eval(), ChatMemory)
-    settings = Settings(model=name, revision=revision)
+    compressor = load_model(name, revision, device).eval()
+    settings = Settings(model=name, revision=revision, trained_on=trained_on(name, revision))
     if name == embedded("tiny"):
         settings = replace(settings, note=TINY_NOTE, max_new_tokens=TINY_TOKENS)
-    warm_up(compressor.model)
-    page = build_page(compressor, settings)
-    _, url, _ = serve(
-        page, settings, server_name=host, server_port=port, quiet=True, prevent_thread_lock=True
-    )
+    page = Page(compressor, settings)
+    _, url, _ = page.serve(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True)
     out.print(Text(f"Open {url} in a browser; Ctrl-C ends it."), soft_wrap=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         err.print(f"{host}: whoever reaches this machine can use the page; it asks for no password")
-    page.block_thread()
+    page.blocks.block_thread()

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import metadata_load
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM
 
@@ -142,6 +142,28 @@ def gather_facts(config: MemslotsConfig, folder: str | Path) -> CheckpointFacts:
     )
 
 
+def trained_on(model: str, revision: str | None = None, token: str | bool | None = None) -> str:
+    """The kinds of text in a checkpoint's training, in words; empty where no recipe says.
+
+    Args:
+        model: folder or repository.
+        revision: of a repository.
+        token: as everywhere in huggingface_hub.
+
+    Raises:
+        ValueError: a recipe that cannot be read.
+    """
+    path = Path(model, RECIPE)
+    if not path.parent.is_dir():
+        try:
+            path = Path(hf_hub_download(model, RECIPE, revision=revision, token=token))
+        except EntryNotFoundError:
+            return ""
+    stages = _stages(_read_recipe(path) or {}, Path(model).name)
+    kinds = dict.fromkeys(kind for stage in stages for kind in stage.kinds)
+    return ", ".join(_title(kind) for kind in kinds)
+
+
 def hub_id(name: str | None) -> str | None:
     """`name` where it is a repository's id and no folder here; local paths never reach a card."""
     if name is None or Path(name).exists():
@@ -171,6 +193,10 @@ def count_parameters(config: MemslotsConfig) -> dict[str, int]:
 
 def _set_id(kind: str) -> str | None:
     return ADAPTERS[kind].hub_id if kind in ADAPTERS else None
+
+
+def _title(kind: str) -> str:
+    return _GENERATED.get(kind) or (ADAPTERS[kind].title if kind in ADAPTERS else kind)
 
 
 def _read_results(path: Path, fingerprint: str | None) -> dict[str, Any] | None:
@@ -215,7 +241,7 @@ def _read_stated(path: Path) -> dict[str, Any]:
 
 def _stages(recipe: dict[str, Any], folder: str) -> Iterator[Stage]:
     """The stages that led to this checkpoint; none where the recipe leaves open which one it is."""
-    stages = {stage["name"]: stage for stage in recipe["compressor"]["stages"]}
+    stages = {stage["name"]: stage for stage in recipe.get("compressor", {}).get("stages", ())}
     names = list(stages)
     before = {
         name: stages[name].get("after") or (names[i - 1] if i else None)
@@ -241,8 +267,7 @@ def _stages(recipe: dict[str, Any], folder: str) -> Iterator[Stage]:
 def _in_words(source: dict[str, Any]) -> str:
     kind = source["kind"]
     dataset = _set_id(kind)
-    name = _GENERATED.get(kind) or (ADAPTERS[kind].title if kind in ADAPTERS else kind)
-    parts = [f"`{dataset}`" if dataset else name]
+    parts = [f"`{dataset}`" if dataset else _title(kind)]
     if "split" in source:
         parts.append(f"split {source['split']}")
     if "rows" in source:

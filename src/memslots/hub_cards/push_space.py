@@ -17,7 +17,7 @@ from huggingface_hub import CommitInfo, HfApi, SpaceCard
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from memslots.hub_cards import space
-from memslots.hub_cards.checkpoint_facts import CARD
+from memslots.hub_cards.checkpoint_facts import CARD, trained_on
 from memslots.hub_cards.hub_commit import (
     Commit,
     StagedFile,
@@ -98,7 +98,8 @@ def staged_space(
     check_repo_id(repo_id)
     commit = pinned(model, revision, token)
     told = {key: value for key, value in (("title", title), ("note", note)) if value is not None}
-    settings = Settings(model=model, revision=commit, **told)  # type: ignore[arg-type]
+    known = trained_on(model, commit, token)
+    settings = Settings(model=model, revision=commit, trained_on=known, **told)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="memslots-space-") as made:
         stage = Path(made)
         source = Path(space.__file__).parent

@@ -1,18 +1,22 @@
-"""Compressing once, and answering from the memory, from the full text and from nothing."""
+"""Compressing once, and answering from the memory, from the full text and from a control."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from memslots import verified
 
-FULL_TEXT, MEMORY, NO_CONTEXT = "Full text", "Memory", "No context"
-SOURCES = (FULL_TEXT, MEMORY, NO_CONTEXT)
+FULL_TEXT, MEMORY, CONTROL = "Full text", "Memory", "Control"
+SOURCES = (FULL_TEXT, MEMORY, CONTROL)
+
+TOKENS_A_STEP = 1024
+"""Encoder tokens between two reports of progress: enough for a full pass, seconds on a CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,40 +45,73 @@ class Answer:
     Args:
         source: one of `SOURCES`.
         text: the answer.
-        positions: decoder positions of the prompt, the memory or text in it included.
+        prompt_tokens: positions of the decoder's prompt, with the memory or the text in it.
+        kept_bytes: what is stored of the document: slots, or UTF-8 text.
         cache_bytes: of the KV cache at these positions, measured; None where the decoder keeps its
             state in another form.
-        slot_bytes: of the memory's slots, None without one.
         seconds: of generating.
         problem: why there is no answer.
     """
 
     source: str
     text: str = ""
-    positions: int | None = None
+    prompt_tokens: int | None = None
+    kept_bytes: int | None = None
     cache_bytes: int | None = None
-    slot_bytes: int | None = None
     seconds: float | None = None
     problem: str = ""
 
 
-def compress(model: Any, text: str, rate: int, earlier: Document | None = None) -> Document:
+def compress(
+    model: Any,
+    text: str,
+    rate: int,
+    question: str = "?",
+    max_new_tokens: int = 1,
+    earlier: Document | None = None,
+) -> Iterator[Document | tuple[int, int]]:
     """Compresses a text, or takes what `earlier` holds of it where that serves the rate too.
 
     Args:
         model: a `MemslotsModel`.
         text: the document.
         rate: encoder tokens per slot.
+        question: what has to fit the decoder beside the memory.
+        max_new_tokens: of its answer.
         earlier: the document compressed last.
+
+    Yields:
+        Segments compressed so far and all segments, while it works; at last the document.
+
+    Raises:
+        ValueError: a text that does not fit the decoder, before anything of it is encoded.
     """
-    if earlier is not None and earlier.text == text:
-        if earlier.memory.rate == rate:
-            return earlier
-        if earlier.encoded.coarsens_to(rate):
-            return replace(earlier, memory=earlier.encoded.at_rate(rate), report=None)
-    started = time.perf_counter()
-    memory = model.compress(text, rate=rate, progress=False)
-    return Document(text, memory, memory, time.perf_counter() - started)
+    if earlier is not None and earlier.text == text and earlier.encoded.coarsens_to(rate):
+        if earlier.memory.rate != rate:
+            earlier = replace(earlier, memory=earlier.encoded.at_rate(rate), report=None)
+        check_room(model, earlier.memory, question, max_new_tokens)
+        yield earlier
+        return
+    (spans,) = model.segment([text])
+    outline = model.outline([text], [spans], rate)
+    check_room(model, outline, question, max_new_tokens)
+    started, slots = time.perf_counter(), []
+    step = max(1, TOKENS_A_STEP // model.config.segment_length)
+    for first in range(0, len(spans), step):
+        yield first, len(spans)
+        slots.append(model.encode_spans(spans[first : first + step], rate, progress=False))
+    memory = replace(outline, slots=torch.cat(slots))
+    yield Document(text, memory, memory, time.perf_counter() - started)
+
+
+def check_room(model: Any, memory: Any, question: str, max_new_tokens: int) -> None:
+    """Refuses what the decoder cannot hold.
+
+    Raises:
+        ValueError: memory, question and answer are too long together.
+    """
+    rows = model.memory_rows(memory, [(0, model.processor.prompt(question=question))])
+    model.check_room(memory, rows, [0], {"max_new_tokens": max_new_tokens})
 
 
 def verify(model: Any, document: Document) -> Document:
@@ -93,71 +130,65 @@ def verify(model: Any, document: Document) -> Document:
     return replace(document, report=verified.report(checked, document.text))
 
 
-def warm_up(model: Any) -> None:
-    """Runs everything once, so that the first visitor's seconds are like everybody's."""
-    document = compress(model, "A few words.", min(model.config.compression_rates))
-    for _ in answer_all(model, document, "Who?", max_new_tokens=2):
-        pass
-
-
 def answer_all(
-    model: Any, document: Document, question: str, max_new_tokens: int
+    model: Any, document: Document, control: Document, question: str, max_new_tokens: int
 ) -> Iterator[Answer]:
-    """Answers one after the other, the memory's first; each is generated when it is asked for."""
-    yield from_memory(model, document.memory, question, max_new_tokens)
-    yield from_tokens(model, FULL_TEXT, document.text, question, max_new_tokens)
-    yield from_tokens(model, NO_CONTEXT, None, question, max_new_tokens)
+    """Answers one after the other, the memory's first; each is generated when it is asked for.
+
+    Args:
+        model: a `MemslotsModel`.
+        document: what the question is about.
+        control: another document; its memory shows what the decoder says without the right one.
+        question: of the visitor.
+        max_new_tokens: of each answer.
+    """
+    yield from_memory(model, MEMORY, document.memory, question, max_new_tokens)
+    yield from_text(model, document.text, question, max_new_tokens)
+    yield from_memory(model, CONTROL, control.memory, question, max_new_tokens)
 
 
-def from_memory(model: Any, memory: Any, question: str, max_new_tokens: int) -> Answer:
-    """The decoder's greedy answer from slots."""
+def from_memory(model: Any, source: str, memory: Any, question: str, most: int) -> Answer:
+    """The decoder's greedy answer from slots, of at most `most` tokens."""
     prompt = model.processor.prompt(question=question)
-    positions = model.memory_positions(memory)[0] + len(prompt.before) + len(prompt.after)
-
-    def generate() -> Any:
-        return model.generate(
-            memory=memory,
-            question=question,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-        )
-
-    if problem := _no_room(model, positions, max_new_tokens):
-        return Answer(MEMORY, positions=positions, slot_bytes=memory.nbytes, problem=problem)
-    text, output, seconds = _timed(model, generate)
-    cache = cache_bytes(output.past_key_values, positions)
-    return Answer(MEMORY, text, positions, cache, memory.nbytes, seconds)
+    length = model.memory_positions(memory)[0] + len(prompt.before) + len(prompt.after)
+    answer = Answer(source, prompt_tokens=length, kept_bytes=memory.nbytes)
+    generate = partial(model.generate, memory=memory, question=question)
+    return _generated(model, answer, generate, most)
 
 
-def from_tokens(
-    model: Any, source: str, context: str | None, question: str, max_new_tokens: int
-) -> Answer:
-    """The same decoder's greedy answer from tokens: the text and the question, or that alone."""
+def from_text(model: Any, text: str, question: str, most: int) -> Answer:
+    """The same decoder's greedy answer from the text itself."""
     processor, decoder = model.processor, model.decoder
-    prompt = processor.prompt(question=question, context=context)
+    prompt = processor.prompt(question=question, context=text)
     ids = [*prompt.before, *prompt.after]
-    if problem := _no_room(model, len(ids), max_new_tokens):
-        return Answer(source, positions=len(ids), problem=problem)
+    answer = Answer(FULL_TEXT, prompt_tokens=len(ids), kept_bytes=len(text.encode()))
     row = torch.tensor([ids], device=decoder.device)
+    ends = {"eos_token_id": processor.eos_ids} if processor.eos_ids else {}
 
-    def generate() -> Any:
-        return decoder.generate(
-            input_ids=row,
-            attention_mask=torch.ones_like(row),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=processor.pad_id,
-            return_dict_in_generate=True,
-            **({"eos_token_id": processor.eos_ids} if processor.eos_ids else {}),
-        )
-
-    text, output, seconds = _timed(model, generate, skip=len(ids))
-    return Answer(
-        source, text, len(ids), cache_bytes(output.past_key_values, len(ids)), None, seconds
+    mask, pad = torch.ones_like(row), processor.pad_id
+    generate = partial(
+        decoder.generate, input_ids=row, attention_mask=mask, pad_token_id=pad, **ends
     )
+    return _generated(model, answer, generate, most, skip=len(ids))
+
+
+def _generated(
+    model: Any, answer: Answer, generate: Callable[..., Any], most: int, skip: int = 0
+) -> Answer:
+    """`answer` with its text and costs; the first `skip` tokens that come back are the prompt's."""
+    length = answer.prompt_tokens or 0
+    limit = getattr(model.decoder.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(limit, int) and length + most > limit:
+        problem = f"Too long for this decoder: {length:,} prompt tokens, it reads {limit:,}."
+        return replace(answer, problem=problem)
+    started = time.perf_counter()
+    output = generate(
+        max_new_tokens=most, do_sample=False, num_beams=1, return_dict_in_generate=True
+    )
+    text = model.processor.decode(output.sequences[0, skip:]).strip()  # waits for the accelerator
+    seconds = time.perf_counter() - started
+    cache = cache_bytes(output.past_key_values, length)
+    return replace(answer, text=text, cache_bytes=cache, seconds=seconds)
 
 
 def cache_bytes(cache: Any, positions: int) -> int | None:
@@ -176,18 +207,3 @@ def cache_bytes(cache: Any, positions: int) -> int | None:
         held = keys.shape[-2]  # (rows, heads, positions, head size)
         total += (keys.nbytes + values.nbytes) * min(positions, held) // held
     return total
-
-
-def _timed(model: Any, generate: Callable[[], Any], skip: int = 0) -> tuple[str, Any, float]:
-    """The answer's text, what `generate` returned, and seconds; `skip` tokens are the prompt's."""
-    started = time.perf_counter()
-    output = generate()
-    text = model.processor.decode(output.sequences[0, skip:]).strip()  # waits for the accelerator
-    return text, output, time.perf_counter() - started
-
-
-def _no_room(model: Any, positions: int, max_new_tokens: int) -> str:
-    limit = getattr(model.decoder.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or positions + max_new_tokens <= limit:
-        return ""
-    return f"Too long for this decoder: {positions:,} positions, it reads {limit:,}."

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from memslots.chat import ChatMemory
 from memslots.modeling import MemslotsModel
 
 from .settings import Settings
 
 
-@dataclass(frozen=True)
-class Compressor:
-    """A checkpoint in hand.
-
-    Args:
-        model: a `MemslotsModel` with its decoder.
-        chat_memory: `memslots.ChatMemory`.
-    """
-
-    model: Any
-    chat_memory: type[Any] = ChatMemory
-
-
-def load_compressor(settings: Settings) -> Compressor:
-    """Loads the checkpoint's weights at the pinned revision; none of its code is run.
+def load_model(settings: Settings) -> Any:
+    """The checkpoint's weights at the pinned revision; none of its code is run.
 
     Raises:
         ValueError: a model of another kind.
@@ -49,4 +34,4 @@ def load_compressor(settings: Settings) -> Compressor:
     )
     if accelerated:
         model = model.to(torch.accelerator.current_accelerator())
-    return Compressor(model.eval())
+    return model.eval()

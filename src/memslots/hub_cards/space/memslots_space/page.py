@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
 
-from . import answers, conversation, documents, reading_back, views
+from memslots.chat import ChatMemory
+
+from . import answers, documents, reading_back, views
 from .answers import Document
-from .conversation import Conversation
-from .loading import Compressor
+from .examples import examples
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,195 +30,15 @@ SESSIONS = 200
 LITTER_SECONDS = 300
 """Files that were sent past the page, and never read, are deleted after this time."""
 
-MODEL_AT_WORK = "model"
-"""All events that run the model wait for one another: it is one model."""
+KEEP_LAST = 8
+"""Turns of a chat that are read as text; older ones are compressed too, by `ChatMemory`."""
 
-_ENABLED_WHEN_FILLED = """
-(...values) => ({__type__: "update", interactive: values.every((v) => v && v.trim() !== "")})
-"""
-
-_CHANGED = """
-(text, status) => {
-  let mark = 0;
-  for (let i = 0; i < text.length; i++) mark = (Math.imul(mark, 31) + text.charCodeAt(i)) >>> 0;
-  if (!status || status.includes(`data-text="${mark}"`)) return {__type__: "update"};
-  const next = text.trim() ? "Changed. Compress it, or just ask." : "Paste a text, or upload one.";
-  return {__type__: "update", value: `<p class="hint">${next}</p>`};
+HEAVY: Any = {
+    "concurrency_id": "model",  # all events that run the model wait for one another: it is one
+    "concurrency_limit": 1,
+    "api_visibility": "private",
 }
-"""
-"""Shows that the document is no longer the one that was compressed; see `views.mark`."""
-
-
-def build_page(compressor: Compressor, settings: Settings) -> gr.Blocks:
-    """The page for one checkpoint.
-
-    Args:
-        compressor: the checkpoint.
-        settings: texts and limits.
-    """
-    do = _Actions(compressor, settings)
-    examples = json.loads((HERE / "examples.json").read_text("utf-8"))
-    rates = sorted(compressor.model.config.compression_rates)
-    with gr.Blocks(
-        title=settings.title,
-        analytics_enabled=False,
-        delete_cache=(LITTER_SECONDS, LITTER_SECONDS),
-    ) as page:
-        document = gr.State(None, time_to_live=SESSION_SECONDS)
-        talk = gr.State(None, time_to_live=SESSION_SECONDS)
-        gr.Markdown(_heading(settings), elem_classes="heading")
-        with gr.Row():
-            with gr.Column(scale=5, min_width=300):
-                text = gr.Textbox(
-                    examples[0]["text"],
-                    label="Document",
-                    lines=8,
-                    max_lines=14,
-                    max_length=settings.max_characters,
-                    elem_id="document",
-                    info=f"Up to {settings.max_characters:,} characters",
-                )
-                with gr.Row():
-                    upload = gr.UploadButton(
-                        f"Upload {', '.join(documents.SUFFIXES)}",
-                        file_types=list(documents.SUFFIXES),
-                        size="sm",
-                        min_width=90,
-                        elem_id="upload",
-                    )
-                    chosen = [
-                        gr.Button(example["label"], size="sm", min_width=90, elem_id=f"example-{i}")
-                        for i, example in enumerate(examples)
-                    ]
-                rate = gr.Radio(
-                    [(f"{value}×", value) for value in rates],
-                    value=rates[0],
-                    label="Rate",
-                    info="Tokens of the document that one memory slot stands for",
-                    elem_id="rate",
-                )
-                press = gr.Button("Compress", variant="primary", elem_id="compress")
-                status = gr.HTML(elem_id="status")
-            with gr.Column(scale=7, min_width=300), gr.Tabs(overflow_behavior="wrap"):
-                with gr.Tab("Ask"):
-                    question = gr.Textbox(
-                        examples[0]["question"],
-                        label="Question",
-                        max_length=documents.MAX_QUESTION,
-                        elem_id="question",
-                    )
-                    ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                    shown = gr.HTML(views.cards([], rates[0]), elem_id="answers")
-                    gr.HTML(views.hint(_COSTS))
-                with gr.Tab("Segments"):
-                    gr.HTML(views.hint(_VERIFY))
-                    check = gr.Button("Verify", variant="primary", elem_id="verify")
-                    coloured = gr.HTML(elem_id="segments")
-                with gr.Tab("Read back"):
-                    gr.HTML(views.hint(_READ_BACK))
-                    back = gr.Button("Read back", variant="primary", elem_id="read-back")
-                    restored = gr.HTML(elem_id="restored")
-                with gr.Tab("Chat"):
-                    gr.HTML(views.hint(_CHAT))
-                    turns = gr.Chatbot(
-                        show_label=False,
-                        height=320,
-                        render_markdown=False,
-                        feedback_options=None,
-                        buttons=[],
-                        placeholder="Ask, then ask again.",
-                        elem_id="turns",
-                    )
-                    message = gr.Textbox(
-                        label="Message", max_length=documents.MAX_QUESTION, elem_id="message"
-                    )
-                    with gr.Row():
-                        send = gr.Button(
-                            "Send", variant="primary", interactive=False, elem_id="send"
-                        )
-                        clear = gr.Button("New chat", elem_id="clear")
-                    used = gr.HTML(elem_id="used")
-        gr.HTML(views.hint(_PRIVACY))
-
-        heavy: dict[str, Any] = {
-            "concurrency_id": MODEL_AT_WORK,
-            "concurrency_limit": 1,
-            "api_visibility": "private",
-        }
-        light: dict[str, Any] = {
-            "queue": False, "show_progress": "hidden", "api_visibility": "private"
-        }  # fmt: skip
-        taken = [text, rate, document]
-        made = [document, status, coloured]
-        gr.on(
-            [page.load, press.click, rate.input],
-            do.compress,
-            taken,
-            made,
-            show_progress_on=status,
-            **heavy,
-        )
-        gr.on(
-            [ask.click, question.submit],
-            do.ask,
-            [*taken, question],
-            [*made, shown],
-            show_progress_on=shown,
-            **heavy,
-        )
-        check.click(do.verify, taken, made, show_progress_on=coloured, **heavy)
-        back.click(do.read_back, taken, [*made, restored], show_progress_on=restored, **heavy)
-        gr.on(
-            [send.click, message.submit],
-            do.talk,
-            [*taken, talk, turns, message],
-            [*made, talk, turns, message, used],
-            show_progress_on=used,
-            **heavy,
-        )
-        gr.on([clear.click, turns.clear], _new_chat, None, [talk, turns, used], **light)
-        upload.upload(do.upload, [upload, rate], [text, *made], show_progress_on=status, **heavy)
-        for button, example in zip(chosen, examples, strict=True):
-            button.click(
-                lambda example=example: (example["text"], example["question"]),
-                None,
-                [text, question],
-                **light,
-            ).then(do.compress, taken, made, show_progress_on=status, **heavy)
-        js: dict[str, Any] = {"js": _ENABLED_WHEN_FILLED, **light}
-        text.change(None, [text, status], status, js=_CHANGED, **light)
-        text.change(None, text, press, **js)
-        text.change(None, text, check, **js)
-        text.change(None, text, back, **js)
-        gr.on([text.change, question.change], None, [text, question], ask, **js)
-        gr.on([text.change, message.change], None, [text, message], send, **js)
-    page.queue(max_size=settings.queue, api_open=False)
-    return page
-
-
-def serve(page: gr.Blocks, settings: Settings, **launch: Any) -> Any:
-    """Starts the page; nothing is sent anywhere else, and nothing is kept.
-
-    Args:
-        page: what `build_page` made.
-        settings: its limits.
-        launch: further arguments of `Blocks.launch`, such as `server_port`.
-    """
-    return page.launch(
-        share=False,
-        show_error=False,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        state_session_capacity=SESSIONS,
-        pwa=False,
-        footer_links=[],
-        max_file_size=documents.max_upload_bytes(settings.max_characters),
-        theme=_theme(),
-        css_paths=HERE / "page.css",
-        **launch,
-    )
+LIGHT: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def _theme() -> gr.themes.Base:
@@ -235,103 +56,283 @@ def _theme() -> gr.themes.Base:
     )
 
 
-class _Actions:
-    """What the page's events do; a mistake becomes a line on the page, never a stack trace."""
+Shown = dict[Any, Any]
+"""What an event changes: components and their new values."""
 
-    def __init__(self, compressor: Compressor, settings: Settings):
-        self.compressor = compressor
-        self.settings = settings
 
-    def compress(self, text: str, rate: int, document: Document | None) -> tuple:
-        """Compresses the document: new state, status line and coloured text."""
-        try:
-            return self._made(self._document(text, rate, document))
-        except Exception as error:
-            return self._not_made(error)
+class Page:
+    """Components, and the events between them; a mistake becomes a line, never a stack trace.
 
-    def ask(self, text: str, rate: int, document: Document | None, question: str) -> Iterator:
-        """Compresses where needed, then shows each answer as it comes."""
-        try:
-            question = documents.check_question(question)
-            document = self._document(text, rate, document)
-            made, answered = self._made(document), []
-            yield *made, views.cards([], rate, waiting=True)
-            given = answers.answer_all(
-                self.compressor.model, document, question, self.settings.max_new_tokens
-            )
-            for answer in given:
-                answered.append(answer)
-                yield *made, views.cards(answered, rate, waiting=True)
-            yield *made, views.cards(answered, rate)
-        except Exception as error:
-            yield gr.skip(), gr.skip(), gr.skip(), views.notice(problem(error))
+    Args:
+        model: a `MemslotsModel` with its decoder.
+        settings: texts and limits.
 
-    def verify(self, text: str, rate: int, document: Document | None) -> tuple:
-        """Compresses where needed, and marks in the text what the slots do not give back."""
-        try:
-            document = self._document(text, rate, document)
-            return self._made(answers.verify(self.compressor.model, document))
-        except Exception as error:
-            return gr.skip(), gr.skip(), views.notice(problem(error))
+    The first example is answered when the page is made, so that visitors see answers at once.
+    """
 
-    def read_back(self, text: str, rate: int, document: Document | None) -> tuple:
-        """Compresses where needed, and reconstructs."""
-        try:
-            document = self._document(text, rate, document)
-            found = reading_back.read_back(
-                self.compressor.model, document, self.settings.max_segments_read_back
-            )
-            return *self._made(document), views.reconstruction(found, rate)
-        except Exception as error:
-            return gr.skip(), gr.skip(), gr.skip(), views.notice(problem(error))
+    def __init__(self, model: Any, settings: Settings):
+        self.model, self.settings = model, settings
+        self.examples = examples(settings.trained_on)
+        self.rates = sorted(model.config.compression_rates)
+        self.kept = {e.text: self._at_once(e.text, self.rates[0]) for e in self.examples}
+        with gr.Blocks(
+            title=settings.title,
+            analytics_enabled=False,
+            delete_cache=(LITTER_SECONDS, LITTER_SECONDS),
+        ) as self.blocks:
+            self._lay_out()
+            self._connect()
+        self.blocks.queue(max_size=settings.queue, api_open=False)
+
+    def serve(self, **launch: Any) -> Any:
+        """Starts the page; nothing is sent anywhere else, and nothing is kept.
+
+        Args:
+            launch: further arguments of `Blocks.launch`, such as `server_port`.
+        """
+        return self.blocks.launch(
+            share=False,
+            show_error=False,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            state_session_capacity=SESSIONS,
+            pwa=False,
+            footer_links=[],
+            max_file_size=documents.max_upload_bytes(self.settings.max_characters),
+            theme=_theme(),
+            css_paths=HERE / "page.css",
+            **launch,
+        )
+
+    def _lay_out(self) -> None:
+        settings, first, rate = self.settings, self.examples[0], self.rates[0]
+        question, document = first.questions[0], self.kept[first.text]
+        control = self._control(first.text, rate)
+        for tokens in (2, settings.max_new_tokens):  # once to warm up: seconds are shown
+            found = list(answers.answer_all(self.model, document, control, question, tokens))
+        self.document = gr.State(None, time_to_live=SESSION_SECONDS)
+        self.chat = gr.State(None, time_to_live=SESSION_SECONDS)
+        gr.Markdown(f"# {settings.title}", elem_classes="heading")
+        self.headline = gr.HTML(views.headline(found, document, question), elem_id="headline")
+        on_hub = not Path(settings.model).is_dir()
+        at = f"@{settings.revision[:7]}" if settings.revision else ""
+        link = f"Checkpoint: [{settings.model}{at}](https://huggingface.co/{settings.model})."
+        gr.Markdown(f"{_WHAT} {settings.note} {link if on_hub else ''}", elem_classes="heading")
+        with gr.Row():
+            self.asked = [
+                gr.Dataset(
+                    components=["textbox"],
+                    samples=[[question] for question in example.questions],
+                    label=example.label,
+                    elem_id=f"example-{i}",
+                    min_width=240,
+                )
+                for i, example in enumerate(self.examples)
+            ]
+        with gr.Row():
+            with gr.Column(scale=5, min_width=300):
+                self.text = gr.Textbox(
+                    first.text,
+                    label="Document",
+                    lines=8,
+                    max_lines=14,
+                    elem_id="document",
+                    info=f"Up to {settings.max_characters:,} characters",
+                )
+                kinds = list(documents.SUFFIXES)
+                self.upload = gr.UploadButton(
+                    f"Upload {', '.join(kinds)}", file_types=kinds, size="sm", elem_id="upload"
+                )
+                self.rate = gr.Radio(
+                    [(f"{value}×", value) for value in self.rates],
+                    value=rate,
+                    label="Rate",
+                    info="Tokens of the document that one memory slot stands for",
+                    elem_id="rate",
+                )
+                status = views.compressed(document, self._warning(first.text))
+                self.status = gr.HTML(status, elem_id="status")
+            with gr.Column(scale=7, min_width=300), gr.Tabs(overflow_behavior="wrap"):
+                with gr.Tab("Ask"):
+                    with gr.Row(equal_height=True):
+                        self.question = gr.Textbox(
+                            question, label="Question", scale=4, min_width=200, elem_id="question"
+                        )
+                        self.ask_button = gr.Button("Ask", variant="primary", elem_id="ask")
+                    cards = views.cards(found, document, question)
+                    self.answers = gr.HTML(cards, elem_id="answers")
+                    gr.HTML(views.hint(_COSTS))
+                    self.picture = gr.HTML(self._picture(document), elem_id="picture")
+                with gr.Tab("Verify"):
+                    gr.HTML(views.hint(_VERIFY))
+                    self.verify_button = gr.Button("Verify", elem_id="verify")
+                    self.report = gr.HTML(elem_id="report")
+                with gr.Tab("Read back"):
+                    gr.HTML(views.hint(_READ_BACK))
+                    self.read_back_button = gr.Button("Read back", elem_id="read-back")
+                    self.restored = gr.HTML(elem_id="restored")
+                with gr.Tab("Chat"):
+                    gr.HTML(views.hint(_CHAT))
+                    self.turns = gr.Chatbot(
+                        show_label=False,
+                        height=320,
+                        render_markdown=False,
+                        feedback_options=None,
+                        buttons=[],
+                        placeholder="Ask, then ask again.",
+                        elem_id="turns",
+                    )
+                    self.message = gr.Textbox(label="Message", elem_id="message")
+                    with gr.Row():
+                        self.send = gr.Button("Send", elem_id="send")
+                        self.clear = gr.Button("New chat", elem_id="clear")
+                    self.used = gr.HTML(elem_id="used")
+        gr.HTML(views.hint(_PRIVACY))
+
+    def _connect(self) -> None:
+        ask = self.ask, [self.question], [self.answers, self.headline]
+        chat = [self.chat, self.turns, self.message]
+        self._on(self.rate.input, self.compress)
+        self._on(self.ask_button.click, *ask)
+        self._on(self.question.submit, *ask)
+        self._on(self.verify_button.click, self.verify, changed=[self.report])
+        self._on(self.read_back_button.click, self.read_back, changed=[self.restored])
+        self._on(self.send.click, self.talk, chat, [self.used, *chat])
+        self._on(self.message.submit, self.talk, chat, [self.used, *chat])
+        self._on(self.upload.upload, self.read, [self.upload], [self.status, self.text])
+        for dataset, example in zip(self.asked, self.examples, strict=True):
+            fill = partial(lambda text, sample: (text, sample[0]), example.text)
+            chosen = dataset.click(fill, dataset, [self.text, self.question], **LIGHT)
+            self._on(chosen.then, *ask)
+        restart = {"inputs": None, "outputs": [self.chat, self.turns, self.used], **LIGHT}
+        gr.on([self.clear.click, self.turns.clear], lambda: (None, [], ""), **restart)
+        now = [self.text, self.rate, self.question]
+        js = (HERE / "page.js").read_text("utf-8")
+        js = js.replace("MOST", str(self.settings.max_characters))
+        self.text.change(None, [*now, self.status], self.status, js=js, **LIGHT)
+        shown: list[Any] = [self.status, self.headline, self.answers, self.picture, self.report]
+        shown += [self.restored, self.used, self.rate, self.question]
+        gr.on([each.change for each in shown], None, now, None, js=js, **LIGHT)
+
+    def _on(self, event: Any, action: Callable, taken: Any = (), changed: Any = ()) -> None:
+        """Runs a generator of `Shown` on an event; what goes wrong is said in `changed[0]`."""
+        place = changed[0] if changed else self.status
+
+        def run(*values: Any) -> Iterator[Shown]:
+            try:
+                yield from action(*values)
+            except Exception as error:
+                yield {place: views.notice(problem(error))}
+
+        taken = [self.text, self.rate, self.document, *taken]
+        changed = list(dict.fromkeys([self.document, self.status, self.picture, *changed]))
+        event(run, taken, changed, show_progress_on=place, **HEAVY)
+
+    def compress(
+        self, text: str, rate: int, document: Document | None, question: str = "?"
+    ) -> Generator[Shown, None, Document]:
+        """Compresses what is not yet compressed at this rate, segment by segment."""
+        text = documents.check_document(text, self.settings.max_characters)
+        if document is None or document.text != text:
+            document = self.kept.get(text)
+        most = self.settings.max_new_tokens
+        for step in answers.compress(self.model, text, rate, question, most, document):
+            if isinstance(step, tuple):
+                yield {self.status: views.progress(*step)}
+            else:
+                document = step
+        assert document is not None
+        yield {
+            self.document: document,
+            self.status: views.compressed(document, self._warning(text)),
+            self.picture: self._picture(document),
+        }
+        return document
+
+    def ask(
+        self, text: str, rate: int, document: Document | None, question: str
+    ) -> Iterator[Shown]:
+        """Shows each answer as it comes, and then what they show."""
+        question = documents.check_question(question)
+        document = yield from self.compress(text, rate, document, question)
+        yield {self.answers: views.cards([], document, question)}
+        control, found = self._control(text, rate), []
+        most = self.settings.max_new_tokens
+        for answer in answers.answer_all(self.model, document, control, question, most):
+            found.append(answer)
+            yield {self.answers: views.cards(found, document, question)}
+        yield {self.headline: views.headline(found, document, question)}
+
+    def verify(self, text: str, rate: int, document: Document | None) -> Iterator[Shown]:
+        """Marks in the text what the slots do not give back."""
+        document = yield from self.compress(text, rate, document)
+        document = answers.verify(self.model, document)
+        yield {self.document: document, self.report: views.report(document)}
+
+    def read_back(self, text: str, rate: int, document: Document | None) -> Iterator[Shown]:
+        """Reconstructs the document."""
+        document = yield from self.compress(text, rate, document)
+        most = self.settings.max_segments_read_back
+        found = reading_back.read_back(self.model, document, most)
+        yield {self.restored: views.reconstruction(found, document)}
 
     def talk(
         self,
         text: str,
         rate: int,
         document: Document | None,
-        talk: Conversation | None,
+        chat: tuple[Any, ChatMemory] | None,
         turns: list[dict[str, Any]],
         message: str,
-    ) -> tuple:
+    ) -> Iterator[Shown]:
         """One more turn; another document or rate begins a new conversation."""
-        try:
-            message = documents.check_question(message)
-            document = self._document(text, rate, document)
-            if talk is None or not conversation.is_about(talk, document):
-                talk, turns = conversation.converse(self.compressor, document), []
-            answer = conversation.reply(talk, message, self.settings.max_new_tokens)
-            turns = [
-                *turns,
-                {"role": "user", "content": message},
-                {"role": "assistant", "content": answer or "(an empty answer)"},
-            ]
-            used = views.hint(
-                f"{views.plural(len(turns) // 2, 'question')}, the document compressed once. "
-                f"Memory and turns take {talk.chat.positions:,} decoder positions."
-            )
-            return *self._made(document), talk, turns, "", used
-        except Exception as error:
-            kept = [gr.skip()] * 6
-            return *kept, views.notice(problem(error))
+        message = documents.check_question(message)
+        document = yield from self.compress(text, rate, document, message)
+        about = (document.text, rate)
+        if chat is None or chat[0] != about:
+            memory = ChatMemory(self.model, keep_last=KEEP_LAST, rate=rate)
+            memory.memory = document.memory
+            chat, turns = (about, memory), []
+        most = self.settings.max_new_tokens
+        answer = chat[1].ask(message, max_new_tokens=most, do_sample=False, num_beams=1)
+        turns = [
+            *turns,
+            {"role": "user", "content": message},
+            {"role": "assistant", "content": answer or "(an empty answer)"},
+        ]
+        yield {
+            self.chat: chat,
+            self.turns: turns,
+            self.message: "",
+            self.used: views.chatted(document, len(turns) // 2, chat[1].positions),
+        }
 
-    def upload(self, path: str, rate: int) -> tuple:
-        """The uploaded text, compressed, or why it is not read."""
-        try:
-            text = documents.read_upload(path, self.settings.max_characters)
-            return text, *self._made(self._document(text, rate, None))
-        except Exception as error:
-            return gr.skip(), *self._not_made(error)
+    def read(self, _: str, rate: int, document: Document | None, path: str) -> Iterator[Shown]:
+        """The text of an uploaded file, compressed."""
+        text = documents.read_upload(path, self.settings.max_characters)
+        yield {self.text: text}
+        yield from self.compress(text, rate, document)
 
-    def _document(self, text: str, rate: int, document: Document | None) -> Document:
-        text = documents.check_document(text, self.settings.max_characters)
-        return answers.compress(self.compressor.model, text, rate, document)
+    def _at_once(self, text: str, rate: int, earlier: Document | None = None) -> Document:
+        *_, document = answers.compress(self.model, text, rate, earlier=earlier)
+        assert isinstance(document, Document)
+        return document
 
-    def _made(self, document: Document) -> tuple:
-        return document, views.compressed(document), views.segments(document)
+    def _control(self, text: str, rate: int) -> Document:
+        """Another document than `text`: the first example, or the second."""
+        other = next(e.text for e in self.examples if e.text != text)
+        return self._at_once(other, rate, self.kept[other])
 
-    def _not_made(self, error: Exception) -> tuple:
-        return gr.skip(), views.notice(problem(error)), gr.skip()
+    def _picture(self, document: Document) -> str:
+        return views.picture(document, self.model.processor.encoder_text.backend)
+
+    def _warning(self, text: str) -> str:
+        """Says that the compressor may not know such texts; nothing about those that it knows."""
+        trained_on = self.settings.trained_on
+        alike = [e.text for e in self.examples if e.is_like(trained_on)]
+        return _UNLIKE.format(trained_on) if trained_on and text not in alike else ""
 
 
 def problem(error: Exception) -> str:
@@ -345,33 +346,21 @@ def problem(error: Exception) -> str:
     return "This did not work. Try again, or with another text."
 
 
-def _new_chat() -> tuple:
-    return None, [], ""
-
-
-def _heading(settings: Settings) -> str:
-    note = f"\n\n{settings.note}" if settings.note else ""
-    return f"# {settings.title}\n\n{_WHAT} {_source(settings)}{note}"
-
-
-def _source(settings: Settings) -> str:
-    if Path(settings.model).is_dir():
-        return ""
-    at = f"@{settings.revision[:7]}" if settings.revision else ""
-    return f"Checkpoint: [{settings.model}{at}](https://huggingface.co/{settings.model})."
-
-
 _WHAT = (
     "The document is compressed once into a few memory slots, which a frozen language model reads "
     "in place of the text."
 )
+_UNLIKE = (
+    "This compressor was trained on {}. From other texts its answers may be wrong: compare them "
+    "with the full text and the control."
+)
 _COSTS = (
-    "Positions: what the decoder reads before it answers. KV cache: what it holds for them while "
-    "answering. Slots: what is kept of the document."
+    "The control answers from the memory of another document: where it gives the same answer, the "
+    "answer is a guess. The KV cache is what the decoder holds of the prompt while it answers."
 )
 _VERIFY = (
-    "Verify: the decoder reads the text once beside the slots, and marks every token that it would "
-    "not get back from them."
+    "The decoder reads the text once beside the slots, and marks every token that it would not get "
+    "back from them."
 )
 _READ_BACK = "The decoder writes the document again, from its slots alone."
 _CHAT = "Many turns over one memory: the document is not compressed again."

@@ -6,21 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, NamedTuple
 
 from .answers import Document
 
 RIGHT, WRONG, MISSING = "right", "wrong", "missing"
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of the text.
-
-    Args:
-        text: of the reconstruction, or of the source where `kind` is missing.
-        kind: `RIGHT`, `WRONG` (not in the source here) or `MISSING` (in the source only).
-    """
+class Piece(NamedTuple):
+    """A stretch of the text, of the source where `kind` is `MISSING`, else of what came back."""
 
     text: str
     kind: str
@@ -81,8 +75,8 @@ def compare(tokenizer: Any, source: str, produced: str) -> tuple[list[Piece], in
     Returns:
         The pieces in reading order, how many of the source's tokens are right, and how many it has.
     """
-    wanted, source_at = _tokens(tokenizer, source)
-    found, produced_at = _tokens(tokenizer, produced)
+    wanted, source_at = tokens_of(tokenizer, source)
+    found, produced_at = tokens_of(tokenizer, produced)
     pieces: list[Piece] = []
     right = 0
     matcher = SequenceMatcher(None, wanted, found, autojunk=False)
@@ -96,7 +90,7 @@ def compare(tokenizer: Any, source: str, produced: str) -> tuple[list[Piece], in
     return [piece for piece in pieces if piece.text], right, len(wanted)
 
 
-def _tokens(tokenizer: Any, text: str) -> tuple[Sequence[int], list[int]]:
+def tokens_of(tokenizer: Any, text: str) -> tuple[Sequence[int], list[int]]:
     """Token ids, and where in the text each one starts; the last number is the text's length."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
     starts = [start for start, _ in encoding.offsets]

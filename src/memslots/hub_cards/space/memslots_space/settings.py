@@ -25,6 +25,8 @@ class Settings:
         revision: its commit; what is not pinned may change under the Space, code included.
         title: the page's heading.
         note: a line under it, for what this checkpoint can and cannot do.
+        trained_on: the checkpoint's training texts in words; other texts get a warning. Empty where
+            the checkpoint does not say.
         max_characters: longest document.
         max_new_tokens: longest answer, in tokens.
         max_segments_read_back: segments that one press of "Read back" reconstructs.
@@ -35,6 +37,7 @@ class Settings:
     revision: str | None = None
     title: str = "Ask a compressed document"
     note: str = ""
+    trained_on: str = ""
     max_characters: int = 20_000
     max_new_tokens: int = 64
     max_segments_read_back: int = 8
@@ -71,9 +74,10 @@ def read_settings(path: Path, variables: Mapping[str, str] = os.environ) -> Sett
     for name, kind in known.items():
         value = variables.get(f"{PREFIX}{name.upper()}")
         if value:
-            told[name] = _whole_number(name, value) if kind == "int" else value
+            told[name] = int(value) if kind == "int" and value.isdecimal() else value
     if told.get("model", given.get("model")) != given.get("model"):
-        given.pop("revision", None)  # it was the other checkpoint's
+        for name in ("revision", "trained_on"):  # they were the other checkpoint's
+            given.pop(name, None)
     settings = replace(Settings(model="none"), **{"model": "", **given, **told})
     if settings.revision is None and not Path(settings.model).is_dir():
         logger.warning(
@@ -81,10 +85,3 @@ def read_settings(path: Path, variables: Mapping[str, str] = os.environ) -> Sett
             settings.model,
         )
     return settings
-
-
-def _whole_number(name: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"{PREFIX}{name.upper()} must be a whole number, got {value!r}.") from None

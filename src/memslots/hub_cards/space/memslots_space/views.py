@@ -1,20 +1,21 @@
-"""What the page shows, as HTML.
-
-All text goes through `Markup.format`, which escapes it, or through a report, which does so too.
-"""
+"""What the page shows, as HTML: all text is escaped by `Markup.format`, or by a report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
 
-from .answers import MEMORY, SOURCES, Answer, Document
-from .reading_back import MISSING, RIGHT, WRONG, ReadBack
+from .answers import CONTROL, FULL_TEXT, MEMORY, SOURCES, Answer, Document
+from .reading_back import MISSING, RIGHT, WRONG, ReadBack, tokens_of
 
 COLOURS = 4
 """Classes `s0` to `s3` of the style sheet, taken in turn by segments."""
+
+MOST_TOKENS = 160
+"""That are drawn above their slots; segments after these are counted."""
 
 _TAGS = {RIGHT: "span", WRONG: "mark", MISSING: "del"}
 
@@ -36,34 +37,27 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'s' * (count != 1)}"
 
 
-def notice(message: str) -> str:
+def notice(message: str) -> Markup:
     """A mistake and what to do about it."""
-    return str(Markup('<p class="notice" role="alert">{}</p>').format(message))
+    return Markup('<p class="notice" role="alert">{}</p>').format(message)
 
 
-def hint(message: str) -> str:
+def hint(message: str) -> Markup:
     """A quiet line."""
-    return str(Markup('<p class="hint">{}</p>').format(message))
+    return Markup('<p class="hint">{}</p>').format(message)
 
 
-def compressed(document: Document) -> str:
-    """What compressing made of the document."""
-    memory = document.memory
-    tokens, slots = sum(memory.n_tokens), sum(memory.n_slots)
-    lost = sum(memory.unknown_tokens)
-    parts = [
-        plural(len(memory.segments), "segment"),
-        f"{readable_bytes(memory.nbytes)} of slots",
-        f"encoded once, in {document.seconds:.2f} s",
-    ]
-    if lost:
-        parts.append(f"{plural(lost, 'token')} unknown to the encoder and lost")
-    return str(
-        Markup(
-            '<p class="compressed" role="status" data-text="{}"><b>{} → {}</b><br>{}</p>'
-        ).format(
-            mark(document.text), plural(tokens, "token"), plural(slots, "slot"), " · ".join(parts)
-        )
+def progress(done: int, total: int) -> Markup:
+    """How far compressing has come."""
+    said = hint(f"Compressing {done:,} of {plural(total, 'segment')}")
+    return Markup('{}<progress max="{}" value="{}"></progress>').format(said, total, done)
+
+
+def about(document: Document, shown: Markup, question: str | None = None) -> Markup:
+    """`shown` with what it is about: the browser dims it once text, rate or question are others."""
+    asked = Markup("") if question is None else Markup(' data-question="{}"').format(question)
+    return Markup('<div data-text="{}" data-rate="{}"{}>{}</div>').format(
+        mark(document.text), document.memory.rate, asked, shown
     )
 
 
@@ -76,110 +70,127 @@ def mark(text: str) -> int:
     return found
 
 
-def cards(answers: Sequence[Answer], rate: int, waiting: bool = False) -> str:
-    """The answers side by side, in the order of `SOURCES`.
-
-    Args:
-        answers: those that are there.
-        rate: of the memory.
-        waiting: whether the others are on their way.
-    """
-    by_source: Mapping[str, Answer] = {answer.source: answer for answer in answers}
-    most = max((answer.positions or 0 for answer in answers), default=0)
-    shown = Markup("").join(
-        _card(source, by_source.get(source), rate, most, waiting) for source in SOURCES
-    )
-    return str(Markup('<div class="cards">{}</div>').format(shown))
+def compressed(document: Document, warning: str) -> Markup:
+    """What compressing made of the document, and why its answers may be wrong."""
+    memory, lost = document.memory, sum(document.memory.unknown_tokens)
+    text_bytes = readable_bytes(len(document.text.encode()))
+    said = f"{text_bytes} of text became {readable_bytes(memory.nbytes)} of slots"
+    said += f", encoded once in {document.seconds:.2f} s"
+    if lost:
+        said += f"; {plural(lost, 'token')} unknown to the encoder and lost"
+    warned = Markup('<p class="warning">{}</p>').format(warning) if warning else Markup("")
+    return about(document, hint(f"{said}.") + warned)
 
 
-def _card(source: str, answer: Answer | None, rate: int, most: int, waiting: bool) -> Markup:
-    kind = source.lower().replace(" ", "-")
-    name = f"{source}, rate {rate}" if source == MEMORY else source
-    if answer is None:
-        said = Markup('<p class="answer quiet">{}</p>').format("…" if waiting else "–")
-    elif answer.problem:
-        said = Markup('<p class="answer problem">{}</p>').format(answer.problem)
-    elif not answer.text:
-        said = Markup('<p class="answer quiet">(an empty answer)</p>')
+def headline(answers: Sequence[Answer], document: Document, question: str) -> Markup:
+    """What the answers show, in one sentence that is true of them."""
+    by_source = {answer.source: answer for answer in answers}
+    memory, full, control = (by_source[source] for source in (MEMORY, FULL_TEXT, CONTROL))
+    instead = f"instead of {full.prompt_tokens:,}"
+    if full.problem:
+        said = f"{instead}, which this decoder cannot read"
+    elif memory.text != full.text:
+        said = f"{instead}, a different answer"
+    elif memory.text == control.text:
+        said = f"{instead}, same answer, but the control gives it too"
     else:
-        said = Markup('<p class="answer">{}</p>').format(answer.text)
-    return Markup('<section class="card {}"><h3>{}</h3>{}{}</section>').format(
-        kind, name, said, _costs(answer, most) if answer else ""
-    )
+        said = f"{instead}, same answer"
+    shown = Markup('<p class="headline" role="status"><b>{:,} prompt tokens</b> {}</p>')
+    return about(document, shown.format(memory.prompt_tokens, said), question)
+
+
+def cards(answers: Sequence[Answer], document: Document, question: str) -> Markup:
+    """The answers side by side, in the order of `SOURCES`; those that are missing are awaited."""
+    by_source = {answer.source: answer for answer in answers}
+    most = max((answer.prompt_tokens or 0 for answer in answers), default=0)
+    shown = Markup("").join(_card(source, by_source.get(source), most) for source in SOURCES)
+    return about(document, Markup('<div class="cards">{}</div>').format(shown), question)
+
+
+def _card(source: str, answer: Answer | None, most: int) -> Markup:
+    if answer is None:
+        kind, said = "quiet", "…"
+    elif answer.problem:
+        kind, said = "problem", answer.problem
+    else:
+        kind, said = ("", answer.text) if answer.text else ("quiet", "(an empty answer)")
+    shown = Markup('<section class="card {}"><h3>{}</h3><p class="answer {}">{}</p>{}</section>')
+    costs = _costs(answer, most) if answer else ""
+    return shown.format(source.lower().replace(" ", "-"), source, kind, said, costs)
 
 
 def _costs(answer: Answer, most: int) -> Markup:
-    rows: list[tuple[str, str]] = []
-    if answer.positions is not None:
-        rows.append(("positions", f"{answer.positions:,}"))
-    if answer.slot_bytes is not None:
-        rows.append(("slots, kept", readable_bytes(answer.slot_bytes)))
+    length, seconds = answer.prompt_tokens or 0, answer.seconds
+    kept = "text, kept" if answer.source == FULL_TEXT else "slots, kept"
+    rows = {"prompt tokens": f"{length:,}", kept: readable_bytes(answer.kept_bytes or 0)}
     if answer.cache_bytes is not None:
-        rows.append(("KV cache", readable_bytes(answer.cache_bytes)))
-    if answer.seconds is not None:
-        rows.append(("seconds", f"{answer.seconds:.2f}"))
-    share = 100 * (answer.positions or 0) / most if most else 0
-    bar = Markup('<div class="bar" aria-hidden="true"><i style="width:{}%"></i></div>').format(
-        f"{share:.1f}"
+        rows["KV cache"] = readable_bytes(answer.cache_bytes)
+    if seconds is not None:
+        rows["seconds"] = f"{seconds:.2f}"
+    row = Markup("<div><dt>{}</dt><dd>{}</dd></div>")
+    return Markup('<div class="bar"><i style="width:{:.1f}%"></i></div><dl>{}</dl>').format(
+        100 * length / most, Markup("").join(row.format(*each) for each in rows.items())
     )
-    listed = Markup("").join(
-        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*row) for row in rows
-    )
-    return Markup("{}<dl>{}</dl>").format(bar, listed)
 
 
-def segments(document: Document) -> str:
-    """The text in its segments, a colour each; or where the slots lose it, once that is known."""
-    if document.report is not None:
-        return document.report.to_html(whole_page=False)
-    memory = document.memory
-    shown = Markup("").join(
-        Markup('<span class="segment s{}"><sup>{}</sup>{}</span>').format(
-            i % COLOURS, i + 1, document.text[segment.start : segment.end]
+def picture(document: Document, tokenizer: Any) -> Markup:
+    """The document's tokens, and below those of each segment its slots.
+
+    Args:
+        document: what was compressed.
+        tokenizer: the encoder's, a `tokenizers.Tokenizer`.
+    """
+    memory, drawn, parts = document.memory, 0, Markup("")
+    for i, segment in enumerate(memory.segments):
+        drawn += segment.tokens
+        if i and drawn > MOST_TOKENS:
+            break
+        source = document.text[segment.start : segment.end]
+        tokens = [source[a:b] for a, b in pairwise(tokens_of(tokenizer, source)[1])]
+        parts += Markup('<div class="segment s{}"><p>{}</p><p class="slots">{}</p></div>').format(
+            i % COLOURS, _in_turn("span", tokens), _in_turn("i", [""] * segment.slots)
         )
-        for i, segment in enumerate(memory.segments)
-    )
-    counts = _each(memory.segments)
-    return str(Markup('<p class="hint">{}</p><div class="text">{}</div>').format(counts, shown))
+    tokens_and_slots = sum(memory.n_tokens), sum(memory.n_slots)
+    head = f"{plural(tokens_and_slots[0], 'token')} → {plural(tokens_and_slots[1], 'slot')}"
+    left_out = len(memory.segments) - i if i and drawn > MOST_TOKENS else 0
+    tail = plural(len(memory.segments), "segment")
+    tail += ", each compressed by itself" if len(memory.segments) > 1 else ", compressed as one"
+    tail += f"; {left_out:,} not drawn." if left_out else "."
+    shown = Markup('<div class="picture"><b>{}</b>{}{}</div>')
+    return about(document, shown.format(head, parts, hint(tail)))
 
 
-def _each(found: Sequence[Any]) -> str:
-    if len(found) == 1:
-        return (
-            f"One segment: {plural(found[0].tokens, 'token')} became "
-            f"{plural(found[0].slots, 'slot')}."
-        )
-    most = max(segment.tokens for segment in found)
-    return (
-        f"{plural(len(found), 'segment')} of at most {plural(most, 'token')}, each compressed by "
-        "itself."
-    )
+def _in_turn(tag: str, texts: Sequence[str]) -> Markup:
+    """An element for each text, with its place in the animation, from 0 to 1, as `--at`."""
+    shown = Markup('<{0} style="--at:{1:.2f}">{2}</{0}>')
+    return Markup("").join(shown.format(tag, i / len(texts), text) for i, text in enumerate(texts))
 
 
-def reconstruction(found: ReadBack, rate: int) -> str:
+def report(document: Document) -> Markup:
+    """Where the slots lose the text."""
+    return about(document, Markup(document.report.to_html(whole_page=False)))
+
+
+def chatted(document: Document, questions: int, prompt_tokens: int) -> Markup:
+    """What the conversation takes of the decoder's prompt."""
+    said = f"{plural(questions, 'question')}, the document compressed once. Memory and turns take "
+    return about(document, hint(f"{said}{prompt_tokens:,} prompt tokens."))
+
+
+def reconstruction(found: ReadBack, document: Document) -> Markup:
     """The text as the decoder reads it back, with what is wrong and what is missing marked."""
     share = found.right / found.total if found.total else 0.0
     head = Markup(
-        '<p class="compressed"><b>{} of {} tokens come back</b> ({}, in order) at rate {}, in {} s'
-        "</p>"
-    ).format(f"{found.right:,}", f"{found.total:,}", f"{share:.0%}", rate, f"{found.seconds:.1f}")
-    key = Markup(
+        "<p><b>{:,} of {:,} tokens come back</b> ({:.0%}, in order), in {:.1f} s</p>"
         '<p class="hint"><mark>red</mark> is not in the text, <del>struck out</del> is missing.</p>'
-    )
-    parts = []
+    ).format(found.right, found.total, share, found.seconds)
+    parts = Markup("")
     for i, pieces in enumerate(found.segments):
-        text = Markup("").join(
-            Markup("<{0}>{1}</{0}>").format(_TAGS[piece.kind], piece.text) for piece in pieces
-        )
         number = Markup("<sup>{}</sup>").format(i + 1) if len(found.segments) > 1 else ""
-        parts.append(Markup('<span class="read">{}{}</span>').format(number, text))
-    more = (
-        Markup('<p class="hint">{}</p>').format(
-            f"{plural(found.left_out, 'more segment')} not read back here."
-        )
-        if found.left_out
-        else ""
-    )
-    return str(
-        Markup('{}{}<div class="text">{}</div>{}').format(head, key, Markup("").join(parts), more)
-    )
+        parts += number
+        for piece in pieces:
+            parts += Markup("<{0}>{1}</{0}>").format(_TAGS[piece.kind], piece.text)
+    left_out = f"{plural(found.left_out, 'more segment')} not read back here."
+    more = hint(left_out) if found.left_out else ""
+    shown = Markup('{}<div class="text">{}</div>{}').format(head, parts, more)
+    return about(document, shown)
