@@ -27,13 +27,12 @@ from transformers import AutoModelForCausalLM
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.converters_memslots import convert
 from memslots.modeling.decoders_memslots import per_layer_inputs, reading
-from memslots.modeling.distillation_memslots import divergence, teach
-from memslots.modeling.encoders_memslots import first_layers_config
+from memslots.modeling.encoders_memslots import first_layers_config, pool_groups
 from memslots.modeling.layout_memslots import TASKS
-from memslots.modeling.pooling_memslots import pool_groups
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.collator import CompressorBatch
 from memslots.trainer.decoder_checkpointing import decoder_checkpointing
+from memslots.trainer.distillation import Teacher, teach
 from memslots.trainer.slot_cache import is_cacheable
 
 _CALL_SECONDS = 1e-5  # of an operation, however small
@@ -208,7 +207,7 @@ def _fake_step(
     device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
     with torch.device("meta"), _default_dtype(dtype):
         for part in (config.encoder_config, config.decoder_config):
-            part.dtype = dtype
+            part.dtype = dtype  # type: ignore[union-attr]
         model = MemslotsModel(config)
         reader = AutoModelForCausalLM.from_config(config.decoder_config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), _default_dtype(dtype):
@@ -271,7 +270,7 @@ def _fake_loss(
     converted, _ = convert(model.converter, slots)
     vectors = torch.cat([model.markers, converted])
     total = vectors.new_zeros(())
-    taught = []
+    taught: list[Teacher | None] = []
     for read in shape.taught:
         if read is None:
             taught.append(None)
@@ -289,7 +288,7 @@ def _fake_loss(
         embeds = torch.where(
             (ids > 0).unsqueeze(-1), vectors[ids], reader.get_input_embeddings()(ids)
         )
-        options = {"use_cache": False, "logits_to_keep": read.targets + 1}
+        options: dict[str, Any] = {"use_cache": False, "logits_to_keep": read.targets + 1}
         per_layer = per_layer_inputs(reader, ids)
         if per_layer is not None:
             options["per_layer_inputs"] = per_layer
@@ -299,7 +298,7 @@ def _fake_loss(
         targets = torch.zeros(len(logits), dtype=torch.long)
         total = total + functional.cross_entropy(logits.float(), targets, reduction="sum")
         if teacher is not None:
-            total = total + divergence(logits, teacher)
+            total = total + teacher.divergence(logits)
     return total
 
 
