@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "memslots"
 
 # A room may import itself and rooms of a lower level: modeling, embedding_map <- verified, chat,
-# making, configuration, data, cramming <- trainer, evaluation, serving <- hub_cards <- cli.
+# making, configuration, data, cramming, smollm2 <- checkpoints <- trainer, evaluation, serving
+# <- hub_cards <- cli.
 LEVELS = {
     "modeling": 0,
     "verified": 1,
@@ -21,21 +22,21 @@ LEVELS = {
     "sent_memories": 0,
     "compiling": 1,
     "prefix": 1,
-    "smollm2": 0,
-    "checkpoints": 1,
+    "smollm2": 1,
+    "checkpoints": 2,
     "extras": 0,
     "interruption": 0,
     "writing": 0,
     "configuration": 1,
     "data": 1,
     "cramming": 1,
-    "tools": 2,
-    "trainer": 2,
-    "evaluation": 2,
-    "serving": 2,
-    "integrations": 3,
-    "hub_cards": 3,
-    "cli": 4,
+    "tools": 3,
+    "trainer": 3,
+    "evaluation": 3,
+    "serving": 3,
+    "integrations": 4,
+    "hub_cards": 4,
+    "cli": 5,
 }
 # Modules at the package's top that may import any room below the given level.
 TOP_LEVEL_MODULES = {"__init__": LEVELS["cli"], "__main__": LEVELS["cli"] + 1}
