@@ -1,6 +1,6 @@
 """Answers word by word, and answers while an event loop goes on with other work.
 
-    pip install memslots
+    pip install -e .  # in a checkout
     python examples/stream_and_async.py
 
 `generate` takes the streamers of transformers. It needs a thread of its own, since it returns when

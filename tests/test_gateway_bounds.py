@@ -13,11 +13,11 @@ import time
 import httpx
 import pytest
 from loopback import served
-from memslots.modeling.literals_memslots import DETECTORS
 from test_gateway import CHAT, asking, give_up, limited, refused, until
 from tiny_models import TEXTS
 
 from memslots.interruption import EVERY
+from memslots.modeling.texts_memslots import DETECTORS
 from memslots.serving.server import gateway_server
 from memslots.serving.shelf import ProcessShelf, StoreShelf
 from memslots.serving.store import MemoryStore

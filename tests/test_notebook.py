@@ -57,8 +57,9 @@ def test_its_cells_run(notebook, zoo, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "In which city does the person live? Lagos\nHow old is the person? 34\n" in said
     # Of the embedded checkpoint's own demonstration: the slots are read, the control says nothing.
-    assert names["score"]["slots, rate 4"] >= 5
-    assert names["score"]["another's slots"] <= 1
+    assert names["score"]["memory, rate 4"] >= 5
+    control = [n for name, n in names["score"].items() if name.startswith("control")]
+    assert max(control) <= 1
     assert names["trainer"].state.global_step > 1
     assert names["after"] < names["before"]
     assert MemslotsModel.from_pretrained("my_compressor").fingerprint == names["kept"].fingerprint

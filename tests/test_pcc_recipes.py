@@ -166,7 +166,7 @@ def test_a_stage_touches_nothing_of_those_it_does_not_run(zoo, data_dir, tmp_pat
             stage["adapt"]["decoder"] = "nobody/has-this-decoder"
         if packaged[stage["name"]].get("by_name_only"):
             stage["by_name_only"] = True
-    with pytest.raises(OSError, match="nobody/has-this-decoder"):
+    with pytest.raises(OSError, match=r"nobody/has-this-decoder|couldn't connect"):
         plan_recipe(recipe, machine=SLOW, stage="adapt")
     (plan,) = plan_recipe(recipe, machine=SLOW, stage="pretrain")
     assert (plan.name, plan.after) == ("pretrain", "warmup")

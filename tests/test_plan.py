@@ -83,9 +83,10 @@ def test_a_budget_without_some_steps_is_refused_and_the_least_named(zoo, texts, 
     with pytest.raises(ValueError, match=r"budget is too small: a step of stage") as told:
         plan_that_fits(recipes)
     minutes = float(re.search(r"--budget (\d+)m", str(told.value))[1])
+    positions, segment_length = batch_sizes(on_gpu=False)[-1]
     recipe = own_recipe(
         zoo.folder("llama", "decoder"), texts, minutes=minutes, encoder_layers=1,
-        positions=32, segment_length=32,
+        positions=positions, segment_length=segment_length,
     )  # fmt: skip
     recipe["compressor"]["stages"] = recipe["compressor"]["stages"][2:3]
     assert plan_that_fits([recipe])[0] is recipe

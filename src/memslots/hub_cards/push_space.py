@@ -35,7 +35,7 @@ SETTINGS, PAGE = "space.json", "memslots_space"
 SDK = "gradio"
 MESSAGE = "Upload memslots Space"
 
-_CARRIED = ("__init__.py", "chat.py", "modeling", "verified")
+_CARRIED = ("__init__.py", "chat.py", "interruption.py", "modeling", "verified")
 """Of this package, what the page calls; there is no memslots to install where a Space runs."""
 
 

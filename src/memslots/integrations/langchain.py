@@ -4,13 +4,15 @@
     chat = MemoryChat(model=model, store=store)
     chat.about(retriever.invoke("Who signed?")).invoke("Who signed?")
 
-Needs `pip install "memslots[langchain]"` (langchain-core 1).
+Needs `pip install -e ".[langchain]"` in a checkout (langchain-core 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from memslots.extras import install_extra
 
 try:
     from langchain_core.callbacks import CallbackManagerForLLMRun, CallbackManagerForRetrieverRun
@@ -28,7 +30,7 @@ try:
 except ImportError as error:  # pragma: no cover - an environment without the extra
     raise ImportError(
         f"memslots.integrations.langchain needs langchain-core ({error}): "
-        "pip install 'memslots[langchain]'."
+        f"{install_extra('langchain')}."
     ) from error
 
 from memslots.modeling import Memory, MemslotsModel

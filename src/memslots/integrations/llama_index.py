@@ -4,7 +4,7 @@
     llm = MemoryLLM(model=model, store=store)
     llm.about(retriever.retrieve("Who signed?")).complete("Who signed?")
 
-Needs `pip install "memslots[llama-index]"` (llama-index-core).
+Needs `pip install -e ".[llama-index]"` in a checkout (llama-index-core).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from memslots.extras import install_extra
 
 try:
     from llama_index.core.bridge.pydantic import Field
@@ -29,7 +31,7 @@ try:
 except ImportError as error:  # pragma: no cover - an environment without the extra
     raise ImportError(
         f"memslots.integrations.llama_index needs llama-index-core ({error}): "
-        "pip install 'memslots[llama-index]'."
+        f"{install_extra('llama-index')}."
     ) from error
 
 from memslots.modeling import Memory, MemslotsModel

@@ -176,6 +176,8 @@ class SavedModel(PreTrainedModel):
                     f"({self.config.decoder_name_or_path or 'bundled'}), the given one has "
                     f"{actual}; attach that decoder, or train the compressor for yours."
                 )
+        if self.config.encoder_layers is not None:
+            fold_adapter(decoder)
         sample = self.config.decoder_fingerprint
         if sample is not None and has_other_weights(decoder, sample):
             warnings.warn(
@@ -192,7 +194,6 @@ class SavedModel(PreTrainedModel):
 
     def _share_layers(self, decoder: PreTrainedModel) -> None:
         """Put the decoder's own first layers under the encoder's adapter, without a copy."""
-        fold_adapter(decoder)
         base = first_layers(decoder, self.config.encoder_layers)
         self._put_under_adapter(base, type(decoder).__name__)
         for name, parameter in base.named_parameters():
