@@ -7,7 +7,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["MEMSLOTS_MODEL"] = "tiny"  # what commands take by default, SmolLM2 installed or not
+os.environ["MEMSLOTS_CHECKPOINT"] = "tiny"  # the default, SmolLM2 there or not
 # Processes side by side would write the code of remote models over one another's, and trackio
 # reads its folder's name when it is first imported, by whichever test that is.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="memslots-modules-")

@@ -126,7 +126,7 @@ def test_tiny_reads_its_notes(run):
 
 
 def test_without_smollm2_it_says_so_and_takes_tiny(run, monkeypatch, tmp_path):
-    monkeypatch.delenv("MEMSLOTS_MODEL")
+    monkeypatch.delenv("MEMSLOTS_CHECKPOINT")
     monkeypatch.setenv("MEMSLOTS_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm2, "packaged_gguf", lambda: None)
     monkeypatch.setattr(smollm2, "_on_hub", lambda: False)

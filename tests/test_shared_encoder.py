@@ -61,6 +61,23 @@ def test_the_encoder_is_the_decoders_own_layers_without_a_copy(zoo, family, tmp_
     torch.testing.assert_close(loaded.compress(TEXTS, rate=2).slots, memory.slots)
 
 
+def test_another_precision_has_the_same_fingerprint(zoo, tmp_path):
+    """Whatever it is loaded in, and after the mode was changed: no weight has."""
+    model = tell_apart(shared(zoo)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    stated = model.fingerprint
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        loaded = MemslotsModel.from_pretrained(tmp_path, dtype=dtype)
+        assert loaded.fingerprint == stated
+        assert loaded.train().eval().fingerprint == stated
+    loaded = MemslotsModel.from_pretrained(tmp_path)
+    loaded.compress(TEXTS[0], rate=2).save(tmp_path / "memory.safetensors")
+    model.eval().load_memory(tmp_path / "memory.safetensors")
+    with torch.no_grad():
+        loaded.group_pool.bias += 1
+    assert loaded.fingerprint != stated
+
+
 def test_a_checkpoint_holds_no_weight_of_the_decoder(zoo, tmp_path):
     from safetensors import safe_open
 

@@ -26,7 +26,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         help="Folder or Hub repository, or smol or tiny, which come with the package. Default: "
-        "MEMSLOTS_MODEL, or smol where SmolLM2 is available, else tiny.",
+        "MEMSLOTS_CHECKPOINT, or smol where SmolLM2 is available, else tiny.",
     ),
 ]
 Revision = Annotated[
@@ -141,7 +141,7 @@ def resolve_model(model: str | None) -> str:
         ValueError: No embedded checkpoint in this installation, or a path that is no folder.
         FileNotFoundError: `smol` is named, and SmolLM2 is not to be had.
     """
-    model = model or os.environ.get("MEMSLOTS_MODEL")
+    model = model or os.environ.get("MEMSLOTS_CHECKPOINT")
     if model is None:
         model, why = default_checkpoint()
         if why is not None:

@@ -194,6 +194,7 @@ class SavedModel(PreTrainedModel):
 
     def _share_layers(self, decoder: PreTrainedModel) -> None:
         """Put the decoder's own first layers under the encoder's adapter, without a copy."""
+        trusted = self._fingerprint == (self._weight_versions(), self._stated)
         base = first_layers(decoder, self.config.encoder_layers)
         self._put_under_adapter(base, type(decoder).__name__)
         for name, parameter in base.named_parameters():
@@ -201,6 +202,8 @@ class SavedModel(PreTrainedModel):
                 parameter.data = parameter.data.to(self.markers.dtype)
         if is_quantized(decoder):  # other slots, so another fingerprint than the stated
             self._fingerprint = None
+        elif trusted and self._stated is not None:  # the base is no part of what it stands for
+            self._trust_fingerprint(self._stated)
         mark_initialized(base)
         base.train(self.training)
 

@@ -143,14 +143,17 @@ def plan_that_fits(
             f"batch, and {free / 2**30:.1f} GiB are free; free some, or take a smaller decoder or "
             "fewer encoder_layers."
         )
-    for plan in plans:
-        if plan.steps is not None and plan.steps < _LEAST_STEPS and plan.seconds:
-            factor = _LEAST_STEPS / max(plan.seconds / plan.step_seconds, 1e-9)
-            minutes = factor * sum(p.seconds or 0 for p in plans) / 60
+    # The stage whose time is shortest for its steps says how long all of them must be.
+    timed = [(p.seconds, p) for p in plans if p.steps is not None and p.seconds]
+    if timed:
+        seconds, shortest = min(timed, key=lambda each: each[0] / each[1].step_seconds)
+        fits = seconds / shortest.step_seconds
+        if fits < _LEAST_STEPS:
+            minutes = _LEAST_STEPS / fits * sum(each for each, _ in timed) / 60
             raise ValueError(
-                f"the budget is too small: a step of stage {plan.name!r} takes about "
-                f"{plan.step_seconds:.1f} s on this machine, so that {plan.steps} fit into its "
-                f"{plan.seconds / 60:.1f} minutes, and it needs {_LEAST_STEPS}; give "
+                f"the budget is too small: a step of stage {shortest.name!r} takes about "
+                f"{shortest.step_seconds:.1f} s on this machine, so that {fits:.0f} fit into its "
+                f"{seconds / 60:.1f} minutes, and it needs {_LEAST_STEPS}; give "
                 f"--budget {-(-minutes // 5) * 5:.0f}m or more."
             )
     return recipe, plans
