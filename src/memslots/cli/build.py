@@ -55,6 +55,16 @@ def info(
         out.print(rich_report(results))
 
 
+DecoderArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--decoder-arg",
+        metavar="KEY=VALUE",
+        help="For the decoder's from_pretrained, such as gguf_file=model.gguf. May be repeated.",
+    ),
+]
+
+
 def init(
     encoder: Annotated[
         str,
@@ -67,14 +77,7 @@ def init(
         list[str] | None,
         typer.Option("--encoder-arg", metavar="KEY=VALUE", help="Argument of its from_pretrained."),
     ] = None,
-    decoder_args: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--decoder-arg",
-            metavar="KEY=VALUE",
-            help="Argument of its from_pretrained, such as gguf_file=model.gguf. May be repeated.",
-        ),
-    ] = None,
+    decoder_args: DecoderArgs = None,
     dtype: Dtype = None,
 ) -> None:
     """Make a new, untrained compressor from two pretrained models."""
@@ -125,14 +128,7 @@ def train(
     decoder: Annotated[
         str | None, typer.Option(help="With own: the folder or repository of your LLM.")
     ] = None,
-    decoder_args: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--decoder-arg",
-            metavar="KEY=VALUE",
-            help="With own: for its from_pretrained, such as gguf_file=model.gguf; repeatable.",
-        ),
-    ] = None,
+    decoder_args: DecoderArgs = None,
     texts: Annotated[
         Path | None, typer.Option(help="With own: a file or folder with your documents.")
     ] = None,

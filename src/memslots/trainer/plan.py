@@ -152,7 +152,7 @@ def plan_that_fits(
             minutes = _LEAST_STEPS / fits * sum(each for each, _ in timed) / 60
             raise ValueError(
                 f"the budget is too small: a step of stage {shortest.name!r} takes about "
-                f"{shortest.step_seconds:.1f} s on this machine, so that {fits:.0f} fit into its "
+                f"{shortest.step_seconds:.1f} s on this machine, so that {int(fits)} fit into its "
                 f"{seconds / 60:.1f} minutes, and it needs {_LEAST_STEPS}; give "
                 f"--budget {-(-minutes // 5) * 5:.0f}m or more."
             )
