@@ -56,3 +56,10 @@ def test_the_readme_states_what_the_card_states():
     row = re.search(r"\| memory, rate 8 \| [\d.]+ \| ([\d.]+%) \|.*", card)
     assert row[0] in readme
     assert f"**{row[1]} of questions right" in readme
+
+
+def test_the_readme_states_what_the_curve_of_smol_ends_with():
+    lines = (ASSETS / "smol" / "curve.jsonl").read_text("utf-8").splitlines()
+    held_out = [line["held out"] for line in map(json.loads, lines) if "held out" in line][-1]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"repeats {held_out['r2/64'][1]:.0%} of an unseen book's tokens" in readme
