@@ -244,7 +244,8 @@ def test_every_family_of_the_matrix_is_among_the_supported_models():
 def test_the_readme_number_is_the_measured_one():
     results = json.loads((ROOT / "src/memslots/assets/tiny/results.json").read_text("utf-8"))
     said = re.search(
-        r"\*\*([\d.]+)% of questions right from (\d+) prompt tokens\*\*.* takes (\d+): .* rate (\d+)",
+        r"\*\*([\d.]+)% of questions right from (\d+) prompt tokens\*\*"
+        r".* takes (\d+): .* rate (\d+)",
         (ROOT / "README.md").read_text("utf-8"),
     )
     share, positions, full, rate = said.groups()
