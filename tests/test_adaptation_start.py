@@ -7,6 +7,7 @@ import torch
 from tiny_models import byte_bpe, unigram, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lab.capacity import latent_converters  # noqa: F401, which adds the autoencoder
 from memslots import MemslotsModel
 from memslots.embedding_map import fit_embedding_map, shared_tokens
 from memslots.making import merge_encoder, new_compressor

@@ -12,6 +12,7 @@ from memslots.modeling.converters_memslots import Converter
 from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.modeling.layout_memslots import ANSWER, COMPLETION, RECONSTRUCTION, Prompt, Row
 from memslots.modeling.memory_memslots import slots_for
+from memslots.trainer.losses import TaskLosses
 
 ANSWERS = ["Lagos", "Carmen Moss, and there are twenty seven", "because it rained"]
 
@@ -46,7 +47,8 @@ def test_loss_is_equation_5(model, weight):
     with torch.no_grad():
         without = {k: v for k, v in inputs.items() if k not in ("labels", "task_ids")}
         logits = model(**without).logits
-        output = model(**inputs, task_weights=(1 - weight, weight, 0.0))
+        output = model(**inputs, criterion=TaskLosses((1 - weight, weight, 0.0)))
+        plain = model(**inputs)
     means = []
     for task in (RECONSTRUCTION, COMPLETION, ANSWER):
         losses = [
@@ -60,6 +62,7 @@ def test_loss_is_equation_5(model, weight):
     assert output.task_losses.tolist() == pytest.approx(means, rel=1e-4)
     expected = (1 - weight) * means[RECONSTRUCTION] + weight * means[COMPLETION]
     assert output.loss.item() == pytest.approx(expected, rel=1e-4)
+    assert plain.loss.item() == pytest.approx(sum(means), rel=1e-4)
     assert means[RECONSTRUCTION] != pytest.approx(means[COMPLETION], rel=5e-4)
 
 
@@ -84,12 +87,12 @@ def test_accumulation_changes_nothing(zoo):
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
     inputs = task_inputs(model)
-    whole = model(**inputs, task_weights=weights)
+    whole = model(**inputs, criterion=TaskLosses(weights))
     expected = gradients(whole.loss)
     parts = []
     for rows in ([0], [1, 4], [2, 3]):
         part = {k: v if k.startswith("segment") else v[rows] for k, v in inputs.items()}
-        parts.append(model(**part, task_weights=weights, task_totals=whole.task_counts))
+        parts.append(model(**part, criterion=TaskLosses(weights, whole.task_counts)))
     total = sum(part.loss for part in parts)
     assert total.item() == pytest.approx(whole.loss.item(), rel=1e-5)
     assert sum(part.task_counts for part in parts).tolist() == whole.task_counts.tolist()
@@ -145,9 +148,9 @@ def test_compressor_learns_and_decoder_stays(zoo, encoder):
 def test_rows_without_targets_cost_nothing(model):
     inputs = task_inputs(model)
     inputs["labels"] = torch.full_like(inputs["labels"], -100)
-    output = model(**inputs)
-    assert output.loss.item() == 0
-    assert output.loss.requires_grad
+    for output in (model(**inputs), model(**inputs, criterion=TaskLosses())):
+        assert output.loss.item() == 0
+        assert output.loss.requires_grad
     assert output.task_counts.tolist() == [0, 0, 0]
 
 

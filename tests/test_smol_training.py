@@ -14,6 +14,7 @@ from lab.smol.slots import Slots, _Head
 from lab.smol.tasks import CLOZE, COMPLETE, RECALL, Tasks
 from lab.smol.train import arguments, load_slots, load_trained, train
 from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
+from memslots.trainer.losses import TaskLosses
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def test_a_compressor_with_these_weights_is_the_same(slots, decoder):
             segment_attention_mask=torch.ones(1, 16, dtype=torch.long),
             segment_rates=torch.tensor([rate]),
             **inputs,
+            criterion=TaskLosses(),
         )
         rebuilt = slots.reconstruct(torch.tensor([ids]), rate)
         completed = slots.complete(torch.tensor([ids]), torch.tensor([following]), rate)

@@ -20,12 +20,9 @@ from memslots.embedding_map import fit_embedding_map, shared_tokens
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
 from memslots.modeling.converters_memslots import (
-    AnyConverter,
     Converter,
     LinearConverter,
     ResidualConverter,
-    SlotNorm,
-    VariationalConverter,
 )
 from memslots.modeling.decoders_memslots import weights_sample
 from memslots.modeling.encoders_memslots import (
@@ -240,38 +237,29 @@ def match_scales(model: MemslotsModel) -> None:
 
 
 @torch.no_grad()
-def draw_converter(converter: AnyConverter, scale: float) -> None:
+def draw_converter(converter: nn.Module, scale: float) -> None:
     """New weights of a converter, such that what it gives has the standard deviation `scale`.
 
     A `ResidualConverter` gives slots as they are instead: of those that lie among the decoder's
     embeddings, the decoder reads what it knows from the first step.
     """
-    nn.init.ones_(converter.norm.weight)
+    if hasattr(converter, "draw"):  # one that was added to `CONVERTERS`
+        converter.draw(scale)  # type: ignore[operator]
+        return
+    nn.init.ones_(converter.norm.weight)  # type: ignore[arg-type]
     if isinstance(converter, LinearConverter):
-        _draw(converter.map, scale)
+        draw_linear(converter.map, scale)
     elif isinstance(converter, Converter):
-        _draw(converter.up, 1.0)
+        draw_linear(converter.up, 1.0)
         # The second moment of GELU of a unit normal variable is 0.425.
-        _draw(converter.down, scale / math.sqrt(0.425))
+        draw_linear(converter.down, scale / math.sqrt(0.425))
         if isinstance(converter, ResidualConverter):
             nn.init.eye_(converter.skip.weight)
             nn.init.zeros_(converter.down.weight)
-    else:
-        _draw(converter.to_latent, 1.0)
-        gain = 1.0
-        for part in converter.hidden:
-            if isinstance(part, SlotNorm):
-                part.reset_parameters()
-            elif isinstance(part, nn.Linear):
-                _draw(part, gain)
-            elif isinstance(part, nn.ReLU):  # which halves the second moment
-                gain = math.sqrt(2)
-        _draw(converter.down, gain * scale)
-        if isinstance(converter, VariationalConverter):
-            _draw(converter.to_log_variance, 0.1)
 
 
-def _draw(layer: nn.Linear, gain: float) -> None:
+def draw_linear(layer: nn.Linear, gain: float) -> None:
+    """New weights, such that unit normal inputs give outputs of the standard deviation `gain`."""
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
     nn.init.zeros_(layer.bias)
 

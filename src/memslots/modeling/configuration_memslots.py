@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .converters_memslots import CONVERTERS
 from .encoders_memslots import POOLED
 from .layout_memslots import max_positions
 from .texts_memslots import check_detectors
@@ -37,16 +38,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "pooling": ("memory_tokens", *POOLED, "sentence"),
     "memory_positions": ("after", "spread"),
     "pool_unit": ("sentence", "paragraph", "text"),
-    "converter_type": ("mlp", "linear", "residual", "autoencoder", "vae"),
 }
 """Allowed values of fields that name one of a few ways."""
 
-_LATENT = ("converter_type", ("autoencoder", "vae"))
-
 ONLY_WITH: dict[str, tuple[Any, tuple[str, tuple[str, ...]]]] = {
-    "converter_layers": (1, _LATENT),
-    "converter_regularization": (False, _LATENT),
-    "latent_size": (None, _LATENT),
     "pool_hidden_size": (None, ("pooling", ("groups",))),
     "memory_positions": ("after", ("pooling", ("memory_tokens",))),
     "bundle_encoder": (True, ("pooling", ("sentence",))),
@@ -55,8 +50,6 @@ ONLY_WITH: dict[str, tuple[Any, tuple[str, tuple[str, ...]]]] = {
 
 AT_LEAST_1 = (
     "segment_length",
-    "converter_layers",
-    "latent_size",
     "converter_hidden_size",
     "pool_hidden_size",
     "encoder_layers",
@@ -126,13 +119,7 @@ class MemslotsConfig(PreTrainedConfig):
         bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
             encoder may be read from `encoder_name_or_path` instead.
         converter_type: "mlp" (PCC), "linear" (the sentence-pools article's adapter), "residual"
-            (PCC's beside a linear map), or the AIRI report's "autoencoder" and "vae".
-        converter_layers: linear layers from the latent to the decoder, of an autoencoder or a vae.
-        converter_regularization: whether these layers have BatchNorm and Dropout.
-        converter_dropout: share of values that this Dropout leaves out.
-        latent_size: width of the latent, by default that of a slot.
-        kl_weight: what the divergence of a vae's latents from N(0, 1), in nats a slot, counts in
-            the loss while training (0.1 in the report's code).
+            (PCC's beside a linear map), or another name of `converters_memslots.CONVERTERS`.
         decoder_lora: `{"r", "alpha", "dropout", "target_modules"}` of a small LoRA on the decoder,
             which is kept with the compressor and acts only while a memory is read; None for none.
         memory_positions: position ids of the memory tokens: "after" the segment's tokens (PCC), or
@@ -175,11 +162,6 @@ class MemslotsConfig(PreTrainedConfig):
     train_encoder: bool = False
     bundle_encoder: bool = True
     converter_type: str = "mlp"
-    converter_layers: int = 1
-    converter_regularization: bool = False
-    converter_dropout: float = 0.2
-    latent_size: int | None = None
-    kl_weight: float = 0.1
     decoder_lora: dict | None = None
     memory_positions: str = "after"
     literals: str | list[str] | tuple[str, ...] | None = None
@@ -224,7 +206,7 @@ class MemslotsConfig(PreTrainedConfig):
                 f"compression rate {rates[-1]} is coarser than one slot a segment of {length} "
                 "tokens; use rates up to segment_length."
             )
-        for name, choices in CHOICES.items():
+        for name, choices in {**CHOICES, "converter_type": tuple(CONVERTERS)}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}."
@@ -236,12 +218,6 @@ class MemslotsConfig(PreTrainedConfig):
                     f"{' and '.join(map(repr, choices))}, and this one is "
                     f"{getattr(self, other)!r}; leave it out."
                 )
-        if not 0 <= self.converter_dropout < 1:
-            raise ValueError(
-                f"converter_dropout must be at least 0 and below 1, got {self.converter_dropout}."
-            )
-        if not 0 <= self.kl_weight < float("inf"):
-            raise ValueError(f"kl_weight must be 0 or more and finite, got {self.kl_weight}.")
         check_detectors(self.literals, names_only=True)
         if self.plain_prompt.count("{question}") != 1:
             raise ValueError(

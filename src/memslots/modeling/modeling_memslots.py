@@ -6,10 +6,10 @@ and before `processing_memslots` and `memory_memslots`.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import SavedModel
 from .configuration_memslots import MemslotsConfig
-from .converters_memslots import build_converter, convert
+from .converters_memslots import CONVERTERS, convert
 from .decoders_memslots import (
     DecoderLora,
     LoraUp,
@@ -49,8 +49,8 @@ from .encoders_memslots import (
     token_batches,
 )
 from .layout_memslots import (
+    ANSWER,
     IGNORE,
-    RECONSTRUCTION,
     TASKS,
     Prompt,
     Row,
@@ -69,22 +69,36 @@ class MemslotsOutput(ModelOutput):
     """What `MemslotsModel.forward` returns.
 
     Args:
-        loss: scalar, the weighted sum of all losses.
-        task_losses: `(3,)`, mean loss per target token of reconstruction, completion and answers.
-        task_counts: `(3,)`, target tokens of each task in this batch.
+        loss: scalar; with labels alone.
         logits: `(rows, length, vocabulary)`; without labels alone.
         slots: `(total_slots, d_encoder)`.
-        distillation_loss: scalar, mean divergence from the full text; None without a teacher.
-        kl_loss: scalar, a vae's divergence in nats a slot; 0 in evaluation, None without a vae.
     """
 
     loss: torch.Tensor | None = None
-    task_losses: torch.Tensor | None = None
-    task_counts: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     slots: torch.Tensor | None = None
-    distillation_loss: torch.Tensor | None = None
-    kl_loss: torch.Tensor | None = None
+
+
+class TaskTargets(NamedTuple):
+    """What the decoder says to the target tokens of one task of a batch.
+
+    Args:
+        task: RECONSTRUCTION, COMPLETION or ANSWER.
+        logits: `(targets, vocabulary)`.
+        token_ids: `(targets,)`.
+    """
+
+    task: int
+    logits: torch.Tensor
+    token_ids: torch.Tensor
+
+    def loss(self) -> torch.Tensor:
+        """Cross-entropy in nats, summed over the targets."""
+        return functional.cross_entropy(self.logits.float(), self.token_ids, reduction="sum")
+
+
+Criterion = Callable[[Iterable[TaskTargets]], MemslotsOutput]
+"""From the targets of each task that a batch has, in order, to its losses."""
 
 
 class NotLoaded(ValueError, AttributeError):
@@ -156,7 +170,7 @@ class MemslotsModel(SavedModel):
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
         self.slot_size = config.slot_size
-        self.converter = build_converter(config)
+        self.converter = CONVERTERS[config.converter_type](config)
         self.markers = nn.Parameter(torch.empty(3, d_decoder))
         self.decoder_lora: DecoderLora | None = None
         if config.decoder_lora is not None:
@@ -460,16 +474,11 @@ class MemslotsModel(SavedModel):
         memory_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         task_ids: torch.Tensor | None = None,
-        task_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        task_totals: torch.Tensor | None = None,
-        slot_total: torch.Tensor | None = None,
-        teacher: Any = None,
-        distillation_weight: float = 1.0,
+        criterion: Criterion | None = None,
     ) -> MemslotsOutput:
         """One encoder pass over all segments, then the frozen decoder over all rows.
 
-        The inputs are what `MemslotsProcessor` returns. Each task's loss is averaged over its own
-        target tokens first (PCC, eqs. 3 and 4), then the tasks are weighted (eq. 5).
+        The inputs are what `MemslotsProcessor` returns.
 
         Args:
             segment_input_ids: `(segments, tokens)`.
@@ -480,14 +489,9 @@ class MemslotsModel(SavedModel):
             memory_ids: `(rows, length)`.
             labels: `(rows, length)`, -100 where nothing is predicted.
             task_ids: `(rows,)`, by default all answers.
-            task_weights: weights of reconstruction, completion and answers; eq. 5 is
-                `(1 - lambda, lambda, 0)`.
-            task_totals: `(3,)` target tokens of each task in the whole step, where this batch is
-                one of several.
-            slot_total: scalar, slots of the whole step, likewise.
-            teacher: a `memslots.trainer.distillation.Teacher` of the targets of completion and then
-                of answers, row after row; its mean divergence is added to the loss.
-            distillation_weight: of that divergence.
+            criterion: what the loss is; by default the sum of the tasks' losses, each averaged over
+                its own target tokens (PCC, eqs. 3 and 4). `memslots.trainer` gives its
+                `TaskLosses`, which weighs them (eq. 5).
 
         Examples:
             >>> inputs = processor(context="Ann is here.", question="Who?", answer="Ann")
@@ -495,76 +499,47 @@ class MemslotsModel(SavedModel):
             torch.Size([])
         """
         slots = self.encode(segment_input_ids, segment_attention_mask, segment_rates)
-        converted, kl_sum = convert(self.converter, slots)
-        embeds = self.embed_rows(input_ids, memory_ids, converted)
+        embeds = self.embed_rows(input_ids, memory_ids, convert(self.converter, slots))
         per_layer = per_layer_inputs(self.decoder, input_ids)
         if labels is None:
             logits = self.decoder_logits(embeds, attention_mask, per_layer=per_layer)
             return MemslotsOutput(logits=logits, slots=slots)
         if task_ids is None:
-            task_ids = torch.full_like(labels[:, 0], len(TASKS) - 1)
-        sums = embeds.new_zeros(len(TASKS), dtype=torch.float32)
-        counts = torch.zeros(len(TASKS), dtype=torch.long, device=embeds.device)
-        distilled, taught = embeds.new_zeros((), dtype=torch.float32), 0
-        for task in range(len(TASKS)):
-            rows = (task_ids == task).nonzero().squeeze(1)
-            if rows.numel():
-                logits, targets = self._target_logits(
-                    embeds[rows],
-                    attention_mask[rows],
-                    labels[rows],
-                    None if per_layer is None else per_layer[rows],
-                )
-                total = functional.cross_entropy(logits.float(), targets, reduction="sum")
-                sums = sums + functional.one_hot(torch.tensor(task), len(TASKS)).to(sums) * total
-                counts[task] = len(targets)
-                if teacher is not None and task != RECONSTRUCTION:
-                    part = teacher.part(taught, taught + len(targets))
-                    distilled = distilled + part.divergence(logits)
-                    taught += len(targets)
-        totals = counts if task_totals is None else task_totals.to(counts.device)
-        task_losses = sums / totals.clamp(min=1)
-        loss = (task_losses * torch.tensor(task_weights, device=sums.device)).sum()
-        distillation_loss = None
-        if teacher is not None:
-            if taught != len(teacher.token_ids):
-                raise ValueError(
-                    f"teacher has {len(teacher.token_ids)} targets, and the rows of completion and "
-                    f"answers have {taught}; give it those of the same rows."
-                )
-            distillation_loss = distilled / totals[RECONSTRUCTION + 1 :].sum().clamp(min=1)
-            loss = loss + distillation_weight * distillation_loss
-        kl_loss = None
-        if kl_sum is not None:
-            kl_loss = kl_sum / (max(len(slots), 1) if slot_total is None else slot_total)
-            loss = loss + self.config.kl_weight * kl_loss
-        return MemslotsOutput(
-            loss=loss,
-            task_losses=task_losses.detach(),
-            task_counts=counts,
-            slots=slots,
-            distillation_loss=None if distillation_loss is None else distillation_loss.detach(),
-            kl_loss=None if kl_loss is None else kl_loss.detach(),
+            task_ids = torch.full_like(labels[:, 0], ANSWER)
+        targets = (
+            self._task_targets(task, rows, embeds, attention_mask, labels, per_layer)
+            for task in range(len(TASKS))
+            if (rows := (task_ids == task).nonzero().squeeze(1)).numel()
         )
+        if criterion is not None:
+            return criterion(targets)
+        losses = [part.loss() / max(len(part.token_ids), 1) for part in targets]
+        return MemslotsOutput(loss=torch.stack(losses).sum(), slots=slots)
 
-    def _target_logits(
+    def _task_targets(
         self,
+        task: int,
+        rows: torch.Tensor,
         embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         per_layer: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `(targets, vocabulary)` of rows of one task, and the targets `(targets,)`."""
-        used = attention_mask.any(dim=0).nonzero()
+    ) -> TaskTargets:
+        """One run of the decoder over the rows of a task, no wider than they are."""
+        used = attention_mask[rows].any(dim=0).nonzero()
         place = slice(int(used[0]), int(used[-1]) + 1)
-        embeds, labels = embeds[:, place], labels[:, place]
-        per_layer = None if per_layer is None else per_layer[:, place]
+        labels = labels[rows, place]
         targets = (labels != IGNORE).any(dim=0).nonzero()
         # The state before a target predicts it.
-        start = max(int(targets[0]) - 1, 0) if targets.numel() else embeds.shape[1] - 1
-        logits = self.decoder_logits(embeds, attention_mask[:, place], start, per_layer)[:, :-1]
+        start = max(int(targets[0]) - 1, 0) if targets.numel() else labels.shape[1] - 1
+        logits = self.decoder_logits(
+            embeds[rows, place],
+            attention_mask[rows, place],
+            start,
+            None if per_layer is None else per_layer[rows, place],
+        )
         labels = labels[:, start + 1 :]
-        return logits[labels != IGNORE], labels[labels != IGNORE]
+        return TaskTargets(task, logits[:, :-1][labels != IGNORE], labels[labels != IGNORE])
 
     # -- reading slots -----------------------------------------------------------------------------
 
@@ -694,7 +669,7 @@ class MemslotsModel(SavedModel):
         )
         laid_out = {name: tensor.to(device) for name, tensor in laid_out.items()}
         with evaluating(self.converter):
-            converted, _ = convert(self.converter, slots.to(device))
+            converted = convert(self.converter, slots.to(device))
         per_layer = per_layer_inputs(self.decoder, laid_out["input_ids"])
         return {
             **({} if per_layer is None else {"per_layer_inputs": per_layer}),

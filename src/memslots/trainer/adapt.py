@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from memslots.embedding_map import carry_over, fit_embedding_map
 from memslots.making import absolute, decoder_tokenizer, draw_converter, kept_place
 from memslots.modeling import MemslotsModel, MemslotsProcessor
-from memslots.modeling.converters_memslots import build_converter
+from memslots.modeling.converters_memslots import CONVERTERS
 from memslots.modeling.decoders_memslots import DecoderLora, weights_sample
 from memslots.modeling.encoders_memslots import embedding_scale
 
@@ -80,7 +80,8 @@ def adapt_to_decoder(
     config.bundle_decoder = False
     width = config.get_text_config(decoder=True).hidden_size
     scale = embedding_scale(llm)
-    converter, markers = build_converter(config), torch.randn(3, width) * scale
+    converter = CONVERTERS[config.converter_type](config)
+    markers = torch.randn(3, width) * scale
     draw_converter(converter, scale)
     if mapping is not None:
         carry_over(model.converter, converter, mapping)

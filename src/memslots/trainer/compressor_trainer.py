@@ -14,13 +14,14 @@ from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
 from memslots.modeling.layout_memslots import IGNORE, RECONSTRUCTION, TASKS, Row
-from memslots.modeling.modeling_memslots import MemslotsModel, MemslotsOutput
+from memslots.modeling.modeling_memslots import MemslotsModel
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns, check_rows
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.contrast_groups import ContrastGroups
 from memslots.trainer.decoder_checkpointing import decoder_checkpointing
 from memslots.trainer.distillation import Teacher, teach
 from memslots.trainer.length_groups import GROUPED, LengthGroupedRows, row_lengths
+from memslots.trainer.losses import TaskLosses, TrainingOutput
 from memslots.trainer.saving import last_checkpoint, whole_or_removed
 from memslots.trainer.sharded import with_tasks
 from memslots.trainer.slot_cache import cached_slots
@@ -245,14 +246,11 @@ class CompressorTrainer(SFTTrainer):
         self._signature_columns = ["text", "compress_until", "context", "question", "answer"]
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """`(4,)` target tokens of each task, and slots, in the whole step over all processes."""
+        """`(3,)` target tokens of each task in the whole step over all processes."""
         if not batch_samples:
             return None
-        rate = self.rate_of_step(self.state.global_step)
         batches: list[CompressorBatch] = [sample["batch"] for sample in batch_samples]
-        targets = torch.stack([batch.target_counts() for batch in batches]).sum(dim=0)
-        slots = torch.tensor([sum(sum(batch.slots(rate)) for batch in batches)])
-        totals = torch.cat([targets, slots]).to(device)
+        totals = torch.stack([batch.target_counts() for batch in batches]).sum(dim=0).to(device)
         if self.args.world_size > 1:
             totals = self.accelerator.gather(totals.unsqueeze(0)).sum(dim=0)
         return totals
@@ -272,16 +270,17 @@ class CompressorTrainer(SFTTrainer):
         device = inputs["segment_input_ids"].device
         processor = self.data_collator.processor
         laid_out = processor.lay_out(rows, slots)
-        outputs: MemslotsOutput = model(
+        outputs: TrainingOutput = model(
             segment_input_ids=inputs["segment_input_ids"],
             segment_attention_mask=inputs["segment_attention_mask"],
             segment_rates=torch.full((len(slots),), rate, device=device),
             **{name: tensor.to(device) for name, tensor in laid_out.items()},
-            task_weights=weights,
-            task_totals=None if num_items_in_batch is None else num_items_in_batch[:-1],
-            slot_total=None if num_items_in_batch is None else num_items_in_batch[-1],
-            teacher=self._teacher(batch, device),
-            distillation_weight=self.args.distillation_weight,
+            criterion=TaskLosses(
+                weights,
+                num_items_in_batch,
+                self._teacher(batch, device),
+                self.args.distillation_weight,
+            ),
         )
         loss = outputs.loss
         if loss is None:
@@ -322,8 +321,8 @@ class CompressorTrainer(SFTTrainer):
             use_cache=False,
             **options,
         ).logits
-        wanted = labels[:, start + 1 :]
-        taught = logits[:, -(labels.shape[1] - start) : -1][wanted != IGNORE]
+        targets = labels[:, start + 1 :]
+        taught = logits[:, -(labels.shape[1] - start) : -1][targets != IGNORE]
         return teach(taught, self.args.distillation_top_k, self.args.distillation_temperature)
 
     def _same_tasks(self, batch: CompressorBatch) -> tuple[list[Row], tuple[float, ...]]:
@@ -336,7 +335,7 @@ class CompressorTrainer(SFTTrainer):
         weighted = zip(self.task_weights, made_up, strict=True)
         return rows, tuple(0.0 if missing else weight for weight, missing in weighted)
 
-    def _stop_at(self, inputs, outputs: MemslotsOutput, rate: int) -> None:
+    def _stop_at(self, inputs, outputs: TrainingOutput, rate: int) -> None:
         """Stops before a loss that is no number reaches the weights."""
         tokenizer = self.data_collator.processor.encoder_tokenizer
         losses = dict(zip(TASKS, outputs.task_losses.tolist(), strict=True))  # type: ignore[union-attr]
@@ -349,26 +348,22 @@ class CompressorTrainer(SFTTrainer):
         )
 
     def _record_losses(
-        self, outputs: MemslotsOutput, batch: CompressorBatch, totals, rate: int
+        self, outputs: TrainingOutput, batch: CompressorBatch, totals, rate: int
     ) -> None:
         counts, means = outputs.task_counts, outputs.task_losses
         if counts is None or means is None:
             raise RuntimeError("the model returned no task losses for a batch with labels.")
         if self.model.training and outputs.distillation_loss is not None:
-            taught = counts if totals is None else totals[:-1].cpu()
+            taught = counts if totals is None else totals.cpu()
             targets = int(taught[RECONSTRUCTION + 1 :].sum())
             self.step_metrics.add_distillation(
                 float(outputs.distillation_loss) * targets, int(counts[RECONSTRUCTION + 1 :].sum())
             )
-        if self.model.training and outputs.kl_loss is not None and outputs.slots is not None:
-            slots = len(outputs.slots)
-            self.step_metrics.add_divergence(
-                float(outputs.kl_loss) * (slots if totals is None else int(totals[-1])), slots
-            )
-        divisor = counts if totals is None else totals[:-1].to(means.device)
-        own = batch.target_counts().to(means.device)  # without rows of other processes' tasks
-        sums = means * divisor.clamp(min=1) * (own > 0)
-        self.step_metrics.add_losses("train" if self.model.training else "eval", rate, sums, own)
+        divisor = counts if totals is None else totals.to(means.device)
+        targets = batch.target_counts().to(means.device)  # without rows of other processes' tasks
+        sums = means * divisor.clamp(min=1) * (targets > 0)
+        mode = "train" if self.model.training else "eval"
+        self.step_metrics.add_losses(mode, rate, sums, targets)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Only for weights that a checkpoint of this model should hold."""

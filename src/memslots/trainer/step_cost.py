@@ -267,8 +267,7 @@ def _fake_loss(
     model: MemslotsModel, reader: Any, shape: StepShape, slots: torch.Tensor, top_k: int
 ) -> torch.Tensor:
     """What `CompressorTrainer.compute_loss` does after that."""
-    converted, _ = convert(model.converter, slots)
-    vectors = torch.cat([model.markers, converted])
+    vectors = torch.cat([model.markers, convert(model.converter, slots)])
     total = vectors.new_zeros(())
     taught: list[Teacher | None] = []
     for read in shape.taught:

@@ -19,7 +19,6 @@ class StepMetrics:
           several rates also `{task}_loss_rate_{rate}`.
         - `distillation_loss`: mean divergence from the full text a target token, before its weight;
           in training alone.
-        - `kl_loss`: a vae's mean divergence in nats a slot, before its weight; in training alone.
         - `slots_read`: memory slots that decoder rows read, a step's mean since the last log, over
           all processes. A memory that four questions read counts four times. A mean and no running
           total, so that a resumed run logs what an unbroken one does.
@@ -41,7 +40,6 @@ class StepMetrics:
     def reset(self) -> None:
         """Forget everything, as when training begins."""
         self._losses = {mode: self._no_losses() for mode in ("train", "eval")}
-        self._divergence = torch.zeros(2, dtype=torch.float64)  # nats; slots
         self._distillation = torch.zeros(2, dtype=torch.float64)  # nats; target tokens
         self._work = torch.zeros(3, dtype=torch.float64)  # slots read; tokens; positions
         self._since: tuple[float, int] | None = None
@@ -60,10 +58,6 @@ class StepMetrics:
         """Adds a batch's summed losses and target tokens, `(3,)` each."""
         both = torch.stack([sums.double(), counts.double()], dim=1)
         self._losses[mode][self.rates.index(rate)] += both.cpu()
-
-    def add_divergence(self, nats: float, slots: int) -> None:
-        """Adds the summed divergence of a training batch's slots."""
-        self._divergence += torch.tensor([nats, slots])
 
     def add_distillation(self, nats: float, targets: int) -> None:
         """Adds the summed divergence of a training batch's targets from the full text."""
@@ -93,9 +87,6 @@ class StepMetrics:
         values = self._task_losses(total(self._losses[mode]))
         self._losses[mode] = self._no_losses()
         if mode == "train":
-            nats, drawn = total(self._divergence).tolist()
-            values |= {"kl_loss": nats / drawn} if drawn else {}
-            self._divergence.zero_()
             nats, taught = total(self._distillation).tolist()
             values |= {"distillation_loss": nats / taught} if taught else {}
             self._distillation.zero_()
