@@ -96,7 +96,7 @@ def task_loss(
         raise ValueError("training needs a decoder and a processor; see attach_decoder.")
     laid_out = model.processor.lay_out(rows, batch.slots(rate), "right")
     laid_out = {name: tensor.to(model.device) for name, tensor in laid_out.items()}
-    converted, _ = convert(model.converter, torch.cat(found))
+    converted = convert(model.converter, torch.cat(found))
     embeds = model.embed_rows(laid_out["input_ids"], laid_out["memory_ids"], converted)
     logits = model.decoder(
         inputs_embeds=embeds, attention_mask=laid_out["attention_mask"], use_cache=False

@@ -24,7 +24,7 @@ def make_memory(
         document = []
         for start in range(0, len(text), segment):
             end = min(start + segment, len(text))
-            document.append(Segment(i, start, end, end - start, slots_for(end - start, rate)))
+            document.append(Segment(i, start, end, end - start, slots_for(end - start, rate), rate))
         documents.append(tuple(document))
         generator = torch.Generator().manual_seed(len(text) * 1009 + sum(text.encode()))
         n_slots = sum(s.slots for s in document)

@@ -188,14 +188,12 @@ def test_question_and_its_message_are_the_same_chat(chat):
 def test_training_and_generation_lay_out_the_same_prompt(model, chat, format_):
     compressor = chat if format_ == "chat" else model
     seen = []
-    original = compressor.generation_inputs
-    compressor.generation_inputs = lambda rows, memory: (seen.extend(rows), original(rows, memory))[
-        1
-    ]
+    original = compressor.row_inputs
+    compressor.row_inputs = lambda rows, memory: (seen.extend(rows), original(rows, memory))[1]
     try:
         compressor.generate(context=TEXTS[0], question="Why?", max_new_tokens=1)
     finally:
-        del compressor.generation_inputs
+        del compressor.row_inputs
     inputs = compressor.processor([TEXTS[0]], ["Why?"], ["Lagos"])
     prompt = seen[0].prompt
     tokens = inputs["input_ids"][0][inputs["memory_ids"][0] == 0].tolist()

@@ -58,7 +58,7 @@ def test_ask_refuses_what_does_not_fit_before_it_compresses(
     def encode(*_, **__):
         raise AssertionError("encoded a text that does not fit")
 
-    monkeypatch.setattr(memslots.MemslotsModel, "encode_spans", encode)
+    monkeypatch.setattr(memslots.MemslotsModel, "encode", encode)
     code, _, said = run(
         "ask", "--model", checkpoints / "one", "-c", path, "-q", "Who?", "-q", "Why?", *options
     )

@@ -286,7 +286,7 @@ def test_every_value_that_is_let_through_is_answered(local, name):
 
 
 def test_what_does_not_fit_is_not_compressed(local, model, monkeypatch):
-    monkeypatch.setattr(model, "encode_spans", lambda *a, **k: pytest.fail("it was encoded"))
+    monkeypatch.setattr(model, "encode", lambda *a, **k: pytest.fail("it was encoded"))
     long = TEXTS[0] * 600
     for inputs in (
         {"question": "Why?", "context": long},

@@ -182,7 +182,7 @@ from memslots.cli import main
 from memslots.modeling import MemslotsModel
 def stuck(self, *args, **kwargs):
     time.sleep(100)
-MemslotsModel.encode_spans = stuck
+MemslotsModel.encode = stuck
 sys.exit(main(["serve", "--port", sys.argv[1], "--shutdown", "3", "--dtype", "float32"]))
 """
     )
@@ -467,7 +467,7 @@ def test_what_does_not_fit_is_not_compressed(zoo, monkeypatch):
     with client_of(limited(model)) as client:
         kept = client.post(MEMORIES, json={"text": TEXTS[0], "id": "m"})
         assert kept.status_code == 200
-        monkeypatch.setattr(model, "encode_spans", lambda *a, **k: pytest.fail("it was encoded"))
+        monkeypatch.setattr(model, "encode", lambda *a, **k: pytest.fail("it was encoded"))
         for fields in (
             {"documents": [LONG]},
             {"documents": [LONG, "x"], "memory_ids": ["m"]},

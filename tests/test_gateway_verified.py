@@ -218,7 +218,9 @@ def test_the_decoder_is_asked_in_the_thread_in_which_it_answers(zoo, monkeypatch
         assert threads == {"memslots-generate"}
         threads.clear()
         kept = gateway._shelf.get([one["id"]])[0]
-        unkept = replace(kept, checks=(), texts=())
+        (document,) = kept.documents
+        unchecked = tuple(replace(segment, check=None) for segment in document)
+        unkept = replace(kept, documents=(unchecked,), texts=())
         gateway._shelf.put("unkept", unkept, {})
         answered(asked(client, memory_ids=["unkept"], expand=[0]))
         assert threads == {"memslots-generate"}

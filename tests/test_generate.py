@@ -15,8 +15,8 @@ from transformers import (
     TextStreamer,
 )
 
-from memslots.modeling.decoders_memslots import REFUSED
-from memslots.modeling.layout_memslots import Row, pair
+from memslots.modeling.decoders_memslots import REFUSED, generation_defaults
+from memslots.modeling.layout_memslots import Row, max_positions, pair
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def ask(model, memory):
 def argmax_loop(model, memory, question, steps) -> list[int]:
     """Greedy ids by one whole forward of the decoder a token, without cache or generate."""
     row = Row(list(range(len(memory.segments))), model.processor.prompt(question=question))
-    inputs = model.generation_inputs([row], memory)
+    inputs = model.row_inputs([row], memory)
     embeds, ids = inputs["inputs_embeds"], []
     embedding = model.decoder.get_input_embeddings()
     for _ in range(steps):
@@ -127,7 +127,7 @@ def test_arguments_that_end_answers(model, memory):
     assert letter not in decode(stopped[:-1])
     # max_length counts the prompt's positions, as for any generate from embeddings.
     row = Row(list(range(len(memory.segments))), model.processor.prompt(question=QUESTIONS[0]))
-    used = model.generation_inputs([row], memory)["inputs_embeds"].shape[1]
+    used = model.row_inputs([row], memory)["inputs_embeds"].shape[1]
     longer = ids_of(model, memory, max_new_tokens=None, max_length=used + 5)
     assert len(longer) == 5
     assert ids_of(model, memory, max_time=60.0) == greedy
@@ -329,11 +329,12 @@ def test_the_decoders_own_limit_of_new_tokens(zoo):
     config = GenerationConfig(do_sample=False)
     assert len(ids_of(model, memory, max_new_tokens=None, generation_config=config)) == 3
     row = Row(list(range(len(memory.segments))), model.processor.prompt(question=QUESTIONS[0]))
-    used = model.generation_inputs([row], memory)["inputs_embeds"].shape[1]
+    used = model.row_inputs([row], memory)["inputs_embeds"].shape[1]
     assert len(ids_of(model, memory, max_new_tokens=None, max_length=used + 5)) == 5
     # More than the decoder's positions leave is cut, since nobody asked for it.
     model.decoder.generation_config.max_new_tokens = 10**6
-    assert model.generation_kwargs([row], memory, {})["max_new_tokens"] < 10**6
+    settings = generation_defaults(model.decoder, {}, model.processor, used)
+    assert settings["max_new_tokens"] == max_positions(model.decoder.config) - used < 10**6
 
 
 def test_a_length_that_the_prompt_exceeds(model, memory):

@@ -49,7 +49,7 @@ def test_they_are_the_rows_of_generate_without_padding(zoo):
     embeds = prompt_embeds(model, memory, messages=chat, rate=4)
     coarse = memory.at_rate(4)
     rows = model.memory_rows(coarse, [(i, model.processor.prompt(messages=chat)) for i in (0, 1)])
-    padded = model.generation_inputs(rows, coarse)
+    padded = model.row_inputs(rows, coarse)
     for one, row, mask in zip(
         embeds, padded["inputs_embeds"], padded["attention_mask"], strict=True
     ):

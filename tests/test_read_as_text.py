@@ -61,7 +61,7 @@ def test_texts_in_a_row_are_parted(model):
 def test_positions_are_checked_with_what_parts_them(model):
     memory = as_text(model, TEXTS[0])
     (row,) = model.memory_rows(memory, [(0, model.processor.prompt(question=QUESTIONS[0]))])
-    inputs = model.generation_inputs([row], memory)["inputs_embeds"]
+    inputs = model.row_inputs([row], memory)["inputs_embeds"]
     limit = model.decoder.config.max_position_embeddings
     room = limit - inputs.shape[1]
     with pytest.raises(ValueError, match=f"that is {limit + 1} positions"):

@@ -74,7 +74,7 @@ def test_costs_are_counted_as_the_decoder_reads(model, document, control):
     memory, text, other = answers.answer_all(model, document, control, question, NEW)
     prompt = model.processor.prompt(question=question)
     (row,) = model.memory_rows(document.memory, [(0, Prompt(prompt.before, prompt.after))])
-    inputs = model.generation_inputs([row], document.memory)
+    inputs = model.row_inputs([row], document.memory)
     assert memory.prompt_tokens == inputs["inputs_embeds"].shape[1]
     text_tokens = model.processor.decoder_text.encode(f"{document.text}\n\n")
     around = len(prompt.before + prompt.after)
@@ -498,7 +498,7 @@ def test_what_nobody_can_mend_is_logged_and_not_shown(page, model, monkeypatch, 
     def broken(*arguments, **named):
         raise RuntimeError("/home/secret/path")
 
-    monkeypatch.setattr(model, "encode_spans", broken)
+    monkeypatch.setattr(model, "encode", broken)
     shown = after(page, page.rate, TEXTS[0], 2, None)["status"]
     assert "This did not work" in shown
     assert "secret" not in shown

@@ -1,6 +1,7 @@
 """The memory store: what goes in comes out, and nothing else is lost or changed by it."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from store_memories import FINGERPRINT, make_memory, same_documents
 from store_writer import text_of
 
 from memslots.modeling.memory_memslots import Memory
+from memslots.modeling.texts_memslots import Literal
 from memslots.serving import store_files, store_format
 from memslots.serving.quantise import from_bytes, to_bytes
 from memslots.serving.store import MemoryStore
@@ -106,8 +108,17 @@ def test_joined_documents_and_coarser_rates(tmp_path):
 
 def test_literals_are_kept_with_their_segments(tmp_path):
     store, memory = MemoryStore(tmp_path / "store"), make_memory(TEXTS)
-    own = [((s.start, s.end, f"№ {i} 😀"),) if i % 2 else () for i, s in enumerate(memory.segments)]
-    memory = dataclasses.replace(memory, literals=tuple(own))
+    numbers = itertools.count()
+    documents = tuple(
+        tuple(
+            dataclasses.replace(s, literals=(Literal(s.start, s.end, f"№ {next(numbers)} 😀"),))
+            for s in document
+        )
+        if i % 2
+        else document
+        for i, document in enumerate(memory.documents)
+    )
+    memory = dataclasses.replace(memory, documents=documents)
     store.add(IDS, memory)
     store.add("without", make_memory(["none at all"]))
     assert sum(memory.n_literals)
@@ -122,9 +133,10 @@ def test_every_field_of_a_memory_has_a_place_in_the_format():
     memory = make_memory(TEXTS)
     (row,) = store_format.encode_memory(["a"], memory[0], ["{}"], "bfloat16").to_pylist()
     kept = {"slots", "documents", "text_sha256", "unknown_tokens", "rate", "fingerprint"}
-    kept |= {"literals", "checks", "texts", *json.loads(row["compressor"])}
+    kept |= {"texts", *json.loads(row["compressor"])}
     assert {field.name for field in dataclasses.fields(Memory)} == kept
-    assert set(vars(memory.segments[0])) == set(store_format.SEGMENT_COLUMNS)
+    beside = {"rate", "literals", "check"}  # in the columns `rate` and `literals`
+    assert set(vars(memory.segments[0])) == {*store_format.SEGMENT_COLUMNS, *beside}
 
 
 def test_ids_metadata_and_texts_are_found(tmp_path):

@@ -94,14 +94,13 @@ def verified(text: str, rates: list[int]) -> Memory:
     plain = make_memory([text], rate=4)
     (document,) = plain.documents
     segments = tuple(
-        dataclasses.replace(segment, slots=-(-segment.tokens // rate))
+        dataclasses.replace(
+            segment, slots=-(-segment.tokens // rate), rate=rate, check=SegmentCheck()
+        )
         for segment, rate in zip(document, itertools.cycle(rates), strict=False)
     )
-    checks = tuple(SegmentCheck(rate) for _, rate in zip(segments, itertools.cycle(rates)))
     slots = torch.randn(sum(segment.slots for segment in segments), 8)
-    return dataclasses.replace(
-        plain, slots=slots, documents=(segments,), checks=checks, rate=min(rates)
-    )
+    return dataclasses.replace(plain, slots=slots, documents=(segments,), rate=min(rates))
 
 
 def test_rates_that_cat_joins_are_got_together(tmp_path):

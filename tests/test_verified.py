@@ -107,7 +107,7 @@ def test_positions_are_counted_as_the_decoder_reads_them(embedded):
     assert counted[1] == len(embedded.processor.decoder_text.encode(STRANGE))
     rows = embedded.memory_rows(memory, [(0, embedded.processor.prompt(question="Why?"))])
     around = sum(map(len, vars(rows[0].prompt).values()))
-    read_ = embedded.generation_inputs(rows, memory)["inputs_embeds"].shape[1]
+    read_ = embedded.row_inputs(rows, memory)["inputs_embeds"].shape[1]
     assert read_ == counted[0] + around
 
 
@@ -115,7 +115,7 @@ def test_text_in_place_reads_as_plain_text(model):
     memory = verified.compress(model, TEXTS[0], fidelity=1.0)
     assert memory.segment_rates == (0,) * len(memory.segments)
     row = model.memory_rows(memory, [(0, model.processor.prompt(question=QUESTIONS[0]))])[0]
-    embeds = model.generation_inputs([row], memory)["inputs_embeds"][0]
+    embeds = model.row_inputs([row], memory)["inputs_embeds"][0]
     ids = [*row.prompt.before, *(i for own in row.literals for i in own), *row.prompt.after]
     plain = model.decoder.get_input_embeddings()(torch.tensor(ids))
     assert torch.equal(embeds, plain)
@@ -133,7 +133,7 @@ def test_budget(zoo, encoder):
     with pytest.raises(ValueError, match=f"max_slots={least - 1} is too little.*Give .*={least}"):
         verified.compress(model, text, max_slots=least - 1)
     both = verified.compress(model, text, max_slots=least + 30, fidelity=0.9)
-    taken = sum(check.tokens for check in both.checks if check.rate == 0)
+    taken = sum(segment.check.tokens for segment in both.segments if segment.rate == 0)
     assert sum(both.n_slots) + taken <= least + 30
 
 
@@ -324,7 +324,8 @@ def test_a_coarser_rate_says_what_no_longer_holds_and_keeps_the_rest(embedded):
     assert coarse.literals[0]
     assert coarse.checks[1] == finer.checks[1]  # text is as it was
     first = coarse.checks[0]
-    assert (first.rate, first.lost, first.fidelity) == (16, None, None)
+    assert coarse.segment_rates == (16, 0)
+    assert (first.lost, first.fidelity) == (None, None)
     assert first.tokens == finer.checks[0].tokens
     assert embedded.reconstruct(coarse, exact=True) == texts
     with warnings.catch_warnings():  # nothing was known, or nothing changes

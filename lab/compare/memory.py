@@ -21,7 +21,7 @@ def memory_methods(model: MemslotsModel) -> dict[str, Method]:
         shown, _, asked = reader.split(sample.shown, "\ue0f4", sample.asked)
         before = [*model.processor.bos_ids, *shown]
         (row,) = model.memory_rows(memory, [(0, Prompt(before))])
-        embeds = model.generation_inputs([row], memory)["inputs_embeds"][0]
+        embeds = model.row_inputs([row], memory)["inputs_embeds"][0]
         _, cache = reader.read(embeds)
         stored = memory.slots.numel() * memory.slots.element_size()
         return Context(cache, asked, len(embeds), len(embeds) - len(before), stored)

@@ -207,7 +207,7 @@ def measure_losses(model: MemslotsModel, texts: dict[str, list[str]]) -> list[Re
             lost = {
                 "fixed": sum(len(c.lost or ()) for c in fixed.checks),
                 "budget": sum(len(c.lost or ()) for c in budget.checks),
-                "served": sum(len(c.lost or ()) for c in served.checks if c.rate),
+                "served": sum(len(c.lost or ()) for c in served.checks if c.text is None),
             }
             tokens = sum(c.tokens or 0 for c in fixed.checks)
             records.append(

@@ -345,8 +345,6 @@ def without_oldest(memory: Memory) -> Memory:
         memory,
         slots=memory.slots[memory.segments[0].slots :],
         documents=(memory.segments[1:],),
-        literals=memory.literals[1:],
-        checks=memory.checks[1:],
     )[0]
 
 

@@ -246,7 +246,7 @@ def draw_converter(converter: nn.Module, scale: float) -> None:
     if hasattr(converter, "draw"):  # one that was added to `CONVERTERS`
         converter.draw(scale)  # type: ignore[operator]
         return
-    nn.init.ones_(converter.norm.weight)  # type: ignore[arg-type]
+    nn.init.ones_(converter.norm.weight)  # type: ignore[union-attr, arg-type]
     if isinstance(converter, LinearConverter):
         draw_linear(converter.map, scale)
     elif isinstance(converter, Converter):

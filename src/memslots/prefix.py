@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from memslots.modeling.decoders_memslots import reading, run_decoder
-from memslots.modeling.layout_memslots import Prompt, Row
+from memslots.modeling.layout_memslots import Prompt, Row, check_room
 from memslots.modeling.memory_memslots import Memory
 from memslots.modeling.modeling_memslots import MemslotsModel
 
@@ -193,7 +193,7 @@ def prefill(
         before = processor.prompt(messages=chat, **template).before
     documents = range(len(memory))
     rows = model.memory_rows(memory, [(i, Prompt(before)) for i in documents])
-    model.check_room(memory, rows, documents, {})
+    check_room(model, memory, rows, documents, {})
     lengths = [positions + len(before) for positions in model.memory_positions(memory)]
     order = sorted(documents, key=lengths.__getitem__)
     states: list[States] = [{} for _ in rows]

@@ -93,7 +93,7 @@ def check_sent(model, memory, most_characters: int) -> None:
         ValueError: what is wrong.
     """
     check_slots(model, memory)
-    empty = model.memory_of([], [], memory.slots[:0], 1)
+    empty = model.outline([], [], 1)
     for name in ("rates", "nested", "pooling"):
         value, expected = getattr(memory, name), getattr(empty, name)
         if type(value) is not type(expected) or value != expected:
@@ -108,10 +108,9 @@ def check_sent(model, memory, most_characters: int) -> None:
     if not all(memory.documents):
         raise ValueError("memory has a document without a segment; compress the text again.")
     characters = beside = 0
-    literals = memory.literals or ((),) * len(memory.segments)
-    for segment, check, held in zip(memory.segments, memory.all_checks(), literals, strict=True):
-        _check_segment(model, segment, check, len(hashes), most_characters)
-        for start, end, text in held:
+    for segment in memory.segments:
+        _check_segment(model, segment, len(hashes), most_characters)
+        for start, end, text in segment.literals:
             if not (
                 _within(start, segment.end - 1)
                 and start >= segment.start
@@ -138,17 +137,16 @@ def check_order(memory) -> None:
     """
     ends: dict[object, int] = {}
     before: dict[object, tuple] = {}
-    literals = memory.literals or ((),) * len(memory.segments)
-    for segment, rate, held in zip(memory.segments, memory.segment_rates, literals, strict=True):
+    for segment in memory.segments:
         if segment.start < ends.get(segment.text, 0):
             raise ValueError(
                 f"memory has a segment at {_short(segment.start)} that is not after the one "
                 "before it: segments of a text are in its order and do not overlap."
             )
         ends[segment.text] = segment.end
-        if rate and not segment.tokens:
+        if segment.rate and not segment.tokens:
             raise ValueError("memory has a segment of no tokens, which no slot stands for.")
-        for literal in held:
+        for literal in segment.literals:
             place = tuple(literal[:2])
             if place <= before.get(segment.text, (-1, -1)):
                 raise ValueError(
@@ -179,10 +177,12 @@ def check_slots(model, memory) -> None:
         )
 
 
-def _check_segment(model, segment, check, texts: int, most_characters: int) -> None:
+def _check_segment(model, segment, texts: int, most_characters: int) -> None:
     rates = (0, *model.config.compression_rates)
-    if type(check.rate) is not int or check.rate not in rates:
-        raise ValueError(f"memory has a segment of rate {_short(check.rate)}; allowed are {rates}.")
+    if type(segment.rate) is not int or segment.rate not in rates:
+        raise ValueError(
+            f"memory has a segment of rate {_short(segment.rate)}; allowed are {rates}."
+        )
     most_tokens = model.config.segment_length + MORE_TOKENS
     numbers = (segment.text, segment.start, segment.end, segment.tokens, segment.slots)
     if not (
@@ -192,19 +192,22 @@ def _check_segment(model, segment, check, texts: int, most_characters: int) -> N
         and segment.start < segment.end
         and _within(segment.tokens, most_tokens)
         and type(segment.slots) is int
-        and segment.slots == (-(-segment.tokens // check.rate) if check.rate else 0)
+        and segment.slots == (-(-segment.tokens // segment.rate) if segment.rate else 0)
     ):
         raise ValueError(
             f"memory has a segment of numbers {_short(numbers)} (text, start, end, tokens, slots); "
-            f"that is not how rate {check.rate} of {texts} texts is written, in segments of "
+            f"that is not how rate {segment.rate} of {texts} texts is written, in segments of "
             f"{model.config.segment_length} tokens and {most_characters} characters at most."
         )
+    check = segment.check
+    if check is None:
+        return
     as_text = check.text is not None
-    if (check.rate == 0) != as_text or (
+    if (segment.rate == 0) != as_text or (
         as_text and not _is_text(check.text, segment.end - segment.start)
     ):
         raise ValueError(
-            f"memory has a segment of rate {check.rate} whose text is not the {segment.end}"
+            f"memory has a segment of rate {segment.rate} whose text is not the {segment.end}"
             f" - {segment.start} characters that are read in its slots' place."
         )
     counted = [check.tokens, check.positions]

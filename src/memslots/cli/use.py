@@ -63,6 +63,7 @@ def ask(
 ) -> None:
     """Answer questions about a text or a saved memory."""
     from memslots import verified
+    from memslots.modeling.layout_memslots import check_room
     from memslots.verified.outline import least_memory
 
     exactly_one(**{"--context": context, "--memory": memory})
@@ -76,7 +77,7 @@ def ask(
         least = least_memory(compressor, text, rate, beside, **asked)
         prompts, _ = compressor.processor.prompts(question, None, {})
         rows = compressor.memory_rows(least, [(0, prompt) for prompt in prompts])
-        compressor.check_room(least, rows, [0] * len(rows), {"max_new_tokens": max_new_tokens})
+        check_room(compressor, least, rows, [0] * len(rows), {"max_new_tokens": max_new_tokens})
         kept = verified.compress(compressor, text, rate, literals=beside, **asked)
         seconds["compress"] = round(time.perf_counter() - started, 3)
     else:

@@ -44,6 +44,10 @@ HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxi
 _DECODER_FOLDER = "decoder"
 
 
+class NotLoaded(ValueError, AttributeError):
+    """A part of the model is asked for that it was made without."""
+
+
 class SavedModel(PreTrainedModel):
     """What a compressor is on disk and by name: saving, loading, its parts and its fingerprint."""
 
@@ -59,6 +63,16 @@ class SavedModel(PreTrainedModel):
     _fingerprint: tuple[tuple[tuple[int, torch.dtype], ...], str] | None
     _stated: str | None  # the checkpoint's, until weights may change
     _names: dict[str, str]  # what it stated, by the digest of the weights then
+
+    @property
+    def needs_decoder(self) -> str:
+        """What to do where it is not."""
+        named = self.config.decoder_name_or_path or "the checkpoint does not name it"
+        place = "it is inside the checkpoint" if self.config.bundle_decoder else named
+        return (
+            f"this compressor was loaded without its decoder ({place}); call "
+            "model.attach_decoder(llm) first, or load it with load_decoder=True."
+        )
 
     @classmethod
     def from_pretrained(
@@ -323,6 +337,38 @@ class SavedModel(PreTrainedModel):
         memory = Memory.load(path, device=self.encoder.device)
         self.check_memory(memory)
         return memory
+
+    def check_memory(self, memory: Memory) -> None:
+        """Refuse what is no memory (`TypeError`), or empty or another compressor's (`ValueError`).
+
+        Examples:
+            >>> model.check_memory(model.compress("Ann is here."))
+        """
+        # A memory made by a copy of this code (remote code beside an installed package) is another
+        # class, so it is recognised by what it holds.
+        if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
+            raise TypeError(
+                "memory must be a Memory from compress or load_memory, got "
+                f"{type(memory).__name__}."
+            )
+        if not memory.documents:
+            raise ValueError("memory has no document; an empty slice answers nothing.")
+        if memory.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "
+                f"is {self.fingerprint[:12]}; its slots mean nothing here. Load the checkpoint "
+                "that wrote it, or compress the text again."
+            )
+
+    def _trust_fingerprint(self, value: str) -> None:
+        self._fingerprint, self._stated = (self._weight_versions(), value), value
+
+    def _name_weights(self) -> None:
+        """Remember which weights the checkpoint's fingerprint stands for: loading may cast them."""
+        stated, self._stated = self._stated, None
+        whole = all(type(weight) is torch.nn.Parameter for weight in self.parameters())
+        if stated is not None and whole and self._fingerprint == (self._weight_versions(), stated):
+            self._names = {self.fingerprint_of(self.state_dict()): stated}
 
     def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
         """The fingerprint that this model has with these weights (a `state_dict`).

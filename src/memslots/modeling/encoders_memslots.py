@@ -10,15 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
+from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from .texts_memslots import Span
+
 POOLED = ("mean", "last", "min", "attention", "groups")
 """Values of `MemslotsConfig.pooling` that pool token states: their mean (LCLM, 2026), the last one,
 the smallest value of each dimension, their mean weighted by a learned query (the last three: AIRI
 report, section 4.1), or `GroupPool`, which starts from the tokens' own embeddings (ours)."""
+
+MERGED = ("mean", "last", "min")
+"""Values of `MemslotsConfig.pooling` whose coarse slots can be made of finer ones."""
 
 SHARED_ENCODER = "decoder"
 """In place of an encoder's name: the decoder's own first layers."""
@@ -296,6 +302,48 @@ def token_batches(
         yield batch
 
 
+@torch.no_grad()
+def encode_spans(
+    model,
+    spans: Sequence[Span],
+    rate: int,
+    batch_tokens: int | None = None,
+    progress: bool | None = None,
+) -> torch.Tensor:
+    """Slots `(total_slots, d_encoder)` of segments, one after another, encoded in batches.
+
+    Arguments are those of `MemslotsModel.compress`.
+    """
+    counts = [-(-len(span.ids) // rate) for span in spans]
+    offsets = [0]
+    for count in counts:
+        offsets.append(offsets[-1] + count)
+    device = model.encoder.device
+    slots = torch.empty(offsets[-1], model.slot_size, device=device, dtype=model.dtype)
+    pooled = model.config.pooling != "memory_tokens"
+    appended = [0] * len(spans) if pooled else counts
+    most = batch_tokens or (4096 if device.type == "cpu" else 16384)
+    batches = list(token_batches([len(span.ids) for span in spans], appended, most))
+    with evaluating(model.encoder), torch.inference_mode():
+        show = len(batches) > 20 if progress is None else progress
+        # `slots` was made outside, so that what is returned may be trained on. Nothing of ours
+        # waits for a GPU: the next pass is put together and sent while it works. (transformers
+        # waits once a pass, as it looks for packed texts, when that is done.)
+        for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
+            inputs = model.processor.collate_segments([spans[i] for i in batch])
+            lengths = inputs["segment_attention_mask"].sum(dim=1)
+            numbers = torch.tensor([counts[i] for i in batch])
+            read = states_read(lengths, numbers, pooled, rate)
+            encoded = model.encode(
+                **{name: to_device(tensor, device) for name, tensor in inputs.items()},
+                segment_rates=torch.full((len(batch),), rate, device=device),
+                read=read._replace(places=to_device(read.places, device)),
+            )
+            places = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
+            slots[to_device(places, device)] = encoded.to(slots.dtype)
+    return slots
+
+
 def spread_places(count: int) -> list[float]:
     """Places of spread memory tokens in their segment, above 0 and up to 1, its end.
 
@@ -436,6 +484,22 @@ def pool_groups(
     weights = (scores - highest[groups]).exp().unsqueeze(1)
     totals = weights.new_zeros(n_groups, 1).index_add(0, groups, weights)
     return (empty.index_add(0, groups, wide * weights) / totals).to(states.dtype)
+
+
+def merged(slots: torch.Tensor, tokens: int, rate: int, coarser: int, pooling: str) -> torch.Tensor:
+    """The slots of a segment of so many tokens at a multiple of their rate; pooling of `MERGED`."""
+    times, count = coarser // rate, -(-tokens // coarser)
+    if pooling == "last":
+        return slots[[min((i + 1) * times, len(slots)) - 1 for i in range(count)]]
+    missing = (0, 0, 0, count * times - len(slots))
+    if pooling == "min":
+        padded = functional.pad(slots, missing, value=float("inf"))
+        return padded.view(count, times, -1).amin(dim=1)
+    # Each counts as many times as the tokens it stands for.
+    tokens_of = (tokens - torch.arange(len(slots), device=slots.device) * rate).clamp(max=rate)
+    weights = functional.pad(tokens_of.float().unsqueeze(1), missing).view(count, times, 1)
+    padded = functional.pad(slots.float(), missing).view(count, times, -1)
+    return ((padded * weights).sum(dim=1) / weights.sum(dim=1)).to(slots.dtype)
 
 
 class GroupPool(nn.Module):

@@ -5,15 +5,15 @@ equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 wh
 and otherwise names the learned or encoded vector that takes its place.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .encoders_memslots import spread_places
-from .memory_memslots import Memory
+from .memory_memslots import Memory, slots_for
 
 MEM, MEM_END, AE, FIRST_SLOT = 1, 2, 3, 4
 """Values of `memory_ids`: the three markers, and the first slot of the batch."""
@@ -243,6 +243,47 @@ def memory_rows(memory: Memory, asked: Sequence[tuple[int, Prompt]], encode: Enc
         literals = [beside[j] for j in place]
         rows.append(Row(list(place), prompt, literals=literals if any(literals) else []))
     return rows
+
+
+def check_room(
+    model,
+    memory: Memory,
+    rows: Sequence[Row],
+    documents: Sequence[int],
+    generate_kwargs: Mapping[str, Any],
+) -> None:
+    """Refuse rows that the decoder's positions cannot hold, and say what would fit.
+
+    Raises:
+        ValueError: a row is too long; `documents` are those of the rows, for the message.
+    """
+    limit = max_positions(model.decoder.config)
+    if limit is None:
+        return
+    config = generate_kwargs.get("generation_config")
+    told = generate_kwargs.get("max_new_tokens")
+    new_tokens = told or (config and config.max_new_tokens) or 1
+    length, rate = model.processor.row_length, memory.rate
+    counts = [segment.slots for segment in memory.segments]
+    for i, row in zip(documents, rows, strict=True):
+        needed = length(row, counts) + new_tokens
+        if needed <= limit:
+            continue
+        advice = "no rate of this checkpoint would fit, so split the context"
+        sizes = list(zip(memory.segments, memory.segment_rates, strict=True))
+        for coarser in model.config.compression_rates:
+            slots = [slots_for(s.tokens, max(r, coarser) if r else 0) for s, r in sizes]
+            if coarser > rate and length(row, slots) + new_tokens <= limit:
+                advice = f"rate={coarser} would fit"
+                break
+        row_slots = sum(counts[j] for j in row.segments)
+        exact = sum(map(len, row.literals))
+        beside = f"{exact} tokens of literals, " if exact else ""
+        raise ValueError(
+            f"context {i} has {row_slots} slots at rate {rate}; with markers, {beside}prompt "
+            f"and {new_tokens} new tokens that is {needed} positions, and the decoder has "
+            f"{limit}: {max(0, row_slots + limit - needed)} slots fit; {advice}."
+        )
 
 
 def max_positions(config) -> int | None:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from .texts_memslots import Literal
 
 FORMAT = "memslots.memory"
 
@@ -34,25 +36,10 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Characters `start` to `end` of a text (an index), compressed independently.
-
-    `slots` stand for so many encoder `tokens`; none where the decoder reads the text itself.
-    """
-
-    text: int
-    start: int
-    end: int
-    tokens: int
-    slots: int
-
-
-@dataclass(frozen=True)
 class SegmentCheck:
     """What is known of a segment that was checked while it was made (`memslots.verified`).
 
     Args:
-        rate: encoder tokens per slot of this segment; 0 where the decoder reads `text` instead.
         tokens: decoder tokens of the segment's text; None where it was not read.
         positions: decoder positions that the segment takes; None where it was not read.
         lost: characters `(start, end)` of each decoder token that neither the slots nor a literal
@@ -60,7 +47,6 @@ class SegmentCheck:
         text: the segment's text, where the decoder reads it in the slots' place.
     """
 
-    rate: int
     tokens: int | None = None
     positions: int | None = None
     lost: tuple[tuple[int, int], ...] | None = None
@@ -75,41 +61,82 @@ class SegmentCheck:
             return None
         return 1 - len(self.lost) / self.tokens
 
-    def with_other_slots(self, rate: int, fewer: int) -> "SegmentCheck":
+    def with_other_slots(self, fewer: int) -> "SegmentCheck":
         """As it is after the slots became others, `fewer` less: what was known is no more."""
         positions = None if self.positions is None else self.positions - fewer
-        return replace(self, rate=rate, positions=positions, lost=None)
+        return replace(self, positions=positions, lost=None)
 
-    def to_json(self) -> list[Any]:
-        """As JSON holds it."""
-        lost = None if self.lost is None else [list(place) for place in self.lost]
+
+@dataclass(frozen=True)
+class Segment:
+    """Characters of a text that were compressed independently.
+
+    Args:
+        text: index of the text.
+        start: its first character.
+        end: one past its last.
+        tokens: encoder tokens.
+        slots: that stand for them; none where the decoder reads the text itself.
+        rate: encoder tokens per slot; 0 where the decoder reads the text itself.
+        literals: exact strings that the decoder reads beside the slots.
+        check: what its slots lose and the text in their place, where it was checked.
+    """
+
+    text: int
+    start: int
+    end: int
+    tokens: int
+    slots: int
+    rate: int
+    literals: tuple[Literal, ...] = ()
+    check: SegmentCheck | None = None
+
+
+def segments_to_json(segments: Sequence[Segment]) -> dict[str, list[Any]]:
+    """Their `literals` and `checks` as JSON holds them, where they have any."""
+    made: dict[str, list[Any]] = {}
+    if any(segment.literals for segment in segments):
+        made["literals"] = [segment.literals for segment in segments]
+    if any(segment.check is not None for segment in segments):
+        checks = [(segment.rate, segment.check or SegmentCheck()) for segment in segments]
         # Version 3 has a number of bytes at the end, and its readers expect it.
-        return [self.rate, self.tokens, self.positions, lost, self.text, 0]
+        made["checks"] = [[rate, c.tokens, c.positions, c.lost, c.text, 0] for rate, c in checks]
+    return made
 
-    @classmethod
-    def from_json(cls, value: list[Any]) -> "SegmentCheck":
-        """What `to_json` gave; what older versions wrote behind it is left out."""
-        if len(value) < 5:
-            raise ValueError(f"a check of {len(value)} parts is no memory's.")
-        rate, tokens, positions, lost, text, *_ = value
-        places = None if lost is None else tuple((int(a), int(b)) for a, b in lost)
-        return cls(rate, tokens, positions, places, text)
+
+def segments_from_json(
+    numbers: Sequence[Sequence[int]], rate: int, literals: Sequence[Any], checks: Sequence[Any]
+) -> list[Segment]:
+    """Segments of five numbers each; `literals` and `checks` are of each of them, or none."""
+    for name, values in (("literals", literals), ("checks", checks)):
+        if values and len(values) != len(numbers):
+            raise ValueError(f"{name} of {len(values)} segments, and there are {len(numbers)}.")
+    if any(len(row) != 5 for row in numbers) or any(len(parts) < 5 for parts in checks):
+        raise ValueError("segments of other than five numbers, or checks of fewer parts.")
+    segments = []
+    for i, (text, start, end, tokens, slots) in enumerate(numbers):
+        check, segment_rate = None, rate
+        if checks:
+            segment_rate, decoder_tokens, positions, lost, as_text, *_ = checks[i]
+            places = None if lost is None else tuple((int(a), int(b)) for a, b in lost)
+            check = SegmentCheck(decoder_tokens, positions, places, as_text)
+        beside = tuple(Literal(*literal) for literal in literals[i]) if literals else ()
+        segments.append(Segment(text, start, end, tokens, slots, segment_rate, beside, check))
+    return segments
 
 
 def write_memory_file(path: str | os.PathLike, memory) -> None:
     """Write a `Memory`, see `Memory.save`."""
-    version = 4 if memory.texts else 3 if memory.checks else 2 if memory.literals else 1
+    beside = segments_to_json(memory.segments)
+    version = 4 if memory.texts else 3 if "checks" in beside else 2 if beside else 1
     header: dict[str, Any] = {
         "version": version,
         **{name: getattr(memory, name) for name in (*_FIELDS, *_LISTS, "pooling")},
         "documents": [len(document) for document in memory.documents],
-        "segments": [astuple(segment) for segment in memory.segments],
+        "segments": [[s.text, s.start, s.end, s.tokens, s.slots] for s in memory.segments],
+        **beside,
     }
     tensors = {"slots": memory.slots.detach().to("cpu").contiguous()}
-    if memory.literals:
-        header["literals"] = memory.literals
-    if memory.checks:
-        header["checks"] = [check.to_json() for check in memory.checks]
     if version == 3:
         tensors["exact"] = torch.empty(0, dtype=torch.uint8)  # its readers expect one
     if memory.texts:
@@ -155,13 +182,14 @@ def write_file(
 def read_memory_file(path: str | os.PathLike) -> dict[str, Any]:
     """The fields of a `Memory`, slots on the CPU, see `Memory.load`."""
     header, tensors = read_file(path)
-    segments = [Segment(*numbers) for numbers in header["segments"]]
-    ends = [0, *accumulate(header["documents"])]
-    if ends[-1] != len(segments) or sorted(ends) != ends:
-        raise ValueError(f"{str(path)!r} has {len(segments)} segments, its documents {ends[-1]}.")
     for name, kind in (("rate", int), ("rates", list), ("fingerprint", str)):
         if not isinstance(header[name], kind):
             raise ValueError(f"{str(path)!r} has {name} {header[name]!r:.80}: no memory's.")
+    beside = header.get("literals", ()), header.get("checks", ())
+    segments = segments_from_json(header["segments"], header["rate"], *beside)
+    ends = [0, *accumulate(header["documents"])]
+    if ends[-1] != len(segments) or sorted(ends) != ends:
+        raise ValueError(f"{str(path)!r} has {len(segments)} segments, its documents {ends[-1]}.")
     lists = {name: tuple(header[name]) for name in _LISTS}
     hashes = lists["text_sha256"]
     return {
@@ -170,8 +198,6 @@ def read_memory_file(path: str | os.PathLike) -> dict[str, Any]:
         "slots": tensors["slots"],
         "documents": tuple(tuple(segments[start:end]) for start, end in pairwise(ends)),
         "pooling": header.get("pooling", "memory_tokens"),
-        "literals": tuple(header.get("literals", ())),
-        "checks": tuple(map(SegmentCheck.from_json, header.get("checks", ()))),
         "texts": _unpacked(header["texts"], tensors["texts"], hashes) if "texts" in tensors else (),
     }
 

@@ -9,11 +9,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, TypeVar
 
 import torch
-from torch.nn import functional
 
+from .encoders_memslots import MERGED, merged
 from .memory_files_memslots import (
     Segment,
     SegmentCheck,
@@ -28,11 +27,6 @@ NEEDS_TEXT = (
     "slots instead of the text: memslots 0.1.0 as of November 2026, or the code inside the "
     "checkpoint that wrote one, reads those exactly)"
 )
-
-MERGED = ("mean", "last", "min")
-"""Values of `MemslotsConfig.pooling` whose coarse slots can be made of finer ones."""
-
-Part = TypeVar("Part")
 
 
 def slots_for(tokens: int, rate: int) -> int:
@@ -59,10 +53,6 @@ class Memory:
         nested: whether the slots of a coarse rate are the first of a finer one (causal encoders).
         fingerprint: identity of the compressor that wrote the slots.
         pooling: how the encoder makes slots (`MemslotsConfig.pooling`).
-        literals: of each of `segments`, the exact strings that the decoder reads beside its slots;
-            empty where no segment has any.
-        checks: of each of `segments`, its own rate, what its slots lose and the text that is read
-            in their place; empty where nothing was checked (see `memslots.verified`).
         texts: of each of `text_sha256`, the text itself where it was kept, else None; empty where
             none was.
     """
@@ -76,37 +66,26 @@ class Memory:
     nested: bool
     fingerprint: str
     pooling: str = "memory_tokens"
-    literals: tuple[tuple[Literal, ...], ...] = ()
-    checks: tuple[SegmentCheck, ...] = ()
     texts: tuple[str | None, ...] = ()
 
     def __post_init__(self):
-        total, count = sum(segment.slots for segment in self.segments), len(self.segments)
+        total = sum(segment.slots for segment in self.segments)
         if self.slots.dim() != 2 or self.slots.shape[0] != total:
             raise ValueError(
                 f"the segments of this memory need slots of shape ({total}, d_encoder), "
                 f"got {tuple(self.slots.shape)}."
             )
-        for name, parts, expected in (
-            ("literals", self.literals, count),
-            ("checks", self.checks, count),
-            ("texts", self.texts, len(self.text_sha256)),
-        ):
-            if parts and len(parts) != expected:
-                kind = "hashes" if name == "texts" else "segments"
-                raise ValueError(f"{name} go with {kind}: {len(parts)} for {expected} {kind}.")
-        for segment, rate in zip(self.segments, self.segment_rates, strict=True):
-            if self.checks and segment.slots != slots_for(segment.tokens, rate):
+        if self.texts and len(self.texts) != len(self.text_sha256):
+            raise ValueError(f"{len(self.texts)} texts for {len(self.text_sha256)} hashes.")
+        for segment in self.segments:
+            expected = slots_for(segment.tokens, segment.rate)
+            if segment.check is not None and segment.slots != expected:
                 raise ValueError(
                     f"a segment of {segment.tokens} tokens has {segment.slots} slots; that is not "
-                    f"how rate {rate} is written."
+                    f"how rate {segment.rate} is written."
                 )
-        # As read from JSON, literals are bare tuples or lists.
-        literals = tuple(tuple(Literal(*literal) for literal in held) for held in self.literals)
-        object.__setattr__(self, "literals", literals if any(literals) else ())
-        object.__setattr__(
-            self, "texts", self.texts if any(text is not None for text in self.texts) else ()
-        )
+        if all(text is None for text in self.texts):
+            object.__setattr__(self, "texts", ())
 
     # -- shape ---------------------------------------------------------------------------------
 
@@ -128,24 +107,34 @@ class Memory:
     @property
     def n_literals(self) -> tuple[int, ...]:
         """Literals of each document."""
-        return tuple(sum(map(len, held)) for held in self._by_document(self.literals, ()))
+        return tuple(sum(len(s.literals) for s in document) for document in self.documents)
+
+    @property
+    def literals(self) -> tuple[tuple[Literal, ...], ...]:
+        """Of each of `segments`, what is read beside its slots; empty where none has any."""
+        literals = tuple(segment.literals for segment in self.segments)
+        return literals if any(literals) else ()
+
+    @property
+    def checks(self) -> tuple[SegmentCheck, ...]:
+        """Of each of `segments`, what is known of its slots; empty where none was checked."""
+        checks = [segment.check for segment in self.segments]
+        return tuple(check or SegmentCheck() for check in checks) if any(checks) else ()
 
     @property
     def segment_rates(self) -> tuple[int, ...]:
         """Encoder tokens per slot of each of `segments`; 0 where text is read in their place."""
-        if self.checks:
-            return tuple(check.rate for check in self.checks)
-        return (self.rate,) * len(self.segments)
+        return tuple(segment.rate for segment in self.segments)
 
     @property
     def segment_texts(self) -> tuple[str | None, ...]:
         """Of each of `segments`, the text that the decoder reads in the slots' place, or None."""
-        return tuple(check.text for check in self.checks) or (None,) * len(self.segments)
+        return tuple(None if s.check is None else s.check.text for s in self.segments)
 
     @property
     def nbytes(self) -> int:
         """Bytes that slots and texts take."""
-        texts = [*self.texts, *(check.text for check in self.checks)]
+        texts = [*self.texts, *self.segment_texts]
         text_bytes = sum(len(text.encode()) for text in texts if text is not None)
         return self.slots.numel() * self.slots.element_size() + text_bytes
 
@@ -192,16 +181,12 @@ class Memory:
         parts = self.slots.split(list(self.n_slots))
         texts = sorted({s.text for i in chosen for s in self.documents[i]})
         renumber = {old: new for new, old in enumerate(texts)}
-        literals = self._by_document(self.literals, ())
-        checks = self._by_document(self.checks, None)
         return replace(
             self,
             slots=torch.cat([self.slots[:0], *(parts[i] for i in chosen)]),
             documents=tuple(
                 tuple(replace(s, text=renumber[s.text]) for s in self.documents[i]) for i in chosen
             ),
-            literals=tuple(held for i in chosen for held in literals[i]),
-            checks=tuple(check for i in chosen for check in checks[i] if check is not None),
             text_sha256=tuple(self.text_sha256[i] for i in texts),
             unknown_tokens=tuple(self.unknown_tokens[i] for i in texts),
             texts=tuple(self.texts[i] for i in texts) if self.texts else (),
@@ -244,11 +229,7 @@ class Memory:
             ),
             text_sha256=tuple(h for m in memories for h in m.text_sha256),
             unknown_tokens=tuple(u for m in memories for u in m.unknown_tokens),
-            literals=tuple(
-                held for m in memories for held in (m.literals or ((),) * len(m.segments))
-            ),
             rate=min(m.rate for m in memories),
-            checks=tuple(check for m in memories for check in m.all_checks()) if mixed else (),
             texts=tuple(
                 text for m in memories for text in (m.texts or (None,) * len(m.text_sha256))
             ),
@@ -299,7 +280,10 @@ class Memory:
                 )
                 + f"; compress the text again with rate={rate}."
             )
-        checked = sum(0 < check.rate < rate and check.lost is not None for check in self.checks)
+        checked = sum(
+            0 < s.rate < rate and s.check is not None and s.check.lost is not None
+            for s in self.segments
+        )
         if checked:
             warnings.warn(
                 f"at rate {rate} {checked} of {len(self.segments)} segments have other slots than "
@@ -308,26 +292,17 @@ class Memory:
                 f"rate={rate} or rates=[{rate}]",
                 stacklevel=2,
             )
-        segments, checks, slots = list[Segment](), list[SegmentCheck](), [self.slots[:0]]
-        parts = self.slots.split([segment.slots for segment in self.segments])
-        for segment, check, part in zip(self.segments, self.all_checks(), parts, strict=True):
-            if 0 < check.rate < rate:  # else it is text, or as coarse already
+        coarser = []
+        for segment, slots in self._slots_of_segments():
+            if 0 < segment.rate < rate:  # else it is text, or as coarse already
                 count = slots_for(segment.tokens, rate)
                 if self.pooling in MERGED:
-                    part = _merged(part, segment.tokens, check.rate, rate, self.pooling)
-                part = part[:count]
-                check = check.with_other_slots(rate, segment.slots - count)
-                segment = replace(segment, slots=count)
-            slots.append(part)
-            segments.append(segment)
-            checks.append(check)
-        return replace(
-            self,
-            slots=torch.cat(slots),
-            documents=tuple(self._by_document(segments, None)),
-            rate=rate,
-            checks=tuple(checks) if self.checks else (),
-        )
+                    slots = merged(slots, segment.tokens, segment.rate, rate, self.pooling)
+                slots = slots[:count]
+                check = segment.check and segment.check.with_other_slots(segment.slots - count)
+                segment = replace(segment, slots=count, rate=rate, check=check)
+            coarser.append((segment, slots))
+        return replace(self._with_segments(coarser), rate=rate)
 
     def coarsens_to(self, rate: int) -> bool:
         """Whether `at_rate(rate)` needs no second encoding.
@@ -357,38 +332,29 @@ class Memory:
             >>> model.compress("Ann is here.").as_text({0: "Ann is here."}).segment_rates
             (0,)
         """
-        checks, literals = list(self.all_checks()), list(self.literals)
+        changed = self._slots_of_segments()
         for i, text in texts.items():
-            tokens = checks[i].tokens
-            checks[i] = SegmentCheck(0, tokens, tokens, checks[i].lost, text)
-            if literals:  # what a cut divides is not whole in the text
-                end = self.segments[i].end
-                literals[i] = tuple(literal for literal in literals[i] if literal.end > end)
-        parts = self.slots.split([segment.slots for segment in self.segments])
-        segments = [replace(s, slots=0) if i in texts else s for i, s in enumerate(self.segments)]
+            segment, slots = changed[i]
+            check = segment.check or SegmentCheck()
+            check = replace(check, positions=check.tokens, text=text)
+            # What a cut divides is not whole in the text.
+            literals = tuple(held for held in segment.literals if held.end > segment.end)
+            segment = replace(segment, slots=0, rate=0, literals=literals, check=check)
+            changed[i] = segment, slots[:0]
+        return self._with_segments(changed)
+
+    def _slots_of_segments(self) -> list[tuple[Segment, torch.Tensor]]:
+        slots = self.slots.split([segment.slots for segment in self.segments])
+        return list(zip(self.segments, slots, strict=True))
+
+    def _with_segments(self, segments: Sequence[tuple[Segment, torch.Tensor]]) -> "Memory":
+        """The same documents of other segments, each with its slots."""
+        rest = iter(segment for segment, _ in segments)
         return replace(
             self,
-            slots=torch.cat(
-                [self.slots[:0], *(part for i, part in enumerate(parts) if i not in texts)]
-            ),
-            documents=tuple(self._by_document(segments, None)),
-            checks=tuple(checks),
-            literals=tuple(literals),
+            slots=torch.cat([self.slots[:0], *(slots for _, slots in segments)]),
+            documents=tuple(tuple(next(rest) for _ in document) for document in self.documents),
         )
-
-    def all_checks(self) -> tuple[SegmentCheck, ...]:
-        """A check of each segment, with nothing but its rate where none was made.
-
-        Examples:
-            >>> model.compress("Ann is here.", rate=4).all_checks()[0].rate
-            4
-        """
-        return self.checks or tuple(SegmentCheck(rate) for rate in self.segment_rates)
-
-    def _by_document(self, values: Sequence[Part], default: Any) -> list[tuple[Part, ...]]:
-        """What goes with segments, document by document; `default` where there is nothing."""
-        rest = iter(values or (default,) * len(self.segments))
-        return [tuple(next(rest) for _ in document) for document in self.documents]
 
     # -- texts -------------------------------------------------------------------------------------
 
@@ -469,24 +435,6 @@ class Memory:
             raise ValueError(
                 f"{str(path)!r} has a header that is no memory's ({error}); compress it again."
             ) from error
-
-
-def _merged(
-    slots: torch.Tensor, tokens: int, rate: int, coarser: int, pooling: str
-) -> torch.Tensor:
-    """The slots of a segment of so many tokens at a multiple of their rate, by `MERGED` pooling."""
-    times, count = coarser // rate, slots_for(tokens, coarser)
-    if pooling == "last":
-        return slots[[min((i + 1) * times, len(slots)) - 1 for i in range(count)]]
-    missing = (0, 0, 0, count * times - len(slots))
-    if pooling == "min":
-        padded = functional.pad(slots, missing, value=float("inf"))
-        return padded.view(count, times, -1).amin(dim=1)
-    # Each counts as many times as the tokens it stands for.
-    tokens_of = (tokens - torch.arange(len(slots), device=slots.device) * rate).clamp(max=rate)
-    weights = functional.pad(tokens_of.float().unsqueeze(1), missing).view(count, times, 1)
-    padded = functional.pad(slots.float(), missing).view(count, times, -1)
-    return ((padded * weights).sum(dim=1) / weights.sum(dim=1)).to(slots.dtype)
 
 
 def _readable(n_bytes: int) -> str:

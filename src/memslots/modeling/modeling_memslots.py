@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .checkpoint_memslots import SavedModel
+from .checkpoint_memslots import NotLoaded, SavedModel
 from .configuration_memslots import MemslotsConfig
 from .converters_memslots import CONVERTERS, convert
 from .decoders_memslots import (
@@ -39,14 +38,13 @@ from .encoders_memslots import (
     add_lora,
     build_encoder,
     check_takes_positions,
+    encode_spans,
     evaluating,
     fuse_activations,
     memory_token_slots,
     pooled_slots,
     sentence_slots,
     states_read,
-    to_device,
-    token_batches,
 )
 from .layout_memslots import (
     ANSWER,
@@ -54,6 +52,7 @@ from .layout_memslots import (
     TASKS,
     Prompt,
     Row,
+    check_room,
     max_positions,
     memory_rows,
     pair,
@@ -61,7 +60,7 @@ from .layout_memslots import (
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
 from .reading_back_memslots import reconstruct as _reconstruct
-from .texts_memslots import Detectors, Literal, Span, as_list, check_text
+from .texts_memslots import Detectors, Span, as_list, check_text
 
 
 @dataclass
@@ -99,10 +98,6 @@ class TaskTargets(NamedTuple):
 
 Criterion = Callable[[Iterable[TaskTargets]], MemslotsOutput]
 """From the targets of each task that a batch has, in order, to its losses."""
-
-
-class NotLoaded(ValueError, AttributeError):
-    """A part of the model is asked for that it was made without."""
 
 
 class MemslotsModel(SavedModel):
@@ -197,16 +192,6 @@ class MemslotsModel(SavedModel):
         """Whether the decoder is at hand."""
         return self.__dict__.get("_modules", {}).get("decoder") is not None
 
-    @property
-    def needs_decoder(self) -> str:
-        """What to do where it is not."""
-        named = self.config.decoder_name_or_path or "the checkpoint does not name it"
-        place = "it is inside the checkpoint" if self.config.bundle_decoder else named
-        return (
-            f"this compressor was loaded without its decoder ({place}); call "
-            "model.attach_decoder(llm) first, or load it with load_decoder=True."
-        )
-
     # -- weights -----------------------------------------------------------------------------------
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -255,16 +240,6 @@ class MemslotsModel(SavedModel):
             digest = self.fingerprint_of(self.state_dict())
             self._fingerprint = (version, self._names.get(digest, digest))
         return self._fingerprint[1]
-
-    def _trust_fingerprint(self, value: str) -> None:
-        self._fingerprint, self._stated = (self._weight_versions(), value), value
-
-    def _name_weights(self) -> None:
-        """Remember which weights the checkpoint's fingerprint stands for: loading may cast them."""
-        stated, self._stated = self._stated, None
-        whole = all(type(weight) is nn.Parameter for weight in self.parameters())
-        if stated is not None and whole and self._fingerprint == (self._weight_versions(), stated):
-            self._names = {self.fingerprint_of(self.state_dict()): stated}
 
     def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
         weights = [*self.encoder.parameters()]
@@ -348,7 +323,7 @@ class MemslotsModel(SavedModel):
         spans = self.segment(texts)
         memory = self.outline(texts, spans, rate, literals, keep_text)
         flat = [span for document in spans for span in document]
-        return replace(memory, slots=self.encode_spans(flat, rate, batch_tokens, progress))
+        return replace(memory, slots=encode_spans(self, flat, rate, batch_tokens, progress))
 
     def segment(self, texts: Sequence[str]) -> list[list[Span]]:
         """Spans of each text, which `compress` encodes independently; errors name the text.
@@ -375,91 +350,29 @@ class MemslotsModel(SavedModel):
             >>> model.outline(["Ann is here."], model.segment(["Ann is here."]), 4).device
             device(type='meta')
         """
-        count = sum(slots_for(len(span.ids), rate) for document in spans for span in document)
-        slots = torch.empty(count, self.slot_size, device="meta")
-        find = self.processor.segment_literals
-        beside = [find(text, parts, literals) for text, parts in zip(texts, spans, strict=True)]
-        memory = self.memory_of(texts, spans, slots, rate, beside)
-        return replace(memory, texts=tuple(texts)) if keep_text else memory
-
-    @torch.no_grad()
-    def encode_spans(
-        self,
-        flat: Sequence[Span],
-        rate: int,
-        batch_tokens: int | None = None,
-        progress: bool | None = None,
-    ) -> torch.Tensor:
-        """Slots `(total_slots, d_encoder)` of segments, one after another, encoded in batches.
-
-        Examples:
-            >>> model.encode_spans(processor.segment("Ann is here."), rate=4).shape[1]
-            24
-        """
-        counts = [slots_for(len(span.ids), rate) for span in flat]
-        offsets = [0]
-        for count in counts:
-            offsets.append(offsets[-1] + count)
-        device = self.encoder.device
-        slots = torch.empty(offsets[-1], self.slot_size, device=device, dtype=self.dtype)
-        pooled = self.config.pooling != "memory_tokens"
-        appended = [0] * len(flat) if pooled else counts
-        most = batch_tokens or (4096 if device.type == "cpu" else 16384)
-        batches = list(token_batches([len(span.ids) for span in flat], appended, most))
-        with evaluating(self.encoder), torch.inference_mode():
-            show = len(batches) > 20 if progress is None else progress
-            # `slots` was made outside, so that what is returned may be trained on. Nothing of ours
-            # waits for a GPU: the next pass is put together and sent while it works. (transformers
-            # waits once a pass, as it looks for packed texts, when that is done.)
-            for batch in tqdm(batches, desc="compressing", unit="batch", disable=not show):
-                inputs = self.processor.collate_segments([flat[i] for i in batch])
-                lengths = inputs["segment_attention_mask"].sum(dim=1)
-                numbers = torch.tensor([counts[i] for i in batch])
-                read = states_read(lengths, numbers, pooled, rate)
-                encoded = self.encode(
-                    **{name: to_device(tensor, device) for name, tensor in inputs.items()},
-                    segment_rates=torch.full((len(batch),), rate, device=device),
-                    read=read._replace(places=to_device(read.places, device)),
-                )
-                places = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
-                slots[to_device(places, device)] = encoded.to(slots.dtype)
-        return slots
-
-    def memory_of(
-        self,
-        texts: Sequence[str],
-        spans: Sequence[Sequence[Span]],
-        slots: torch.Tensor,
-        rate: int,
-        literals: Sequence[Sequence[tuple[Literal, ...]]] = (),
-    ) -> Memory:
-        """A memory of this compressor: `slots` `(total_slots, d_encoder)` of all spans at `rate`.
-
-        `literals` are those of each span of each text, or none.
-
-        Examples:
-            >>> spans = model.segment(["Ann is here."])
-            >>> len(model.memory_of(["Ann is here."], spans, model.encode_spans(spans[0], 4), 4))
-            1
-        """
         unk = self.processor.encoder_text.unk_id
-        return Memory(
-            slots=slots,
-            documents=tuple(
+        documents: list[tuple[Segment, ...]] = []
+        for i, (text, cut) in enumerate(zip(texts, spans, strict=True)):
+            beside = self.processor.segment_literals(text, cut, literals)
+            counts = [(len(span.ids), slots_for(len(span.ids), rate)) for span in cut]
+            documents.append(
                 tuple(
-                    Segment(i, s.start, s.end, len(s.ids), slots_for(len(s.ids), rate))
-                    for s in document
+                    Segment(i, span.start, span.end, tokens, slots, rate, held)
+                    for span, (tokens, slots), held in zip(cut, counts, beside, strict=True)
                 )
-                for i, document in enumerate(spans)
-            ),
+            )
+        count = sum(segment.slots for document in documents for segment in document)
+        return Memory(
+            slots=torch.empty(count, self.slot_size, device="meta"),
+            documents=tuple(documents),
             text_sha256=tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts),
-            unknown_tokens=tuple(sum(s.ids.count(unk) for s in document) for document in spans),
+            unknown_tokens=tuple(sum(span.ids.count(unk) for span in cut) for cut in spans),
             rate=rate,
             rates=tuple(self.config.compression_rates),
             nested=self.config.encoder_is_causal and self.config.pooling == "memory_tokens",
             pooling=self.config.pooling,
-            literals=tuple(held for document in literals for held in document),
             fingerprint=self.fingerprint,
+            texts=tuple(texts) if keep_text else (),
         )
 
     # -- training ----------------------------------------------------------------------------------
@@ -624,19 +537,6 @@ class MemslotsModel(SavedModel):
         rows = self.memory_rows(memory, [(i, Prompt()) for i in range(len(memory))])
         return [self.processor.row_length(row, slots) for row in rows]
 
-    def generation_inputs(self, rows: Sequence[Row], memory: Memory | None) -> dict[str, Any]:
-        """As `row_inputs`, left-padded and without targets.
-
-        Examples:
-            >>> memory = model.compress("Ann is here.", rate=4)
-            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
-            >>> model.generation_inputs(rows, memory)["inputs_embeds"].shape[2]
-            32
-        """
-        asked = [replace(row, target=[], given=0, predicted=None) for row in rows]
-        inputs = self.row_inputs(asked, memory)
-        return {name: tensor for name, tensor in inputs.items() if name != "labels"}
-
     @torch.no_grad()
     def row_inputs(
         self, rows: Sequence[Row], memory: Memory | None, padding_side: str = "left"
@@ -757,81 +657,14 @@ class MemslotsModel(SavedModel):
         if not spans:
             memory = memory if rate is None else memory.at_rate(processor.check_rate(rate))
         rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
-        self.check_room(memory, rows, [i for i, _ in pairs], generate_kwargs)
+        check_room(self, memory, rows, [i for i, _ in pairs], generate_kwargs)
         if spans:  # that all fits is known before anything is encoded
             flat = [span for document in spans for span in document]
-            memory = replace(memory, slots=self.encode_spans(flat, memory.rate))
+            memory = replace(memory, slots=encode_spans(self, flat, memory.rate))
         answers = self.answer_rows(rows, memory, batch_size, generate_kwargs, prefix)
         if generate_kwargs.get("return_dict_in_generate"):
             return answers
         return answers[0] if single and len(answers) == 1 else answers
-
-    def check_memory(self, memory: Memory) -> None:
-        """Refuse what is no memory (`TypeError`), or empty or another compressor's (`ValueError`).
-
-        Examples:
-            >>> model.check_memory(model.compress("Ann is here."))
-        """
-        # A memory made by a copy of this code (remote code beside an installed package) is another
-        # class, so it is recognised by what it holds.
-        if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
-            raise TypeError(
-                "memory must be a Memory from compress or load_memory, got "
-                f"{type(memory).__name__}."
-            )
-        if not memory.documents:
-            raise ValueError("memory has no document; an empty slice answers nothing.")
-        if memory.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "
-                f"is {self.fingerprint[:12]}; its slots mean nothing here. Load the checkpoint "
-                "that wrote it, or compress the text again."
-            )
-
-    def check_room(
-        self,
-        memory: Memory,
-        rows: Sequence[Row],
-        documents: Sequence[int],
-        generate_kwargs: Mapping[str, Any],
-    ) -> None:
-        """Refuse rows that the decoder's positions cannot hold, and say what would fit.
-
-        Raises:
-            ValueError: a row is too long; `documents` are those of the rows, for the message.
-
-        Examples:
-            >>> memory = model.compress("Ann is here.")
-            >>> rows = model.memory_rows(memory, [(0, processor.prompt(question="Who?"))])
-            >>> model.check_room(memory, rows, [0], {"max_new_tokens": 8})
-        """
-        limit = max_positions(self.decoder.config)
-        if limit is None:
-            return
-        config = generate_kwargs.get("generation_config")
-        told = generate_kwargs.get("max_new_tokens")
-        new_tokens = told or (config and config.max_new_tokens) or 1
-        length, rate = self.processor.row_length, memory.rate
-        counts = [segment.slots for segment in memory.segments]
-        for i, row in zip(documents, rows, strict=True):
-            needed = length(row, counts) + new_tokens
-            if needed <= limit:
-                continue
-            advice = "no rate of this checkpoint would fit, so split the context"
-            sizes = list(zip(memory.segments, memory.segment_rates, strict=True))
-            for coarser in self.config.compression_rates:
-                slots = [slots_for(s.tokens, max(r, coarser) if r else 0) for s, r in sizes]
-                if coarser > rate and length(row, slots) + new_tokens <= limit:
-                    advice = f"rate={coarser} would fit"
-                    break
-            row_slots = sum(counts[j] for j in row.segments)
-            exact = sum(map(len, row.literals))
-            beside = f"{exact} tokens of literals, " if exact else ""
-            raise ValueError(
-                f"context {i} has {row_slots} slots at rate {rate}; with markers, {beside}prompt "
-                f"and {new_tokens} new tokens that is {needed} positions, and the decoder has "
-                f"{limit}: {max(0, row_slots + limit - needed)} slots fit; {advice}."
-            )
 
     def answer_rows(
         self,
@@ -862,7 +695,7 @@ class MemslotsModel(SavedModel):
                 f"return_dict_in_generate=True returns one batch; {len(rows)} answers need "
                 f"batch_size={len(rows)}, got {batch_size}."
             )
-        kwargs = self.generation_kwargs(rows, memory, generate_kwargs)
+        kwargs = self._with_defaults(rows, memory, generate_kwargs)
         answers: list[str] = []
         for start in range(0, len(rows), batch_size):
             output = self.generate_rows(rows[start : start + batch_size], memory, kwargs, prefix)
@@ -871,36 +704,24 @@ class MemslotsModel(SavedModel):
             answers += [self.processor.decode(ids).strip() for ids in output]
         return answers
 
-    def generation_kwargs(
-        self, rows: Sequence[Row], memory: Memory | None, generate_kwargs: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """`generate_kwargs`, with what the decoder's own generation configuration leaves open.
-
-        Examples:
-            >>> rows = [Row([], processor.prompt(question="Who?"))]
-            >>> model.generation_kwargs(rows, None, {})["max_new_tokens"]
-            256
-        """
-        slots = [] if memory is None else [segment.slots for segment in memory.segments]
-        length = max((self.processor.row_length(row, slots) for row in rows), default=0)
-        return generation_defaults(self.decoder, generate_kwargs, self.processor, length)
-
     @torch.no_grad()
     def generate_rows(
         self,
         rows: Sequence[Row],
         memory: Memory | None,
-        kwargs: dict[str, Any],
+        generate_kwargs: Mapping[str, Any],
         prefix: Any = None,
     ):
-        """New token ids of laid-out rows, `(rows, new tokens)`, by arguments that are complete.
+        """New token ids of one batch of rows without targets, `(rows, new tokens)`.
 
         Examples:
             >>> rows = [Row([], processor.prompt(question="Who?"))]
             >>> model.generate_rows(rows, None, {"max_new_tokens": 2}).shape[0]
             1
         """
-        inputs = self.generation_inputs(rows, memory)
+        kwargs = self._with_defaults(rows, memory, generate_kwargs)
+        inputs = self.row_inputs(rows, memory)
+        del inputs["labels"]
         per_layer = inputs.pop("per_layer_inputs", None)
         if prefix is not None:
             cache = prefix.cache(self.decoder, rows, kwargs)
@@ -911,6 +732,14 @@ class MemslotsModel(SavedModel):
         lora = None if memory is None else self.decoder_lora
         with reading(self.decoder, lora), prefilled_with(self.decoder, per_layer):
             return self.decoder.generate(**inputs, **kwargs)
+
+    def _with_defaults(
+        self, rows: Sequence[Row], memory: Memory | None, generate_kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """`generate_kwargs`, with what the decoder's own generation configuration leaves open."""
+        slots = [] if memory is None else [segment.slots for segment in memory.segments]
+        length = max((self.processor.row_length(row, slots) for row in rows), default=0)
+        return generation_defaults(self.decoder, generate_kwargs, self.processor, length)
 
     # -- reading back ------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .layout_memslots import pair
+from .layout_memslots import check_room, pair
 from .memory_memslots import Memory
 from .texts_memslots import as_list
 
@@ -145,7 +145,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         memory = model.outline(texts, model.segment(texts), processor.check_rate(rate))
         documents = [texts.index(item["context"]) for item in asked]
         rows = model.memory_rows(memory, list(zip(documents, prompts, strict=True)))
-        model.check_room(memory, rows, documents, parameters)
+        check_room(model, memory, rows, documents, parameters)
 
     def postprocess(self, model_outputs: dict[str, Any], **parameters) -> Any:
         """One result an answer."""

@@ -1,6 +1,5 @@
 """MemslotsProcessor: two tokenizers, segmenting, and the prompt around a memory."""
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -23,21 +22,15 @@ from .memory_memslots import slots_for
 from .texts_memslots import (
     Detectors,
     Literal,
+    Message,
     PlainText,
     Span,
     as_list,
+    chat_parts,
     check_text,
     literals_of_spans,
-    render_chat,
     unit_spans,
 )
-
-# Private-use characters stand for the user's text while a chat template is rendered, so that only
-# the template's own text is read with added-token matching.
-_SENTINEL = "\ue0f0{}\ue0f1"
-_SENTINEL_PATTERN = re.compile("\ue0f0(memory|[0-9]+)\ue0f1")
-
-Message = dict[str, Any]
 
 
 class MemslotsProcessor(ProcessorMixin):
@@ -309,79 +302,21 @@ class MemslotsProcessor(ProcessorMixin):
         return self.decoder_text.encode(" " + answer if spaced else answer) + self.eos_ids
 
     def _chat(self, messages: list[Message], context: str | None, template_kwargs: dict) -> Prompt:
-        if not self.tokenizer.chat_template:
-            raise ValueError(
-                "messages=[...] needs a decoder tokenizer with a chat template; "
-                f"{self.tokenizer.name_or_path or 'this one'} has none. Use question=... instead."
-            )
-        hidden, texts = self._hide(messages)
-        rendered = render_chat(self.tokenizer, hidden, **template_kwargs)
-        pieces = _SENTINEL_PATTERN.split(rendered)
-        used = pieces[1::2]
-        if sorted(used) != sorted([*map(str, range(len(texts))), "memory"]):
-            raise ValueError(
-                "the decoder's chat template drops or repeats a message: it rendered "
-                f"{[messages[0]['role'], '...']} into parts {used}. Use the roles that it supports."
-            )
         before: list[int] = []
         after: list[int] = []
-        target = before
-        for i, piece in enumerate(pieces):
-            if i % 2 == 0:
-                target += (
-                    self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
-                )
-            elif piece != "memory":
-                target += self.decoder_text.encode(texts[int(piece)])
-            else:
+        ids = before
+        for part, text in chat_parts(self.tokenizer, messages, template_kwargs):
+            if part == "memory":
                 if context is not None:
-                    target += self.decoder_text.encode(context + CONTEXT_END)
-                target = after
+                    ids += self.decoder_text.encode(context + CONTEXT_END)
+                ids = after
+            elif part == "message":
+                ids += self.decoder_text.encode(text)
+            elif text:
+                ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if before[:1] != self.bos_ids:  # most templates write it themselves
             before = self.bos_ids + before
         return Prompt(before, after)
-
-    def _hide(self, messages: list[Message]) -> tuple[list[Message], list[str]]:
-        """The chat with sentinels for contents, and the texts that they stand for."""
-        if not isinstance(messages, list) or not messages:
-            raise ValueError("messages must be a list with at least one message.")
-        texts: list[str] = []
-        hidden: list[Message] = []
-        placed = False
-        for message in messages:
-            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-                raise ValueError(
-                    f"each message is a dict with 'role' and 'content', got {message!r}."
-                )
-            content = message["content"]
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-                raise ValueError(
-                    f"a message's content is a string or a list of parts, got {content!r}."
-                )
-            rendered = ""
-            for part in parts:
-                if part.get("type") == "memory" and not placed:
-                    rendered += _SENTINEL.format("memory")
-                    placed = True
-                elif part.get("type") == "text":
-                    rendered += _SENTINEL.format(len(texts))
-                    texts.append(check_text(part.get("text"), "a message"))
-                else:
-                    raise ValueError(
-                        "message parts are {'type': 'text', 'text': ...} and at most one "
-                        f"{{'type': 'memory'}} in the chat, got {part!r}."
-                    )
-            if hidden and {**hidden[-1], "content": rendered} == {**message, "content": rendered}:
-                hidden[-1]["content"] += f"\n\n{rendered}"  # templates may want roles to alternate
-            else:
-                hidden.append({**message, "content": rendered})
-        if not placed:
-            users = [m for m in hidden if m["role"] == "user"]
-            if not users:
-                raise ValueError("messages need a user message, in which the memory is placed.")
-            users[0]["content"] = _SENTINEL.format("memory") + users[0]["content"]
-        return hidden, texts
 
     # -- batches -----------------------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ def read_back(
         rows = [reading_row(i, processor.bos_ids, [], beside[i]) for i in batch]
         longest = max(memory.segments[i].tokens for i in batch)
         kwargs = {"max_new_tokens": 2 * longest + 16, "do_sample": False, **generate_kwargs}
-        output = model.generate_rows(rows, memory, model.generation_kwargs(rows, memory, kwargs))
+        output = model.generate_rows(rows, memory, kwargs)
         for i, ids in zip(batch, output, strict=True):
             texts[i] = processor.decode(ids)
     return [texts[i] or "" for i in chosen]

@@ -24,19 +24,8 @@ NEEDS_SENTENCEX = (
     "pool_unit='paragraph' and 'text' need nothing."
 )
 
-
 BYTE_ORDER_MARK = "\ufeff"
 """What some editors (Windows Notepad) write before a text in UTF-8; no model reads it."""
-
-
-def render_chat(tokenizer, messages: list[dict[str, Any]], **template_kwargs) -> str:
-    """A chat by the tokenizer's template, up to where its answer begins; `ValueError` without."""
-    template_kwargs |= {"tokenize": False, "add_generation_prompt": True}
-    try:
-        return tokenizer.apply_chat_template(messages, **template_kwargs)
-    except TemplateError as error:
-        roles = [message["role"] for message in messages]
-        raise ValueError(f"the chat template refuses a chat of {roles}: {error}.") from error
 
 
 class Span(NamedTuple):
@@ -185,6 +174,102 @@ def as_list(value, name: str) -> list:
     if not value:
         raise ValueError(f"{name} is an empty list; give at least one {name}.")
     return list(value)
+
+
+# -- chats -----------------------------------------------------------------------------------------
+
+Message = dict[str, Any]
+
+# Private-use characters stand for the user's text while a chat template is rendered, so that only
+# the template's own text is read with added-token matching.
+_SENTINEL = "\ue0f0{}\ue0f1"
+_SENTINEL_PATTERN = re.compile("\ue0f0(memory|[0-9]+)\ue0f1")
+
+
+def render_chat(tokenizer, messages: list[Message], **template_kwargs) -> str:
+    """A chat by the tokenizer's template, up to where its answer begins; `ValueError` without."""
+    template_kwargs |= {"tokenize": False, "add_generation_prompt": True}
+    try:
+        return tokenizer.apply_chat_template(messages, **template_kwargs)
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise ValueError(f"the chat template refuses a chat of {roles}: {error}.") from error
+
+
+def chat_parts(
+    tokenizer, messages: list[Message], template_kwargs: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """What a chat is rendered into, up to where its answer begins, in order.
+
+    Returns:
+        `("template", text)`, whose control strings are control tokens; `("message", text)`, which
+        is somebody's text; and once `("memory", "")`.
+
+    Raises:
+        ValueError: no template, one that refuses the chat or loses a part of it, or no chat.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "messages=[...] needs a decoder tokenizer with a chat template; "
+            f"{tokenizer.name_or_path or 'this one'} has none. Use question=... instead."
+        )
+    hidden, texts = _hide_texts(messages)
+    pieces = _SENTINEL_PATTERN.split(render_chat(tokenizer, hidden, **template_kwargs))
+    if sorted(pieces[1::2]) != sorted([*map(str, range(len(texts))), "memory"]):
+        raise ValueError(
+            "the decoder's chat template drops or repeats a message: it rendered "
+            f"{[messages[0]['role'], '...']} into parts {pieces[1::2]}. Use the roles that it "
+            "supports."
+        )
+    parts = [("template", pieces[0])]
+    for name, following in zip(pieces[1::2], pieces[2::2], strict=True):
+        parts.append(("memory", "") if name == "memory" else ("message", texts[int(name)]))
+        parts.append(("template", following))
+    return parts
+
+
+def _hide_texts(messages: list[Message]) -> tuple[list[Message], list[str]]:
+    """The chat with sentinels for contents, and the texts that they stand for."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages must be a list with at least one message.")
+    texts: list[str] = []
+    hidden: list[Message] = []
+    placed = False
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            raise ValueError(f"each message is a dict with 'role' and 'content', got {message!r}.")
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise ValueError(
+                f"a message's content is a string or a list of parts, got {content!r}."
+            )
+        rendered = ""
+        for part in parts:
+            if part.get("type") == "memory" and not placed:
+                rendered += _SENTINEL.format("memory")
+                placed = True
+            elif part.get("type") == "text":
+                rendered += _SENTINEL.format(len(texts))
+                texts.append(check_text(part.get("text"), "a message"))
+            else:
+                raise ValueError(
+                    "message parts are {'type': 'text', 'text': ...} and at most one "
+                    f"{{'type': 'memory'}} in the chat, got {part!r}."
+                )
+        if hidden and {**hidden[-1], "content": rendered} == {**message, "content": rendered}:
+            hidden[-1]["content"] += f"\n\n{rendered}"  # templates may want roles to alternate
+        else:
+            hidden.append({**message, "content": rendered})
+    if not placed:
+        users = [m for m in hidden if m["role"] == "user"]
+        if not users:
+            raise ValueError("messages need a user message, in which the memory is placed.")
+        users[0]["content"] = _SENTINEL.format("memory") + users[0]["content"]
+    return hidden, texts
+
+
+# -- units of a sentence encoder -------------------------------------------------------------------
 
 
 def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
-from memslots.modeling.layout_memslots import Row, max_positions, pair
+from memslots.modeling.layout_memslots import Row, check_room, max_positions, pair
 from memslots.sent_memories import check_slots
 
 
@@ -73,7 +73,7 @@ def prompt_rows(
     pairs = pair(len(memory), len(prompts))
     rows = model.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
     if memory.segments:
-        model.check_room(memory, rows, [i for i, _ in pairs], {"max_new_tokens": max_new_tokens})
+        check_room(model, memory, rows, [i for i, _ in pairs], {"max_new_tokens": max_new_tokens})
     else:
         _check_chats(model, rows, max_new_tokens)
     if not memory.slots.is_meta:  # else they are not written yet: see `uncompressed`
@@ -106,7 +106,7 @@ def _check_chats(model: MemslotsModel, rows: list[Row], max_new_tokens: int) -> 
 def row_embeds(model: MemslotsModel, rows: list[Row], memory: Memory) -> list[torch.Tensor]:
     """The embeddings of rows of `prompt_rows`, each `(positions, d_decoder)`, without padding."""
     check_engine_can_read(model)
-    inputs = model.generation_inputs(rows, memory)
+    inputs = model.row_inputs(rows, memory)
     padded, mask = inputs["inputs_embeds"], inputs["attention_mask"].bool()
     return [
         row[kept].detach().to("cpu").contiguous() for row, kept in zip(padded, mask, strict=True)

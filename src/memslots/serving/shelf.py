@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 
 from memslots.modeling import Memory
+from memslots.modeling.memory_files_memslots import segments_to_json
 
 from .store import MemoryStore
-from .store_format import check_ids, encode_memory, encode_metadata
+from .store_format import SEGMENT_COLUMNS, check_ids, encode_memory, encode_metadata
 
 CREATED = "memslots_created"
 """Key of the metadata under which the gateway notes when a memory was made."""
@@ -45,13 +46,18 @@ def derived_id(memory: Memory) -> str:
     Args:
         memory: One document.
     """
-    named = [memory.fingerprint, memory.rate, memory.text_sha256, memory.documents]
-    literals: list[Any] = [[tuple(literal) for literal in held] for held in memory.literals]
-    if memory.checks:
-        literals.append([check.to_json() for check in memory.checks])
+    documents = [
+        [{name: getattr(segment, name) for name in SEGMENT_COLUMNS} for segment in document]
+        for document in memory.documents
+    ]
+    named = [memory.fingerprint, memory.rate, memory.text_sha256, documents]
+    beside = segments_to_json(memory.segments)
+    literals: list[Any] = list(beside.get("literals", []))
+    if "checks" in beside:
+        literals.append(beside["checks"])
     if memory.texts:
         literals.append([text is not None for text in memory.texts])
-    text = json.dumps([*named, literals], default=vars)
+    text = json.dumps([*named, literals])
     return f"mem-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 

@@ -16,7 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from memslots.extras import install_extra
-from memslots.modeling.memory_files_memslots import Segment, SegmentCheck, pack_text, unpack_text
+from memslots.modeling.memory_files_memslots import (
+    pack_text,
+    segments_from_json,
+    segments_to_json,
+    unpack_text,
+)
 from memslots.modeling.memory_memslots import Memory
 
 from .quantise import from_bytes, to_bytes
@@ -63,7 +68,7 @@ SCHEMA = pa.schema(
 
 # Fields of Memory that have a column; the others go into `compressor`, as JSON.
 _HAVE_COLUMNS = {"slots", "documents", "text_sha256", "unknown_tokens", "rate", "fingerprint"}
-_HAVE_COLUMNS |= {"literals", "checks", "texts"}
+_HAVE_COLUMNS |= {"texts"}
 
 
 class CorruptRow(ValueError):
@@ -178,7 +183,10 @@ def encode_memory(
             "text_sha256": [bytes.fromhex(value) for value in document.text_sha256],
             "unknown_tokens": list(document.unknown_tokens),
             "rate": document.rate,
-            "segments": [dataclasses.asdict(segment) for segment in document.segments],
+            "segments": [
+                {name: getattr(segment, name) for name in SEGMENT_COLUMNS}
+                for segment in document.segments
+            ],
             "d_encoder": document.slots.shape[1],
             "slot_dtype": slot_dtype,
             "slots": slots,
@@ -188,11 +196,6 @@ def encode_memory(
             "fingerprint": document.fingerprint,
             "compressor": compressor,
         }
-        if row["segments"] and set(row["segments"][0]) != set(SEGMENT_COLUMNS):
-            raise ValueError(
-                f"store format {FORMAT_VERSION} keeps {', '.join(SEGMENT_COLUMNS)} of a segment, "
-                f"this memory's have {', '.join(row['segments'][0])}; update memslots."
-            )
         rows.append({**row, "checksum": checksum(row)})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
@@ -214,16 +217,13 @@ def decode_row(row: Mapping[str, Any]) -> Memory:
     if not right:
         raise CorruptRow(f"the row of {str(row['id'])[:80]!r} was altered after it was written")
     more = {name: _tuples(value) for name, value in json.loads(row["compressor"]).items()}
-    if row["literals"] is not None:
-        beside = json.loads(row["literals"])
-        if isinstance(beside, dict):  # with checks; a list holds literals alone
-            more["checks"] = tuple(map(SegmentCheck.from_json, beside["checks"]))
-            more["texts"] = tuple(
-                None if kept is None else unpack_text(base64.b64decode(kept[0]), kept[1])
-                for kept in beside.get("texts", [])
-            )
-            beside = beside["literals"]
-        more["literals"] = _tuples(beside)
+    beside = json.loads(row["literals"] or "{}")
+    if isinstance(beside, list):  # literals alone
+        beside = {"literals": beside}
+    more["texts"] = tuple(
+        None if kept is None else unpack_text(base64.b64decode(kept[0]), kept[1])
+        for kept in beside.get("texts", [])
+    )
     unknown = set(more) - {field.name for field in dataclasses.fields(Memory)}
     if unknown:
         raise ValueError(
@@ -237,9 +237,13 @@ def decode_row(row: Mapping[str, Any]) -> Memory:
         sum(segment["slots"] for segment in row["segments"]),
         row["d_encoder"],
     )
+    numbers = [[segment[name] for name in SEGMENT_COLUMNS] for segment in row["segments"]]
+    segments = segments_from_json(
+        numbers, row["rate"], beside.get("literals", ()), beside.get("checks", ())
+    )
     return Memory(
         slots=slots,
-        documents=(tuple(Segment(**segment) for segment in row["segments"]),),
+        documents=(tuple(segments),),
         text_sha256=tuple(value.hex() for value in row["text_sha256"]),
         unknown_tokens=tuple(row["unknown_tokens"]),
         rate=row["rate"],
@@ -280,11 +284,12 @@ def _documents(memory: Memory) -> Iterator[Memory]:
 
 def _beside(document: Memory) -> bytes | None:
     """Literals as a list, or with checks or a kept text a dict, as JSON; None where none is."""
-    if not document.checks and not document.texts:
-        return json.dumps(document.literals).encode() if document.literals else None
+    beside = segments_to_json(document.segments)
+    if "checks" not in beside and not document.texts:
+        return json.dumps(beside["literals"]).encode() if beside else None
     held = {
-        "literals": document.literals,
-        "checks": [check.to_json() for check in document.checks],
+        "literals": beside.get("literals", []),
+        "checks": beside.get("checks", []),
         "texts": [
             None
             if text is None

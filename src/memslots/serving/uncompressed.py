@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from memslots.modeling import Memory, MemslotsModel
+from memslots.modeling.encoders_memslots import encode_spans
 from memslots.modeling.texts_memslots import Detectors
 
 
@@ -31,23 +32,15 @@ class LaidOut:
         rate: int | None = None,
         literals: Detectors | None = None,
     ):
-        processor = model.processor
-        self._model, self._rate = model, processor.check_rate(rate)
+        self._model, self._rate = model, model.processor.check_rate(rate)
         self._segments = model.segment(list(texts))
-        beside = [
-            processor.segment_literals(text, segments, literals)
-            for text, segments in zip(texts, self._segments, strict=True)
-        ]
-        tokens = (len(segment.ids) for segments in self._segments for segment in segments)
-        slots = sum(-(-count // self._rate) for count in tokens)
-        empty = torch.empty(slots, model.config.slot_size, device="meta")
-        self.memory = model.memory_of(texts, self._segments, empty, self._rate, beside)
+        self.memory = model.outline(texts, self._segments, self._rate, literals)
         """The memory that `compress` will return, without its slots."""
 
     def compress(self) -> Memory:
         """The memory with its slots, as `model.compress` makes it."""
         flat = [segment for segments in self._segments for segment in segments]
-        slots = self._model.encode_spans(flat, self._rate, None, progress=False)
+        slots = encode_spans(self._model, flat, self._rate, None, progress=False)
         return replace(self.memory, slots=slots)
 
 
@@ -58,8 +51,8 @@ def without_slots(memory: Memory) -> Memory:
 
 def no_context(model: MemslotsModel) -> Memory:
     """A document without segments: a chat about it is the decoder's alone."""
-    empty = torch.empty(0, model.config.slot_size)
-    return model.memory_of([""], [[]], empty, model.config.compression_rates[0])
+    outline = model.outline([""], [[]], model.config.compression_rates[0])
+    return replace(outline, slots=torch.empty(0, model.config.slot_size))
 
 
 def joined(memories: Sequence[Memory], rate: int | None = None) -> Memory:

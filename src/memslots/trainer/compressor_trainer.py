@@ -355,9 +355,9 @@ class CompressorTrainer(SFTTrainer):
             raise RuntimeError("the model returned no task losses for a batch with labels.")
         if self.model.training and outputs.distillation_loss is not None:
             taught = counts if totals is None else totals.cpu()
-            targets = int(taught[RECONSTRUCTION + 1 :].sum())
+            n_taught = int(taught[RECONSTRUCTION + 1 :].sum())
             self.step_metrics.add_distillation(
-                float(outputs.distillation_loss) * targets, int(counts[RECONSTRUCTION + 1 :].sum())
+                float(outputs.distillation_loss) * n_taught, int(counts[RECONSTRUCTION + 1 :].sum())
             )
         divisor = counts if totals is None else totals.to(means.device)
         targets = batch.target_counts().to(means.device)  # without rows of other processes' tasks

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from memslots.modeling import Memory, MemslotsModel, Segment
+from memslots.modeling.encoders_memslots import encode_spans
 from memslots.modeling.memory_files_memslots import SegmentCheck
 from memslots.modeling.memory_memslots import slots_for
 from memslots.modeling.texts_memslots import Detector, Detectors, as_list
@@ -212,15 +213,15 @@ class _RateSlots:
 
     def _serves(self, finest: int) -> bool:
         """Whether one encoding at the finest rate gives another of the rates."""
-        empty = self.model.memory_of([], [], self.model.markers.new_zeros(0, 1), finest)
+        empty = self.model.outline([], [], finest)
         return any(empty.coarsens_to(rate) for rate in self.request.rates if rate != finest) or (
             self.request.rates == (finest,)
         )
 
     def _encode(self, rate: int, chosen: Sequence[int]) -> Memory:
         spans = [self.parts[i].span for i in chosen]
-        slots = self.model.encode_spans(spans, rate, self.batch_tokens, self.progress)
-        return self.model.memory_of([""], [spans], slots, rate)
+        slots = encode_spans(self.model, spans, rate, self.batch_tokens, self.progress)
+        return replace(self.model.outline([""], [spans], rate, literals=[]), slots=slots)
 
     def _say_apart(self) -> None:
         if not self.model.__dict__.get("_said_rates_apart"):
@@ -313,7 +314,6 @@ def _memory(
     slots = torch.cat([empty, *(part.slots for part in parts if part.slots is not None)])
     rate = min((part.rate for part in parts if part.rate), default=max(request.rates))
     markers = 2 if model.config.markers == "segment" else 0
-    checks = []
     documents: list[list[Segment]] = [[] for _ in texts]
     unknown = [0] * len(texts)
     unk = model.processor.encoder_text.unk_id
@@ -321,25 +321,30 @@ def _memory(
         span, tokens = part.span, len(part.span.ids)
         as_text, n_slots = part.slots is None, slots_for(tokens, part.rate)
         around = len(part.reading.ids) if as_text else n_slots + markers
-        checks.append(
-            SegmentCheck(
-                rate=part.rate,
-                tokens=len(part.reading.ids),
-                positions=around + len(literal_ids),
-                lost=tuple(part.lost() if span.ids else ()),
-                text=part.reading.text if as_text else None,
+        check = SegmentCheck(
+            tokens=len(part.reading.ids),
+            positions=around + len(literal_ids),
+            lost=tuple(part.lost() if span.ids else ()),
+            text=part.reading.text if as_text else None,
+        )
+        documents[part.text].append(
+            Segment(
+                part.text,
+                span.start,
+                span.end,
+                tokens,
+                n_slots,
+                part.rate,
+                part.literals,
+                check,
             )
         )
-        documents[part.text].append(Segment(part.text, span.start, span.end, tokens, n_slots))
         unknown[part.text] += 0 if as_text else span.ids.count(unk)
-    base = model.memory_of([""], [[]], empty, rate)
     return replace(
-        base,
+        model.outline([], [], rate),
         slots=slots,
         documents=tuple(map(tuple, documents)),
         text_sha256=tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts),
         unknown_tokens=tuple(unknown),
-        literals=tuple(part.literals for part in parts),
-        checks=tuple(checks),
         texts=tuple(texts) if keep_text else (),
     )

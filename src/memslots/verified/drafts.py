@@ -1,7 +1,7 @@
 """Drafts: segments while it is decided how each of them is kept."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -97,14 +97,13 @@ def trial_memory(
     model: MemslotsModel, parts: Sequence[Draft], slots: Sequence[torch.Tensor]
 ) -> Memory:
     """The slots as a memory of one document, for the decoder to read."""
-    segments = tuple(
-        Segment(0, part.span.start, part.span.end, len(part.span.ids), len(own))
-        for part, own in zip(parts, slots, strict=True)
-    )
     rate = min(model.config.compression_rates)
-    empty = model.memory_of([""], [[]], torch.cat(list(slots))[:0], rate)
-    return Memory(
-        **{**vars(empty), "slots": torch.cat(list(slots)), "documents": (segments,)},
+    segments = tuple(
+        Segment(0, part.span.start, part.span.end, len(part.span.ids), len(kept), rate)
+        for part, kept in zip(parts, slots, strict=True)
+    )
+    return replace(
+        model.outline([""], [[]], rate), slots=torch.cat(list(slots)), documents=(segments,)
     )
 
 

@@ -124,7 +124,7 @@ def _read_marked(model: MemslotsModel, memory: Memory, i: int) -> str:
         "return_dict_in_generate": True,
         "output_scores": True,
     }
-    output = model.generate_rows(rows, memory, model.generation_kwargs(rows, memory, kwargs))
+    output = model.generate_rows(rows, memory, kwargs)
     ids = output.sequences[0].tolist()[-len(output.scores) :]
     sure = [
         bool(torch.softmax(scores[0].float(), dim=-1)[token] >= UNCERTAIN)

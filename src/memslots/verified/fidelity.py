@@ -127,7 +127,6 @@ def free_running(
         rows = [reading_row(i, processor.bos_ids, [], beside[i]) for i in batch]
         most = max(len(readings[i].ids) for i in batch)
         kwargs = {"max_new_tokens": most + 8, "do_sample": False, "num_beams": 1}
-        kwargs = model.generation_kwargs(rows, memory, kwargs)
         output = model.generate_rows(rows, memory, kwargs)
         for i, ids in zip(batch, output.tolist(), strict=True):
             end = next((n for n, token in enumerate(ids) if token in control), len(ids))

@@ -25,8 +25,8 @@ def least_memory(
 ) -> Memory:
     """A memory that takes no more positions than `compress` with the same arguments will give.
 
-    For `model.check_room`: encoding a long text and reading it back takes minutes, that it does not
-    fit is known at once.
+    For `layout_memslots.check_room`: encoding a long text and reading it back takes minutes, that
+    it does not fit is known at once.
 
     Args:
         model: a compressor with its decoder.

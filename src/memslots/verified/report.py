@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memslots.modeling import Memory
+from memslots.modeling.memory_files_memslots import SegmentCheck
 
 
 @dataclass(frozen=True)
@@ -234,11 +235,10 @@ def report(memory: Memory, texts: str | Sequence[str] | None = None) -> MemoryRe
                 f"compressed; those given ({len(sources)}) have another SHA-256."
             )
     lines, marks = [], []
-    checks, literals = memory.all_checks(), memory.literals or ((),) * len(memory.segments)
     documents = [d for d, segments in enumerate(memory.documents) for _ in segments]
     known = memory.kept_texts(range(len(memory.segments)))
     for i, segment in enumerate(memory.segments):
-        check = checks[i]
+        check = segment.check or SegmentCheck()
         positions = segment.slots if check.positions is None else check.positions
         lost = None if check.lost is None else len(check.lost)
         lines.append(
@@ -249,9 +249,9 @@ def report(memory: Memory, texts: str | Sequence[str] | None = None) -> MemoryRe
                 end=segment.end,
                 tokens=segment.tokens,
                 decoder_tokens=check.tokens,
-                rate=check.rate,
+                rate=segment.rate,
                 slots=segment.slots,
-                literals=len(literals[i]),
+                literals=len(segment.literals),
                 literal_positions=None if check.positions is None else positions - segment.slots,
                 positions=check.positions,
                 effective_rate=segment.tokens / max(1, positions),
@@ -261,7 +261,7 @@ def report(memory: Memory, texts: str | Sequence[str] | None = None) -> MemoryRe
             )
         )
         places = [(a, b, "lost") for a, b in check.lost or ()]
-        places += [(literal.start, literal.end, "literal") for literal in literals[i]]
+        places += [(literal.start, literal.end, "literal") for literal in segment.literals]
         marks.append(
             tuple((a - segment.start, b - segment.start, kind) for a, b, kind in sorted(places))
         )

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from memslots import verified
+from memslots.modeling import layout_memslots
+from memslots.modeling.encoders_memslots import encode_spans
 
 FULL_TEXT, MEMORY, CONTROL = "Full text", "Memory", "Control"
 SOURCES = (FULL_TEXT, MEMORY, CONTROL)
@@ -99,7 +101,7 @@ def compress(
     step = max(1, TOKENS_A_STEP // model.config.segment_length)
     for first in range(0, len(spans), step):
         yield first, len(spans)
-        slots.append(model.encode_spans(spans[first : first + step], rate, progress=False))
+        slots.append(encode_spans(model, spans[first : first + step], rate, progress=False))
     memory = replace(outline, slots=torch.cat(slots))
     yield Document(text, memory, memory, time.perf_counter() - started)
 
@@ -111,7 +113,7 @@ def check_room(model: Any, memory: Any, question: str, max_new_tokens: int) -> N
         ValueError: memory, question and answer are too long together.
     """
     rows = model.memory_rows(memory, [(0, model.processor.prompt(question=question))])
-    model.check_room(memory, rows, [0], {"max_new_tokens": max_new_tokens})
+    layout_memslots.check_room(model, memory, rows, [0], {"max_new_tokens": max_new_tokens})
 
 
 def verify(model: Any, document: Document) -> Document:
