@@ -333,7 +333,7 @@ def test_the_decoders_own_limit_of_new_tokens(zoo):
     assert len(ids_of(model, memory, max_new_tokens=None, max_length=used + 5)) == 5
     # More than the decoder's positions leave is cut, since nobody asked for it.
     model.decoder.generation_config.max_new_tokens = 10**6
-    settings = generation_defaults(model.decoder, {}, model.processor, used)
+    settings = generation_defaults(model, [row], memory, {})
     assert settings["max_new_tokens"] == max_positions(model.decoder.config) - used < 10**6
 
 

@@ -14,17 +14,19 @@ import inspect
 import math
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .encoders_memslots import is_quantized
-from .layout_memslots import max_positions
+from .layout_memslots import IGNORE, TASKS, Row, max_positions
+from .memory_memslots import Memory
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -122,6 +124,73 @@ def run_decoder(
     return decoder(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
 
 
+def decoder_logits(
+    model,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    start: int = 0,
+    per_layer: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits `(rows, length - start, vocabulary)` from position `start` on, with `decoder_lora`."""
+    with reading(model.decoder, model.decoder_lora):
+        output = run_decoder(
+            model.decoder, embeds, attention_mask, start, per_layer, use_cache=False
+        )
+    return output.logits[:, -(embeds.shape[1] - start) :]
+
+
+class TaskTargets(NamedTuple):
+    """What the decoder says to the target tokens of one task of a batch.
+
+    Args:
+        task: RECONSTRUCTION, COMPLETION or ANSWER.
+        logits: `(targets, vocabulary)`.
+        token_ids: `(targets,)`.
+    """
+
+    task: int
+    logits: torch.Tensor
+    token_ids: torch.Tensor
+
+    def loss(self) -> torch.Tensor:
+        """Cross-entropy in nats, summed over the targets."""
+        return functional.cross_entropy(self.logits.float(), self.token_ids, reduction="sum")
+
+
+def task_targets(
+    model,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    labels: torch.Tensor,
+    task_ids: torch.Tensor,
+    per_layer: torch.Tensor | None,
+) -> Iterator[TaskTargets]:
+    """Of each task in turn: one run of the decoder over its rows, no wider than they are."""
+
+    def of_task(task: int, rows: torch.Tensor) -> TaskTargets:
+        used = attention_mask[rows].any(dim=0).nonzero()
+        place = slice(int(used[0]), int(used[-1]) + 1)
+        task_labels = labels[rows, place]
+        targets = (task_labels != IGNORE).any(dim=0).nonzero()
+        # The state before a target predicts it.
+        start = max(int(targets[0]) - 1, 0) if targets.numel() else task_labels.shape[1] - 1
+        logits = decoder_logits(
+            model,
+            embeds[rows, place],
+            attention_mask[rows, place],
+            start,
+            None if per_layer is None else per_layer[rows, place],
+        )
+        task_labels = task_labels[:, start + 1 :]
+        is_target = task_labels != IGNORE
+        return TaskTargets(task, logits[:, :-1][is_target], task_labels[is_target])
+
+    for task in range(len(TASKS)):
+        rows = (task_ids == task).nonzero().squeeze(1)
+        if rows.numel():
+            yield of_task(task, rows)
+
+
 def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
     """Raise `ValueError` for an argument of `generate` that cannot work, by name."""
     values = dict(kwargs)
@@ -138,18 +207,17 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
 
 
 def generation_defaults(
-    decoder: PreTrainedModel,
-    kwargs: Mapping[str, Any],
-    processor,
-    length: int,
+    model, rows: Sequence[Row], memory: Memory | None, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`kwargs`, with what the decoder's generation configuration leaves open for a prompt length.
+    """`kwargs`, with what the decoder's generation configuration leaves open for these rows.
 
     Raises:
         ValueError: a `max_length` that leaves no new token.
     """
-    kwargs = dict(kwargs)
-    defaults = decoder.generation_config
+    processor, kwargs = model.processor, dict(kwargs)
+    counts = [] if memory is None else [segment.slots for segment in memory.segments]
+    length = max((processor.row_length(row, counts) for row in rows), default=0)
+    defaults = model.decoder.generation_config
     config = kwargs.get("generation_config") or defaults
     if config is not defaults:  # transformers wants arguments in the configuration, if there is one
         config = kwargs["generation_config"] = copy.deepcopy(config)
@@ -174,7 +242,7 @@ def generation_defaults(
         settings["max_length"] = None
     elif most is None and settings.get("max_time") is None:
         most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
-        positions = max_positions(decoder.config)
+        positions = max_positions(model.decoder.config)
         most = most if positions is None else min(most, positions - length)
         settings["max_new_tokens"] = max(1, most)
     if kwargs.get("stop_strings") or config.stop_strings:

@@ -353,6 +353,31 @@ def spread_places(count: int) -> list[float]:
     return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
 
 
+def write_slots(
+    model,
+    segment_input_ids: torch.Tensor,
+    lengths: torch.Tensor,
+    rates: torch.Tensor,
+    read: StatesRead | None = None,
+) -> torch.Tensor:
+    """Slots `(total_slots, d_encoder)` of segments, as the model's pooling makes them.
+
+    Args:
+        model: a `MemslotsModel`.
+        segment_input_ids: `(segments, tokens)`, right-padded.
+        lengths: `(segments,)`, tokens of each.
+        rates: `(segments,)`, tokens per slot of each.
+        read: of `states_read`.
+    """
+    if model.sentence_head is not None:
+        return sentence_slots(model, segment_input_ids, lengths)
+    pooled = model.memory_tokens is None
+    if read is None:
+        read = states_read(lengths, -(-lengths // rates), pooled)
+    write = pooled_slots if pooled else memory_token_slots
+    return write(model, segment_input_ids, lengths, rates, read)
+
+
 def memory_token_slots(
     model,
     segment_input_ids: torch.Tensor,
@@ -363,14 +388,7 @@ def memory_token_slots(
     """Last states of memory tokens, `(slots, d_encoder)`.
 
     They follow each segment's last token, and padding follows them, so that a short segment sees
-    neither padding nor a gap in its positions.
-
-    Args:
-        model: a `MemslotsModel`.
-        segment_input_ids: `(segments, tokens)`, right-padded.
-        lengths: `(segments,)`, tokens of each.
-        rates: `(segments,)`, tokens per slot of each.
-        read: of `states_read`.
+    neither padding nor a gap in its positions. Arguments are those of `write_slots`.
     """
     encoder, memory_tokens = model.encoder, model.memory_tokens
     embeds = encoder.get_input_embeddings()(segment_input_ids)
@@ -404,10 +422,7 @@ def pooled_slots(
     rates: torch.Tensor,
     read: StatesRead,
 ) -> torch.Tensor:
-    """One vector of the last states of `rate` tokens each; a last group may be short.
-
-    Arguments are those of `memory_token_slots`.
-    """
+    """One vector of the last states of `rate` tokens each; a last group may be short."""
     positions = torch.arange(read.width, device=segment_input_ids.device).unsqueeze(0)
     # Under a causal encoder padding, which follows, cannot be seen.
     mask = None

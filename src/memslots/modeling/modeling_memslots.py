@@ -9,11 +9,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -24,12 +23,14 @@ from .converters_memslots import CONVERTERS, convert
 from .decoders_memslots import (
     DecoderLora,
     LoraUp,
+    TaskTargets,
     check_generate_kwargs,
+    decoder_logits,
     generation_defaults,
     per_layer_inputs,
     prefilled_with,
     reading,
-    run_decoder,
+    task_targets,
 )
 from .encoders_memslots import (
     GroupPool,
@@ -41,15 +42,10 @@ from .encoders_memslots import (
     encode_spans,
     evaluating,
     fuse_activations,
-    memory_token_slots,
-    pooled_slots,
-    sentence_slots,
-    states_read,
+    write_slots,
 )
 from .layout_memslots import (
     ANSWER,
-    IGNORE,
-    TASKS,
     Prompt,
     Row,
     check_room,
@@ -76,24 +72,6 @@ class MemslotsOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     slots: torch.Tensor | None = None
-
-
-class TaskTargets(NamedTuple):
-    """What the decoder says to the target tokens of one task of a batch.
-
-    Args:
-        task: RECONSTRUCTION, COMPLETION or ANSWER.
-        logits: `(targets, vocabulary)`.
-        token_ids: `(targets,)`.
-    """
-
-    task: int
-    logits: torch.Tensor
-    token_ids: torch.Tensor
-
-    def loss(self) -> torch.Tensor:
-        """Cross-entropy in nats, summed over the targets."""
-        return functional.cross_entropy(self.logits.float(), self.token_ids, reduction="sum")
 
 
 Criterion = Callable[[Iterable[TaskTargets]], MemslotsOutput]
@@ -271,13 +249,7 @@ class MemslotsModel(SavedModel):
             24
         """
         lengths = segment_attention_mask.sum(dim=1)
-        if self.sentence_head is not None:
-            return sentence_slots(self, segment_input_ids, lengths)
-        pooled = self.memory_tokens is None
-        if read is None:
-            read = states_read(lengths, -(-lengths // segment_rates), pooled)
-        write = pooled_slots if pooled else memory_token_slots
-        return write(self, segment_input_ids, lengths, segment_rates, read)
+        return write_slots(self, segment_input_ids, lengths, segment_rates, read)
 
     @torch.no_grad()
     def compress(
@@ -415,44 +387,15 @@ class MemslotsModel(SavedModel):
         embeds = self.embed_rows(input_ids, memory_ids, convert(self.converter, slots))
         per_layer = per_layer_inputs(self.decoder, input_ids)
         if labels is None:
-            logits = self.decoder_logits(embeds, attention_mask, per_layer=per_layer)
+            logits = decoder_logits(self, embeds, attention_mask, per_layer=per_layer)
             return MemslotsOutput(logits=logits, slots=slots)
         if task_ids is None:
             task_ids = torch.full_like(labels[:, 0], ANSWER)
-        targets = (
-            self._task_targets(task, rows, embeds, attention_mask, labels, per_layer)
-            for task in range(len(TASKS))
-            if (rows := (task_ids == task).nonzero().squeeze(1)).numel()
-        )
+        targets = task_targets(self, embeds, attention_mask, labels, task_ids, per_layer)
         if criterion is not None:
             return criterion(targets)
         losses = [part.loss() / max(len(part.token_ids), 1) for part in targets]
         return MemslotsOutput(loss=torch.stack(losses).sum(), slots=slots)
-
-    def _task_targets(
-        self,
-        task: int,
-        rows: torch.Tensor,
-        embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        labels: torch.Tensor,
-        per_layer: torch.Tensor | None,
-    ) -> TaskTargets:
-        """One run of the decoder over the rows of a task, no wider than they are."""
-        used = attention_mask[rows].any(dim=0).nonzero()
-        place = slice(int(used[0]), int(used[-1]) + 1)
-        labels = labels[rows, place]
-        targets = (labels != IGNORE).any(dim=0).nonzero()
-        # The state before a target predicts it.
-        start = max(int(targets[0]) - 1, 0) if targets.numel() else labels.shape[1] - 1
-        logits = self.decoder_logits(
-            embeds[rows, place],
-            attention_mask[rows, place],
-            start,
-            None if per_layer is None else per_layer[rows, place],
-        )
-        labels = labels[:, start + 1 :]
-        return TaskTargets(task, logits[:, :-1][labels != IGNORE], labels[labels != IGNORE])
 
     # -- reading slots -----------------------------------------------------------------------------
 
@@ -495,25 +438,6 @@ class MemslotsModel(SavedModel):
         vectors = torch.cat([self.markers, converted]).to(tokens)
         chosen = vectors[(memory_ids - 1).clamp(min=0)]
         return torch.where((memory_ids > 0).unsqueeze(-1), chosen, tokens)
-
-    def decoder_logits(
-        self,
-        embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        start: int = 0,
-        per_layer: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits `(rows, length - start, vocabulary)` of the decoder from position `start` on.
-
-        Examples:
-            >>> model.decoder_logits(torch.zeros(1, 5, 32), torch.ones(1, 5).long(), 3).shape[1]
-            2
-        """
-        with self.reading():
-            output = run_decoder(
-                self.decoder, embeds, attention_mask, start, per_layer, use_cache=False
-            )
-        return output.logits[:, -(embeds.shape[1] - start) :]
 
     def memory_rows(self, memory: Memory, asked: Sequence[tuple[int, Prompt]]) -> list[Row]:
         """A decoder row, without a target, for each index of a document and prompt about it.
@@ -695,7 +619,7 @@ class MemslotsModel(SavedModel):
                 f"return_dict_in_generate=True returns one batch; {len(rows)} answers need "
                 f"batch_size={len(rows)}, got {batch_size}."
             )
-        kwargs = self._with_defaults(rows, memory, generate_kwargs)
+        kwargs = generation_defaults(self, rows, memory, generate_kwargs)
         answers: list[str] = []
         for start in range(0, len(rows), batch_size):
             output = self.generate_rows(rows[start : start + batch_size], memory, kwargs, prefix)
@@ -719,7 +643,7 @@ class MemslotsModel(SavedModel):
             >>> model.generate_rows(rows, None, {"max_new_tokens": 2}).shape[0]
             1
         """
-        kwargs = self._with_defaults(rows, memory, generate_kwargs)
+        kwargs = generation_defaults(self, rows, memory, generate_kwargs)
         inputs = self.row_inputs(rows, memory)
         del inputs["labels"]
         per_layer = inputs.pop("per_layer_inputs", None)
@@ -732,14 +656,6 @@ class MemslotsModel(SavedModel):
         lora = None if memory is None else self.decoder_lora
         with reading(self.decoder, lora), prefilled_with(self.decoder, per_layer):
             return self.decoder.generate(**inputs, **kwargs)
-
-    def _with_defaults(
-        self, rows: Sequence[Row], memory: Memory | None, generate_kwargs: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """`generate_kwargs`, with what the decoder's own generation configuration leaves open."""
-        slots = [] if memory is None else [segment.slots for segment in memory.segments]
-        length = max((self.processor.row_length(row, slots) for row in rows), default=0)
-        return generation_defaults(self.decoder, generate_kwargs, self.processor, length)
 
     # -- reading back ------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from memslots.modeling.decoders_memslots import TaskTargets
 from memslots.modeling.layout_memslots import RECONSTRUCTION, TASKS
-from memslots.modeling.modeling_memslots import MemslotsOutput, TaskTargets
+from memslots.modeling.modeling_memslots import MemslotsOutput
 from memslots.trainer.distillation import Teacher
 
 

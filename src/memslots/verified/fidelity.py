@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
+from memslots.modeling.decoders_memslots import decoder_logits
 from memslots.modeling.layout_memslots import Row, max_positions, reading_row
 
 LOGITS = 2**27
@@ -84,7 +85,8 @@ def teacher_forced(
         inputs = model.row_inputs([rows[i] for i in batch], memory)
         n_targets = max(len(rows[i].target) for i in batch)  # they end together, at the right
         start = inputs["inputs_embeds"].shape[1] - n_targets - 1
-        logits = model.decoder_logits(
+        logits = decoder_logits(
+            model,
             inputs["inputs_embeds"],
             inputs["attention_mask"],
             start,
