@@ -11,7 +11,6 @@ import gzip
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -219,7 +218,7 @@ def first_tokens(model: MemslotsModel, text: str, rates: Sequence[int]) -> list[
         seconds = None
         if _fits(model, row, memory, len(question)):
             started = time.perf_counter()
-            with _reading(model, memory):
+            with model.reading(with_lora=memory is not None):
                 _read_on(model, _read(model, row, memory), question)
             seconds = time.perf_counter() - started
         made.append(FirstToken(name, positions, compressing, seconds))
@@ -241,7 +240,7 @@ def _read_all(
         positions += taken
         if not _fits(model, row, memory, MAX_NEW_TOKENS + max(map(len, afters))):
             return Reading(name, positions / (i + 1))
-        with _reading(model, memory):
+        with model.reading(with_lora=memory is not None):
             started = time.perf_counter()
             cache = _read(model, row, memory)
             reading += time.perf_counter() - started
@@ -306,10 +305,6 @@ def _fits(model: MemslotsModel, row: Row, memory: Memory | None, after: int) -> 
     limit = max_positions(model.decoder.config)
     slots = [] if memory is None else [segment.slots for segment in memory.segments]
     return limit is None or processor_of(model).row_length(row, slots) + after <= limit
-
-
-def _reading(model: MemslotsModel, memory: Memory | None) -> AbstractContextManager[None]:
-    return nullcontext() if memory is None else model.reading()
 
 
 @torch.no_grad()

@@ -209,7 +209,7 @@ class DecoderLora(nn.Module):
         self.scale = settings["alpha"] / settings["r"]
         self.dropout = nn.Dropout(settings["dropout"])
         self.pairs = nn.ModuleDict()
-        self._acting = False
+        self._acting: set[int] = set()  # decoders, each under its own lock
         last_names = set()
         for name, (inputs, outputs) in linear_layers(decoder_config).items():
             last = name.rpartition(".")[2]
@@ -230,7 +230,7 @@ class DecoderLora(nn.Module):
         Raises:
             ValueError: a decoder without the layers that these weights are for.
         """
-        if self._acting:
+        if id(decoder) in self._acting:
             yield
             return
         layers = {_key(name): module for name, module in decoder.named_modules()}
@@ -245,11 +245,11 @@ class DecoderLora(nn.Module):
             for key, pair in self.pairs.items()
             if isinstance(pair, LoraPair)
         ]
-        self._acting = True
+        self._acting.add(id(decoder))
         try:
             yield
         finally:
-            self._acting = False
+            self._acting.remove(id(decoder))
             for hook in hooks:
                 hook.remove()
 
