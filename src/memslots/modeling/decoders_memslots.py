@@ -15,7 +15,7 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +51,6 @@ REFUSED = {
 
 _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
 """Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
-
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -92,12 +91,8 @@ def has_other_weights(decoder: PreTrainedModel, sample: str) -> bool:
 @contextmanager
 def reading(decoder: PreTrainedModel, lora: "DecoderLora | None" = None) -> Iterator[None]:
     """While this context is open, `decoder` reads for this thread alone, with `lora`."""
-    with lock_of(decoder):
-        if lora is None:
-            yield
-        else:
-            with lora.active(decoder):
-                yield
+    with lock_of(decoder), nullcontext() if lora is None else lora.active(decoder):
+        yield
 
 
 def run_decoder(
@@ -138,10 +133,7 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
 
 
 def generation_defaults(
-    decoder: PreTrainedModel,
-    kwargs: Mapping[str, Any],
-    processor,
-    length: int,
+    decoder: PreTrainedModel, kwargs: Mapping[str, Any], processor, length: int
 ) -> dict[str, Any]:
     """`kwargs`, with what the decoder's generation configuration leaves open for a prompt length.
 

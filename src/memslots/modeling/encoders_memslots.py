@@ -33,8 +33,7 @@ NEEDS_PEFT = (
 )
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "GELU": nn.GELU, "ReLU": nn.ReLU}
 
-_MODES = threading.RLock()
-"""Held while a module in training is in evaluation mode: the mode is all threads'."""
+_MODES = threading.RLock()  # held while a module in training is in evaluation, for all threads
 
 # -- the model ------------------------------------------------------------------------------------
 
