@@ -74,7 +74,7 @@ class Reading(NamedTuple):
         answers: in the order of the questions; None where the decoder has too few positions.
         nats: that a token of the expected answers costs, mean; None where none is known.
         read_back: share of the text's tokens that are the likeliest after its memory and the true
-            tokens before them, each segment by itself; None where another text's memory is read.
+            tokens before them, each segment by itself; None where that is not asked for, or of another text's memory.
     """
 
     name: str
@@ -153,13 +153,16 @@ def shown_rates(model: MemslotsModel, rates: Sequence[int] | None = None) -> lis
     return sorted(set(rates or [rate for rate in RATES if rate in known] or known[:3]))
 
 
-def run_demo(model: MemslotsModel, page: Page, rates: Sequence[int]) -> list[Reading]:
+def run_demo(
+    model: MemslotsModel, page: Page, rates: Sequence[int], read_back: bool = True
+) -> list[Reading]:
     """Answers of the full text, of its memory at each rate, and of another text's memory.
 
     Args:
         model: a compressor with its decoder.
         page: what to compress and ask.
         rates: encoder tokens per slot; the control has the finest.
+        read_back: whether to measure `Reading.read_back` too, one more reading a rate.
 
     Raises:
         ValueError: no decoder, or a memory that its positions do not hold.
@@ -176,7 +179,7 @@ def run_demo(model: MemslotsModel, page: Page, rates: Sequence[int]) -> list[Rea
         memory = model.compress(page.texts, rate=rate, progress=False)
         seconds = time.perf_counter() - started
         reading = _read_all(model, page, asking, f"memory, rate {rate}", memory)
-        share = _read_back(model, page.texts, memory)
+        share = _read_back(model, page.texts, memory) if read_back else None
         readings.append(reading._replace(compressing=seconds, read_back=share))
     other = model.compress(page.controls, rate=min(rates), progress=False)
     readings.append(_read_all(model, page, asking, f"control, rate {min(rates)}", other))
