@@ -74,7 +74,8 @@ class Reading(NamedTuple):
         answers: in the order of the questions; None where the decoder has too few positions.
         nats: that a token of the expected answers costs, mean; None where none is known.
         read_back: share of the text's tokens that are the likeliest after its memory and the true
-            tokens before them, each segment by itself; None where that is not asked for, or of another text's memory.
+            tokens before them, each segment by itself; None of another text's memory, or where it
+            is not asked for.
     """
 
     name: str
