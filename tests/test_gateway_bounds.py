@@ -161,6 +161,31 @@ def test_searching_for_what_must_be_exact_ends_too(model, monkeypatch, asked):
         assert len(given) <= EVERY + 1
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        asking("to be " * 50_000),
+        {"messages": [{"role": "user", "content": "Why?"}] * 2 + asking("x" * 300_000)["messages"]},
+        asking(documents=["See https://a.example/" + "b" * 300_000], literals=["urls"]),
+    ],
+)
+def test_what_cannot_fit_is_not_tokenized_whole(model, monkeypatch, asked):
+    """A tokenizer lets no other thread run: nobody would be answered meanwhile."""
+    lengths = []
+    backend = model.processor.decoder_text.backend
+    inner = getattr(backend, "_tokenizer", backend)
+
+    class Noting:
+        def encode(self, text, **kwargs):
+            lengths.append(len(text))
+            return inner.encode(text, **kwargs)
+
+    monkeypatch.setattr(model.processor.decoder_text, "backend", Noting())
+    with client_of(limited(model)) as client:
+        refused(client.post(CHAT, json=asked), 400, "shorten it")
+    assert max(lengths) < 10_000
+
+
 def test_the_gateway_stops_in_time_while_a_thread_works(model):
     gateway = limited(model, shutdown=1.0)
     with Gate(model.encoder) as gate:

@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lab.smol.shown import SHOWN, demo_answers
+from lab.smol.shown import SHOWN, demo_answers, printed, readme_block, shown
 from memslots import MemslotsModel, checkpoints, embedded, smollm2
 
 GGUF = smollm2.packaged_gguf()
@@ -31,8 +32,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def decoder(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def smol(folder):
+    return MemslotsModel.from_pretrained(embedded("smol"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def decoder(smol):
+    return smol.decoder
 
 
 @needs_weights
@@ -71,7 +77,6 @@ def test_it_reads_trained_slots_where_another_texts_say_nothing(folder, decoder)
     from lab.smol.train import load_slots
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    decoder.requires_grad_(False)
     slots = Slots(decoder, tokenizer)
     weights, _, _ = load_slots(SLOTS)
     slots.load_state_dict(weights, strict=False)
@@ -85,9 +90,9 @@ def test_it_reads_trained_slots_where_another_texts_say_nothing(folder, decoder)
 
 
 @needs_weights
-def test_the_demonstration_answers_what_is_shown():
+def test_the_demonstration_answers_what_is_shown(smol):
     """`make smol-shown` refreshes both sides after a training; wrong answers are shown too."""
-    answers, expected = demo_answers(), json.loads(SHOWN.read_text("utf-8"))
+    answers, expected = demo_answers(smol), json.loads(SHOWN.read_text("utf-8"))
     assert answers.keys() == expected.keys()
     assert {len(each) for each in answers.values()} == {6}
     pairs = [pair for name in expected for pair in zip(answers[name], expected[name], strict=True)]
@@ -96,17 +101,27 @@ def test_the_demonstration_answers_what_is_shown():
 
 
 @needs_weights
-def test_smol_is_laid_out_once_beside_the_decoder_that_is_there(folder, monkeypatch):
-    monkeypatch.setenv("MEMSLOTS_CACHE", str(Path(folder).parent))
+def test_the_readmes_first_block_prints_what_stands_under_it(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = readme_block()
+    said = printed(block)
+    memory, *expected = shown(block)
+    assert said[0] == memory
+    assert len(said) == len(expected) + 1
+    # As above: another make of CPU rounds in another way.
+    assert SequenceMatcher(None, "\n".join(said[1:]), "\n".join(expected)).ratio() > 0.6, said
+
+
+@needs_weights
+def test_smol_is_laid_out_once_beside_the_decoder_that_is_there(folder, smol):
     assert checkpoints.default_checkpoint() == ("smol", None)
     laid_out = Path(embedded("smol"))
     before = {path: path.stat().st_ino for path in laid_out.rglob("*")}
     assert embedded("smol") == str(laid_out)
     assert {path: path.stat().st_ino for path in laid_out.rglob("*")} == before
-    model = MemslotsModel.from_pretrained(laid_out)
-    assert model.config.decoder_name_or_path == folder
-    stated, model._fingerprint = model.config.fingerprint, None
-    assert model.to(torch.bfloat16).fingerprint == stated
+    assert smol.config.decoder_name_or_path == folder
+    as_saved = {name: weight.bfloat16() for name, weight in smol.state_dict().items()}
+    assert smol.fingerprint_of(as_saved) == smol.config.fingerprint
 
 
 @needs_weights

@@ -1,5 +1,7 @@
 """Several threads before one decoder: what reads it is serialised, and every answer is right."""
 
+import copy
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from tiny_models import QUESTIONS, TEXTS
 
 from memslots import prefill
+from memslots.evaluation.likelihood import target_losses
 
 THREADS = 8
 ROUNDS = 2
@@ -56,6 +59,57 @@ def test_compressors_that_share_a_decoder_do_not_meet_each_others_hooks(zoo):
     ]
     expected = [call() for call in calls]
     assert all_at_once(calls) == expected * ROUNDS
+
+
+def test_a_model_in_training_compresses_without_dropout_and_stays_in_training(zoo):
+    model = zoo.compressor(converter_type="vae")
+    expected = model.compress(TEXTS, rate=4).slots
+    model.train()
+    for slots in all_at_once([lambda: model.compress(TEXTS, rate=4).slots] * 16):
+        torch.testing.assert_close(slots, expected)
+    assert model.encoder.training
+    assert model.converter.training
+
+
+def test_a_decoder_that_is_attached_while_another_reads_gets_the_lora_too(zoo):
+    model = with_lora(zoo)
+    memory, reached, go = model.compress(TEXTS[0]), threading.Event(), threading.Event()
+    expected = model.generate(memory=memory, question=QUESTIONS[0], **GREEDY)
+
+    def read():
+        with model.reading():
+            reached.set()
+            assert go.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read)
+        assert reached.wait(60)
+        model.attach_decoder(copy.deepcopy(model.decoder))
+        for hooks in (module._forward_hooks for module in model.decoder.modules()):
+            hooks.clear()  # copied with the modules
+        answer = model.generate(memory=memory, question=QUESTIONS[0], **GREEDY)
+        go.set()
+        reader.result()
+    assert answer == expected
+
+
+def test_what_reads_no_memory_waits_for_what_does(zoo):
+    """Else it would be read with `decoder_lora`, which is for memories alone."""
+    model = with_lora(zoo)
+    memory, prompt = model.compress(TEXTS[0]), model.processor.prompt(question=QUESTIONS[0])
+    ids = torch.tensor([[5, 6, 7]])
+
+    def plain():
+        with model.reading(with_lora=False):
+            return model.decoder(input_ids=ids).logits.sum().item()
+
+    calls = [
+        plain,
+        lambda: target_losses(model, [prompt], [[5, 6]])[0].nll,
+        lambda: len(model.generate(memory=memory, question=QUESTIONS[0], **GREEDY)),
+    ]
+    expected = [call() for call in calls]
+    assert all_at_once(calls * 8) == pytest.approx(expected * 8 * ROUNDS)
 
 
 def test_a_reading_that_raises_leaves_nothing_behind(zoo):

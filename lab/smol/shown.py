@@ -4,7 +4,7 @@
 
 Run it after new weights came in (`make smol-shown`): it puts what the block prints under the block,
 as comments, and the answers of `memslots demo` into tests/golden/smol_shown.json. Whatever comes
-out is written, right or wrong; tests/test_readme.py and tests/test_smollm2.py hold both to it.
+out is written, right or wrong; tests/test_smollm2.py holds both to it.
 """
 
 from __future__ import annotations
@@ -49,10 +49,9 @@ def shown(block: str) -> list[str]:
     ]
 
 
-def demo_answers() -> dict[str, list[str]]:
-    """What the demonstration answers, by condition."""
-    model = MemslotsModel.from_pretrained(embedded("smol"), dtype=torch.float32)
-    readings = run_demo(model, article_page(), shown_rates(model))
+def demo_answers(model: MemslotsModel) -> dict[str, list[str]]:
+    """What the demonstration answers with `smol` in float32, by condition."""
+    readings = run_demo(model, article_page(), shown_rates(model), read_back=False)
     return {reading.name: reading.answers or [] for reading in readings}
 
 
@@ -63,7 +62,8 @@ def main() -> None:
     lines = [*code, *(PRINTS + line for line in printed(block))]
     text = README.read_text("utf-8").replace(block, "\n".join(lines) + "\n", 1)
     README.write_text(text, encoding="utf-8")
-    answers = json.dumps(demo_answers(), indent=2, ensure_ascii=False)
+    model = MemslotsModel.from_pretrained(embedded("smol"), dtype=torch.float32)
+    answers = json.dumps(demo_answers(model), indent=2, ensure_ascii=False)
     SHOWN.write_text(answers + "\n", encoding="utf-8")
     print("\n".join(lines), answers, sep="\n\n")
 

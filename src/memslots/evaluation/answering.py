@@ -116,15 +116,16 @@ def answer_prompts(
             [[processor.pad_id] * gap + rows[i] for gap, i in zip(filler, batch, strict=True)]
         )
         mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in filler])
-        output = decoder.generate(
-            input_ids=ids.to(decoder.device),
-            attention_mask=mask.to(decoder.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=processor.pad_id,
-            **({"eos_token_id": processor.eos_ids} if processor.eos_ids else {}),
-        )
+        with model.reading(with_lora=False):
+            output = decoder.generate(
+                input_ids=ids.to(decoder.device),
+                attention_mask=mask.to(decoder.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=processor.pad_id,
+                **({"eos_token_id": processor.eos_ids} if processor.eos_ids else {}),
+            )
         for i, produced in zip(batch, output[:, longest:], strict=True):
             answers[i] = processor.decode(produced).strip()
     return answers

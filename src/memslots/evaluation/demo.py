@@ -11,7 +11,6 @@ import gzip
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -75,7 +74,8 @@ class Reading(NamedTuple):
         answers: in the order of the questions; None where the decoder has too few positions.
         nats: that a token of the expected answers costs, mean; None where none is known.
         read_back: share of the text's tokens that are the likeliest after its memory and the true
-            tokens before them, each segment by itself; None where another text's memory is read.
+            tokens before them, each segment by itself; None of another text's memory, or where it
+            is not asked for.
     """
 
     name: str
@@ -154,13 +154,16 @@ def shown_rates(model: MemslotsModel, rates: Sequence[int] | None = None) -> lis
     return sorted(set(rates or [rate for rate in RATES if rate in known] or known[:3]))
 
 
-def run_demo(model: MemslotsModel, page: Page, rates: Sequence[int]) -> list[Reading]:
+def run_demo(
+    model: MemslotsModel, page: Page, rates: Sequence[int], read_back: bool = True
+) -> list[Reading]:
     """Answers of the full text, of its memory at each rate, and of another text's memory.
 
     Args:
         model: a compressor with its decoder.
         page: what to compress and ask.
         rates: encoder tokens per slot; the control has the finest.
+        read_back: whether to measure `Reading.read_back` too, one more reading a rate.
 
     Raises:
         ValueError: no decoder, or a memory that its positions do not hold.
@@ -177,7 +180,7 @@ def run_demo(model: MemslotsModel, page: Page, rates: Sequence[int]) -> list[Rea
         memory = model.compress(page.texts, rate=rate, progress=False)
         seconds = time.perf_counter() - started
         reading = _read_all(model, page, asking, f"memory, rate {rate}", memory)
-        share = _read_back(model, page.texts, memory)
+        share = _read_back(model, page.texts, memory) if read_back else None
         readings.append(reading._replace(compressing=seconds, read_back=share))
     other = model.compress(page.controls, rate=min(rates), progress=False)
     readings.append(_read_all(model, page, asking, f"control, rate {min(rates)}", other))
@@ -219,7 +222,7 @@ def first_tokens(model: MemslotsModel, text: str, rates: Sequence[int]) -> list[
         seconds = None
         if _fits(model, row, memory, len(question)):
             started = time.perf_counter()
-            with _reading(model, memory):
+            with model.reading(with_lora=memory is not None):
                 _read_on(model, _read(model, row, memory), question)
             seconds = time.perf_counter() - started
         made.append(FirstToken(name, positions, compressing, seconds))
@@ -241,7 +244,7 @@ def _read_all(
         positions += taken
         if not _fits(model, row, memory, MAX_NEW_TOKENS + max(map(len, afters))):
             return Reading(name, positions / (i + 1))
-        with _reading(model, memory):
+        with model.reading(with_lora=memory is not None):
             started = time.perf_counter()
             cache = _read(model, row, memory)
             reading += time.perf_counter() - started
@@ -306,10 +309,6 @@ def _fits(model: MemslotsModel, row: Row, memory: Memory | None, after: int) -> 
     limit = max_positions(model.decoder.config)
     slots = [] if memory is None else [segment.slots for segment in memory.segments]
     return limit is None or processor_of(model).row_length(row, slots) + after <= limit
-
-
-def _reading(model: MemslotsModel, memory: Memory | None) -> AbstractContextManager[None]:
-    return nullcontext() if memory is None else model.reading()
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +82,7 @@ def _batch_losses(model: MemslotsModel, rows: list[Row], memory: Memory | None) 
     columns = (labels != IGNORE).any(dim=0).nonzero().flatten()
     # Logits of every position would be gigabytes where the vocabulary is large.
     some = {"logits_to_keep": columns} if _keeps_logits(model.decoder) else {}
-    with nullcontext() if memory is None else model.reading():
+    with model.reading(with_lora=memory is not None):
         logits = model.decoder(**inputs, **some, use_cache=False).logits  # type: ignore[misc]
     labels = labels[:, columns]
     if not some:

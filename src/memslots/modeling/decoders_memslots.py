@@ -15,7 +15,7 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,6 @@ REFUSED = {
 
 _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
 """Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
-
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -94,12 +93,8 @@ def has_other_weights(decoder: PreTrainedModel, sample: str) -> bool:
 @contextmanager
 def reading(decoder: PreTrainedModel, lora: "DecoderLora | None" = None) -> Iterator[None]:
     """While this context is open, `decoder` reads for this thread alone, with `lora`."""
-    with lock_of(decoder):
-        if lora is None:
-            yield
-        else:
-            with lora.active(decoder):
-                yield
+    with lock_of(decoder), nullcontext() if lora is None else lora.active(decoder):
+        yield
 
 
 def run_decoder(
@@ -277,7 +272,7 @@ class DecoderLora(nn.Module):
         self.scale = settings["alpha"] / settings["r"]
         self.dropout = nn.Dropout(settings["dropout"])
         self.pairs = nn.ModuleDict()
-        self._acting = False
+        self._acting: set[int] = set()  # decoders, each under its own lock
         last_names = set()
         for name, (inputs, outputs) in linear_layers(decoder_config).items():
             last = name.rpartition(".")[2]
@@ -298,7 +293,7 @@ class DecoderLora(nn.Module):
         Raises:
             ValueError: a decoder without the layers that these weights are for.
         """
-        if self._acting:
+        if id(decoder) in self._acting:
             yield
             return
         layers = {_key(name): module for name, module in decoder.named_modules()}
@@ -313,11 +308,11 @@ class DecoderLora(nn.Module):
             for key, pair in self.pairs.items()
             if isinstance(pair, LoraPair)
         ]
-        self._acting = True
+        self._acting.add(id(decoder))
         try:
             yield
         finally:
-            self._acting = False
+            self._acting.remove(id(decoder))
             for hook in hooks:
                 hook.remove()
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ NEEDS_PEFT = (
     "(A checkpoint saved after memslots.making.merge_encoder(model) does not.)"
 )
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "GELU": nn.GELU, "ReLU": nn.ReLU}
+
+_MODES = threading.RLock()  # held while a module in training is in evaluation, for all threads
 
 # -- the model ------------------------------------------------------------------------------------
 
@@ -238,13 +241,16 @@ def is_quantized(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """While open, `module` draws, drops and counts nothing, whatever mode it is in."""
-    training = module.training
-    module.eval()
-    try:
+    """While open, `module` draws, drops and counts nothing; in training, one thread at a time."""
+    with _MODES:
+        if training := module.training:
+            module.eval()
+            try:
+                yield
+            finally:
+                module.train(training)
+    if not training:
         yield
-    finally:
-        module.train(training)
 
 
 class StatesRead(NamedTuple):

@@ -399,14 +399,14 @@ class MemslotsModel(SavedModel):
 
     # -- reading slots -----------------------------------------------------------------------------
 
-    def reading(self) -> AbstractContextManager[None]:
-        """While this context is open, the decoder reads for this thread alone, with `decoder_lora`.
+    def reading(self, with_lora: bool = True) -> AbstractContextManager[None]:
+        """While open, the decoder reads for this thread alone, by default with `decoder_lora`.
 
         Examples:
             >>> with model.reading():
             ...     logits = model.decoder(input_ids=torch.tensor([[5, 6]])).logits
         """
-        return reading(self.decoder, self.decoder_lora)
+        return reading(self.decoder, self.decoder_lora if with_lora else None)
 
     def embed_rows(
         self, input_ids: torch.Tensor, memory_ids: torch.Tensor, converted: torch.Tensor

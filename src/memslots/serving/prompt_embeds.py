@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ import torch
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Row, check_room, max_positions, pair
 from memslots.sent_memories import check_slots
+
+_CUT_TOKENS = 16
+"""So many more tokens a text may have where it is cut."""
 
 
 def prompt_embeds(
@@ -67,6 +70,10 @@ def prompt_rows(
     """The checked rows behind `prompt_embeds`, and the memory at the rate that they read it at."""
     model.check_memory(memory)
     _check_literals(model, memory)
+    for name, texts in (("the question", question), ("the chat", messages)):
+        # Several chats, or several questions, are prompts of their own.
+        for text in texts if isinstance(texts, list) and not _is_chat(texts) else [texts]:
+            _check_length(model, name, "".join(_strings(text)))
     prompts, _ = model.processor.prompts(question, messages, chat_template_kwargs or {})
     if rate is not None:
         memory = memory.at_rate(model.processor.check_rate(rate))
@@ -90,6 +97,35 @@ def _check_literals(model: MemslotsModel, memory: Memory) -> None:
             f"this memory has {literals} literals beside its slots, and the decoder has {most} "
             "positions; compress the text without literals, or in parts."
         )
+    for held in memory.literals:
+        for literal in held:
+            _check_length(model, "a literal", literal.text)
+
+
+def _check_length(model: MemslotsModel, name: str, text: str) -> None:
+    """Refuse a text that cannot fit by its beginning: tokenizing lets no other thread run."""
+    most = max_positions(model.decoder.config)
+    window = len(text) if most is None else 4 * most
+    while window < len(text):
+        tokens = len(model.processor.decoder_text.encode(text[:window]))
+        if most is not None and tokens > most + _CUT_TOKENS:
+            raise ValueError(
+                f"{name} has {len(text)} characters, which are more than the {most} positions of "
+                "the decoder; shorten it, or send long texts as documents."
+            )
+        window *= 2
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def _is_chat(value: list) -> bool:
+    return bool(value) and isinstance(value[0], dict)
 
 
 def _check_chats(model: MemslotsModel, rows: list[Row], max_new_tokens: int) -> None:
