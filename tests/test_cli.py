@@ -332,6 +332,7 @@ def test_init_chooses_what_it_is_not_told_and_says_so(run, refused, zoo, tmp_pat
     assert "Chosen: prompt_format=chat, encoder_layers=1, pooling=groups" in said
     config = memslots.MemslotsConfig.from_pretrained(tmp_path / "new")
     assert (config.prompt_format, config.pooling, config.encoder_layers) == ("chat", "groups", 1)
+    assert config.answer_end is None
     assert config.decoder_loading == {"subfolder": "small"}
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models" / "small")
@@ -344,6 +345,7 @@ def test_init_chooses_what_it_is_not_told_and_says_so(run, refused, zoo, tmp_pat
     assert "prompt_format" not in out
     config = memslots.MemslotsConfig.from_pretrained(tmp_path / "plain")
     assert (config.prompt_format, config.pooling) == ("plain", "mean")
+    assert config.answer_end == "\n"
     assert "is not KEY=VALUE" in refused(*make, tmp_path / "bad", "--decoder-arg", "small")
 
 
