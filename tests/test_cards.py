@@ -320,8 +320,8 @@ def test_card_without_a_name_says_where_to_put_it(model, tmp_path):
 
 def test_card_command(model, tmp_path, capsys):
     model.save_pretrained(tmp_path / "c")
-    asked = ["card", str(tmp_path / "c"), "--repo", "me/model", "--license", "mit"]
-    assert main([*asked, "--print"]) == 0
+    asked = ["card", "--model", str(tmp_path / "c"), "--repo", "me/model", "--license", "mit"]
+    assert main([*asked, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert not (tmp_path / "c" / "README.md").exists()
     assert main(asked) == 0
@@ -329,7 +329,7 @@ def test_card_command(model, tmp_path, capsys):
     card = ModelCard.load(tmp_path / "c" / "README.md")
     assert str(card).strip() == printed.strip()
     assert card.data.license == "mit"
-    assert main(["card", str(tmp_path)]) == 2
+    assert main(["card", "--model", str(tmp_path)]) == 2
     assert "it has no config.json" in capsys.readouterr().err
 
 

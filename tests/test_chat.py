@@ -69,6 +69,13 @@ def test_the_default_prompt_is_written_into_every_checkpoint(zoo):
         assert saved["plain_prompt"] == PLAIN_PROMPT
 
 
+def test_a_checkpoint_states_where_its_answers_end(zoo, tmp_path):
+    model = zoo.compressor(answer_end="\n")
+    model.save_pretrained(tmp_path)
+    read = type(model).from_pretrained(tmp_path)
+    assert (read.config.answer_end, read.processor.answer_end) == ("\n", "\n")
+
+
 def test_plain_prompt_without_bos(zoo):
     assert zoo.shared("bert", "qwen2").processor.prompt(question="Why?").before == []
 

@@ -42,24 +42,24 @@ def test_compress_keeps_what_is_named(checkpoint, text, tmp_path, capsys, given,
 
 
 def test_ask_counts_them(checkpoint, text, capsys):
-    asked = ["ask", "--context", text, "-q", "When?", "--model", checkpoint]
+    asked = ["ask", "--text", text, "-q", "When?", "--model", checkpoint]
     options = ["--max-new-tokens", "3", "--literals", "dates,numbers"]
     assert main([*asked, *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["literals"] == 3
     assert main([*asked, *options]) == 0
-    assert "and 3 literals" in " ".join(capsys.readouterr().out.split())
+    assert "and 3 kept verbatim" in " ".join(capsys.readouterr().out.split())
 
 
 def test_reconstruct_reads_with_them(checkpoint, text, capsys):
-    assert main(["reconstruct", "-c", text, "--model", checkpoint, "--literals", "numbers"]) == 0
+    assert main(["reconstruct", "-t", text, "--model", checkpoint, "--literals", "numbers"]) == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ask", "--context", "x", "-q", "?", "--literals", "names"], "names is no detector"),
-        (["ask", "--memory", "x", "-q", "?", "--literals", "dates"], "goes with --context"),
-        (["reconstruct", "x", "--literals", "dates"], "goes with --context"),
+        (["ask", "--text", "x", "-q", "?", "--literals", "names"], "names is no detector"),
+        (["ask", "--memory", "x", "-q", "?", "--literals", "dates"], "goes with --text"),
+        (["reconstruct", "--memory", "x", "--literals", "dates"], "goes with --text"),
         (["compress", "x", "-o", "y", "--literals", ","], "nothing is no detector"),
     ],
 )

@@ -55,7 +55,7 @@ def test_ask_and_reconstruct_from_a_verified_text(checkpoint, text, tmp_path, ca
     model = MemslotsModel.from_pretrained(checkpoint).eval()
     memory = verified.compress(model, TEXT, max_slots=40, rates=[4, 8], exact=["numbers"])
     options = ["--model", checkpoint, "--max-slots", "40", "--rates", "4,8"]
-    ask = ["ask", "-c", text, "-q", "Who?", "--max-new-tokens", "4", "--json"]
+    ask = ["ask", "-t", text, "-q", "Who?", "--max-new-tokens", "4", "--json"]
     assert main([*ask, *options, "--exact", "numbers", "--expand", "0", "--expand", "2"]) == 0
     shown = json.loads(capsys.readouterr().out)
     expected = model.generate(
@@ -63,10 +63,10 @@ def test_ask_and_reconstruct_from_a_verified_text(checkpoint, text, tmp_path, ca
     )
     assert shown["answers"][0]["answer"] == expected
     assert (shown["slots"], shown["literals"]) == (len(memory.slots), sum(memory.n_literals))
-    assert main(["reconstruct", "-c", text, *options]) == 0
+    assert main(["reconstruct", "-t", text, *options]) == 0
     plain = verified.compress(model, TEXT, max_slots=40, rates=[4, 8])
     assert capsys.readouterr().out.startswith(model.reconstruct(plain)[:40])
-    assert main(["ask", "-c", text, "-q", "?", "--model", checkpoint, "--expand", "99"]) == 2
+    assert main(["ask", "-t", text, "-q", "?", "--model", checkpoint, "--expand", "99"]) == 2
     assert "segments are integers from 0" in " ".join(capsys.readouterr().err.split())
 
 
@@ -147,7 +147,7 @@ def test_what_is_measured_is_read_with_these_literals(checkpoint, monkeypatch, t
     monkeypatch.setattr("memslots.evaluation.tables.plot", lambda *given: None)
     monkeypatch.setattr("memslots.evaluation.tables.markdown", lambda results: "")
     output = tmp_path / "found.json"
-    command = ["eval", checkpoint, "--tasks", "qa", "--output", str(output)]
+    command = ["eval", "--model", checkpoint, "--tasks", "qa", "--output", str(output)]
     assert main(command) == 0
     assert main([*command, "--literals", "dates"]) == 0
     assert seen == [0, 3]
@@ -195,11 +195,11 @@ def test_mistakes_of_compress(checkpoint, text, tmp_path, capsys, options, messa
     [
         (
             ["ask", "--memory", "x", "-q", "?", "--fidelity", "0.5"],
-            "--fidelity goes with --context",
+            "--fidelity goes with --text",
         ),
         (
-            ["reconstruct", "x", "--max-slots", "5", "--literals", "none"],
-            "--max-slots, --literals go with --context",
+            ["reconstruct", "--memory", "x", "--max-slots", "5", "--literals", "none"],
+            "--max-slots, --literals go with --text",
         ),
         (["store", "add", ".", "--store", "s", "--fidelity", "3"], "must be above 0 and up to 1"),
         (["eval", "--literals", "names"], "names is no detector"),

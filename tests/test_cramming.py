@@ -375,7 +375,7 @@ def test_the_command(zoo, tmp_path, capsys):
     text, kept = tmp_path / "text.txt", tmp_path / "kept.safetensors"
     text.write_text(" ".join(SENTENCES))
     command = ["cram", "--decoder", folder, "--text", str(text), "--method", "dense"]
-    command += ["--max-steps", "20", "--patience", "20", "--lr", "0.05"]
+    command += ["--max-steps", "20", "--patience", "20", "--learning-rate", "0.05"]
     assert main([*command, "--length", "3", "--seeds", "2", "-o", str(kept), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [entry["seed"] for entry in record["texts"]] == [0, 1]

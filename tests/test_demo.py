@@ -153,8 +153,8 @@ def test_a_text_of_ones_own(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says_what"),
     [
-        (["--text", "notes.txt"], "go together"),
-        (["-q", "Who?"], "go together"),
+        (["--text", "notes.txt"], "run this in a terminal to type questions"),
+        (["-q", "Who?"], "goes with --text"),
         (["--tiny", "--model", "me/x"], "--tiny"),
         (["--tiny", "--rates", "3"], "3"),
         (["--web", "--text", "notes.txt", "-q", "Who?"], "--web"),

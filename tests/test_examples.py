@@ -63,7 +63,7 @@ def test_answer_from_the_hub(run, hub, zoo, tmp_path):  # noqa: F811
     commit = hub.repository("me/model", stored).branches["main"]
     text = tmp_path / "notes.txt"
     text.write_text(TEXTS[1])
-    asked = ["--context", text, "--question", "Where was it?", "--question", "Who owns the maps?"]
+    asked = ["--text", text, "--question", "Where was it?", "--question", "Who owns the maps?"]
     names, printed = run("answer_from_hub.py", "me/model", commit, *asked)
     questions = ["Where was it?", "Who owns the maps?"]
     assert names["answers"] == model.generate(

@@ -67,7 +67,15 @@ def test_from_the_command_line(zoo, tmp_path, capsys):
     tuned, results = tmp_path / "tuned", tmp_path / "results.json"
     arguments = ["finetune-decoder", checkpoint, str(tuned), "--data", "squad/train"]
     assert lab([*arguments, *data, "--steps", "1", "--whole"]) == 0
-    arguments = ["eval", checkpoint, "--tasks", "roleplay", "--data", "roleplay=squad/validation"]
+    arguments = [
+        "eval",
+        "--model",
+        checkpoint,
+        "--tasks",
+        "roleplay",
+        "--data",
+        "roleplay=squad/validation",
+    ]
     arguments += ["--rates", "4", "--lengths", "20", "--output", str(results)]
     assert lab([*arguments, *data, "--finetuned-decoder", str(tuned)]) == 0
     written = json.loads(results.read_text())
@@ -79,5 +87,5 @@ def test_from_the_command_line(zoo, tmp_path, capsys):
     capsys.readouterr()
     assert lab([*arguments, *data, "--finetuned-decoder", other]) == 2
     assert "hidden_size" in capsys.readouterr().err
-    assert lab(["eval", checkpoint, "--tasks", "qa", "--finetuned-decoder", other]) == 2
+    assert lab(["eval", "--model", checkpoint, "--tasks", "qa", "--finetuned-decoder", other]) == 2
     assert "roleplay" in capsys.readouterr().err

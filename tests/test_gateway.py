@@ -98,6 +98,17 @@ def test_a_stream_adds_up_to_the_answer(client, model):
     assert chunks > 2
 
 
+def test_an_answer_ends_where_the_checkpoint_says(client, model, monkeypatch):
+    body = asking(documents=TEXTS[:1])
+    plain = answered(client.post(CHAT, json=body))
+    end = plain[len(plain) // 2 :][:2]
+    monkeypatch.setattr(model.processor, "answer_end", end)
+    response = client.post(CHAT, json=body)
+    assert answered(response) == plain[: plain.find(end)].strip()
+    assert response.json()["choices"][0]["finish_reason"] == "stop"
+    assert streamed(client, body)[:2] == (answered(response), "stop")
+
+
 def test_stop_strings_end_an_answer_before_them(client, model):
     plain = answered(client.post(CHAT, json=asking(documents=TEXTS[:1])))
     stop = plain[len(plain) // 2 :][:2]

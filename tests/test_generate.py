@@ -113,6 +113,22 @@ def test_arguments_that_choose_tokens(model, memory, ask):
     assert isinstance(ask(num_beams=2, length_penalty=0.5, early_stopping=True), str)
 
 
+def test_a_question_is_answered_up_to_the_end_that_the_checkpoint_states(
+    model, memory, ask, monkeypatch
+):
+    whole = ask()
+    end = next(c for c in whole[1:-1] if c.isascii() and c.isalnum())
+    monkeypatch.setattr(model.processor, "answer_end", end)
+    answer = ask()
+    assert answer.startswith(whole[: whole.index(end)])
+    assert (end in answer, len(answer) < len(whole)) == (True, True)
+    assert ask(stop_strings=None) == whole
+    chat = {"memory": memory, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+    said = model.generate(**chat, max_new_tokens=8)
+    monkeypatch.setattr(model.processor, "answer_end", None)
+    assert model.generate(**chat, max_new_tokens=8) == said  # a chat's answer has many lines
+
+
 def test_arguments_that_end_answers(model, memory):
     greedy = ids_of(model, memory)
     assert len(ids_of(model, memory, eos_token_id=greedy[2])) <= 3

@@ -202,7 +202,7 @@ def test_no_hub_is_one_clear_error(bundled, hub):
 
 def test_wrong_token_is_refused_and_not_shown(hub, bundled, monkeypatch, capsys, caplog):
     monkeypatch.setenv("HF_TOKEN", "hf_wrongSecret")
-    assert main(["push", str(bundled[1]), "me/model"]) == 2
+    assert main(["push", "--model", str(bundled[1]), "--repo", "me/model"]) == 2
     captured = capsys.readouterr()
     assert "401" in captured.err
     assert "hf_wrongSecret" not in captured.out + captured.err + caplog.text
@@ -361,7 +361,7 @@ def test_a_recipe_with_paths_stays_here(bundled, tmp_path, caplog):
 
 
 def test_dry_run_lists_and_sends_nothing(hub, bundled, capsys):
-    assert main(["push", str(bundled[1]), "me/model", "--dry-run"]) == 0
+    assert main(["push", "--model", str(bundled[1]), "--repo", "me/model", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     weights = (bundled[1] / "model.safetensors").stat().st_size
     assert re.search(rf"model\.safetensors\W+{weights:,}", printed)
@@ -371,7 +371,16 @@ def test_dry_run_lists_and_sends_nothing(hub, bundled, capsys):
 
 
 def test_command_line(hub, bundled, capsys):
-    arguments = ["push", str(bundled[1]), "me/model", "--private", "--license", "apache-2.0"]
+    arguments = [
+        "push",
+        "--model",
+        str(bundled[1]),
+        "--repo",
+        "me/model",
+        "--private",
+        "--license",
+        "apache-2.0",
+    ]
     assert main(arguments) == 0
     captured = capsys.readouterr()
     repository = hub.repositories["me/model"]
@@ -381,7 +390,7 @@ def test_command_line(hub, bundled, capsys):
     assert b"license: apache-2.0" in repository.find("main").files["README.md"]
     hub.fail("PUT /lfs", 403, times=100)
     hub.objects.clear()
-    assert main(["push", str(bundled[1]), "me/other"]) == 2
+    assert main(["push", "--model", str(bundled[1]), "--repo", "me/other"]) == 2
     assert "nothing was committed" in capsys.readouterr().err
 
 

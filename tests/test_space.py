@@ -69,6 +69,15 @@ def test_answers_are_those_of_the_package(model, document, control):
     assert len({a.text for a in found.values()}) > 1
 
 
+def test_the_full_text_is_answered_up_to_the_same_end(model, document, monkeypatch):
+    whole = answers.from_text(model, document.text, QUESTIONS[1], NEW).text
+    end = next(c for c in whole[1:-1] if c.isascii() and c.isalnum())
+    monkeypatch.setattr(model.processor, "answer_end", end)
+    answer = answers.from_text(model, document.text, QUESTIONS[1], NEW).text
+    assert answer.startswith(whole[: whole.index(end)])
+    assert len(answer) < len(whole)
+
+
 def test_costs_are_counted_as_the_decoder_reads(model, document, control):
     question = QUESTIONS[0]
     memory, text, other = answers.answer_all(model, document, control, question, NEW)

@@ -103,7 +103,7 @@ def test_a_second_push_moves_the_pin_and_takes_away_what_is_gone(hub, checkpoint
 
 
 def test_dry_run_sends_nothing(hub, checkpoint, capsys):  # noqa: F811
-    assert main(["push-space", "me/demo", "--model", "me/model", "--dry-run"]) == 0
+    assert main(["push-space", "--repo", "me/demo", "--model", "me/model", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     size = (SOURCE / "app.py").stat().st_size
     assert re.search(rf"app\.py\W+{size:,}", printed)
@@ -115,7 +115,7 @@ def test_dry_run_sends_nothing(hub, checkpoint, capsys):  # noqa: F811
 
 def test_command_line(hub, checkpoint, capsys, caplog):  # noqa: F811
     hub.repositories["me/model"].private = True
-    assert main(["push-space", "me/demo", "--model", "me/model", "--private"]) == 0
+    assert main(["push-space", "--repo", "me/demo", "--model", "me/model", "--private"]) == 0
     captured = capsys.readouterr()
     assert "/spaces/me/demo/commit/" in captured.out.replace("\n", "")
     assert "is private: give the Space a secret HF_TOKEN" in caplog.text

@@ -255,7 +255,7 @@ def test_every_task_runs_from_local_data_and_is_reported(model, tmp_path, capsys
 
     folder = tmp_path / "checkpoint"
     model.save_pretrained(folder)
-    arguments = ["eval", str(folder), "--tasks", "qa", "--data", "qa=squad/validation"]
+    arguments = ["eval", "--model", str(folder), "--tasks", "qa", "--data", "qa=squad/validation"]
     arguments += ["--data-dir", str(tmp_path), "--rates", "4", "--baselines", "full,none"]
     output = tmp_path / "out.json"
     assert main([*arguments, "--output", str(output)]) == 0
@@ -270,5 +270,5 @@ def test_every_task_runs_from_local_data_and_is_reported(model, tmp_path, capsys
     assert not (tmp_path / "out.partial.jsonl").exists()
     assert list((tmp_path / "out").glob("*.png"))
     capsys.readouterr()
-    assert main(["eval", str(folder), "--tasks", "quiz"]) == 2
+    assert main(["eval", "--model", str(folder), "--tasks", "quiz"]) == 2
     assert "choose some of reconstruction" in capsys.readouterr().err

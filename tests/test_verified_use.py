@@ -42,9 +42,11 @@ def test_command_line(zoo, tmp_path):
     made = run(app, ["compress", *source, "--fidelity", "0.9", "--exact", "numbers", "--keep-text"])
     assert made.exit_code == 0, made.output
     assert "effective rate" in made.output
-    back = run(app, ["reconstruct", str(kept), "--exact"])
+    back = run(app, ["reconstruct", "--memory", str(kept), "--original"])
     assert back.stdout_bytes == text.read_bytes()
-    shown = run(app, ["report", str(kept), "--context", str(text), "--html", str(page), "--json"])
+    shown = run(
+        app, ["report", "--memory", str(kept), "--text", str(text), "--html", str(page), "--json"]
+    )
     assert json.loads(shown.stdout)["totals"]["tokens"] > 0
     assert "Café" in page.read_text("utf-8")
     budget = run(app, ["compress", *source, "--force", "--max-slots", "3"])

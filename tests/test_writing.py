@@ -69,9 +69,10 @@ def test_crammed_texts_are_shown_before_they_are_kept(zoo, tmp_path, capsys):
 
 
 def test_a_new_compressor(zoo, tmp_path, capsys):
-    folders = zoo.folder("gpt2", "encoder"), zoo.folder("llama", "decoder")
+    encoder, decoder = zoo.folder("gpt2", "encoder"), zoo.folder("llama", "decoder")
+    made = ["--encoder", encoder, "--decoder", decoder, "--output", str(tmp_path / "made")]
     with no_room(20_000):
-        assert main(["init", *folders, str(tmp_path / "made"), "--set", "segment_length=16"]) == 2
+        assert main(["init", *made, "--set", "segment_length=16"]) == 2
     assert "no room to write" in " ".join(capsys.readouterr().err.split())
 
 

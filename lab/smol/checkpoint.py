@@ -70,6 +70,7 @@ def compressor(
             "compression_rates": [rate for rate in (2, 4, 8) if rate <= places],
             "segment_length": segment_length,
             "plain_prompt": ASKED,
+            "answer_end": "\n",
             **config,
         },
     )

@@ -185,7 +185,8 @@ def usual_settings(
         decoder_kwargs: for the decoder's.
 
     Returns:
-        Fields of `MemslotsConfig`: the chat format where the tokenizer has a template;
+        Fields of `MemslotsConfig`: the chat format where the tokenizer has a template, else answers
+        that end at a newline;
         `pooling="groups"`, `converter_type="residual"` and rates of 2, 4 and 8, the start that
         learns soonest; and for a shared encoder a third of the layers.
     """
@@ -193,6 +194,8 @@ def usual_settings(
     settings: dict[str, Any] = {}
     if decoder_tokenizer(decoder, kwargs).chat_template:
         settings["prompt_format"] = "chat"
+    else:  # an LLM without one goes on with a question of its own
+        settings["answer_end"] = "\n"
     start = {"pooling": "groups", "converter_type": "residual", "compression_rates": [2, 4, 8]}
     if encoder == SHARED_ENCODER:
         text_config = decoder_config(decoder, kwargs).get_text_config(decoder=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -12,22 +13,13 @@ from rich.text import Text
 
 from memslots import __version__
 
-from . import (
-    build,
-    cram,
-    plan,
-    publish,
-    report,
-    serve,
-    store,
-    use,
-)
+from . import ask, build, cram, demo, plan, publish, serve, store, use
 from .options import err
 
 app = typer.Typer(
     name="memslots",
     help="Compress a long text once into a few memory slots that your LLM reads in its place.",
-    epilog='Example: memslots ask --context notes.txt --question "Where was the treaty signed?"',
+    epilog='Example: memslots ask --text notes.txt --question "Where was the treaty signed?"',
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,50 +35,41 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks (also MEMSLOTS_DEBUG=1).")
+        bool,
+        typer.Option("--debug", help="Show tracebacks, as MEMSLOTS_DEBUG=1 does."),
     ] = False,
 ) -> None:
     if debug:
         os.environ["MEMSLOTS_DEBUG"] = "1"
 
 
-app.command(epilog="Example: memslots demo")(use.demo)
-app.command(epilog='Example: memslots ask --context notes.txt --question "Who signed?" --json')(
-    use.ask
+_USE, _TRAIN, _PUBLISH, _SERVE = "Use", "Train", "Publish", "Serve"
+_COMMANDS: tuple[tuple[str, Callable[..., Any], str], ...] = (
+    (_USE, demo.demo, "demo"),
+    (_USE, ask.ask, 'ask --text notes.txt --question "Who signed?" --json'),
+    (_USE, use.compress, "compress notes.txt letter.txt --output both.safetensors --rate 4"),
+    (_USE, use.reconstruct, "reconstruct --memory doc.safetensors"),
+    (_USE, use.report, "report --memory doc.safetensors --text notes.txt --html map.html"),
+    (_USE, build.info, "info --model path/to/checkpoint"),
+    (_TRAIN, build.train, "train own --decoder my/llm --texts manuals/ --budget 2h --dry-run"),
+    (_TRAIN, build.evaluate, "eval --model path/to/checkpoint --tasks qa --rates 4,16"),
+    (_TRAIN, build.init, "init --decoder Qwen/Qwen3-0.6B --output new --set markers=memory"),
+    (_TRAIN, cram.cram, "cram --text notes.txt --method dense --length 24"),
+    (_PUBLISH, publish.card, "card --model path/to/checkpoint --license apache-2.0"),
+    (_PUBLISH, publish.push, "push --model path/to/checkpoint --repo me/model --dry-run"),
+    (_PUBLISH, publish.push_space, "push-space --model me/model --repo me/demo --dry-run"),
+    (_SERVE, serve.serve, "serve --vllm http://localhost:8000 --store memories --port 8080"),
+    (_SERVE, plan.plan, "plan --decoder Qwen/Qwen3-8B --tokens 10000 --rate 16"),
 )
-app.command(epilog="Example: memslots compress notes.txt letter.txt -o both.safetensors --rate 4")(
-    use.compress
-)
-app.command(epilog="Example: memslots reconstruct doc.safetensors")(use.reconstruct)
-app.command(epilog="Example: memslots report doc.safetensors --context notes.txt --html map.html")(
-    report.report
-)
-app.command(epilog="Example: memslots train pcc_lite --output runs/lite --dry-run")(build.train)
-app.command("eval", epilog="Example: memslots eval path/to/checkpoint --tasks qa --rates 4,16")(
-    build.evaluate
-)
-app.command(epilog="Example: memslots info path/to/checkpoint")(build.info)
-app.command(
-    epilog="Example: memslots init openai-community/gpt2 Qwen/Qwen3-0.6B new --set markers=memory"
-)(build.init)
-app.command(epilog="Example: memslots cram --text notes.txt --method dense --length 24")(cram.cram)
-app.command(epilog="Example: memslots plan --decoder Qwen/Qwen3-8B --tokens 10000 --rate 16")(
-    plan.plan
-)
-app.command(
-    epilog="Example: memslots card path/to/checkpoint --repo me/model --license apache-2.0"
-)(publish.card)
-app.command(epilog="Example: memslots push path/to/checkpoint me/model --dry-run")(publish.push)
-app.command("push-space", epilog="Example: memslots push-space me/demo --model me/model --dry-run")(
-    publish.push_space
-)
-app.command(
-    epilog="Example: memslots serve --vllm http://localhost:8000 --store memories --port 8080"
-)(serve.serve)
-app.add_typer(store.app, name="store")
+for _panel, _function, _example in _COMMANDS:
+    app.command(
+        _example.split()[0], epilog=f"Example: memslots {_example}", rich_help_panel=_panel
+    )(_function)
+app.add_typer(store.app, name="store", rich_help_panel=_SERVE)
 
 
 def main(

@@ -18,7 +18,9 @@ from .options import (
     Device,
     Dtype,
     Install,
+    Json,
     Literals,
+    Model,
     Revision,
     RunFolder,
     Sets,
@@ -27,24 +29,27 @@ from .options import (
     load_config,
     load_model,
     out,
+    print_json,
     quiet,
     resolve_model,
 )
 
 
 def info(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Folder or Hub repository. Default: the embedded checkpoint."),
-    ] = None,
+    as_json: Json = False,
+    model: Model = None,
     revision: Revision = None,
 ) -> None:
     """Show a checkpoint's models, rates, sizes and results."""
+    name = resolve_model(model)
     from .inspection import describe
 
     quiet()
-    name = resolve_model(model)
     facts, results = describe(name, load_config(name, revision), revision)
+    if as_json:
+        named = {key.replace(" ", "_"): value for key, value in facts.items()}
+        print_json({"model": name, **named, "results": results})
+        return
     table = Table(show_header=False, title=name, title_justify="left")
     for key, value in facts.items():
         table.add_row(key, Text(value))
@@ -55,36 +60,53 @@ def info(
         out.print(rich_report(results))
 
 
-DecoderArgs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--decoder-arg",
-        metavar="KEY=VALUE",
-        help="For the decoder's from_pretrained, such as gguf_file=model.gguf. May be repeated.",
-    ),
-]
+OWN_PANEL = "With the recipe own"
+
+DECODER_ARG: dict[str, str] = {
+    "metavar": "KEY=VALUE",
+    "help": "Give the decoder's from_pretrained this argument, such as gguf_file=model.gguf. "
+    "Repeat it for more arguments.",
+}
 
 
 def init(
+    decoder: Annotated[
+        str,
+        typer.Option(metavar="LLM", help="Read the slots with this LLM: a folder or repository."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Write the checkpoint to this folder, which must be new or empty.",
+        ),
+    ],
     encoder: Annotated[
         str,
-        typer.Argument(help="Folder or repository, or the word decoder: its own first layers."),
-    ],
-    decoder: Annotated[str, typer.Argument(help="Folder or repository of the decoder.")],
-    output: Annotated[Path, typer.Argument(help="Folder to write. It must be new or empty.")],
+        typer.Option(
+            help="Write the slots with this model: a folder or repository, or the word decoder, "
+            "which shares the LLM's own first layers."
+        ),
+    ] = "decoder",
     sets: Sets = None,
     encoder_args: Annotated[
         list[str] | None,
-        typer.Option("--encoder-arg", metavar="KEY=VALUE", help="Argument of its from_pretrained."),
+        typer.Option(
+            "--encoder-arg",
+            metavar="KEY=VALUE",
+            help="Give the encoder's from_pretrained this argument. Repeat it for more arguments.",
+        ),
     ] = None,
-    decoder_args: DecoderArgs = None,
+    decoder_args: Annotated[list[str] | None, typer.Option("--decoder-arg", **DECODER_ARG)] = None,
     dtype: Dtype = None,
 ) -> None:
-    """Make a new, untrained compressor from two pretrained models."""
-    from .inspection import loading_arguments, settable_fields
-
+    """Make a new, untrained compressor for an LLM."""
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise ValueError(f"{output} is not an empty folder; name a new one.")
+    from .inspection import loading_arguments, settable_fields
+
     settings = settable_fields(sets or [])
     encoder_kwargs = loading_arguments("--encoder-arg", encoder_args or [])
     decoder_kwargs = loading_arguments("--decoder-arg", decoder_args or [])
@@ -122,22 +144,42 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="own (your LLM, your texts), the name of a packaged recipe, or a YAML file."
+            help="Train by this recipe: own for your LLM and your texts, the name of a packaged "
+            "recipe, or a YAML file."
         ),
     ],
     decoder: Annotated[
-        str | None, typer.Option(help="With own: the folder or repository of your LLM.")
+        str | None,
+        typer.Option(
+            metavar="LLM",
+            help="Train for this LLM, a folder or repository.",
+            rich_help_panel=OWN_PANEL,
+        ),
     ] = None,
-    decoder_args: DecoderArgs = None,
+    decoder_args: Annotated[
+        list[str] | None,
+        typer.Option("--decoder-arg", rich_help_panel=OWN_PANEL, **DECODER_ARG),
+    ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="With own: a file or folder with your documents.")
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Train on the documents in this file or folder.",
+            rich_help_panel=OWN_PANEL,
+        ),
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option(help="With own: a JSONL file with context, question and answer. Optional."),
+        typer.Option(
+            metavar="FILE",
+            help="Train on the questions in this JSONL file too, whose rows have context, "
+            "question and answer.",
+            rich_help_panel=OWN_PANEL,
+        ),
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="With own: how long to train, such as 2h or 90m.")
+        str,
+        typer.Option(help="Train for so long, such as 2h or 90m.", rich_help_panel=OWN_PANEL),
     ] = "2h",
     stage: Stage = None,
     sets: Sets = None,
@@ -264,62 +306,87 @@ def _own(
 
 
 def evaluate(
-    checkpoint: Annotated[
-        str | None,
-        typer.Argument(help="Folder or Hub repository. Default: the embedded checkpoint."),
-    ] = None,
     tasks: Annotated[
         str,
-        typer.Option(help="Comma-separated: reconstruction,completion,qa,icl,roleplay,needle."),
+        typer.Option(
+            help="Measure these tasks, separated by commas: reconstruction, completion, qa, cloze, "
+            "icl, roleplay, needle."
+        ),
     ] = "qa",
     output: Annotated[
-        Path, typer.Option(help="JSON file to write. Table and plots go next to it.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the results to this JSON file; table and plots go beside it.",
+        ),
     ] = Path("results.json"),
-    rates: Annotated[str | None, typer.Option(help="Rates to measure, such as 4,16.")] = None,
+    as_json: Json = False,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure these rates, such as 4,16. By default it is all of the checkpoint's."
+        ),
+    ] = None,
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="What to compare with. Default: full,none,head,tail,another (the control), and "
-            "llmlingua2 if it is installed."
+            help="Compare with these, separated by commas: full, none, head, tail, another (the "
+            "control), llmlingua2. By default it is with all that can be run."
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TASK=SET/SPLIT", help="Use another data set for a task. May be repeated."
+            metavar="TASK=SET/SPLIT",
+            help="Use another data set for a task. Repeat it for more tasks.",
         ),
     ] = None,
     data_dir: DataFolder = None,
-    samples: Annotated[int, typer.Option(min=1, help="Most rows from each data set.")] = 200,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Read at most this many rows of each data set.")
+    ] = 200,
     lengths: Annotated[
-        str | None, typer.Option(help="Input lengths in decoder tokens, such as 512,1024.")
+        str | None,
+        typer.Option(help="Use inputs of these lengths in decoder tokens, such as 512,1024."),
     ] = None,
     finetuned_decoder: Annotated[
         str | None,
-        typer.Option(help="Compare role play with this decoder, fine-tuned on the plain text."),
+        typer.Option(
+            metavar="LLM",
+            help="Compare role play with this decoder, which was fine-tuned on the plain text.",
+        ),
     ] = None,
     examples: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Worked examples before each question of qa and cloze. Default: three if the "
-            "decoder reads better with them.",
+            help="Show this many worked examples before each question of qa and cloze. By default "
+            "it is three if the decoder reads better with them.",
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="How questions are asked: plain or chat.")
+        str | None,
+        typer.Option(
+            metavar="plain|chat",
+            help="Ask questions in plain text or by the chat template. By default it is as the "
+            "checkpoint was trained.",
+        ),
     ] = None,
     literals: Literals = None,
+    model: Model = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Measure a checkpoint against the full text, parts of it, the control and no context."""
-    from .measure import measure
+    from .measure import check_output, measure
 
+    check_output(output)
     beside = literal_names(literals)
     measure(
-        load_model(checkpoint, revision, device, dtype),
+        load_model(model, revision, device, dtype),
         tasks,
         rates,
         baselines,
@@ -332,4 +399,5 @@ def evaluate(
         beside,
         examples,
         prompt,
+        as_json,
     )

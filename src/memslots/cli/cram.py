@@ -11,61 +11,101 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from .options import Device, Dtype, choose_device, err, out, quiet, read_text, resolve_model
+from .options import (
+    Device,
+    Dtype,
+    Json,
+    Texts,
+    choose_device,
+    err,
+    new_file,
+    out,
+    print_json,
+    quiet,
+    read_text,
+    resolve_model,
+)
 
 if TYPE_CHECKING:
     from memslots.cramming import CrammedText, FrozenDecoder, Reading
 
 
 def cram(
-    text: Annotated[
-        list[str],
-        typer.Option(
-            "--text", help="Text file in UTF-8, or - for standard input. May be repeated."
-        ),
-    ],
+    text: Texts,
     decoder: Annotated[
         str | None,
-        typer.Option("--decoder", help="A causal LM. Default: that of the checkpoint tiny."),
+        typer.Option(
+            metavar="LLM",
+            help="Optimise for this causal LM: a folder or repository, or the decoder of a "
+            "checkpoint. By default it is that of the default checkpoint (see memslots ask "
+            "--help).",
+        ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="What to optimise: mem, dense, lora or dense+lora.")
+        str,
+        typer.Option(
+            metavar="mem|dense|lora|dense+lora",
+            help="Optimise the vectors themselves (mem), vectors through a linear layer (dense), "
+            "low-rank changes of weights (lora), or both.",
+        ),
     ] = "mem",
     length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens to take from each text. Default: all.")
+        int | None,
+        typer.Option(
+            min=1, help="Take this many tokens from each text. By default it is all of them."
+        ),
     ] = None,
-    vectors: Annotated[int, typer.Option(help="Number of vectors for each text.")] = 1,
-    rank: Annotated[int, typer.Option(help="Rank of the LoRA.")] = 1,
+    vectors: Annotated[int, typer.Option(help="Give each text this many vectors.")] = 1,
+    rank: Annotated[int, typer.Option(help="Give the LoRA this rank.")] = 1,
     targets: Annotated[
-        str, typer.Option(help="Layers that get the LoRA: qkv, qk, vo or qkvo.")
+        str,
+        typer.Option(metavar="qkv|qk|vo|qkvo", help="Put the LoRA on these projections."),
     ] = "qkv",
     search: Annotated[
         bool, typer.Option("--search", help="Find the longest length, up to --length.")
     ] = False,
-    step: Annotated[int, typer.Option(min=1, help="Step of --search, in tokens.")] = 8,
-    threshold: Annotated[float, typer.Option(help="Mean accuracy that --search asks for.")] = 0.99,
-    max_steps: Annotated[int, typer.Option(help="Most optimizer steps for each text.")] = 5000,
+    step: Annotated[
+        int, typer.Option(min=1, help="Raise the length by this many tokens with --search.")
+    ] = 8,
+    threshold: Annotated[
+        float, typer.Option(help="Ask for this mean accuracy with --search.")
+    ] = 0.99,
+    max_steps: Annotated[
+        int, typer.Option(help="Stop after this many optimizer steps for each text.")
+    ] = 5000,
     patience: Annotated[
-        int, typer.Option(help="Stop after so many steps without a higher accuracy.")
+        int, typer.Option(help="Stop after this many steps without a higher accuracy.")
     ] = 2000,
-    learning_rate: Annotated[float, typer.Option("--lr", help="Learning rate of AdamW.")] = 0.01,
+    learning_rate: Annotated[
+        float, typer.Option(help="Optimise with AdamW at this learning rate.")
+    ] = 0.01,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Random starts for each text, seeds 0 to N-1.")
+        int, typer.Option(min=1, help="Start each text this many times, with seeds 0 to N-1.")
     ] = 1,
-    side_by_side: Annotated[int, typer.Option(help="Texts optimised in one batch.")] = 16,
+    side_by_side: Annotated[int, typer.Option(help="Optimise this many texts in one batch.")] = 16,
     from_token_2: Annotated[
         bool,
         typer.Option("--from-token-2", help="Never train token 1, as the published code does."),
     ] = False,
     bos: Annotated[bool, typer.Option("--bos", help="Put a BOS before the vectors.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Safetensors file to save the result in.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Save the result in this safetensors file."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Optimise vectors for each text until a frozen decoder writes the text out."""
+    if output is not None and search:
+        raise ValueError(
+            "--output keeps one length's vectors, and --search tries several; name one."
+        )
+    if output is not None:
+        new_file(output, force=True)
+    contents = [read_text(name) for name in text]
     import torch
 
     from memslots.cramming import (
@@ -91,23 +131,15 @@ def cram(
     )
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {dtype} cannot be used; choose float32, bfloat16 or float16.")
-    if output is not None and search:
-        raise ValueError(
-            "--output keeps one length's vectors, and --search tries several; name one."
-        )
-    if output is not None and not output.resolve().parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
-    contents = [read_text(name) for name in text]
     quiet()
-    frozen = load_frozen_decoder(
-        resolve_model(decoder or "tiny"), getattr(torch, dtype or "float32"), choose_device(device)
-    )
+    name = resolve_model(decoder, "--decoder")
+    frozen = load_frozen_decoder(name, getattr(torch, dtype or "float32"), choose_device(device))
     texts = [_head(frozen, name, body, length) for name, body in zip(text, contents, strict=True)]
     rows = [ids for ids in texts for _ in range(seeds)]
     starts = list(range(seeds)) * len(texts)
     started = time.perf_counter()
     record: dict[str, Any] = {
-        "decoder": decoder or "the checkpoint tiny's",
+        "decoder": decoder or frozen.name,
         "method": method,
         "theoretical_capacity": theoretical_capacity(
             frozen.width, frozen.vocabulary, vectors=vectors
@@ -115,7 +147,7 @@ def cram(
         if settings.uses_vectors
         else None,
     }
-    with Progress(console=err, transient=True, disable=as_json) as bar:
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("", total=max_steps)
 
         def progress(tokens: int):
@@ -147,7 +179,7 @@ def cram(
         for entry, one in zip(record["texts"], made, strict=True):
             entry.update(_effort(one))
     if as_json:
-        typer.echo(json.dumps(record))
+        print_json(record)
     else:
         _show(record, readings, frozen)
     if output is None or search:

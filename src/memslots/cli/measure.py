@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from .options import err, numbers, out, words
+from .options import err, numbers, out, print_json, words
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -28,6 +28,7 @@ def measure(
     literals: Sequence[str] | None = None,
     examples: int | None = None,
     prompt: str | None = None,
+    as_json: bool = False,
 ) -> None:
     """Runs the tasks and writes `output`, the same name with `.md`, and a folder of plots.
 
@@ -45,6 +46,7 @@ def measure(
         literals: names of what rides beside the slots; None leaves it to the checkpoint.
         examples: worked examples before each question; None chooses.
         prompt: "plain" or "chat" words; the checkpoint's own without.
+        as_json: print the results as JSON in place of the table.
 
     Every sample's scores stand in `OUTPUT.partial.jsonl` as they come, from which a broken run goes
     on, and in `OUTPUT.samples.jsonl` when all is done.
@@ -55,12 +57,9 @@ def measure(
     from memslots.evaluation.conditions import default_baselines
     from memslots.evaluation.report import write_results
     from memslots.evaluation.suite import evaluate_tasks
-    from memslots.evaluation.tables import markdown, plot, reads
+    from memslots.evaluation.tables import markdown, plot
 
-    if output.suffix != ".json":
-        raise ValueError(f"--output {output}: name a .json file; table and plots go beside it.")
-    if not output.resolve().parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
+    check_output(output)
     sets = task_sources(data)
     names = words(tasks)
     unasked = sorted(set(sets) - set(names))
@@ -85,6 +84,37 @@ def measure(
     )
     if literals is not None:
         results["literals"] = list(literals)
+    if as_json:
+        print_json(results)
+    else:
+        _show(results)
+    for note in results["notes"]:
+        err.print(note, style="dim", markup=False)
+    write_results(output, results)
+    output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+    plot(results, output.with_suffix(""))
+    if partial.is_file():
+        partial.replace(output.with_suffix(".samples.jsonl"))
+    if not as_json:
+        written = f"{output}, {output.with_suffix('.md')} and {output.with_suffix('')}/"
+        out.print(written, markup=False)
+
+
+def check_output(output: Path) -> None:
+    """Refuse, before anything is loaded, a file that results cannot be written to.
+
+    Raises:
+        ValueError: no `.json` file, or no folder to write it in.
+    """
+    if output.suffix != ".json":
+        raise ValueError(f"--output {output}: name a .json file; table and plots go beside it.")
+    if not output.resolve().parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
+
+
+def _show(results: dict[str, Any]) -> None:
+    from memslots.evaluation.tables import reads
+
     table = Table()
     for column in (
         "task",
@@ -109,14 +139,6 @@ def measure(
             str(record["n"]),
         )
     out.print(table)
-    for note in results["notes"]:
-        err.print(note, style="dim")
-    write_results(output, results)
-    output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
-    plot(results, output.with_suffix(""))
-    if partial.is_file():
-        partial.replace(output.with_suffix(".samples.jsonl"))
-    out.print(f"{output}, {output.with_suffix('.md')} and {output.with_suffix('')}/")
 
 
 def read_beside(model: MemslotsModel, literals: Sequence[str] | None) -> None:

@@ -2,106 +2,225 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
+from rich.text import Text as Shown
 
 from memslots.checkpoints import default_checkpoint, embedded, embedded_names
 
 if TYPE_CHECKING:
-    from memslots.modeling import MemslotsModel
+    from memslots.modeling import Memory, MemslotsModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+MODEL_PANEL = "Model and device"
+MEMORY_PANEL = "What the memory keeps"
+
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Folder or Hub repository, or smol or tiny, which come with the package. Default: "
-        "MEMSLOTS_CHECKPOINT, or smol where SmolLM2 is available, else tiny.",
+        metavar="CHECKPOINT",
+        help="Use this checkpoint: a folder, a Hub repository, or smol or tiny, which come with "
+        "the package. By default it is what MEMSLOTS_CHECKPOINT names, else smol where SmolLM2 is "
+        "available, else tiny.",
+        rich_help_panel=MODEL_PANEL,
     ),
 ]
+ModelFolder = Annotated[
+    Path,
+    typer.Option("--model", metavar="FOLDER", help="Read the checkpoint in this folder."),
+]
+Repo = Annotated[
+    str,
+    typer.Option("--repo", metavar="OWNER/NAME", help="Publish to this repository on the Hub."),
+]
 Revision = Annotated[
-    str | None, typer.Option("--revision", help="Commit, branch or tag of the Hub repository.")
+    str | None,
+    typer.Option(
+        "--revision",
+        help="Use this commit, branch or tag of the Hub repository.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, mps, ... Default: an accelerator if there is one."),
+    typer.Option(
+        "--device",
+        help="Run on this device, such as cpu, cuda or mps. By default it is an accelerator if "
+        "there is one.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", help=f"{', '.join(DTYPES)}. Default on a CPU: float32.")
+    str | None,
+    typer.Option(
+        "--dtype",
+        help=f"Load the weights in this precision: {', '.join(DTYPES[:-1])} or {DTYPES[-1]}. "
+        "By default it is float32 on a CPU and auto, the checkpoint's, elsewhere.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        "-t",
+        metavar="FILE",
+        help="Read this text file in UTF-8; - reads standard input.",
+    ),
+]
+_TEXTS = typer.Option(
+    "--text",
+    "-t",
+    metavar="FILE",
+    help="Read this text file in UTF-8; - reads standard input. Repeat it for more files.",
+)
+Texts = Annotated[list[str], _TEXTS]
+MaybeTexts = Annotated[list[str] | None, _TEXTS]
+_MEMORY = typer.Option(
+    "--memory",
+    "-m",
+    metavar="FILE",
+    help="Read this memory file, which `memslots compress` wrote.",
+)
+MemoryFile = Annotated[Path, _MEMORY]
+MaybeMemory = Annotated[Path | None, _MEMORY]
+Questions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--question",
+        "-q",
+        help="Ask this question. Repeat it for more questions. Without it, type them in the "
+        "terminal.",
+    ),
+]
+MemoryOutput = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Write the memory to this file (safetensors)."
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output instead of text.")
 ]
 Rate = Annotated[
     int | None,
-    typer.Option("--rate", help="Tokens for each slot. Default: the checkpoint's finest rate."),
+    typer.Option(
+        "--rate",
+        help="Put this many tokens into each slot. By default it is the checkpoint's finest rate.",
+        rich_help_panel=MEMORY_PANEL,
+    ),
 ]
 Literals = Annotated[
     str | None,
     typer.Option(
         "--literals",
         metavar="NAMES",
-        help="Kinds of verbatim tokens to keep beside the slots, comma-separated: numbers, dates, "
-        "identifiers, urls, code, quotes; or none. Default: the checkpoint's.",
+        help="Keep these kinds of verbatim tokens beside the slots, separated by commas: numbers, "
+        "dates, identifiers, urls, code, quotes; or none. By default the checkpoint decides.",
+        rich_help_panel=MEMORY_PANEL,
     ),
 ]
 Rates = Annotated[
     str | None,
     typer.Option(
         "--rates",
-        help="With --fidelity or --max-slots: rates to choose from, such as 4,8. Default: all of "
-        "the checkpoint's.",
+        help="Choose from these rates, such as 4,8, with --fidelity or --max-slots. Without it, "
+        "all rates of the checkpoint are tried.",
+        rich_help_panel=MEMORY_PANEL,
     ),
 ]
 Fidelity = Annotated[
     float | None,
     typer.Option(
         "--fidelity",
-        help="Share of tokens that the slots must give back, such as 0.99. Each segment gets the "
-        "coarsest rate that does; if none does, it stays text.",
+        help="Give each segment the coarsest rate whose slots give back this share of its tokens, "
+        "such as 0.99. If none does, the segment stays text.",
+        rich_help_panel=MEMORY_PANEL,
     ),
 ]
 MaxSlots = Annotated[
     int | None,
-    typer.Option("--max-slots", help="Most slots for each text. They go where they save most."),
+    typer.Option(
+        "--max-slots",
+        help="Use at most this many slots for each text, where they save the most.",
+        rich_help_panel=MEMORY_PANEL,
+    ),
 ]
 Exact = Annotated[
     str | None,
     typer.Option(
         "--exact",
         metavar="NAMES",
-        help="Kinds of strings that must come back exactly, named as for --literals; all (also "
-        "stores the whole text), or none (only checks what the slots lose).",
+        help="Give back these kinds of strings exactly; the names are those of --literals. The "
+        "word all also stores the whole text, and none only checks what the slots lose.",
+        rich_help_panel=MEMORY_PANEL,
     ),
 ]
 KeepText = Annotated[
-    bool, typer.Option("--keep-text", help="Store the text itself in the memory too, compressed.")
+    bool,
+    typer.Option(
+        "--keep-text",
+        help="Store the text itself in the memory too, zipped.",
+        rich_help_panel=MEMORY_PANEL,
+    ),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-new-tokens", min=1, help="Stop each answer after this many tokens at the latest."
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set one value, written as YAML. May be repeated."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set one value, written as YAML. Repeat it for more values.",
     ),
 ]
 Stage = Annotated[str | None, typer.Option(help="Run this stage only.")]
 Books = Annotated[
-    str | None, typer.Option(help="JSONL file or folder of books; PG-19 from the Hub without.")
+    str | None,
+    typer.Option(
+        help="Train on the books in this JSONL file or folder. By default they are PG-19's from "
+        "the Hub."
+    ),
 ]
 RunFolder = Annotated[
-    Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default. Resumes.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Keep the run in this folder, from which it resumes. By default it is runs/RECIPE.",
+    ),
 ]
 Install = Annotated[
-    Path | None, typer.Option(help="Copy the finished checkpoint into this folder.")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Copy the finished checkpoint into this folder."),
 ]
-DataFolder = Annotated[str | None, typer.Option(help="Folder with local copies of the data sets.")]
-CONTEXT_HELP = "Text file in UTF-8; - reads standard input."
+DataFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir",
+        metavar="FOLDER",
+        help="Read the data sets from local copies in this folder.",
+    ),
+]
 
 
 def read_text(path: str) -> str:
@@ -122,8 +241,10 @@ def read_text(path: str) -> str:
         raise IsADirectoryError(
             f"{path!r} is a folder; name the text files in it one by one."
         ) from None
+    except PermissionError:
+        raise PermissionError(f"{path!r} may not be read by you; change its permissions.") from None
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # without a byte order mark, which is no text
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is not UTF-8 text: byte {data[error.start]:#04x} at position {error.start} "
@@ -134,22 +255,30 @@ def read_text(path: str) -> str:
     return text
 
 
-def resolve_model(model: str | None) -> str:
-    """The folder or repository to load; an embedded checkpoint where none is named.
+def resolve_model(model: str | None, option: str = "--model") -> str:
+    """The folder or repository to load; the default checkpoint where none is named.
 
     Raises:
         ValueError: No embedded checkpoint in this installation, or a path that is no folder.
         FileNotFoundError: `smol` is named, and SmolLM2 is not to be had.
     """
-    model = model or os.environ.get("MEMSLOTS_CHECKPOINT")
+    named_by = f"{option} "
+    if model is None and (model := os.environ.get("MEMSLOTS_CHECKPOINT") or None) is not None:
+        named_by = "MEMSLOTS_CHECKPOINT="
     if model is None:
         model, why = default_checkpoint()
         if why is not None:
-            err.print(Text(f"using the checkpoint tiny: {why}"), soft_wrap=True)
+            err.print(Shown(f"using the checkpoint tiny: {why}"), soft_wrap=True)
     if model in (*embedded_names(), "tiny", "smol") and not Path(model).is_dir():
         return embedded(model)
-    if not Path(model).is_dir() and (model.count("/") != 1 or model[0] in "./~" or "\\" in model):
-        raise ValueError(f"--model {model}: there is no such folder (a repository is owner/name).")
+    if Path(model).is_file():
+        raise ValueError(f"{named_by}{model} is a file; give the checkpoint's folder.")
+    is_path = model.count("/") != 1 or model[0] in "./~" or "\\" in model or model[-1] == "/"
+    if not Path(model).is_dir() and is_path:
+        raise ValueError(
+            f"{named_by}{model}: there is no such folder (a Hub repository is owner/name; smol and "
+            "tiny come with the package)."
+        )
     return model
 
 
@@ -302,15 +431,91 @@ def choose_device(device: str | None):
 
 def quiet() -> None:
     """Loading is quick here; transformers' bars and advice would hide what the command says."""
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    enable_progress_bars()  # which that switched off too: a download takes minutes
     if not os.environ.get("MEMSLOTS_DEBUG"):
         logging.set_verbosity_error()
+
+
+def for_texts(literals: str | None, asked: dict[str, Any], memory: Path | None) -> list[str] | None:
+    """What `--literals` names, after a look at what only a text can be compressed with.
+
+    Raises:
+        ValueError: an unknown name, or options that cannot change a memory.
+    """
+    if memory is not None and (literals is not None or asked):
+        named = [f"--{name.replace('_', '-')}" for name in asked]
+        named += ["--literals"] if literals is not None else []
+        goes = "goes" if len(named) == 1 else "go"
+        raise ValueError(
+            f"{', '.join(named)} {goes} with --text: a memory keeps what it was compressed with."
+        )
+    return literal_names(literals)
+
+
+def new_file(path: Path, force: bool) -> None:
+    """Refuse, before any work, a file that cannot be written or is there already.
+
+    Raises:
+        ValueError: a folder, no folder to write it in, or a file that `--force` does not give up.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder; name a file in it.")
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"--output {path}: there is no folder {path.resolve().parent}.")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise ValueError(f"--output {path}: {path.resolve().parent} may not be written by you.")
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists; --force replaces it.")
+
+
+def say_unknown(memory: Memory) -> None:
+    """Says how many tokens no memory can hold, if there are any."""
+    if lost := sum(memory.unknown_tokens):
+        err.print(f"{lost} tokens are unknown to the encoder and were lost", style="yellow")
+
+
+_LONG_TEXT = 20_000  # characters, that take some seconds to compress on a CPU
+
+
+def bar_for(*texts: str) -> bool | None:
+    """Whether compressing these shows a bar at once; None leaves it to the number of passes."""
+    return True if err.is_terminal and sum(map(len, texts)) > _LONG_TEXT else None
+
+
+@contextmanager
+def steps(total: int) -> Iterator[Callable[..., None]]:
+    """A bar with the time left, in a terminal; call what it gives with a label and steps made."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda label, n=1: bar.update(task, advance=n, description=label)
+
+
+def print_json(found: Any) -> None:
+    """Prints one JSON object; escaped where standard output does not take all characters."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    typer.echo(json.dumps(found, ensure_ascii=not utf8))
 
 
 def exactly_one(**given: object) -> None:
     """Raises `ValueError` unless one of the arguments, by the names that users know, is given."""
     if sum(value is not None for value in given.values()) != 1:
-        names = " or ".join(given)
-        raise ValueError(f"give exactly one of {names}; see --help for an example.")
+        raise ValueError(f"give either {' or '.join(given)}; see --help for an example.")

@@ -3,46 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from .options import err, out, quiet
+from .options import Json, err, out, print_json, quiet
 
 
 def plan(
-    tokens: Annotated[int, typer.Option(min=1, help="Context tokens of each user.")],
     decoder: Annotated[
         str,
-        typer.Option("--decoder", help="Folder or repository of an LLM. Only its config is read."),
+        typer.Option(
+            metavar="LLM",
+            help="Plan for this LLM, a folder or repository, of which only the configuration is "
+            "read.",
+        ),
     ],
-    rate: Annotated[float, typer.Option(help="Context tokens for each slot.")] = 16,
-    users: Annotated[int, typer.Option(min=1, help="Users at once.")] = 1000,
+    tokens: Annotated[int, typer.Option(min=1, help="Give each user a context of this length.")],
+    rate: Annotated[float, typer.Option(help="Put this many tokens into each slot.")] = 16,
+    users: Annotated[int, typer.Option(min=1, help="Serve this many users at once.")] = 1000,
     gpu_memory: Annotated[
         str,
-        typer.Option(help="Memory of one GPU: 80GB (10^9 bytes, also without a unit) or 80GiB."),
+        typer.Option(
+            help="Use GPUs with this much memory: 80GB (10^9 bytes, also without a unit) or 80GiB."
+        ),
     ] = "80GB",
-    gpu_price: Annotated[float, typer.Option(help="Price of one GPU in dollars an hour.")] = 2.7,
+    gpu_price: Annotated[
+        float, typer.Option(help="Pay this many dollars an hour for each GPU.")
+    ] = 2.7,
     gpu_teraflops: Annotated[
-        float, typer.Option(help="Peak TFLOP/s of one GPU. Default: an H100's.")
+        float, typer.Option(help="Use GPUs with this peak of TFLOP/s. An H100 has 989.")
     ] = 989,
-    weight_bits: Annotated[float, typer.Option(help="Bits of each weight of the decoder.")] = 16,
-    cache_bits: Annotated[float, typer.Option(help="Bits of each number in the KV cache.")] = 16,
+    weight_bits: Annotated[
+        float, typer.Option(help="Keep each weight of the decoder in this many bits.")
+    ] = 16,
+    cache_bits: Annotated[
+        float, typer.Option(help="Keep each number in the KV cache in this many bits.")
+    ] = 16,
     question_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens read after the context.")
+        int, typer.Option(min=1, help="Read this many tokens after the context.")
     ] = 64,
     slot_width: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Width of a stored slot (d_encoder). Default: the decoder's width."
+            min=1,
+            help="Store slots of this width (d_encoder). By default it is the decoder's width.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Estimate KV cache, GPUs, cost and waiting time for contexts as text and as slots."""
+    size = gigabytes(gpu_memory)
     from transformers import AutoConfig
 
     from memslots.serving.serving_cost import Demand, plan_serving
@@ -52,7 +65,7 @@ def plan(
         tokens=tokens,
         rate=rate,
         users=users,
-        gpu_gigabytes=gigabytes(gpu_memory),
+        gpu_gigabytes=size,
         gpu_dollars_an_hour=gpu_price,
         gpu_teraflops=gpu_teraflops,
         weight_bits=weight_bits,
@@ -66,7 +79,7 @@ def plan(
     found = plan_serving(config, demand)
     if as_json:
         values = {"demand": dataclasses.asdict(demand), **dataclasses.asdict(found)}
-        typer.echo(json.dumps(values))
+        print_json(values)
         return
     table = Table(title=f"{decoder}: {tokens:,} tokens for each of {users:,} users; estimates")
     table.add_column("")
@@ -74,7 +87,7 @@ def plan(
     table.add_column(f"as slots, rate {rate:g}", justify="right")
     plain, short = found.plain, found.compressed
     for name, shown in (
-        ("positions of the context", [f"{f.positions:,}" for f in (plain, short)]),
+        ("prompt tokens of the context", [f"{f.positions:,}" for f in (plain, short)]),
         ("cache per user", [_bytes(f.bytes_per_user) for f in (plain, short)]),
         ("users per GPU", [_users(f.users_per_gpu) for f in (plain, short)]),
         ("GPUs", [f"{f.gpus:,}" for f in (plain, short)]),

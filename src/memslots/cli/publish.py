@@ -8,47 +8,59 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from .options import load_config, out, quiet
+from .options import ModelFolder, Repo, load_config, out, quiet
 
 if TYPE_CHECKING:
     from memslots.hub_cards.hub_commit import StagedFile
 
 
+License = Annotated[
+    str | None,
+    typer.Option("--license", help="State this licence of the checkpoint, such as apache-2.0."),
+]
+
+
 def card(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
+    model: ModelFolder,
     repo: Annotated[
-        str | None, typer.Option(help="Its repository on the Hub, for the snippets.")
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Name this Hub repository in the card's examples."),
     ] = None,
-    license_id: Annotated[
-        str | None, typer.Option("--license", help="Its licence, such as apache-2.0.")
+    license_id: License = None,
+    language: Annotated[
+        str | None, typer.Option(help="State that its texts are in this language, such as en.")
     ] = None,
-    language: Annotated[str | None, typer.Option(help="Its language, such as en.")] = None,
-    show: Annotated[
-        bool, typer.Option("--print", help="Print the card without writing it.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the card without writing it.")
     ] = False,
 ) -> None:
     """Write the model card README.md from a checkpoint's configuration, results and recipe."""
+    _check_folder(model)
     from memslots.hub_cards.model_card import build_card, save_card
 
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint} is no checkpoint's folder: it has no config.json.")
     quiet()
-    config = load_config(str(checkpoint))
-    made = build_card(config, checkpoint, repo, license=license_id, language=language)
-    if show:
+    config = load_config(str(model))
+    made = build_card(config, model, repo, license=license_id, language=language)
+    if dry_run:
         typer.echo(str(made))
         return
-    out.print(f"{save_card(made, checkpoint)}: card written")
+    out.print(f"{save_card(made, model)}: card written", markup=False)
+
+
+def _check_folder(model: Path) -> None:
+    if not (model / "config.json").is_file():
+        what = "it has no config.json" if model.is_dir() else "there is no such folder"
+        raise ValueError(f"--model {model} is no checkpoint's folder: {what}.")
 
 
 def push(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
-    repo: Annotated[str, typer.Argument(help="Repository on the Hub, owner/name.")],
+    model: ModelFolder,
+    repo: Repo,
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository private.")
     ] = False,
     revision: Annotated[
-        str | None, typer.Option(help="Branch to commit to. Default: main.")
+        str | None, typer.Option(help="Commit to this branch. By default it is main.")
     ] = None,
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
@@ -56,23 +68,22 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List files and sizes without sending them.")
     ] = False,
-    license_id: Annotated[
-        str | None, typer.Option("--license", help="Its licence, such as apache-2.0.")
-    ] = None,
+    license_id: License = None,
     message: Annotated[
-        str, typer.Option(help="The commit's message.")
+        str, typer.Option(help="Give the commit this message.")
     ] = "Upload memslots checkpoint",
 ) -> None:
     """Push a checkpoint in one commit: code, weights, processor, card and handler."""
+    _check_folder(model)
     from memslots.hub_cards.push import push_checkpoint, staged
 
     quiet()
     if dry_run:
-        with staged(checkpoint, repo, license=license_id) as (_, files):
+        with staged(model, repo, license=license_id) as (_, files):
             _list(files, repo)
         return
     made = push_checkpoint(
-        checkpoint,
+        model,
         repo,
         private=private or None,
         revision=revision,
@@ -85,18 +96,21 @@ def push(
 
 
 def push_space(
-    repo: Annotated[str, typer.Argument(help="The Space on the Hub, owner/name.")],
+    repo: Repo,
     model: Annotated[
-        str, typer.Option("--model", help="Repository of the checkpoint that the Space shows.")
+        str,
+        typer.Option(
+            metavar="OWNER/NAME", help="Show the checkpoint of this Hub repository in the Space."
+        ),
     ],
     revision: Annotated[
         str | None,
-        typer.Option(help="Commit, branch or tag of the checkpoint. The Space is pinned to it."),
+        typer.Option(help="Pin the Space to this commit, branch or tag of the checkpoint."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new Space private.")] = False,
-    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    title: Annotated[str | None, typer.Option(help="Give the page this heading.")] = None,
     note: Annotated[
-        str | None, typer.Option(help="A line on the page that says what the checkpoint can do.")
+        str | None, typer.Option(help="Say in this line what the checkpoint can do.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List files and sizes without sending them.")
@@ -122,4 +136,4 @@ def _list(files: list[StagedFile], repo: str) -> None:
         table.add_row(file.name, f"{file.size:,}")
     out.print(table)
     total = sum(file.size for file in files)
-    out.print(f"{len(files)} files, {total:,} bytes to {repo}; nothing was sent.")
+    out.print(f"{len(files)} files, {total:,} bytes to {repo}; nothing was sent.", markup=False)

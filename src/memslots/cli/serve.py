@@ -37,53 +37,68 @@ def serve(
         typer.Option(
             "--vllm",
             metavar="URL",
-            help="Address of a server started with `vllm serve DECODER --enable-prompt-embeds`. "
-            "Without it, transformers answers in this process.",
+            help="Let the vLLM server at this address answer, which was started with `vllm serve "
+            "DECODER --enable-prompt-embeds`. Without it, transformers answers in this process.",
         ),
     ] = None,
     vllm_model: Annotated[
         str | None,
-        typer.Option(help="The decoder's name on the vLLM server, if it serves several."),
+        typer.Option(help="Ask for this model of the vLLM server, if it serves several."),
     ] = None,
     with_decoder: Annotated[
         bool,
         typer.Option(
             "--with-decoder",
-            help="With --vllm: load the decoder here too, for requests with fidelity, max_slots "
+            help="Load the decoder here too, with --vllm, for requests with fidelity, max_slots "
             "or exact.",
         ),
     ] = False,
     store: Annotated[
         Path | None,
         typer.Option(
-            "--store", help="Store memories in this folder. Without it they are lost on exit."
+            "--store",
+            metavar="FOLDER",
+            help="Store memories in this folder. Without it they are lost on exit.",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Listen on this port; 0 takes a free one.")
     ] = 8080,
-    name: Annotated[str, typer.Option("--name", help="The model's name in requests.")] = "memslots",
+    name: Annotated[
+        str, typer.Option("--name", help="Answer requests for a model of this name.")
+    ] = "memslots",
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="Requests in progress at once. Default: 32 with --vllm, else 4."),
+        typer.Option(
+            min=1,
+            help="Answer at most this many requests at once. By default it is 32 with --vllm, "
+            "else 4.",
+        ),
     ] = None,
     queue: Annotated[
-        int, typer.Option(min=0, help="Requests that may wait; the next gets 429.")
+        int, typer.Option(min=0, help="Let this many requests wait; the next one gets 429.")
     ] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
-    max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Refuse requests for longer answers than this many tokens."),
+    ] = 1024,
+    max_body_mb: Annotated[
+        int, typer.Option(min=1, help="Refuse requests of more than this many MiB.")
+    ] = 32,
     prefix_cache_mb: Annotated[
         int,
         typer.Option(
             min=0,
-            help="MiB to keep what the decoder has read of stored memories, for further questions "
-            "about them; 0 keeps nothing. Not with --vllm, which has its own cache.",
+            help="Keep up to this many MiB of what the decoder has read of stored memories, for "
+            "further questions about them; 0 keeps nothing. vLLM has a cache of its own.",
         ),
     ] = 1024,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Most seconds for a request.")] = 300.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Give up a request after this many seconds.")
+    ] = 300.0,
     shutdown: Annotated[
-        float, typer.Option(min=1, help="Most seconds to stop in after SIGTERM.")
+        float, typer.Option(min=1, help="Stop within this many seconds after SIGTERM.")
     ] = 30.0,
     literals: Literals = None,
     model: Model = None,
@@ -116,7 +131,7 @@ def serve(
         running=concurrency or (32 if vllm else 4),
         waiting=queue,
         max_body_bytes=max_body_mb * 2**20,
-        max_tokens=max_tokens,
+        max_tokens=max_new_tokens,
         timeout=timeout,
         shutdown=shutdown,
         literals=None if literals is None else tuple(literal_names(literals) or ()),

@@ -17,9 +17,12 @@ from .options import (
     Dtype,
     Exact,
     Fidelity,
+    Force,
+    Json,
     KeepText,
     Literals,
     MaxSlots,
+    MemoryOutput,
     Model,
     Rate,
     Rates,
@@ -29,7 +32,9 @@ from .options import (
     literal_names,
     load_config,
     load_model,
+    new_file,
     out,
+    print_json,
     quiet,
     resolve_model,
     verification,
@@ -45,8 +50,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Store = Annotated[Path, typer.Option("--store", help="The store's folder.")]
-Ids = Annotated[list[str], typer.Argument(help="Ids that `memslots store list` shows.")]
+Store = Annotated[
+    Path,
+    typer.Option("--store", metavar="FOLDER", help="Use the store in this folder."),
+]
+Ids = Annotated[
+    list[str],
+    typer.Argument(help="Take the documents of these ids, which `memslots store list` shows."),
+]
 
 _SHOWN = 5  # of each kind of document that was not stored
 
@@ -54,21 +65,23 @@ _SHOWN = 5  # of each kind of document that was not stored
 @app.command(epilog="Example: memslots store add texts/ --store memories --rate 8 --workers 4")
 def add(
     folder: Annotated[
-        Path, typer.Argument(help="Folder with .txt, .md, .jsonl and .parquet files, or one file.")
+        Path,
+        typer.Argument(
+            help="Compress the .txt, .md, .jsonl and .parquet files in this folder, or one file."
+        ),
     ],
     store: Store,
-    rate: Rate = None,
-    literals: Literals = None,
-    rates: Rates = None,
-    fidelity: Fidelity = None,
-    max_slots: MaxSlots = None,
-    exact: Exact = None,
-    keep_text: KeepText = False,
     slot_dtype: Annotated[
         str | None,
-        typer.Option("--slot-dtype", help="Precision of a new store: bfloat16 (default) or int8."),
+        typer.Option(
+            "--slot-dtype",
+            metavar="bfloat16|int8",
+            help="Keep the slots of a new store in this precision. By default it is bfloat16.",
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes that compress.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Compress in this many processes at once.")
+    ] = 1,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -84,8 +97,20 @@ def add(
             "--replace", help="Replace documents whose text, rate or options have changed."
         ),
     ] = False,
-    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    id_column: Annotated[str, typer.Option(help="Column that holds the id, if any.")] = "id",
+    text_column: Annotated[
+        str, typer.Option(help="Read the text from this column or field.")
+    ] = "text",
+    id_column: Annotated[
+        str, typer.Option(help="Read the id from this column or field, if it is there.")
+    ] = "id",
+    as_json: Json = False,
+    rate: Rate = None,
+    literals: Literals = None,
+    rates: Rates = None,
+    fidelity: Fidelity = None,
+    max_slots: MaxSlots = None,
+    exact: Exact = None,
+    keep_text: KeepText = False,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
@@ -96,16 +121,16 @@ def add(
     Documents that the store already has, made with the same options, are not compressed again.
     The exit code is 1 if a document could not be stored.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    beside = literal_names(literals)
+    asked = verification(rate, rates, fidelity, max_slots, exact, keep_text)
     from memslots.compiling import check_compiler
     from memslots.serving.compress_corpus import add_corpus
     from memslots.serving.corpus import corpus_files, read_documents
     from memslots.serving.corpus_workers import CompressorSpec
     from memslots.serving.store import MemoryStore
 
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}.")
-    beside = literal_names(literals)
-    asked = verification(rate, rates, fidelity, max_slots, exact, keep_text)
     files = corpus_files(folder)
     name = resolve_model(model)
     place = choose_device(device)
@@ -157,6 +182,9 @@ def add(
         if alone
         else None,
     )
+    if as_json:
+        print_json({**dataclasses.asdict(report), "documents": len(kept)})
+        return _code(report)
     return _show(report, kept)
 
 
@@ -169,6 +197,10 @@ def _show(report: CorpusReport, store: MemoryStore) -> int:
     out.print(Text(repr(store)), style="dim", soft_wrap=True)
     _list("could not be used", [f"{at}: {why}" for at, why in report.unusable.items()])
     _list("changed and were left as they are (--replace takes the new ones)", report.changed)
+    return _code(report)
+
+
+def _code(report: CorpusReport) -> int:
     return 1 if report.unusable or report.changed else 0
 
 
@@ -182,9 +214,12 @@ def _list(what: str, places: list[str]) -> None:
 
 
 @app.command(epilog="Example: memslots store verify --store memories")
-def verify(store: Store) -> int:
-    """Check every document against its checksum. Exit code 1 if one is damaged."""
+def verify(store: Store, as_json: Json = False) -> int:
+    """Check every document against its checksum. The exit code is 1 if one is damaged."""
     report = _open(store).verify()
+    if as_json:
+        print_json(dataclasses.asdict(report))
+        return 1 if report.problems else 0
     for place, problem in report.problems.items():
         out.print(Text(f"{place}: {problem}"), soft_wrap=True)
     if report.left_over:
@@ -195,14 +230,11 @@ def verify(store: Store) -> int:
 
 
 @app.command(epilog="Example: memslots store info --store memories --json")
-def info(
-    store: Store,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+def info(store: Store, as_json: Json = False) -> None:
     """Show how much a store holds."""
     facts = dataclasses.asdict(_open(store).info())
     if as_json:
-        typer.echo(json.dumps(facts))
+        print_json(facts)
         return
     table = Table(show_header=False, title=str(store), title_justify="left")
     for key, value in facts.items():
@@ -219,9 +251,12 @@ def list_ids(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="Only documents with this metadata (JSON or a string)."
+            metavar="KEY=VALUE",
+            help="List only documents with this metadata; the value is JSON or a string. Repeat it "
+            "for more keys.",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Print the ids of the documents, one on each line."""
     kept, metadata = _open(store), {}
@@ -233,7 +268,11 @@ def list_ids(
             metadata[key] = json.loads(value)
         except json.JSONDecodeError:
             metadata[key] = value
-    for document_id in kept.find(metadata) if metadata else kept.ids():
+    ids = kept.find(metadata) if metadata else kept.ids()
+    if as_json:
+        print_json({"ids": list(ids)})
+        return
+    for document_id in ids:
         typer.echo(document_id)
 
 
@@ -241,17 +280,19 @@ def list_ids(
 def get(
     ids: Ids,
     store: Store,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Memory file to write (safetensors).")
-    ],
+    output: MemoryOutput,
+    force: Force = False,
+    as_json: Json = False,
     rate: Rate = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy documents into one memory file, which `ask` and `reconstruct` read."""
-    if output.exists() and not force:
-        raise ValueError(f"{output} exists; --force replaces it.")
+    new_file(output, force)
     memory = _open(store).get(ids, rate=rate)
     memory.save(output)
+    if as_json:
+        sizes = {"tokens": sum(memory.n_tokens), "slots": sum(memory.n_slots), "rate": memory.rate}
+        print_json({"output": str(output), "documents": len(memory), **sizes})
+        return
     out.print(Text(repr(memory)), soft_wrap=True)
 
 
@@ -274,7 +315,7 @@ def compact(store: Store) -> None:
 
 @app.command(epilog="Example: memslots store rebuild --store memories")
 def rebuild(store: Store) -> int:
-    """Make a lost catalogue again from the documents. Exit code 1 if one cannot be read.
+    """Make a lost catalogue again from the documents. The exit code is 1 if one cannot be read.
 
     Documents that were deleted but not yet compacted come back.
     """

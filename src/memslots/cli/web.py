@@ -22,14 +22,20 @@ TINY_TOKENS = 16
 
 
 def serve_page(
-    model: str | None, revision: str | None, device: str | None, host: str, port: int | None
+    model: str | None,
+    revision: str | None,
+    device: str | None,
+    dtype: str | None,
+    host: str,
+    port: int | None,
 ) -> None:
     """Serves the page until it is interrupted.
 
     Args:
-        model: folder or repository, an embedded checkpoint by default.
+        model: folder or repository.
         revision: of a repository.
         device: as for every command.
+        dtype: as for every command.
         host: address to listen on.
         port: of it; by default the first free one from 7860 on.
 
@@ -48,7 +54,7 @@ def serve_page(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     name = resolve_model(model)
     out.print(f"loading {name}, Gradio {gradio.__version__}", style="dim", soft_wrap=True)
-    compressor = load_model(name, revision, device).eval()
+    compressor = load_model(name, revision, device, dtype).eval()
     settings = Settings(model=name, revision=revision, trained_on=trained_on(name, revision))
     if name == embedded("tiny"):
         settings = replace(settings, note=TINY_NOTE, max_new_tokens=TINY_TOKENS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -169,11 +169,28 @@ def memories_at_rates(
     }
 
 
-def reconstruct_segments(model: MemslotsModel, memory: Memory) -> list[str]:
-    """The text that the decoder reads back, one string a segment of `memory`."""
+def reconstruct_segments(
+    model: MemslotsModel, memory: Memory, progress: Callable[[int], object] | None = None
+) -> list[str]:
+    """The text that the decoder reads back, one string a segment of `memory`.
+
+    Args:
+        model: the compressor with its decoder.
+        memory: of any number of documents.
+        progress: called with how many segments more have been read back.
+    """
     alone = replace(memory, documents=tuple((segment,) for segment in memory.segments))
-    texts = model.reconstruct(alone, batch_size=BATCH_ROWS, num_beams=1)
-    return [texts] if isinstance(texts, str) else texts
+    order = sorted(range(len(alone)), key=lambda i: memory.segments[i].tokens)
+    produced = [""] * len(order)
+    for start in range(0, len(order), BATCH_ROWS):
+        batch = order[start : start + BATCH_ROWS]
+        part = Memory.cat([alone[i] for i in batch])
+        texts = model.reconstruct(part, batch_size=BATCH_ROWS, num_beams=1)
+        for i, text in zip(batch, [texts] if isinstance(texts, str) else texts, strict=True):
+            produced[i] = text
+        if progress is not None:
+            progress(len(batch))
+    return produced
 
 
 def compare_segments(

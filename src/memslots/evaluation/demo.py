@@ -10,7 +10,8 @@ import copy
 import gzip
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -155,7 +156,11 @@ def shown_rates(model: MemslotsModel, rates: Sequence[int] | None = None) -> lis
 
 
 def run_demo(
-    model: MemslotsModel, page: Page, rates: Sequence[int], read_back: bool = True
+    model: MemslotsModel,
+    page: Page,
+    rates: Sequence[int],
+    progress: Callable[[str], object] | None = None,
+    read_back: bool = True,
 ) -> list[Reading]:
     """Answers of the full text, of its memory at each rate, and of another text's memory.
 
@@ -163,6 +168,7 @@ def run_demo(
         model: a compressor with its decoder.
         page: what to compress and ask.
         rates: encoder tokens per slot; the control has the finest.
+        progress: called with the name of a condition after each of its answers.
         read_back: whether to measure `Reading.read_back` too, one more reading a rate.
 
     Raises:
@@ -174,16 +180,17 @@ def run_demo(
         ['full text', 'memory, rate 4', 'control, rate 4']
     """
     asking = Asking.of(processor_of(model), page.examples)
-    readings = [_read_all(model, page, asking, "full text", None)]
+    readings = [_read_all(model, page, asking, "full text", None, progress)]
     for rate in rates:
         started = time.perf_counter()
         memory = model.compress(page.texts, rate=rate, progress=False)
         seconds = time.perf_counter() - started
-        reading = _read_all(model, page, asking, f"memory, rate {rate}", memory)
+        reading = _read_all(model, page, asking, f"memory, rate {rate}", memory, progress)
         share = _read_back(model, page.texts, memory) if read_back else None
         readings.append(reading._replace(compressing=seconds, read_back=share))
     other = model.compress(page.controls, rate=min(rates), progress=False)
-    readings.append(_read_all(model, page, asking, f"control, rate {min(rates)}", other))
+    name = f"control, rate {min(rates)}"
+    readings.append(_read_all(model, page, asking, name, other, progress))
     return readings
 
 
@@ -203,13 +210,19 @@ class FirstToken(NamedTuple):
     seconds: float | None
 
 
-def first_tokens(model: MemslotsModel, text: str, rates: Sequence[int]) -> list[FirstToken]:
+def first_tokens(
+    model: MemslotsModel,
+    text: str,
+    rates: Sequence[int],
+    progress: Callable[[str], object] | None = None,
+) -> list[FirstToken]:
     """Seconds until an answer begins, from a text and from its memories.
 
     Args:
         model: a compressor with its decoder.
         text: a long one.
         rates: encoder tokens per slot.
+        progress: called with the name of each condition when it is measured.
     """
     asking = Asking.of(processor_of(model))
     made = []
@@ -226,11 +239,18 @@ def first_tokens(model: MemslotsModel, text: str, rates: Sequence[int]) -> list[
                 _read_on(model, _read(model, row, memory), question)
             seconds = time.perf_counter() - started
         made.append(FirstToken(name, positions, compressing, seconds))
+        if progress is not None:
+            progress(name)
     return made
 
 
 def _read_all(
-    model: MemslotsModel, page: Page, asking: Asking, name: str, memory: Memory | None
+    model: MemslotsModel,
+    page: Page,
+    asking: Asking,
+    name: str,
+    memory: Memory | None,
+    progress: Callable[[str], object] | None,
 ) -> Reading:
     """Each text, or its document in `memory`, read once and asked its questions."""
     processor = processor_of(model)
@@ -257,6 +277,8 @@ def _read_all(
                 if each.answer is not None:
                     target = asking.answer_ids(processor, each.answer)
                     nats.append(_nats(model, cache, after, target))
+                if progress is not None:
+                    progress(name)
     return Reading(
         name,
         positions / len(page.texts),

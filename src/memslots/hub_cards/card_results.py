@@ -198,7 +198,8 @@ def measured_command(results: Results, name: str) -> str:
         return f"python -m lab suite {name} --questions {results['questions']}"
     tasks = ",".join(dict.fromkeys(record["task"] for record in results["records"]))
     rates = ",".join(map(str, results["rates"]))
-    return f"memslots eval {name} --tasks {tasks} --rates {rates} --samples {results['samples']}"
+    asked = f"--tasks {tasks} --rates {rates} --samples {results['samples']}"
+    return f"memslots eval --model {name} {asked}"
 
 
 def _hundredths(share: float) -> float:

@@ -138,7 +138,7 @@ def pinned(model: str, revision: str | None, token: str | bool | None = None) ->
     if Path(model).is_dir():
         raise ValueError(
             f"{model} is a folder here, and a Space loads its checkpoint from the Hub; push it "
-            f"first, with `memslots push {model} owner/name`, and give that name."
+            f"first, with `memslots push --model {model} --repo owner/name`, and give that name."
         )
     api = HfApi(token=token)
     try:

@@ -102,6 +102,8 @@ class MemslotsConfig(PreTrainedConfig):
             once around the whole "memory", or "none".
         prompt_format: "plain" (`plain_prompt`) or "chat" (the decoder tokenizer's chat template).
         plain_prompt: what follows the slots; `{question}` stands for the user's question.
+        answer_end: where an answer to `question=` ends beside the EOS, such as a newline, for LLMs
+            that would go on with another question.
         fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
             written by `save_pretrained`; a memory carries it and a model checks it.
         pooling: how slots are made: the last states of "memory_tokens" behind the segment (PCC);
@@ -153,6 +155,7 @@ class MemslotsConfig(PreTrainedConfig):
     markers: str = "segment"
     prompt_format: str = "plain"
     plain_prompt: str = PLAIN_PROMPT
+    answer_end: str | None = None
     fingerprint: str | None = None
     pooling: str = "memory_tokens"
     pool_hidden_size: int | None = None

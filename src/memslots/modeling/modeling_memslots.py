@@ -560,6 +560,8 @@ class MemslotsModel(SavedModel):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         prompts, single = processor.prompts(question, messages, chat_template_kwargs or {})
+        if question is not None and processor.answer_end:
+            generate_kwargs.setdefault("stop_strings", processor.answer_end)
         prefix = memory if hasattr(memory, "states") else None  # a `memslots.prefix.Prefix`
         if prefix is not None:
             prefix.check(self, prompts, rate, generate_kwargs)

@@ -52,6 +52,7 @@ class MemslotsProcessor(ProcessorMixin):
         compression_rates: Sequence[int] = (4,),
         prompt_format: str = "plain",
         plain_prompt: str = PLAIN_PROMPT,
+        answer_end: str | None = None,
         markers: str = "segment",
         spread: bool = False,
         literals: str | Sequence[str] | None = None,
@@ -65,6 +66,7 @@ class MemslotsProcessor(ProcessorMixin):
         self.compression_rates = list(compression_rates)
         self.prompt_format = prompt_format
         self.plain_prompt = plain_prompt
+        self.answer_end = answer_end
         self.markers = markers
         self.spread = spread
         self.literals = literals
@@ -90,11 +92,11 @@ class MemslotsProcessor(ProcessorMixin):
         if described is not None:
             units = {"unit": config.pool_unit, "language": config.pool_language}
             units.update({name: described[name] for name in ("lead", "lower_case")})
-        same = "segment_length compression_rates prompt_format plain_prompt markers literals"
+        same = "segment_length compression_rates prompt_format plain_prompt answer_end markers"
         return cls(
             tokenizer,
             encoder_tokenizer,
-            **{name: getattr(config, name) for name in same.split()},
+            **{name: getattr(config, name) for name in [*same.split(), "literals"]},
             spread=config.memory_positions == "spread",
             units=units,
         )

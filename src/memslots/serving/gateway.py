@@ -335,7 +335,8 @@ class Gateway:
             room = max_positions(self._model.decoder.config)
             if room is not None:
                 most = max(1, min(most, room - self._positions(asked)))
-        sampling = replace(default_sampling(self._model, most), seed=chat.seed, stop=chat.stops)
+        sampling = default_sampling(self._model, most, asked.question is not None)
+        sampling = replace(sampling, seed=chat.seed, stop=(*chat.stops, *sampling.stop))
         for field in ("temperature", "top_p", "top_k"):
             if (value := getattr(chat, field)) is not None:
                 sampling = replace(sampling, **{field: value})

@@ -64,13 +64,24 @@ class Sampling:
         return fields
 
 
-def default_sampling(model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS) -> Sampling:
-    """What `model.generate` does without being told: the decoder's own generation configuration."""
+def default_sampling(
+    model: MemslotsModel, max_tokens: int = DEFAULT_NEW_TOKENS, question: bool = False
+) -> Sampling:
+    """What `model.generate` does without being told: the decoder's own generation configuration.
+
+    Args:
+        model: The compressor.
+        max_tokens: Longest answer.
+        question: Whether `question=` is asked rather than `messages=`, so that `answer_end` holds.
+    """
+    end = model.processor.answer_end if question else None
+    stop = (end,) if end else ()
     defaults = model.decoder.generation_config
     if not defaults.do_sample:
-        return Sampling(max_tokens)
+        return Sampling(max_tokens, stop=stop)
     return Sampling(
         max_tokens,
+        stop=stop,
         temperature=1.0 if defaults.temperature is None else defaults.temperature,
         top_p=1.0 if defaults.top_p is None else defaults.top_p,
         top_k=50 if defaults.top_k is None else defaults.top_k,  # transformers' default

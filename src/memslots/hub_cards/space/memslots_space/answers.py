@@ -165,8 +165,9 @@ def from_text(model: Any, text: str, question: str, most: int) -> Answer:
     ids = [*prompt.before, *prompt.after]
     answer = Answer(FULL_TEXT, prompt_tokens=len(ids), kept_bytes=len(text.encode()))
     row = torch.tensor([ids], device=decoder.device)
-    ends = {"eos_token_id": processor.eos_ids} if processor.eos_ids else {}
-
+    ends: dict[str, Any] = {"eos_token_id": processor.eos_ids} if processor.eos_ids else {}
+    if getattr(processor, "answer_end", None):  # as model.generate takes it
+        ends |= {"stop_strings": processor.answer_end, "tokenizer": processor.tokenizer}
     mask, pad = torch.ones_like(row), processor.pad_id
     generate = partial(
         decoder.generate, input_ids=row, attention_mask=mask, pad_token_id=pad, **ends

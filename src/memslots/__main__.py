@@ -1,0 +1,7 @@
+"""`python -m memslots`."""
+
+import sys
+
+from memslots.cli import main
+
+sys.exit(main())

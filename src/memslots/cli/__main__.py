@@ -1,7 +1,0 @@
-"""`python -m memslots.cli`."""
-
-import sys
-
-from . import main
-
-sys.exit(main())

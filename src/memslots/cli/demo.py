@@ -1,0 +1,116 @@
+"""`memslots demo`: answers from a text, its memory and a control, and what each costs."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from memslots import __version__
+from memslots.checkpoints import embedded
+
+from .ask import check_typing, typed_questions
+from .options import (
+    Device,
+    Dtype,
+    Model,
+    Questions,
+    Revision,
+    Text,
+    load_model,
+    numbers,
+    out,
+    read_text,
+    resolve_model,
+    steps,
+)
+
+
+def demo(
+    text: Text = None,
+    question: Questions = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(help="Show these rates, such as 4,8. By default they are 2, 4 and 8."),
+    ] = None,
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", help="Use the checkpoint tiny, which needs no other model."),
+    ] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="Open a page for the browser (extra demo).")
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Listen on this address with --web. By default it is 127.0.0.1."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Listen on this port with --web. By default it is the first free one from 7860.",
+        ),
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Ask about a text, its memory and a control, and compare answers and cost.
+
+    Without --text it is an article that comes with the package, and six questions about it.
+    """
+    if tiny and model is not None:
+        raise ValueError(f"--tiny is a checkpoint and --model {model} is another; give one.")
+    model = "tiny" if tiny else model
+    if web:
+        if text is not None or question or rates is not None:
+            raise ValueError("--text, --question and --rates are for the terminal, without --web.")
+        from .web import serve_page
+
+        return serve_page(model, revision, device, dtype, host or "127.0.0.1", port)
+    if host is not None or port is not None:
+        raise ValueError("--host and --port go with --web: memslots demo --web --port 8000.")
+    if question and text is None:
+        raise ValueError('--question goes with --text: --text notes.txt --question "Who signed?".')
+    if text is not None and not question:
+        check_typing(text)
+    given = None if text is None else read_text(text)
+    chosen = numbers(rates, "--rates")
+    if given is not None and not question:
+        out.print("Type questions; an empty line or Ctrl-D ends them.", style="dim")
+        question = list(typed_questions())
+        if not question:
+            return
+    started = time.perf_counter()
+    name = resolve_model(model)
+    out.print(f"memslots {__version__}: loading {name}", style="dim", soft_wrap=True)
+    compressor = load_model(name, revision, device, dtype)
+    loaded = time.perf_counter() - started
+    from memslots.evaluation import demo as demonstration
+
+    from .demo_view import show_answers, show_first_tokens
+
+    shown = demonstration.shown_rates(compressor, chosen)
+    if given is not None:
+        page = demonstration.text_page(str(text), given, question or [])
+    elif name == embedded("tiny"):
+        page = demonstration.notes_page()
+    else:
+        page = demonstration.article_page()
+    out.print(f"Compressing and asking {page.title}.\n", style="dim", markup=False)
+    answers = sum(map(len, page.asked)) * (len(shown) + 2)
+    with steps(answers) as step:
+        readings = demonstration.run_demo(compressor, page, shown, step)
+    show_answers(out, page, readings)
+    if given is None and name != embedded("tiny"):
+        out.print()
+        chapter = demonstration.chapter()
+        with steps(len(shown) + 1) as step:
+            waits = demonstration.first_tokens(compressor, chapter, shown, step)
+        show_first_tokens(out, "a chapter of The War of the Worlds", waits)
+    total = time.perf_counter() - started
+    out.print(f"\nLoading took {loaded:.1f} s, all of it {total:.1f} s. Now with a text of yours:")
+    out.print('  memslots demo --text FILE --question "Who signed the treaty?"')
