@@ -1,4 +1,4 @@
-"""The README's first Python block prints what stands under it; its figures are the measured ones."""
+"""The README's first block prints what stands under it, and its figures are the measured ones."""
 
 import json
 import os

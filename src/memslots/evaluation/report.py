@@ -179,8 +179,9 @@ def _footnote(results: dict[str, Any]) -> str:
     return (
         f"Greedy decoding, held-out people, seed {results['seed']}, Wilson intervals. Prompt "
         "tokens are those of the context, markers included; means. Compressor "
-        f"{checkpoint['fingerprint'][:12]}, {machine['hardware']}, {machine['dtype']}, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}, {results['seconds']:.0f} seconds in all."
+        f"{checkpoint['fingerprint'][:12]}, {machine['hardware']}, {machine['dtype']}, torch "
+        f"{machine['torch']}, transformers {machine['transformers']}, "
+        f"{results['seconds']:.0f} seconds in all."
     )
 
 
