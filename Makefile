@@ -30,10 +30,10 @@ help:
 	@echo "make test-vllm  answers through vLLM against model.generate (CPU; sets up .venv-vllm, 3 GB)"
 	@echo "make lint       ruff check, ruff format --check, mypy, typos"
 	@echo "make docs       the documentation site, written to site/; its warnings are errors"
-	@echo "make figure     draw the README's figure from the committed results"
+	@echo "make figure     draw docs/images/rates.svg from the committed results"
 	@echo "make release    build and check wheel and sdist in dist/, with notes; uploads nothing"
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
-	@echo "make tiny-suite measure it on held-out people, write its card and the README's table"
+	@echo "make tiny-suite measure it on held-out people, write its card and the table in docs/developers.md"
 	@echo "make ablate     a recipe without each of its parts (RECIPE=small_world DATA=qa=personas/test)"
 	@echo "make smol       train slots for SmolLM2 for MINUTES=60, going on from runs/smol (DEVICE=cuda on a GPU)"
 	@echo "make compare    memory beside kvpress and LLMLingua on SmolLM2, written to docs/compare.md (sets up .venv-compare, 2 GB; hours; resumes)"
@@ -91,7 +91,7 @@ tiny: $(VENV)/.dev
 	$(MAKE) tiny-suite
 
 tiny-suite: $(VENV)/.dev
-	$(BIN)/python -m lab suite --card --readme README.md
+	$(BIN)/python -m lab suite --card --page docs/developers.md
 
 ablate: $(VENV)/.dev
 	$(BIN)/python -m lab ablate $(RECIPE) $(if $(BOOKS),--books "$(BOOKS)") \

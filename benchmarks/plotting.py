@@ -31,6 +31,26 @@ def grouped_bars(
     pyplot.close(figure)
 
 
+def named_bars(values: Mapping[str, float], title: str, file: Path) -> None:
+    """A horizontal bar with its figure for each name, from the top; those of memories are dark.
+
+    Args:
+        values: by name.
+        title: of the axis.
+        file: a PNG.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.34 * len(values)))
+    colors = ["#3f6fb5" if name.startswith("memory") else "#9db8dd" for name in values]
+    bars = axes.barh(list(values), list(values.values()), color=colors)
+    axes.bar_label(bars, fmt="%.1fx", padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel(title)
+    _save(figure, file)
+    pyplot.close(figure)
+
+
 def growth(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, file: Path) -> None:
     """Lines on two logarithmic axes.
 

@@ -192,8 +192,8 @@ def bars(results: Results) -> list[Results]:
             "at_most": True,
         },
         {
-            "bar": f"positions read for {last['questions']} questions over those of a memory read "
-            "once (at most)",
+            "bar": f"prompt tokens read for {last['questions']} questions over those of a memory "
+            "read once (at most)",
             "wanted": 1,
             "found": last["shared_positions"] / last["positions_if_read_once"],
             "at_most": True,

@@ -301,7 +301,7 @@ def bars(results: Results) -> list[Results]:
         if on_cpu and row["length"] >= 4096:
             found.append(
                 {
-                    "bar": f"prefill from a memory over the ratio of positions, {where}",
+                    "bar": f"prefill speed-up over how many times fewer prompt tokens, {where}",
                     "wanted": PREFILL_SHARE,
                     "found": row["prefill_ratio"] / row["position_ratio"],
                 }

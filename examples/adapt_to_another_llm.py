@@ -4,9 +4,9 @@
     python examples/adapt_to_another_llm.py my_compressor Qwen/Qwen3-1.7B \
         --questions questions.jsonl --output my_compressor_qwen
 
-The encoder writes what it wrote before, so memories that were made for the first LLM serve the
-second one too. `adapt_to_decoder(..., train="all")` is what the paper does (PCC, section 3.4): it
-learns more, and old memories must be made again.
+The encoder does not change, so memories that were made for the first LLM serve the second one too.
+`adapt_to_decoder(..., train="all")` is what the paper does (PCC, section 3.4): it trains more, and
+old memories must be made again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ parser.add_argument("--batch", type=int, default=16)
 options = parser.parse_args()
 questions = Dataset.from_list(list(load_rows("jsonl", "train", data_dir=options.questions)))
 
-# 1. A memory of the first LLM's days.
+# 1. A memory that was made for the first LLM.
 model = MemslotsModel.from_pretrained(options.checkpoint)
 memory = model.compress(questions[0]["context"])
 

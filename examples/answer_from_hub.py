@@ -22,7 +22,7 @@ options = parser.parse_args()
 # 1. Load compressor and decoder.
 model = AutoModel.from_pretrained(options.repo, trust_remote_code=True, revision=options.revision)
 
-# 2. Compress once. print() tells tokens, slots, bytes and what the tokenizer could not read.
+# 2. Compress once. print() shows tokens, slots and bytes, and what the tokenizer could not read.
 memory = model.compress(Path(options.text).read_text("utf-8"))
 print(memory)
 
@@ -31,7 +31,7 @@ answers = model.generate(memory=memory, question=options.question, max_new_token
 for question, answer in zip(options.question, answers, strict=True):
     print(f"{question} {answer}")
 
-# 4. The same at a coarser rate: fewer positions, and less of the text.
+# 4. The same at a coarser rate: fewer prompt tokens, and less of the text.
 coarsest = max(model.config.compression_rates)
 coarse = model.generate(
     context=Path(options.text).read_text("utf-8"),

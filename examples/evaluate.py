@@ -1,11 +1,11 @@
-"""Measure a checkpoint: the memory at each rate, beside what one would read in its place.
+"""Measure a checkpoint: the memory at each rate, beside the full text and the control.
 
     pip install -e ".[eval]"  # in a checkout
     python examples/evaluate.py                              # the embedded checkpoint, SQuAD
     python examples/evaluate.py my_compressor --data hotpotqa/validation --data-dir my_copies
 
-A memory's figure says little without the full text above it, and below it no context, a cut of the
-text as long as the memory, and another text's memory. `memslots eval --tasks qa` does the same.
+Compare the memory with the full text, with no context, with the text cut to the memory's length,
+and with the control (another text's memory). `memslots eval --tasks qa` measures the same.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Ask the gateway with the `openai` client: what is read goes in `extra_body`.
+"""Ask the gateway with the `openai` client: memories and documents go in `extra_body`.
 
     pip install -e ".[serve]"
     MEMSLOTS_API_KEY=secret memslots serve                   # in another terminal

@@ -34,7 +34,7 @@ model = new_compressor(
 texts = Dataset.from_list(list(load_rows("jsonl", "train", data_dir=options.texts)))
 questions = Dataset.from_list(list(load_rows("jsonl", "train", data_dir=options.questions)))
 
-# 2. Pre-training (PCC, eqs. 3 to 5): give the text back, and go on with what followed it.
+# 2. Pre-training (PCC, eqs. 3 to 5): repeat the text, and continue it.
 settings = {"max_steps": options.steps, "per_device_train_batch_size": options.batch}
 shared = {**settings, "lr_scheduler_type": "cosine", "max_grad_norm": 0.5, "report_to": "none"}
 pretraining = CompressorConfig(f"{options.output}/pretraining", learning_rate=1e-4, **shared)
@@ -45,7 +45,7 @@ finetuning = CompressorConfig(f"{options.output}/finetuning", learning_rate=5e-5
 trainer = CompressorTrainer(model, finetuning, train_dataset=questions)
 trainer.train()
 
-# 4. What is kept: compressor, processor and code. `load_decoder` finds the decoder by its name.
+# 4. Save compressor, processor and code. Loading finds the decoder by its name.
 model.eval().save_pretrained(options.output)
 first = questions[0]
 answer = model.generate(context=first["context"], question=first["question"], max_new_tokens=32)

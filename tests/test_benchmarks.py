@@ -262,7 +262,7 @@ def test_alternatives_read_the_same_text_and_the_cut_as_many_positions_as_the_me
     )
     rows = {row["way"]: row for row in found["rows"]}
     memory = rows["memory, kept"]
-    assert rows["text cut to the memory's positions"]["positions"] == memory["positions"]
+    assert rows["text cut to the memory's length"]["positions"] == memory["positions"]
     assert rows["as many words, by LLMLingua-2's way"]["positions"] == memory["positions"]
     assert rows["full text"]["positions"] == rows["full text, KV cache kept"]["positions"]
     assert memory["kept_bytes"] == 2 * 2 * 32 * 4
@@ -408,7 +408,7 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
         "against_published": "## Compression against",
         "training_throughput": "## Training against",
         "scaling": "## Scaling",
-        "alternatives": "## What one would take instead",
+        "alternatives": "## Alternatives",
         "gateway_load": "## The gateway under load",
     }.items():
         assert heading in text

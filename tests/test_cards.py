@@ -21,6 +21,7 @@ from transformers import GPT2Config, LlamaConfig
 import memslots
 from lab import sources  # noqa: F401, whose kinds are named below
 from lab.recipes import lab_recipe
+from memslots.checkpoints import ASSETS
 from memslots.cli import main
 from memslots.configuration import load_recipe
 from memslots.evaluation.demo import demo_paragraphs
@@ -183,10 +184,10 @@ def test_a_card_tells_of_what_acts_on_the_decoder_and_stands_beside_the_slots(tm
     given = {"decoder_lora": {"r": 2}, "literals": ["numbers", "dates"]}
     card = str(build_card(config(pooling="mean", **given), tmp_path))
     assert "a LoRA adapter of this checkpoint (rank 2) acts on it" in card
-    assert "Exact strings (numbers and dates) stand beside the slots" in card
+    assert "Exact strings (numbers and dates) stay beside the slots" in card
     assert "the encoder, the converter, the markers and a LoRA adapter of the decoder" in card
     assert "memory tokens" not in card
-    assert "A memory becomes a coarser one" in card
+    assert "`memory.at_rate` makes a coarser memory" in card
 
 
 def test_what_is_not_known_is_not_there(tmp_path):
@@ -194,9 +195,9 @@ def test_what_is_not_known_is_not_there(tmp_path):
     for key in ("license", "language", "datasets", "base_model", "metrics", "eval_results"):
         assert getattr(card.data, key) is None
     assert "base_model_relation" not in card.data
-    for section in ("## Data", "## Results", "fingerprint is", "recipe.yaml", "None"):
+    for section in ("- Stage", "## Results", "fingerprint is", "recipe.yaml", "None"):
         assert section not in card.text
-    assert "Nothing is measured" in card.text
+    assert "Nothing was measured" in card.text
 
 
 def test_metadata_tells_of_data_and_models(tmp_path):
@@ -236,6 +237,24 @@ def test_hub_ids_and_paths(tmp_path, monkeypatch):
         assert hub_id(local) is None
     kept = "squad/test from rajpurkar/squad_v2 at https://huggingface.co/x: 1/2 kept"
     assert without_paths([kept, "from /data/my file"]) == [kept, "from a local copy file"]
+
+
+def test_the_card_of_smol_says_how_long_it_was_trained_and_what_it_reaches(tmp_path):
+    folder = ASSETS / "smol"
+    made = str(build_card(MemslotsConfig.from_pretrained(folder), folder, "me/smol"))
+    last = json.loads((folder / "curve.jsonl").read_text("utf-8").splitlines()[-1])
+    assert "# Memory slots for SmolLM2-135M-Instruct" in made
+    assert f"- Length: {last['step']:,} steps over {last['seen']:,} tokens" in made
+    assert f"before each: {last['held out']['r2/64'][1]:.0%} at rate 2, " in made
+    assert "Answers to questions were not measured" in made
+    (tmp_path / "curve.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="no curve of training"):
+        build_card(config(), tmp_path)
+
+
+def test_no_card_shows_internal_targets(tmp_path):
+    for name, make in CARDS.items():
+        assert "required" not in str(make(tmp_path / name))
 
 
 def test_results_of_another_compressor_are_left_out(tmp_path, caplog):
@@ -360,9 +379,9 @@ def test_every_stage_of_a_recipe_gets_its_card(zoo, tmp_path):
     last = run_recipe(recipe, tmp_path, card_writer=write_card)
     first = ModelCard.load(tmp_path / "compressor" / "first" / "README.md")
     second = ModelCard.load(last / "README.md")
-    assert "- first: " in first.text
-    assert "- second: " not in first.text
-    assert "- second: " in second.text
+    assert "- Stage first, 1 step: " in first.text
+    assert "- Stage second" not in first.text
+    assert "- Stage second, 1 step: " in second.text
     assert (second.data.language, second.data.base_model) == ("en", None)
     assert str(tmp_path) not in str(second)
     assert zoo.folder("llama", "decoder") not in str(second)

@@ -193,7 +193,7 @@ def test_bad_turns_and_questions(compressor):
     with pytest.raises(ValueError, match="assisted generation"):
         chat.ask("Why?", assistant_model=object())
     fill(chat, 90)
-    with pytest.raises(ValueError, match=r"need \d+ positions .* decoder has 512.*keep_last"):
+    with pytest.raises(ValueError, match=r"need \d+ tokens .* decoder has 512.*keep_last"):
         chat.ask("Why?")
     assert len(chat) == 90
 

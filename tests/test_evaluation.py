@@ -125,7 +125,7 @@ def test_reconstruction_is_compared_segment_by_segment(model):
 
 
 def passing(results):
-    """Results that reach each bar exactly."""
+    """Results that reach each target exactly."""
     found = copy.deepcopy(results)
     one = found["one_person"]
     one["plain"]["all"]["share"] = 0.98
@@ -136,17 +136,17 @@ def passing(results):
     return found
 
 
-def test_bars(results):
+def test_targets(results):
     found = passing(results)
-    assert [bar.ok for bar in report.bars(found)] == [True] * 8
+    assert [target.ok for target in report.targets(found)] == [True] * 8
     found["one_person"]["plain"]["all"]["share"] = 0.995
-    assert [bar.bar for bar in report.bars(found) if not bar.ok] == [
+    assert [target.name for target in report.targets(found) if not target.ok] == [
         "plain text less memory at rate 4"
     ]
     found = passing(results)
     found["one_person"]["none"]["all"]["share"] = 0.21
     del found["one_person"]["memory"]["16"]
-    missed = {bar.bar: bar.reached for bar in report.bars(found) if not bar.ok}
+    missed = {target.name: target.reached for target in report.targets(found) if not target.ok}
     assert missed == {"memory at rate 16": None, "no memory": 0.21}
 
 

@@ -1,6 +1,10 @@
-"""The README's first Python block; tests/test_smollm2.py runs it."""
+"""The README's first block prints what stands under it, and its figures are the measured ones."""
 
-from lab.smol.shown import README, readme_block, shown
+import json
+import re
+
+from lab.smol.shown import README, ROOT, SHOWN, readme_block, shown
+from memslots.checkpoints import ASSETS
 
 
 def test_its_first_python_block_is_on_the_first_screen():
@@ -9,3 +13,99 @@ def test_its_first_python_block_is_on_the_first_screen():
     assert before.count("\n") < 20
     assert "src/" not in block
     assert len(shown(block)) >= 4
+
+
+def section(title: str) -> str:
+    return README.read_text("utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The lines of tables by their first cell, the first of equal ones."""
+    found: dict[str, list[str]] = {}
+    for line in re.findall(r"^\| (.*?) \|$", text, re.MULTILINE):
+        name, *cells = (cell.strip() for cell in line.split("|"))
+        found.setdefault(name, cells)
+    return found
+
+
+def test_costs_are_those_of_the_performance_page():
+    page = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    lines = re.findall(r"^\| 1 x 4,096 \| (.*?) \|$", page, re.MULTILINE)
+    timed = {line.split(" | ")[0]: line.split(" | ") for line in lines}
+    full, memory = timed["full text"], timed["rate 16"]
+    ways = rows(page.partition("## Alternatives")[2])
+
+    def seconds(cell: str) -> str:
+        return f"{float(cell.split()[0].replace(',', '')) / 1000:.2f} s"
+
+    def mebibytes(kibibytes: str) -> str:
+        return f"{float(kibibytes.replace(',', '')) / 1024:.1f} MiB"
+
+    assert rows(section("What it costs")) == {
+        "": ["full text", "memory"],
+        "prompt tokens, question included": [full[1], memory[1]],
+        "compression, once": ["", seconds(memory[2])],
+        "time to the first token": [seconds(full[3].replace("|", "")), seconds(memory[3])],
+        "KV cache while it answers": [
+            mebibytes(ways["full text, KV cache kept"][-1]),
+            memory[-2].split(", ")[1],
+        ],
+        "kept on disk": [f"{ways['full text'][-1]} KiB", f"{ways['memory, kept'][-1]} KiB"],
+    }
+    saved = float(ways["full text, KV cache kept"][-1].replace(",", "")) / float(
+        ways["memory, kept"][-1].replace(",", "")
+    )
+    assert f"it takes {saved:.0f} times the bytes" in section("When not to use it")
+
+
+def test_what_was_measured_beside_other_ways_is_on_the_page_of_results():
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    lines = re.findall(r"^\| qa, personas/test \| (.*?) \|$", page, re.MULTILINE)
+    measured = {}
+    for name, prompt, _, metric, value, _, _ in (line.split(" | ") for line in lines):
+        if metric == "exact_match":
+            measured.setdefault(name, [prompt, f"{float(value):.1%}"])
+    stated = rows(section("Beside its peers"))
+    for name, on_page in {
+        "the full text": "the full text",
+        "its memory at rate 4": "memory, rate 4",
+        "the text cut to the same length": "the text's head, as long as the memory at rate 4",
+        "the control: another text's memory": "control (another text's memory), rate 4",
+    }.items():
+        assert stated[name] == measured[on_page]
+
+
+def test_quoted_figures_are_those_of_the_papers():
+    quoted = (ROOT / "lab" / "tables" / "quoted.yaml").read_text("utf-8")
+    figures = [
+        float(figure)
+        for name, cells in rows(section("Beside its peers")).items()
+        if "in %" in name
+        for figure in re.findall(r"\d+\.\d", f"{name} {cells}")
+    ]
+    known = {round(float(figure), 1) for figure in re.findall(r"\d+\.\d+", quoted)}
+    assert len(figures) == 7
+    assert set(figures) <= known
+
+
+def test_smol_answers_as_many_questions_as_stated():
+    questions = json.loads((ASSETS / "demo" / "questions.json").read_text("utf-8"))
+    said = json.loads(SHOWN.read_text("utf-8"))
+    right = max(
+        sum(
+            q["answer"].lower() in answer.lower()
+            for q, answer in zip(questions, answers, strict=True)
+        )
+        for name, answers in said.items()
+        if name.startswith("memory")
+    )
+    assert f"{right} of {len(questions)} in the demonstration" in README.read_text("utf-8")
+
+
+def test_it_shows_the_comparison_on_the_real_llm_once_there_is_one():
+    """`make compare` draws it; until then there is no picture to show."""
+    picture = "docs/compare.png"
+    line = re.search(rf"^!\[.+\]\({picture}\)$", README.read_text("utf-8"), re.MULTILINE)
+    assert bool(line) == (ROOT / picture).is_file(), (
+        f"show {picture} in README.md, above '## What it costs', and link docs/compare.md"
+    )

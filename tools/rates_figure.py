@@ -1,4 +1,4 @@
-"""Draws the README's figure, fidelity and speed by compression rate, from committed numbers.
+"""Draws the documentation's figure, fidelity and speed by compression rate, from committed numbers.
 
     python tools/rates_figure.py          # or make figure
 
@@ -21,7 +21,7 @@ def read_numbers() -> dict[str, Any]:
     """What the figure shows.
 
     Returns:
-        `fidelity`: for each rate, the text and another's memory, the share of right answers with
+        `fidelity`: for each rate, the text and the control, the share of right answers with
         its 95% interval; `speed`: for each length (tokens) and rate, how many times faster than
         full text an answer of 32 tokens is, with compression and from a kept memory.
     """
@@ -62,7 +62,7 @@ def draw(numbers: dict[str, Any], file: Path) -> None:
         left.annotate(f"{s:.1f}%", (rate, s / 2), ha="center", color="white")
     for name, label, style in (
         ("text", "the full text", "--"),
-        ("another", "another's memory", ":"),
+        ("another", "control (another text's memory)", ":"),
     ):
         left.axhline(100 * numbers["fidelity"][name][0], ls=style, color="black", lw=1, label=label)
     left.set(xlabel="compression rate", ylabel="exact match, %", ylim=(0, 118))

@@ -184,7 +184,7 @@ def _plot_shortcut(curves: dict[str, list[dict[str, Any]]], pictures: Path) -> P
         for name, shown in (
             ("first_token_accuracy", "first token"),
             ("exact_match", "exact match"),
-            ("exact_match_others_memory", "with another's memory"),
+            ("exact_match_others_memory", "with the control"),
         ):
             axis.plot(steps, [100 * entry[name] for entry in entries], label=shown)
         axis.set_title(label)

@@ -1,1 +1,1 @@
-"""The bars of the embedded checkpoint, on people that it was not trained on."""
+"""The targets of the embedded checkpoint, on people that it was not trained on."""

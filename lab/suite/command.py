@@ -1,4 +1,4 @@
-"""`python -m lab suite`: the embedded checkpoint's bars, its card and the README's table."""
+"""`python -m lab suite`: the embedded checkpoint's targets, its card and a table of the docs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ def suite(
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="Questions about one person.")] = 1000,
     output: Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a bar is missed.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if a target is missed.")
+    ] = False,
     card: Annotated[
         bool, typer.Option("--card", help="Write results.json and the card into CHECKPOINT.")
     ] = False,
-    readme: Annotated[
+    page: Annotated[
         Path | None, typer.Option(help="Fill the results block of this Markdown file.")
     ] = None,
     books: Annotated[str | None, typer.Option(help="Reconstruct passages of these too.")] = None,
@@ -54,7 +56,7 @@ def suite(
 
         report.write_results(folder / "results.json", results)
         write_card(model, folder)
-    if readme is not None:
-        report.fill_block(readme, results)
-    if check and not all(bar.ok for bar in report.bars(results)):
+    if page is not None:
+        report.fill_block(page, results)
+    if check and not all(target.ok for target in report.targets(results)):
         raise typer.Exit(1)

@@ -105,7 +105,7 @@ class ChatMemory:
     def __repr__(self) -> str:
         return (
             f"ChatMemory({len(self)} turns, {self.compressed_turns} of them compressed: "
-            f"{self.memory!r}; the decoder reads {self.positions} positions)"
+            f"{self.memory!r}; {self.positions} prompt tokens)"
         )
 
     def add(self, role: str, content: str) -> None:
@@ -155,7 +155,7 @@ class ChatMemory:
         needed = self._length(row) + (generate_kwargs.get("max_new_tokens") or 1)
         if limit is not None and needed > limit:
             raise ValueError(
-                f"memory, recent turns and question need {needed} positions with the answer, and "
+                f"memory, recent turns and question need {needed} tokens with the answer, and "
                 f"the decoder has {limit}; use a coarser rate, a smaller keep_last, or give "
                 "max_positions."
             )

@@ -62,7 +62,7 @@ class Prefix:
         return len(self.memory)
 
     def __repr__(self) -> str:
-        return f"Prefix({self.positions} positions, {self.nbytes:,} bytes, of {self.memory!r})"
+        return f"Prefix({self.positions} prompt tokens, {self.nbytes:,} bytes, of {self.memory!r})"
 
     @property
     def positions(self) -> list[int]:

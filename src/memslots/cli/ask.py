@@ -80,6 +80,7 @@ def ask(
     content = read_text(text) if text is not None else None
     compressor = load_model(model, revision, device, dtype)
     from memslots import verified
+    from memslots.modeling.layout_memslots import check_room
     from memslots.verified.outline import least_memory
 
     started = time.perf_counter()
@@ -88,7 +89,7 @@ def ask(
         least = least_memory(compressor, content, rate, beside, **asked)
         prompts, _ = compressor.processor.prompts(question or ["?"], None, {})
         rows = compressor.memory_rows(least, [(0, prompt) for prompt in prompts])
-        compressor.check_room(least, rows, [0] * len(rows), {"max_new_tokens": max_new_tokens})
+        check_room(compressor, least, rows, [0] * len(rows), {"max_new_tokens": max_new_tokens})
         kept = verified.compress(
             compressor, content, rate, literals=beside, progress=bar_for(content), **asked
         )

@@ -84,8 +84,8 @@ def answer_in_these_words(
     limit = max_positions(model.decoder.config)
     if limit is not None and max(lengths) + max_new_tokens > limit:
         raise ValueError(
-            f"a prompt of {max(lengths)} positions and {max_new_tokens} new tokens is more than "
-            f"the decoder's {limit}; ask with fewer examples, or of shorter contexts."
+            f"{max(lengths)} prompt tokens and {max_new_tokens} new tokens are more than the "
+            f"decoder's {limit}; ask with fewer examples, or about shorter contexts."
         )
     given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     if stop_ids:

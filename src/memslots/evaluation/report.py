@@ -13,24 +13,24 @@ from rich.table import Table
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-class Bar(NamedTuple):
-    """One bar of the embedded checkpoint.
+class Target(NamedTuple):
+    """One target of the embedded checkpoint.
 
     Args:
-        bar: What is measured.
+        name: What is measured.
         required: In words, such as "at least 97%".
         reached: A share, or None where it was not measured.
         ok: Whether it is reached.
     """
 
-    bar: str
+    name: str
     required: str
     reached: float | None
     ok: bool
 
 
-def bars(results: dict[str, Any]) -> list[Bar]:
-    """The bars that the embedded checkpoint has to reach, and what `results` say of each."""
+def targets(results: dict[str, Any]) -> list[Target]:
+    """The targets of the embedded checkpoint, and what `results` say of each."""
     one = results["one_person"]
     memory = one["memory"]
     plain = _share(one["plain"])
@@ -39,20 +39,20 @@ def bars(results: dict[str, Any]) -> list[Bar]:
     reconstructed = results["reconstruction"].get("4", {}).get("tokens_right")
     another = one["another"] if one["another"]["rate"] == 4 else None
     return [
-        _bar("plain text", plain, least=0.98),
-        _bar("memory at rate 4", finest, least=0.97),
-        _bar("plain text less memory at rate 4", behind, most=0.02),
-        _bar("memory at rate 8", _share(memory.get("8")), least=0.92),
-        _bar("memory at rate 16", _share(memory.get("16")), least=0.80),
-        _bar("another person's memory at rate 4", _share(another), most=0.20),
-        _bar("no memory", _share(one["none"]), most=0.20),
-        _bar("reconstruction at rate 4, tokens right", reconstructed, least=0.98),
+        _target("plain text", plain, least=0.98),
+        _target("memory at rate 4", finest, least=0.97),
+        _target("plain text less memory at rate 4", behind, most=0.02),
+        _target("memory at rate 8", _share(memory.get("8")), least=0.92),
+        _target("memory at rate 16", _share(memory.get("16")), least=0.80),
+        _target("another person's memory at rate 4", _share(another), most=0.20),
+        _target("no memory", _share(one["none"]), most=0.20),
+        _target("reconstruction at rate 4, tokens right", reconstructed, least=0.98),
     ]
 
 
-def _bar(name: str, value: float | None, least: float = 0.0, most: float = 1.0) -> Bar:
+def _target(name: str, value: float | None, least: float = 0.0, most: float = 1.0) -> Target:
     required = f"at least {least:.0%}" if most == 1.0 else f"at most {most:.0%}"
-    return Bar(name, required, value, value is not None and least <= value <= most)
+    return Target(name, required, value, value is not None and least <= value <= most)
 
 
 def _share(condition: dict[str, Any] | None) -> float | None:
@@ -73,7 +73,7 @@ def _conditions(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "plain text", part["plain"]
     for rate, condition in part["memory"].items():
         yield f"memory, rate {rate}", condition
-    yield f"another person's memory, rate {part['another']['rate']}", part["another"]
+    yield f"control (another person's memory), rate {part['another']['rate']}", part["another"]
     yield "no memory", part["none"]
 
 
@@ -96,7 +96,14 @@ def _exact_match(results: dict[str, Any], part: dict[str, Any], title: str) -> _
                 _percent(condition["numbers"]["share"]),
             ]
         )
-    header = ["The decoder reads", "positions", "exact match", "95% interval", "words", "numbers"]
+    header = [
+        "The decoder reads",
+        "prompt tokens",
+        "exact match",
+        "95% interval",
+        "words",
+        "numbers",
+    ]
     return _Table(title, header, rows)
 
 
@@ -129,12 +136,12 @@ def _reconstruction(scores: dict[str, Any], slots: dict[str, Any] | None, title:
     return _Table(title, header, rows)
 
 
-def _bars_table(results: dict[str, Any]) -> _Table:
+def _targets_table(results: dict[str, Any]) -> _Table:
     rows = [
-        [bar.bar, bar.required, _percent(bar.reached), "yes" if bar.ok else "NO"]
-        for bar in bars(results)
+        [target.name, target.required, _percent(target.reached), "yes" if target.ok else "NO"]
+        for target in targets(results)
     ]
-    return _Table("Bars", ["Bar", "required", "reached", "ok"], rows)
+    return _Table("Targets", ["Target", "required", "reached", "ok"], rows)
 
 
 def _tables(results: dict[str, Any], full: bool) -> list[_Table]:
@@ -160,7 +167,6 @@ def _tables(results: dict[str, Any], full: bool) -> list[_Table]:
         tables.append(_exact_match(results, part, title))
     if "books" in results:
         tables.append(_reconstruction(results["books"], None, "Reconstruction of book passages"))
-    tables.append(_bars_table(results))
     return tables
 
 
@@ -171,10 +177,11 @@ def _percent(share: float | None) -> str:
 def _footnote(results: dict[str, Any]) -> str:
     machine, checkpoint = results["machine"], results["checkpoint"]
     return (
-        f"Greedy decoding, held-out people, seed {results['seed']}, Wilson intervals; positions "
-        f"are means, markers counted. Compressor {checkpoint['fingerprint'][:12]}, "
-        f"{machine['hardware']}, {machine['dtype']}, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}, {results['seconds']:.0f} seconds in all."
+        f"Greedy decoding, held-out people, seed {results['seed']}, Wilson intervals. Prompt "
+        "tokens are those of the context, markers included; means. Compressor "
+        f"{checkpoint['fingerprint'][:12]}, {machine['hardware']}, {machine['dtype']}, torch "
+        f"{machine['torch']}, transformers {machine['transformers']}, "
+        f"{results['seconds']:.0f} seconds in all."
     )
 
 
@@ -182,9 +189,9 @@ def _footnote(results: dict[str, Any]) -> str:
 
 
 def rich_report(results: dict[str, Any]) -> Group:
-    """All tables, the bars last, for `rich.print`."""
+    """All tables, the targets last, for `rich.print`."""
     shown: list[Any] = []
-    for title, header, rows in _tables(results, full=True):
+    for title, header, rows in [*_tables(results, full=True), _targets_table(results)]:
         table = Table(title=title, title_justify="left", title_style="bold")
         for number, column in enumerate(header):
             table.add_column(column, justify="right" if number else "left")
@@ -202,7 +209,7 @@ def markdown_report(results: dict[str, Any], full: bool = True) -> str:
 
     Args:
         results: What `evaluate_tiny` returned.
-        full: False leaves out facts, many people, books and bars.
+        full: False leaves out facts, many people and books.
     """
     parts = []
     for title, header, rows in _tables(results, full):

@@ -19,7 +19,9 @@ def markdown(results: dict[str, Any]) -> str:
     for task, data in _groups(results["records"], "task", "data"):
         own = [r for r in results["records"] if (r["task"], r["data"]) == (task, data)]
         lines += [f"**{task}, {data}**", ""]
-        lines += ["| The decoder reads | positions | input | metric | value | 95% interval | n |"]
+        lines += [
+            "| The decoder reads | prompt tokens | input | metric | value | 95% interval | n |"
+        ]
         lines += ["|---|---:|---:|---|---:|---|---:|"]
         for record in own:
             kind = f"{record['kind']} at {record['depth']:g}, " if "kind" in record else ""
@@ -49,7 +51,7 @@ def reads(record: Record) -> str:
         "finetuned": "the full text, by the decoder fine-tuned on such texts",
         "none": "no context",
         "memory": f"memory, rate {rate}",
-        "another": f"another text's memory, rate {rate}",
+        "another": f"control (another text's memory), rate {rate}",
         "head": f"the text's head, as long as the memory at rate {rate}",
         "tail": f"the text's tail, as long as the memory at rate {rate}",
         "llmlingua2": f"LLMLingua-2's cut, as long as the memory at rate {rate}",

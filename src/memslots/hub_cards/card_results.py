@@ -138,8 +138,8 @@ def seconds_a_question(results: Results, rate: int) -> float | None:
     return condition["seconds"] / condition["all"]["n"] if condition else None
 
 
-def positions(results: Results, rate: int) -> float | None:
-    """Mean positions that the decoder read in place of a context, markers counted."""
+def prompt_tokens(results: Results, rate: int) -> float | None:
+    """Mean prompt tokens that the decoder read in place of a context, markers included."""
     if is_tiny(results):
         counts = results["slots"].get(str(rate))
         return counts["positions"] if counts else None

@@ -23,6 +23,7 @@ from memslots.modeling import MemslotsConfig, MemslotsModel
 logger = logging.getLogger(__name__)
 
 CARD, HANDLER, RECIPE, RESULTS = "README.md", "handler.py", "recipe.yaml", "results.json"
+CURVE = "curve.jsonl"
 
 STATED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 """Metadata that people state and no file of a checkpoint tells: kept from an earlier card."""
@@ -49,11 +50,13 @@ class Stage:
         name: as the recipe names it.
         data: each source in words.
         kinds: each source's name.
+        length: how long, in words, as the recipe sets it.
     """
 
     name: str
     data: tuple[str, ...]
     kinds: tuple[str, ...]
+    length: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class CheckpointFacts:
         results: of `memslots eval`, where they are this compressor's.
         stages: training up to this checkpoint, from the recipe beside it.
         has_recipe: whether `recipe.yaml` is there.
+        curve: the last measurement of `curve.jsonl` (`lab.smol.train`): `step`, `seen` tokens, and
+            what is `held out`.
         trains_decoder: whether that recipe trains the decoder too, before the compressor.
         has_handler: whether `handler.py` is there.
         stated: metadata of an earlier card, see `STATED`.
@@ -76,6 +81,7 @@ class CheckpointFacts:
     results: dict[str, Any] | None = None
     stages: tuple[Stage, ...] = ()
     has_recipe: bool = False
+    curve: dict[str, Any] | None = None
     trains_decoder: bool = False
     has_handler: bool = False
     stated: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +129,8 @@ def gather_facts(config: MemslotsConfig, folder: str | Path) -> CheckpointFacts:
 
     Args:
         config: the checkpoint's.
-        folder: its folder; `results.json`, `recipe.yaml` and `README.md` may be missing.
+        folder: its folder; `results.json`, `recipe.yaml`, `curve.jsonl` and `README.md` may be
+            missing.
 
     Raises:
         ValueError: a results or recipe file that cannot be read.
@@ -136,6 +143,7 @@ def gather_facts(config: MemslotsConfig, folder: str | Path) -> CheckpointFacts:
         results=_read_results(folder / RESULTS, config.fingerprint),
         stages=tuple(_stages(recipe, folder.name)) if recipe else (),
         has_recipe=recipe is not None,
+        curve=_read_curve(folder / CURVE),
         trains_decoder=recipe is not None and "decoder" in recipe,
         has_handler=(folder / HANDLER).is_file(),
         stated=_read_stated(folder / CARD),
@@ -220,6 +228,17 @@ def _read_results(path: Path, fingerprint: str | None) -> dict[str, Any] | None:
     return results
 
 
+def _read_curve(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no curve of training ({error}); remove it.") from error
+    measured = [line for line in lines if "held out" in line]
+    return measured[-1] if measured else None
+
+
 def _read_recipe(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
@@ -261,7 +280,20 @@ def _stages(recipe: dict[str, Any], folder: str) -> Iterator[Stage]:
             name,
             tuple(_in_words(source) for source in sources),
             tuple(source["kind"] for source in sources),
+            _length(stages[name]),
         )
+
+
+def _length(stage: dict[str, Any]) -> str:
+    training = stage.get("training", {})
+    for count, unit in (
+        (stage.get("minutes"), "minute"),
+        (training.get("max_steps"), "step"),
+        (training.get("num_train_epochs"), "epoch"),
+    ):
+        if count:
+            return f"{count:,} {unit}{'' if count == 1 else 's'}"
+    return ""
 
 
 def _in_words(source: dict[str, Any]) -> str:

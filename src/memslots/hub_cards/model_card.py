@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
     evaluated = card_results.measured_command(results, repo) if results else None
     encoder: Any = config.encoder_config
     return {
-        "title": repo if repo != PLACEHOLDER else "A memslots compressor",
+        "title": _title(facts),
+        "curve": _curve(facts),
         "repo": repo,
         "stands_for": _stands_for(config),
         "finest": config.compression_rates[0],
@@ -157,7 +159,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
         "rate_rows": rows,
         **{
             f"any_{column}": any(row[column] for row in rows)
-            for column in ("positions", "seconds", "fidelity")
+            for column in ("prompt_tokens", "seconds", "fidelity")
         },
         "trained": f"{facts.parameters['trained']:,}",
         "trained_parts": _trained_parts(config),
@@ -181,15 +183,44 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
     }
 
 
+def _title(facts: CheckpointFacts) -> str:
+    """What the checkpoint is: slots, and whose."""
+    if facts.decoder:
+        return f"Memory slots for {facts.decoder.rpartition('/')[2]}"
+    decoder = facts.config.get_text_config().model_type
+    of = "that reads short biographies" if facts.is_of_personas else "that comes with it"
+    return (
+        f"Memory slots for a small {decoder} decoder {of}"
+        if (facts.config.bundle_decoder)
+        else f"Memory slots for a {decoder} decoder"
+    )
+
+
+def _curve(facts: CheckpointFacts) -> dict[str, str] | None:
+    """How long it was trained, and the share of unseen tokens that it repeats by rate, in words."""
+    if facts.curve is None:
+        return None
+    shares = {
+        name.partition("/")[0].removeprefix("r"): right
+        for name, (_, right) in facts.curve["held out"].items()
+        if re.fullmatch(r"r\d+/\d+", name)
+    }
+    return {
+        "steps": f"{facts.curve['step']:,}",
+        "tokens": f"{facts.curve['seen']:,}",
+        "repeats": _listed([f"{right:.0%} at rate {rate}" for rate, right in shares.items()]),
+    }
+
+
 def _rate_row(facts: CheckpointFacts, rate: int) -> dict[str, Any]:
     config, results = facts.config, facts.results
-    read = card_results.positions(results, rate) if results else None
+    read = card_results.prompt_tokens(results, rate) if results else None
     seconds = card_results.seconds_a_question(results, rate) if results else None
     return {
         "rate": rate,
         "slots": -(-config.segment_length // rate),
         "bytes": f"{-(-1000 // rate) * config.slot_size * _dtype(config).itemsize:,}",
-        "positions": "" if read is None else f"{read:g}",
+        "prompt_tokens": "" if read is None else f"{read:g}",
         "seconds": "" if seconds is None else f"{seconds:.4f}",
         "fidelity": card_results.fidelity(results, rate) if results else "",
     }
@@ -210,7 +241,8 @@ def _named(name: str | None, kind: str, role: str, how: str) -> str:
 
 
 def _adapted(config: MemslotsConfig) -> str:
-    return " and a LoRA adapter" if config.encoder_lora is not None else ""
+    layers = f", its first {config.encoder_layers} layers," if config.encoder_layers else ""
+    return layers + (" with a LoRA adapter" if config.encoder_lora is not None else "")
 
 
 def _trained_parts(config: MemslotsConfig) -> str:

@@ -61,7 +61,7 @@ class Metrics:
         )
         self.tokens = Counter(
             "memslots_tokens",
-            "Decoder positions of prompts, decoder tokens of answers, and the encoder tokens of "
+            "Prompt tokens that the decoder read, tokens of its answers, and the encoder tokens of "
             "texts that prompts read as slots.",
             ["kind"],
             registry=self.registry,

@@ -94,8 +94,8 @@ def _check_literals(model: MemslotsModel, memory: Memory) -> None:
     literals = max(memory.n_literals)
     if most is not None and literals > most:
         raise ValueError(
-            f"this memory has {literals} literals beside its slots, and the decoder has {most} "
-            "positions; compress the text without literals, or in parts."
+            f"this memory has {literals} verbatim tokens beside its slots, and the decoder reads "
+            f"at most {most} tokens; compress the text without literals, or in parts."
         )
     for held in memory.literals:
         for literal in held:
@@ -134,8 +134,8 @@ def _check_chats(model: MemslotsModel, rows: list[Row], max_new_tokens: int) -> 
     needed = max(model.processor.row_length(row, []) for row in rows) + max_new_tokens
     if most is not None and needed > most:
         raise ValueError(
-            f"the chat and {max_new_tokens} new tokens take {needed} positions, and the decoder "
-            f"has {most}; leave out the oldest messages, or send long texts as documents."
+            f"the chat and {max_new_tokens} new tokens take {needed} tokens, and the decoder reads "
+            f"at most {most}; leave out the oldest messages, or send long texts as documents."
         )
 
 

@@ -255,7 +255,7 @@ def plan_serving(config: PreTrainedConfig, demand: Demand) -> ServingCost:
     if most is not None and slots + demand.question_tokens > most:
         raise ValueError(
             f"{slots} slots and {demand.question_tokens} question tokens are more than the {most} "
-            f"positions of {text.model_type}; plan for fewer tokens or a higher rate."
+            f"tokens that {text.model_type} reads; plan for fewer tokens or a higher rate."
         )
     parameters, active = count_decoder(config)
     weights = parameters * demand.weight_bits / 8

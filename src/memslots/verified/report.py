@@ -122,9 +122,9 @@ class MemoryReport:
         found = self.totals
         positions, fidelity = found["positions"], found["fidelity"]
         takes = f"{found['slots']} slots"
-        takes += f" and {found['literals']} literals" if found["literals"] else ""
+        takes += f" and {found['literals']} verbatim tokens" if found["literals"] else ""
         takes += f", {found['as_text']} segments read as text" if found["as_text"] else ""
-        takes += "" if positions is None else f": {positions} decoder positions"
+        takes += "" if positions is None else f": {positions} prompt tokens"
         known = "not checked" if fidelity is None else f"{fidelity:.2%} of the tokens"
         return (
             f"{found['tokens']} tokens in {takes}, an effective rate of "

@@ -15,7 +15,7 @@ from memslots.chat import ChatMemory
 
 from . import answers, documents, reading_back, views
 from .answers import Document
-from .examples import examples
+from .examples import Example, examples
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Page:
                 gr.Dataset(
                     components=["textbox"],
                     samples=[[question] for question in example.questions],
-                    label=example.label,
+                    label=self._label(example),
                     elem_id=f"example-{i}",
                     min_width=240,
                 )
@@ -324,6 +324,10 @@ class Page:
         """Another document than `text`: the first example, or the second."""
         other = next(e.text for e in self.examples if e.text != text)
         return self._at_once(other, rate, self.kept[other])
+
+    def _label(self, example: Example) -> str:
+        unlike = self.settings.trained_on and not example.is_like(self.settings.trained_on)
+        return f"{example.label} (unlike the training texts)" if unlike else example.label
 
     def _picture(self, document: Document) -> str:
         return views.picture(document, self.model.processor.encoder_text.backend)
