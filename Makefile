@@ -21,7 +21,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
+.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-compressors tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -40,7 +40,8 @@ help:
 	@echo "make smol-shown put the slots of runs/smol (SMOL=folder) into the package, and what they answer where it is shown"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
-	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
+	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
+	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
 	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (under 20 minutes on 2 cores; DEVICE=cuda on a GPU)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
@@ -106,6 +107,8 @@ smol: $(VENV)/.dev
 	$(BIN)/python -m lab.smol.checkpoint $(SMOL) $(SMOL)/checkpoint
 
 COMPARE := runs/compare
+# The compressor of `make compare`; with another one its rows alone are measured again.
+COMPARED ?= smol
 QUESTIONS ?= $(BOOKS)/xquad-en-public.json.gz
 SMOL_DECODER = $$($(BIN)/python -c 'from memslots.smollm2 import smollm2; print(smollm2())')
 COMPARE_OPTIONS = --decoder "$(SMOL_DECODER)" --rates $(COMPARE_RATES)
@@ -116,7 +119,7 @@ $(COMPARE)/samples.jsonl: | $(VENV)/.dev
 
 compare: $(VENV)/.dev $(COMPARE_VENV)/.tools $(COMPARE)/samples.jsonl
 	$(BIN)/python -m lab.compare $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl $(COMPARE_OPTIONS) \
-		--checkpoint $(SMOL)/checkpoint --methods text,none,cut,memory,control
+		--checkpoint $(COMPARED) --methods text,none,cut,memory,control
 	PYTHONPATH=. $(COMPARE_VENV)/bin/python -m lab.compare $(COMPARE)/samples.jsonl \
 		$(COMPARE)/tools.jsonl $(COMPARE_OPTIONS)
 	$(BIN)/python -m lab.compare.page $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl \
@@ -134,7 +137,11 @@ tables-verified: $(VENV)/.dev
 
 tables-capacity: $(VENV)/.dev
 	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
-		--report docs/capacity.md
+		--report docs/capacity.md $(CAPACITY_OPTIONS)
+
+tables-compressors: $(VENV)/.dev
+	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity --table-2 \
+		--report docs/capacity_compressors.md
 
 tables-sentence: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --output runs/sentence \
