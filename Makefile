@@ -21,7 +21,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-compressors tables-verified tables-sentence bench clean
+.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-compressors tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -40,6 +40,7 @@ help:
 	@echo "make smol-shown put the slots of runs/smol (SMOL=folder) into the package, and what they answer where it is shown"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
+	@echo "make tables-smol  what SmolLM2 reads from the slots of smol, written to docs/smollm2.md (minutes; resumes)"
 	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
 	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
 	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
@@ -134,6 +135,9 @@ tables: $(VENV)/.dev
 
 tables-verified: $(VENV)/.dev
 	$(BIN)/python -m lab.verified.measure --results runs/verified --page docs/verified.md --samples 1 $(if $(DATA),--data "$(DATA)")
+
+tables-smol: $(VENV)/.dev
+	$(BIN)/python -m lab.smol.real_text runs/real_text --books "$(BOOKS)" --page docs/smollm2.md
 
 tables-capacity: $(VENV)/.dev
 	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \

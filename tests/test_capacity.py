@@ -26,7 +26,6 @@ from lab.capacity.vector_structure import interpolate, nearest_embeddings, reach
 from memslots.configuration import load_recipe
 from memslots.cramming import (
     CrammingSettings,
-    LongestLength,
     Reading,
     cram,
     load_frozen_decoder,
@@ -149,7 +148,7 @@ def test_a_search_goes_on_from_the_lengths_that_it_had(cells, books, tmp_path, m
             raise KeyboardInterrupt
         return cram_texts(decoder, texts, *rest)
 
-    monkeypatch.setattr(runs, "longest_length", every_length)
+    monkeypatch.setattr(runs, "THRESHOLD", 0.0)
     monkeypatch.setattr(runs, "cram", broken)
     with pytest.raises(KeyboardInterrupt):
         runs.run_cells(cells[:1], tmp_path, books, workers=1)
@@ -157,10 +156,6 @@ def test_a_search_goes_on_from_the_lengths_that_it_had(cells, books, tmp_path, m
     assert lengths == [1, 2, 2, 3]
     result = json.loads(runs.cell_file(cells[0], tmp_path).read_text())["result"]
     assert list(result["lengths"]) == ["1", "2", "3"]
-
-
-def every_length(accuracy, lengths):
-    return LongestLength(0, {length: accuracy(length) for length in lengths}, lengths[-1])
 
 
 def test_a_search_says_what_it_measured(cells, results):

@@ -24,10 +24,10 @@ from memslots.cramming import (
     Reading,
     cram,
     load_frozen_decoder,
-    longest_length,
     read_back,
     theoretical_capacity,
 )
+from memslots.cramming.capacity import THRESHOLD
 from memslots.cramming.per_text import CrammedText, MemoryReader, stack
 
 Cell = dict[str, Any]
@@ -69,6 +69,7 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
                     "source": block["source"],
                     "seed": seed,
                     "first_token": block.get("first_token", True),
+                    **({"start_token": True} if block.get("start_token") else {}),
                     "lengths": settings["lengths"],
                     "texts": settings["texts"],
                 }
@@ -179,9 +180,12 @@ def _write(file: Path, record: Any) -> None:
     unfinished.replace(file)
 
 
+_CHOSEN = ("rank", "targets", "first_token", "start_token")
+
+
 def settings_of(cell: Cell) -> CrammingSettings:
     """How a cell's texts are crammed."""
-    chosen = {key: cell[key] for key in ("rank", "targets", "first_token") if key in cell}
+    chosen = {key: cell[key] for key in _CHOSEN if key in cell}
     return CrammingSettings(method=cell["method"], **chosen, **cell["optimiser"])
 
 
@@ -201,20 +205,24 @@ def _search(
         kept = [t["accuracy" if first else "accuracy_from_token_2"] for t in tried[length]["texts"]]
         return sum(kept) / len(kept)
 
-    found = longest_length(accuracy, [n for n in cell["lengths"] if n > 1 or first])
+    # Upwards, not by halving: a step costs as much as the text is long, and failing most of all.
+    longest = 0
+    for length in (n for n in cell["lengths"] if n > 1 or first):
+        if accuracy(length) < THRESHOLD:
+            break
+        longest = length
     gains = {n: _mean_of(entry, "token_gain") for n, entry in tried.items()}
     best = max(gains, key=lambda n: gains[n])
     return {
-        "longest_length": found.length,
-        "searched_to": found.searched_to,
+        "longest_length": longest,
         "lengths": {str(n): tried[n]["texts"] for n in sorted(tried)},
         "token_gain": gains[best],
         "at_length": best,
         "utilisation": gains[best] / theoretical_capacity(decoder.width, decoder.vocabulary),
-        "steps_to_exact": _mean_of(tried[found.length], "steps") if found.length else None,
+        "steps_to_exact": _mean_of(tried[longest], "steps") if longest else None,
         "trained_parameters": tried[best]["trained_parameters"],
         "kept_parameters": tried[best]["kept_parameters"],
-        "errors": [tried[n]["errors"] for n in sorted(tried) if n > found.length],
+        "errors": [tried[n]["errors"] for n in sorted(tried) if n > longest],
     }
 
 
@@ -235,7 +243,7 @@ def _length(
         "texts": [
             _text(reading, text, another)
             for reading, text, another in zip(
-                readings, made, _with_anothers_memory(decoder, made), strict=True
+                readings, made, _with_another_memory(decoder, made), strict=True
             )
         ],
         "trained_parameters": made[0].trained_parameters,
@@ -257,7 +265,7 @@ def _text(reading: Reading, made: CrammedText, another: float) -> dict[str, Any]
 
 
 @torch.no_grad()
-def _with_anothers_memory(decoder: FrozenDecoder, made: Sequence[CrammedText]) -> list[float]:
+def _with_another_memory(decoder: FrozenDecoder, made: Sequence[CrammedText]) -> list[float]:
     """Accuracy of each text behind what was crammed for the text before it, the control."""
     reader = MemoryReader(decoder, made[0].settings)
     kept = stack([made[i - 1] for i in range(len(made))])
