@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 COMPARE_VENV ?= .venv-compare
 COMPARE_RATES ?= 2,4,8
-COMPARE_COUNT ?= 40
+COMPARE_COUNT ?= 12
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
@@ -21,7 +21,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-compressors tables-verified tables-sentence bench clean
+.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-compressors tables-verified tables-sentence tables-sentence-smollm2 bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -44,6 +44,7 @@ help:
 	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
 	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
 	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
+	@echo "make tables-sentence-smollm2  the same, read by SmolLM2, three phases, written to runs/ (hours; not run yet)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (under 20 minutes on 2 cores; DEVICE=cuda on a GPU)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
@@ -150,6 +151,11 @@ tables-compressors: $(VENV)/.dev
 tables-sentence: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --output runs/sentence \
 		--report docs/sentence_pools.md
+
+# The curriculum of three phases alone; an estimate from 120 tokens a second is 3 hours.
+tables-sentence-smollm2: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --set compressor.decoder=smollm2 \
+		--only phase_1,phase_1_5,phase_3 --output runs/sentence_smollm2
 
 DEVICE ?= cpu
 
