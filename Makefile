@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 COMPARE_VENV ?= .venv-compare
 COMPARE_RATES ?= 2,4,8
-COMPARE_COUNT ?= 40
+COMPARE_COUNT ?= 12
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
@@ -21,7 +21,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-capacity tables-verified tables-sentence bench clean
+.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-compressors tables-verified tables-sentence tables-sentence-smollm2 bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -40,8 +40,11 @@ help:
 	@echo "make smol-shown put the slots of runs/smol (SMOL=folder) into the package, and what they answer where it is shown"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
-	@echo "make tables-capacity  how much a vector holds, written to docs/capacity.md (half an hour; resumes)"
+	@echo "make tables-smol  what SmolLM2 reads from the slots of smol, written to docs/smollm2.md (minutes; resumes)"
+	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
+	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
 	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
+	@echo "make tables-sentence-smollm2  the same, read by SmolLM2, three phases, written to runs/ (hours; not run yet)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (under 20 minutes on 2 cores; DEVICE=cuda on a GPU)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
@@ -106,6 +109,8 @@ smol: $(VENV)/.dev
 	$(BIN)/python -m lab.smol.checkpoint $(SMOL) $(SMOL)/checkpoint
 
 COMPARE := runs/compare
+# The compressor of `make compare`; with another one its rows alone are measured again.
+COMPARED ?= smol
 QUESTIONS ?= $(BOOKS)/xquad-en-public.json.gz
 SMOL_DECODER = $$($(BIN)/python -c 'from memslots.smollm2 import smollm2; print(smollm2())')
 COMPARE_OPTIONS = --decoder "$(SMOL_DECODER)" --rates $(COMPARE_RATES)
@@ -116,7 +121,7 @@ $(COMPARE)/samples.jsonl: | $(VENV)/.dev
 
 compare: $(VENV)/.dev $(COMPARE_VENV)/.tools $(COMPARE)/samples.jsonl
 	$(BIN)/python -m lab.compare $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl $(COMPARE_OPTIONS) \
-		--checkpoint $(SMOL)/checkpoint --methods text,none,cut,memory,control
+		--checkpoint $(COMPARED) --methods text,none,cut,memory,control
 	PYTHONPATH=. $(COMPARE_VENV)/bin/python -m lab.compare $(COMPARE)/samples.jsonl \
 		$(COMPARE)/tools.jsonl $(COMPARE_OPTIONS)
 	$(BIN)/python -m lab.compare.page $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl \
@@ -132,13 +137,25 @@ tables: $(VENV)/.dev
 tables-verified: $(VENV)/.dev
 	$(BIN)/python -m lab.verified.measure --results runs/verified --page docs/verified.md --samples 1 $(if $(DATA),--data "$(DATA)")
 
+tables-smol: $(VENV)/.dev
+	$(BIN)/python -m lab.smol.real_text runs/real_text --books "$(BOOKS)" --page docs/smollm2.md
+
 tables-capacity: $(VENV)/.dev
 	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
-		--report docs/capacity.md
+		--report docs/capacity.md $(CAPACITY_OPTIONS)
+
+tables-compressors: $(VENV)/.dev
+	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity --table-2 \
+		--report docs/capacity_compressors.md
 
 tables-sentence: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --output runs/sentence \
 		--report docs/sentence_pools.md
+
+# The curriculum of three phases alone; an estimate from 120 tokens a second is 3 hours.
+tables-sentence-smollm2: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --set compressor.decoder=smollm2 \
+		--only phase_1,phase_1_5,phase_3 --output runs/sentence_smollm2
 
 DEVICE ?= cpu
 

@@ -1,4 +1,4 @@
-"""`python -m lab capacity`: the AIRI report's tables and figures on decoders trained here."""
+"""`python -m lab capacity`: the AIRI report's tables and figures on SmolLM2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memslots.extras import install_extra
 def capacity(
     books: Books = None,
     output: Annotated[
-        Path, typer.Option(help="Folder of the decoder and the cells; what is there is kept.")
+        Path, typer.Option(help="Folder of the cells; what is there is kept.")
     ] = Path("runs/capacity"),
     report: Annotated[
         Path | None, typer.Option(help="Markdown to write; OUTPUT/capacity.md without.")
@@ -27,8 +27,9 @@ def capacity(
     ] = None,
     at_most: Annotated[int | None, typer.Option(min=0, help="Run so many cells and stop.")] = None,
     table_2: Annotated[
-        bool, typer.Option("--table-2/--no-table-2", help="Train and measure table 2 as well.")
-    ] = True,
+        bool,
+        typer.Option("--table-2", help="Table 2 alone: trained compressors, a page of its own."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells; run none.")] = False,
     settings: Annotated[
         Path | None, typer.Option(help="YAML of the same sections as the lab's.")
@@ -36,23 +37,21 @@ def capacity(
     sets: Sets = None,
 ) -> None:
     """Measure how much a memory vector holds; the same command goes on with a stopped run."""
-    from lab.capacity.report import load_records, write_capacity_page
+    from lab.capacity.report import load_records, write_capacity_page, write_compressors_page
     from lab.capacity.runs import cell_file, plan_cells, run_cells
     from memslots.configuration import load_recipe
+    from memslots.smollm2 import smollm2
 
     packaged = Path(__file__).with_name("capacity.yaml")
     recipe = load_recipe(settings or packaged, sets or [])
     quiet()
-    trained = output / "small" / "decoder"
-    if "books" in recipe["capacity"]["decoders"] and not (trained / "model.safetensors").is_file():
-        if dry_run:
-            raise ValueError(
-                f"{trained} is not there yet, and the cells depend on it; run with --at-most 0 "
-                "once, which trains it."
-            )
-        err.print("training the small decoder on books ...", style="dim")
-        _train(recipe, output / "small", books)
-    decoders = {"embedded": resolve_model(None), "books": str(trained)}
+    if table_2:
+        page = report or output / "capacity_compressors.md"
+        write_compressors_page(_train_chunks(recipe["chunks"], output / "chunks", books), page)
+        out.print(str(page), soft_wrap=True)
+        return
+    named = recipe["capacity"]["decoders"]
+    decoders = {name: smollm2() if name == "smollm2" else resolve_model(name) for name in named}
     cells = plan_cells(recipe["capacity"], decoders, books)
     folder = output / "cells"
     chosen = [c for c in cells if only is None or only in cell_file(c, folder).stem]
@@ -65,19 +64,10 @@ def capacity(
         return
     waiting = [cell for cell in chosen if not cell_file(cell, folder).is_file()]
     run_cells(waiting[:at_most], folder, books, workers, lambda line: err.print(line, style="dim"))
-    chunks = []
-    if table_2 and "chunks" in recipe:
-        chunks = _train_chunks(recipe["chunks"], output / "chunks", books)
     page = report or output / "capacity.md"
     records = load_records(cell_file(cell, folder) for cell in cells)
-    write_capacity_page(records, page, len(cells) - len(records), chunks)
+    write_capacity_page(records, page, len(cells) - len(records))
     out.print(f"{page}: {len(records)} of {len(cells)} cells", soft_wrap=True)
-
-
-def _train(recipe: dict[str, Any], folder: Path, books: str | None) -> None:
-    with _training_is_installed():
-        from lab.training.tiny_decoder import train_tiny_decoder
-    train_tiny_decoder(recipe, folder, books)
 
 
 def _train_chunks(section: dict[str, Any], folder: Path, books: str | None) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
     x = -b, from where on a text has more information than a vector took of those.
 
     Args:
-        records: scatter cells.
+        records: search cells of mem and dense.
         file: a PNG.
     """
     pyplot = _pyplot()
@@ -59,7 +59,7 @@ def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
     figure, grid = pyplot.subplots(
         rows, columns, figsize=(3.4 * columns + 1, 3.1 * rows), squeeze=False, layout="constrained"
     )
-    points = [point for record in records for point in record["result"]["points"]]
+    points = [point for record in records for point in points_of(record)]
     lengths = [point["length"] for point in points]
     limits = {"vmin": min(lengths), "vmax": max(lengths), "cmap": "viridis"}
     shown = None
@@ -69,7 +69,7 @@ def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
         ]
         for record in own:
             prose = record["cell"]["source"] != "random"
-            some = record["result"]["points"]
+            some = points_of(record)
             x, y = [p["bare"] for p in some], [p["with_memory"] for p in some]
             colours = [p["length"] for p in some]
             if prose:
@@ -77,7 +77,7 @@ def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
             shown = axes.scatter(
                 x, y, s=30, c=colours, edgecolors="none" if prose else "black", **limits
             )
-        gained = mean_gain([p for r in own for p in r["result"]["points"]])
+        gained = mean_gain([p for r in own for p in points_of(r)])
         reach = [0.0, max(p["bare"] for p in points)]
         if gained is not None:
             axes.plot(reach, [x - gained for x in reach], "k--", linewidth=1)
@@ -94,11 +94,25 @@ def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
     pyplot.close(figure)
 
 
+def points_of(record: Record) -> list[dict[str, float]]:
+    """A search's texts: `length`, `accuracy`, and a whole text's nats `bare`, `with_memory`."""
+    return [
+        {
+            "length": int(length),
+            "accuracy": text["accuracy"],
+            "bare": text["bare_cross_entropy"] * int(length),
+            "with_memory": text["cross_entropy"] * int(length),
+        }
+        for length, texts in record["result"]["lengths"].items()
+        for text in texts
+    ]
+
+
 def mean_gain(points: Sequence[dict[str, float]]) -> float | None:
     """-b of y = x + b: the mean fall of cross-entropy where information was lost, in nats.
 
     Args:
-        points: of scatter cells; texts given back say only that the vector was not full.
+        points: of `points_of`; texts given back say only that the vector was not full.
     """
     falls = [p["bare"] - p["with_memory"] for p in points if p["accuracy"] < 1]
     return statistics.fmean(falls) if falls else None

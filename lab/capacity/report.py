@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.capacity.plots import mean_gain, plot_cross_entropy, plot_utilisation
-from lab.pages import render
+from lab.capacity.plots import mean_gain, plot_cross_entropy, plot_utilisation, points_of
+from lab.capacity.runs import settings_of
+from lab.pages import interval, percent, render
 from memslots.cramming import theoretical_capacity
+from memslots.evaluation.intervals import with_interval
 
 Record = dict[str, Any]
 
-SEEDS_TABLE_1 = {
+TABLE_1 = {
     ("mem", "", 1): "80 / 96",
     ("dense", "", 1): "128 / 192",
     ("lora", "qkv", 1): "16 / -",
-    ("lora", "qk", 1): "16 / -",
-    ("lora", "vo", 1): "16 / -",
-    ("lora", "qkvo", 1): "16 / -",
 }
 """AIRI report, table 1: longest length with Pythia-160M / Pythia-410M, PG-19."""
 
@@ -30,47 +29,44 @@ def load_records(files: Iterable[Path]) -> list[Record]:
     return [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
 
 
-def write_capacity_page(
-    records: Sequence[Record], page: Path, missing: int = 0, chunks: Sequence[Record] = ()
-) -> None:
+def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0) -> None:
     """Writes the Markdown page, and its pictures beside it.
 
     Args:
         records: of the cells.
         page: a `.md` file.
         missing: cells that have no result yet; the page says so.
-        chunks: results of table 2.
     """
-    by_kind: dict[str, list[Record]] = {"search": [], "scatter": [], "structure": []}
+    by_kind: dict[str, list[Record]] = {"search": [], "structure": []}
     for record in records:
         by_kind[record["cell"]["kind"]].append(record)
-    searches, scatters = by_kind["search"], by_kind["scatter"]
+    searches = by_kind["search"]
     ours = [record for record in searches if record["cell"]["first_token"]]
-    prose = [
-        record
-        for record in ours
-        if record["cell"]["source"] == "books" and record["cell"]["method"] in ("mem", "dense")
-    ]
+    with_vectors = [r for r in ours if r["cell"]["method"] in ("mem", "dense")]
+    prose = [record for record in with_vectors if record["cell"]["source"] == "books"]
     utilisation = page.with_name("capacity-utilisation.png")
     if prose:
         plot_utilisation(prose, utilisation)
     scatter_picture = page.with_name("capacity-cross-entropy.png")
-    if scatters:
-        plot_cross_entropy(scatters, scatter_picture)
+    if with_vectors:
+        plot_cross_entropy(with_vectors, scatter_picture)
     text = render(
         Path(__file__).with_name("page.md.jinja"),
         missing=missing,
         decoders=_decoders(records),
-        embedded=next((r["compressor"][:12] for r in records if r.get("compressor")), None),
+        weights=sorted({r["cell"]["weights"] for r in records}),
+        optimiser=settings_of(records[0]["cell"]) if records else None,
+        texts=max((r["cell"]["texts"] for r in records), default=0),
         theoretical=theoretical_capacity(768, 50_000),
         longest=_table_1(ours),
+        by_length=_by_length(ours),
         ratios=_ratios(ours),
+        bar=_bar(prose),
         both_ways=_both_ways(searches),
         errors=_errors(prose),
         utilisation=utilisation.name if prose else None,
-        chunks=[_chunk_cells(record) for record in chunks],
         scatter_picture=scatter_picture.name,
-        scatters=[_scatter_cells(record) for record in scatters],
+        scatters=_scatters(with_vectors),
         structure=[_structure_cells(record) for record in by_kind["structure"]],
         lines=[
             (record["cell"]["decoder"], line["points"])
@@ -81,6 +77,13 @@ def write_capacity_page(
         cells=len(records),
         minutes=sum(record["cpu_seconds"] for record in records) / 60,
     )
+    page.write_text(text, encoding="utf-8")
+
+
+def write_compressors_page(chunks: Sequence[Record], page: Path) -> None:
+    """Writes table 2, of `run_chunks`."""
+    template = Path(__file__).with_name("compressors.md.jinja")
+    text = render(template, chunks=[_chunk_cells(record) for record in chunks])
     page.write_text(text, encoding="utf-8")
 
 
@@ -122,22 +125,19 @@ def _table_1(ours: Sequence[Record]) -> list[list[str]]:
     rows = []
     for (decoder, source, method, targets, rank), group in _grouped(ours, _key).items():
         results = [record["result"] for record in group]
-        name = f"{method} {targets} r={rank}" if targets else method
-        theirs = SEEDS_TABLE_1.get((method, targets, rank), "-") if source == "books" else "-"
-        at_best = [r["lengths"][str(r["at_length"])] for r in results]
+        theirs = TABLE_1.get((method, targets, rank), "-") if source == "books" else "-"
+        at_best = [text for r in results for text in r["lengths"][str(r["at_length"])]]
         exact = [r["steps_to_exact"] for r in results if r["steps_to_exact"] is not None]
         share = [r["utilisation"] for r in results] if "lora" not in method else []
         cells = [
             decoder,
             source,
-            name,
-            _spread([r["longest_length"] for r in results]),
+            _named(method, targets, rank),
+            _spread([r["longest_length"] for r in results], 0),
             theirs,
             _spread([r["token_gain"] for r in results]),
             _spread(share, 3),
-            _spread([v["information_gain"] for v in at_best]),
-            _spread([v["accuracy_at_16_bit"] - v["accuracy"] for v in at_best], 3),
-            _spread([v["free_running"] for v in at_best], 2),
+            f"{statistics.fmean(text['information_gain'] for text in at_best):.0f}",
             _spread(exact, 0),
             f"{results[0]['trained_parameters']:,}",
             f"{results[0]['kept_parameters']:,}",
@@ -145,6 +145,48 @@ def _table_1(ours: Sequence[Record]) -> list[list[str]]:
         ]
         rows.append(cells)
     return rows
+
+
+def _named(method: str, targets: str, rank: int) -> str:
+    return f"{method} {targets} r={rank}" if targets else method
+
+
+def _by_length(ours: Sequence[Record]) -> list[list[Any]]:
+    """Of each length that was tried: what comes back, and what comes back without the memory."""
+    rows = []
+    for (decoder, source, method, targets, rank), group in _grouped(ours, _key).items():
+        of_length: dict[int, list[dict[str, Any]]] = {}
+        for record in group:
+            for length, texts in record["result"]["lengths"].items():
+                of_length.setdefault(int(length), []).extend(texts)
+        for length, texts in sorted(of_length.items()):
+            means = {key: statistics.fmean(text[key] for text in texts) for key in _MEANS}
+            rows.append(
+                [
+                    decoder,
+                    source,
+                    _named(method, targets, rank),
+                    length,
+                    interval(with_interval([text["accuracy"] for text in texts])),
+                    f"{sum(text['accuracy'] == 1 for text in texts)} of {len(texts)}",
+                    percent(means["free_running"]),
+                    percent(means["another"]),
+                    percent(means["without"]),
+                    f"{means['token_gain']:.1f}",
+                    f"{means['information_gain']:.0f}",
+                    f"{means['steps']:.0f}",
+                ]
+            )
+    return rows
+
+
+_MEANS = ("free_running", "another", "without", "token_gain", "information_gain", "steps")
+
+
+def _bar(prose: Sequence[Record]) -> int | None:
+    """The shortest of the longest lengths of mem on prose, over the seeds."""
+    mem = [r["result"]["longest_length"] for r in prose if r["cell"]["method"] == "mem"]
+    return min(mem, default=None)
 
 
 def _ratios(ours: Sequence[Record]) -> list[tuple[str, str, str]]:
@@ -173,7 +215,8 @@ def _both_ways(searches: Sequence[Record]) -> list[list[Any]]:
             continue
         result, beside = record["result"], ours.get((_key(record), record["cell"]["seed"]))
         longest = result["longest_length"]
-        whole = f"{result['lengths'][str(longest)]['accuracy']:.3f}" if longest else "-"
+        texts = result["lengths"].get(str(longest), [])
+        whole = f"{statistics.fmean(text['accuracy'] for text in texts):.3f}" if texts else "-"
         names = [record["cell"]["decoder"], record["cell"]["method"]]
         rows.append([*names, longest, beside["longest_length"] if beside else "-", whole])
     return rows
@@ -184,8 +227,7 @@ def _errors(prose: Sequence[Record]) -> list[list[Any]]:
     groups = _grouped(prose, lambda r: (r["cell"]["decoder"], r["cell"]["method"]))
     for (decoder, method), group in groups.items():
         totals: dict[str, list[int]] = {}
-        for record in group:
-            errors = record["result"]["errors"]
+        for errors in (errors for record in group for errors in record["result"]["errors"]):
             for table in ("position", "frequency", "kind"):
                 for name, cell in errors[table].items():
                     sums = totals.setdefault(f"{table}: {name}", [0, 0, 0])
@@ -215,12 +257,14 @@ def _chunk_cells(record: Record) -> list[Any]:
     ]
 
 
-def _scatter_cells(record: Record) -> list[str]:
-    cell, points = record["cell"], record["result"]["points"]
-    gained = mean_gain(points)
-    exact = sum(point["accuracy"] == 1.0 for point in points)
-    names = [cell["decoder"], cell["method"], cell["source"]]
-    return [*names, "-" if gained is None else f"{-gained:.1f}", f"{exact} of {len(points)}"]
+def _scatters(records: Sequence[Record]) -> list[list[str]]:
+    rows = []
+    for key, group in _grouped(records, lambda record: _key(record)[:3]).items():
+        texts = [text for record in group for text in points_of(record)]
+        gained = mean_gain(texts)
+        exact = sum(text["accuracy"] == 1.0 for text in texts)
+        rows.append([*key, "-" if gained is None else f"{gained:.1f}", f"{exact} of {len(texts)}"])
+    return rows
 
 
 def _structure_cells(record: Record) -> list[str]:

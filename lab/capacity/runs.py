@@ -24,16 +24,13 @@ from memslots.cramming import (
     Reading,
     cram,
     load_frozen_decoder,
-    longest_length,
     read_back,
     theoretical_capacity,
 )
-from memslots.cramming.per_text import CrammedText
+from memslots.cramming.capacity import THRESHOLD
+from memslots.cramming.per_text import CrammedText, MemoryReader, stack
 
 Cell = dict[str, Any]
-
-_GAIN_LENGTH = 8
-"""Tokens at which gains are measured where not even the shortest text is given back."""
 
 
 def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | None) -> list[Cell]:
@@ -44,7 +41,11 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
         decoders: folder of each decoder by its name in the recipe.
         books: see `CapacityTexts`.
     """
-    shared = {"optimiser": settings["optimiser"], "books": CapacityTexts(books).digest()}
+    shared = {
+        "optimiser": settings["optimiser"],
+        "dtype": settings.get("dtype", "float32"),
+        "books": CapacityTexts(books).digest(),
+    }
     weights = {name: _weights_digest(Path(decoders[name])) for name in settings["decoders"]}
     cells = []
     for block in settings["searches"]:
@@ -56,8 +57,9 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
             for rank in (block.get("ranks", [1]) if method.endswith("lora") else [1])
             for targets in (block.get("targets", ["qkv"]) if method.endswith("lora") else [""])
         ]
-        named = [name for name in block["decoders"] if name in settings["decoders"]]
-        for name, method, seed in itertools.product(named, methods, range(block["seeds"])):
+        for name, method, seed in itertools.product(
+            settings["decoders"], methods, range(block["seeds"])
+        ):
             cells.append(
                 {
                     **shared,
@@ -67,16 +69,11 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
                     "source": block["source"],
                     "seed": seed,
                     "first_token": block.get("first_token", True),
+                    **({"start_token": True} if block.get("start_token") else {}),
                     "lengths": settings["lengths"],
                     "texts": settings["texts"],
                 }
             )
-    scatter = settings["scatter"]
-    for name, method, source in itertools.product(
-        settings["decoders"], scatter["methods"], scatter["sources"]
-    ):
-        cell = {"kind": "scatter", "decoder": name, "method": method, "source": source}
-        cells.append({**shared, **cell, "seed": 0, "lengths": scatter["lengths"]})
     for name in settings["decoders"]:
         cell = {"kind": "structure", "decoder": name, "source": "books", "seed": 0}
         cells.append({**shared, **cell, **settings["structure"]})
@@ -154,10 +151,12 @@ def run_cell(cell: Cell, folder: Path, books: str | None, threads: int | None = 
     if threads is not None:
         torch.set_num_threads(threads)
     started, used = time.perf_counter(), time.process_time()
-    decoder = load_frozen_decoder(cell["decoder_folder"])
+    decoder = load_frozen_decoder(cell["decoder_folder"], getattr(torch, cell["dtype"]))
     texts = CapacityTexts(books)
-    run = {"search": _search, "scatter": _scatter, "structure": _structure}[cell["kind"]]
-    result = run(cell, decoder, texts)
+    if cell["kind"] == "search":
+        result = _search(cell, decoder, texts, folder)
+    else:
+        result = _structure(cell, decoder, texts)
     record = {
         "cell": cell,
         "decoder": {
@@ -170,96 +169,109 @@ def run_cell(cell: Cell, folder: Path, books: str | None, threads: int | None = 
         "cpu_seconds": round(time.process_time() - used, 1),
         "result": result,
     }
-    config = json.loads((Path(cell["decoder_folder"]) / "config.json").read_text("utf-8"))
-    if config.get("fingerprint"):  # the decoder of a compressor
-        record["compressor"] = config["fingerprint"]
     file = cell_file(cell, folder)
+    _write(file, record)
+    return file
+
+
+def _write(file: Path, record: Any) -> None:
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
     unfinished.replace(file)
-    return file
+
+
+_CHOSEN = ("rank", "targets", "first_token", "start_token")
 
 
 def settings_of(cell: Cell) -> CrammingSettings:
     """How a cell's texts are crammed."""
-    chosen = {key: cell[key] for key in ("rank", "targets", "first_token") if key in cell}
+    chosen = {key: cell[key] for key in _CHOSEN if key in cell}
     return CrammingSettings(method=cell["method"], **chosen, **cell["optimiser"])
 
 
-def _search(cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts) -> dict[str, Any]:
-    settings, lengths = settings_of(cell), cell["lengths"]
-    whole = texts.ids(cell["source"], decoder, cell["texts"], lengths[-1])
-    tried: dict[int, dict[str, float]] = {}
-    readings: dict[int, list[Reading]] = {}
-    efforts: dict[int, list[CrammedText]] = {}
+def _search(
+    cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts, folder: Path
+) -> dict[str, Any]:
+    first = cell["first_token"]
+    tried: dict[int, dict[str, Any]] = {}
 
     def accuracy(length: int) -> float:
-        heads = [ids[:length] for ids in whole]
-        efforts[length] = cram(decoder, heads, settings, cell["seed"])
-        readings[length] = read_back(decoder, efforts[length])
-        tried[length] = _means(readings[length], efforts[length])
-        return tried[length]["accuracy" if settings.first_token else "accuracy_from_token_2"]
+        # Minutes of work, so each length has a file of its own.
+        part = {**cell, "kind": f"length{length}", "lengths": [length]}
+        file = cell_file(part, folder)
+        if not file.is_file():
+            _write(file, _length(part, decoder, texts, length))
+        tried[length] = json.loads(file.read_text("utf-8"))
+        kept = [t["accuracy" if first else "accuracy_from_token_2"] for t in tried[length]["texts"]]
+        return sum(kept) / len(kept)
 
-    usable = [n for n in lengths if n > 1 or settings.first_token]
-    found = longest_length(accuracy, usable)
-    # A longer text may gain more tokens though not all of them: gains are looked for up to twice.
-    reach = 2 * found.length or _GAIN_LENGTH
-    beyond = [n for n in usable if found.length < n <= reach]
-    if beyond and max(tried) < beyond[-1]:
-        accuracy(beyond[-1])
-    gains = {n: values["token_gain"] for n, values in tried.items()}
+    # Upwards, not by halving: a step costs as much as the text is long, and failing most of all.
+    longest = 0
+    for length in (n for n in cell["lengths"] if n > 1 or first):
+        if accuracy(length) < THRESHOLD:
+            break
+        longest = length
+    gains = {n: _mean_of(entry, "token_gain") for n, entry in tried.items()}
     best = max(gains, key=lambda n: gains[n])
-    failed = [n for n in sorted(tried) if n > found.length]
     return {
-        "longest_length": found.length,
-        "searched_to": found.searched_to,
-        "lengths": {str(n): tried[n] for n in sorted(tried)},
+        "longest_length": longest,
+        "lengths": {str(n): tried[n]["texts"] for n in sorted(tried)},
         "token_gain": gains[best],
         "at_length": best,
         "utilisation": gains[best] / theoretical_capacity(decoder.width, decoder.vocabulary),
-        "steps_to_exact": tried[found.length]["steps"] if found.length else None,
-        "trained_parameters": efforts[best][0].trained_parameters,
-        "kept_parameters": efforts[best][0].kept_parameters,
-        "errors": error_patterns(
-            [r for n in failed for r in readings[n]], decoder.tokenizer, texts.reference(decoder)
-        ),
+        "steps_to_exact": _mean_of(tried[longest], "steps") if longest else None,
+        "trained_parameters": tried[best]["trained_parameters"],
+        "kept_parameters": tried[best]["kept_parameters"],
+        "errors": [tried[n]["errors"] for n in sorted(tried) if n > longest],
     }
 
 
-def _means(readings: Sequence[Reading], made: Sequence[CrammedText]) -> dict[str, float]:
-    """What is kept of one length: means over its texts."""
-    both = [reading.metrics() for reading in readings]
-    later = [reading.metrics(first=False) for reading in readings]
-    columns = {
-        "accuracy": [m["accuracy"] for m in both],
-        "accuracy_from_token_2": [m["accuracy"] for m in later],
-        "free_running": [m["free_running"] for m in both],
-        "token_gain": [m["token_gain"] for m in both],
-        "token_gain_from_token_2": [m["token_gain"] for m in later],
-        "information_gain": [m["information_gain"] for m in both],
-        "accuracy_at_16_bit": [r.right_at_16_bit / len(r.ids) for r in readings],
-        "steps": [float(text.steps) for text in made],
+def _mean_of(entry: dict[str, Any], field: str) -> float:
+    return sum(text[field] for text in entry["texts"]) / len(entry["texts"])
+
+
+def _length(
+    cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts, length: int
+) -> dict[str, Any]:
+    """What is kept of each text of one length, and where it goes wrong."""
+    settings = settings_of(cell)
+    made = cram(
+        decoder, texts.ids(cell["source"], decoder, cell["texts"], length), settings, cell["seed"]
+    )
+    readings = read_back(decoder, made)
+    return {
+        "texts": [
+            _text(reading, text, another)
+            for reading, text, another in zip(
+                readings, made, _with_another_memory(decoder, made), strict=True
+            )
+        ],
+        "trained_parameters": made[0].trained_parameters,
+        "kept_parameters": made[0].kept_parameters,
+        "errors": error_patterns(readings, decoder.tokenizer, texts.reference(decoder)),
     }
-    return {name: round(sum(values) / len(values), 4) for name, values in columns.items()}
 
 
-def _scatter(cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts) -> dict[str, Any]:
-    """Cross-entropy of each whole text without and with its memory, in nats."""
-    lengths = cell["lengths"]
-    whole = texts.ids(cell["source"], decoder, len(lengths), lengths[-1])
-    heads = [ids[:length] for ids, length in zip(whole, lengths, strict=True)]
-    made = cram(decoder, heads, settings_of(cell), cell["seed"])
-    points = []
-    for reading in read_back(decoder, made):
-        points.append(
-            {
-                "length": len(reading.ids),
-                "bare": round(sum(reading.bare_losses), 4),
-                "with_memory": round(sum(reading.losses), 4),
-                "accuracy": round(reading.metrics()["accuracy"], 4),
-            }
-        )
-    return {"points": points}
+def _text(reading: Reading, made: CrammedText, another: float) -> dict[str, Any]:
+    measured = reading.metrics()
+    return {
+        **{name: round(value, 4) for name, value in measured.items()},
+        "accuracy_from_token_2": round(reading.metrics(first=False)["accuracy"], 4),
+        "without": sum(reading.bare_right) / len(reading.ids),
+        "another": another,
+        "steps": made.steps,
+        "stopped": made.stopped,
+    }
+
+
+@torch.no_grad()
+def _with_another_memory(decoder: FrozenDecoder, made: Sequence[CrammedText]) -> list[float]:
+    """Accuracy of each text behind what was crammed for the text before it, the control."""
+    reader = MemoryReader(decoder, made[0].settings)
+    kept = stack([made[i - 1] for i in range(len(made))])
+    ids = torch.tensor([text.ids for text in made])
+    right = reader.logits(kept, ids).argmax(-1) == ids
+    return right.double().mean(1).tolist()
 
 
 def _structure(cell: Cell, decoder: FrozenDecoder, texts: CapacityTexts) -> dict[str, Any]:

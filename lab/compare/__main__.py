@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.compare.methods import METHODS, ONE_RATE, TOOLS
-from lab.compare.reading import Reader, ask
+from lab.compare.reading import NEW_TOKENS, Reader, ask
 from lab.compare.samples import read_samples
 
 
@@ -24,18 +24,17 @@ def compare(options: argparse.Namespace) -> None:
     """Measures what is not on disk yet."""
     torch.set_num_threads(options.threads)
     samples = read_samples(options.samples)
-    measured = set()
-    if options.figures.is_file():
-        with options.figures.open(encoding="utf-8") as lines:
-            measured = {tuple(json.loads(line)[key] for key in KEYS) for line in lines}
-    methods = dict(METHODS)
+    methods, of_checkpoint = dict(METHODS), {}
     if options.checkpoint:
         from lab.compare.memory import memory_methods
+        from memslots.cli.options import resolve_model
         from memslots.modeling import MemslotsModel
 
-        compressor = MemslotsModel.from_pretrained(options.checkpoint)
+        name = resolve_model(options.checkpoint)
+        compressor = MemslotsModel.from_pretrained(name, dtype=torch.bfloat16)
         decoder, fingerprint = compressor.decoder, compressor.fingerprint
-        methods |= memory_methods(compressor)
+        of_checkpoint = memory_methods(compressor)
+        methods |= of_checkpoint
     else:
         decoder = AutoModelForCausalLM.from_pretrained(options.decoder, dtype=torch.bfloat16)
         fingerprint = ""
@@ -44,6 +43,7 @@ def compare(options: argparse.Namespace) -> None:
     names = options.methods.split(",")
     if unknown := [name for name in names if name not in methods]:
         sys.exit(f"unknown methods {unknown}; there are {', '.join(methods)}.")
+    measured = _measured(options.figures, fingerprint)
     todo = [
         (name, rate, i)
         for i in range(len(samples))
@@ -55,9 +55,16 @@ def compare(options: argparse.Namespace) -> None:
     with options.figures.open("a", encoding="utf-8") as file:
         for done, (name, rate, i) in enumerate(todo, 1):
             sample = samples[i]
-            figures = ask(reader, lambda: methods[name](reader, sample, rate), sample.answer)  # noqa: B023
+            answers = sample.task == "question"
+            figures = ask(
+                reader,
+                lambda: methods[name](reader, sample, rate),  # noqa: B023
+                sample.answer,
+                NEW_TOKENS if answers else 1,
+            )
             record = {"method": name, "rate": rate, "sample": i, "task": sample.task}
-            record |= {"answer": sample.answer.strip(), "fingerprint": fingerprint, **figures}
+            record |= {"answer": sample.answer.strip(), **figures}
+            record["fingerprint"] = fingerprint if name in of_checkpoint else ""
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
             if done % 20 == 0 or done == len(todo):
@@ -65,7 +72,17 @@ def compare(options: argparse.Namespace) -> None:
                 print(f"{done} of {len(todo)}, {left / 60:.0f} min left", flush=True)
 
 
-KEYS = ("method", "rate", "sample")
+def _measured(figures: Path, fingerprint: str) -> set[tuple[str, int, int]]:
+    """Method, rate and sample of what is on disk; another checkpoint's memories are dropped."""
+    if not figures.is_file():
+        return set()
+    records = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
+    kept = [record for record in records if record["fingerprint"] in ("", fingerprint)]
+    if fingerprint and len(kept) < len(records):
+        print(f"{len(records) - len(kept)} figures are another checkpoint's: measured again.")
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        figures.write_text("".join(lines), encoding="utf-8")
+    return {(record["method"], record["rate"], record["sample"]) for record in kept}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

@@ -22,7 +22,7 @@ def memory_methods(model: MemslotsModel) -> dict[str, Method]:
         before = [*model.processor.bos_ids, *shown]
         (row,) = model.memory_rows(memory, [(0, Prompt(before))])
         embeds = model.row_inputs([row], memory)["inputs_embeds"][0]
-        _, cache = reader.read(embeds)
+        _, cache = reader.read(embeds[len(before) :], reader.after(before), len(before))
         stored = memory.slots.numel() * memory.slots.element_size()
         return Context(cache, asked, len(embeds), len(embeds) - len(before), stored)
 

@@ -33,7 +33,9 @@ def _text(reader: Reader, sample: Sample, context: str) -> Context:
     asked = sample.asked if context else sample.asked.lstrip("\n")
     before, within, after = reader.split(sample.shown, context, asked)
     before = [reader.tokenizer.bos_token_id, *before]
-    _, cache = reader.read(before + within)
+    cache = reader.after(before)
+    if within:
+        _, cache = reader.read(within, cache, len(before))
     stored = len(context.encode())
     return Context(cache, after, len(before + within), len(within), stored)
 
@@ -102,7 +104,6 @@ METHODS: dict[str, Method] = {
     "llmlingua": llmlingua,
     "kvpress SnapKV": press("SnapKVPress"),
     "kvpress ExpectedAttention": press("ExpectedAttentionPress"),
-    "kvpress Knorm": press("KnormPress"),
 }
 """Those that need no memslots; `lab.compare.memory` adds memory and its control."""
 

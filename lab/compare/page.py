@@ -91,14 +91,14 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
                 (100 * row["of_text"], 100 * row["share"]["value"])
                 for row in chosen(rows, task=task, method=method)
             )
-            style = {"memory": "C3o-", "control": "C3x:", "text": "k*", "none": "kx"}
+            style = {"memory": "C6o-", "control": "C6x:", "text": "k*", "none": "kx"}
             axes.plot(*zip(*points, strict=True), style.get(method, "o-"), label=method)
         axes.set_title(titles[task], fontsize="medium")
         axes.set_xlabel("prompt tokens of the context, % of the text's")
         axes.set_ylim(-60, 110)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("gap in nats closed, %")
-    panels[1].legend(fontsize="small")
+    panels[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, bbox_inches="tight")
     pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""A context read once into a KV cache, by any method, and asked; in seconds, bytes and nats."""
+"""A context read once into a KV cache, by any method, and asked; in CPU seconds, bytes and nats."""
 
 from __future__ import annotations
 
@@ -31,11 +31,19 @@ class Context(NamedTuple):
     stored_bytes: int
 
 
-class Reader(NamedTuple):
+class Reader:
     """A frozen decoder and its tokenizer."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.tokenizer = model, tokenizer
+        self._prefixes: dict[tuple[int, ...], DynamicCache] = {}
+
+    def after(self, prefix: list[int]) -> DynamicCache:
+        """A cache of these ids, which are read once and served to every sample."""
+        key = tuple(prefix)
+        if key not in self._prefixes:
+            self._prefixes[key] = self.read(prefix)[1]
+        return copy.deepcopy(self._prefixes[key])
 
     def ids(self, text: str) -> list[int]:
         """Without control tokens."""
@@ -73,27 +81,30 @@ class Reader(NamedTuple):
         return outputs.logits[0], outputs.past_key_values
 
 
-def ask(reader: Reader, make: Callable[[], Context], answer: str) -> dict[str, Any]:
+def ask(
+    reader: Reader, make: Callable[[], Context], answer: str, new_tokens: int = NEW_TOKENS
+) -> dict[str, Any]:
     """Figures of one sample.
 
     Args:
         reader: of the decoder.
         make: reads the context.
         answer: what is right.
+        new_tokens: most tokens that are said.
 
     Returns:
         `nats` and `right` over `tokens` of the answer (teacher-forced), the greedy `said` up to a
         newline, `prepare_s` until the context is read, `first_token_s` from a question to the first
-        token of its answer, `context_tokens`, `cache_bytes` and `stored_bytes`.
+        token of its answer (both of CPU time), `context_tokens`, `cache_bytes` and `stored_bytes`.
     """
-    started = time.perf_counter()
+    started = time.process_time()
     context = make()
-    prepared = time.perf_counter()
+    prepared = time.process_time()
     cache = copy.deepcopy(context.cache)
-    began = time.perf_counter()
+    began = time.process_time()
     logits, cache = reader.read(context.asked, cache, context.next_position)
     said = [int(logits[-1].argmax())]
-    first = time.perf_counter()
+    first = time.process_time()
     position = context.next_position + len(context.asked)
     gold = reader.ids(answer)
     gold_logits = [logits[-1:]]
@@ -101,7 +112,7 @@ def ask(reader: Reader, make: Callable[[], Context], answer: str) -> dict[str, A
         gold_logits.append(reader.read(gold[:-1], copy.deepcopy(cache), position)[0])
     log_probs = torch.cat(gold_logits).float().log_softmax(-1)
     target = torch.tensor(gold)
-    while len(said) < NEW_TOKENS and "\n" not in reader.tokenizer.decode(said):
+    while len(said) < new_tokens and "\n" not in reader.tokenizer.decode(said):
         logits, cache = reader.read(said[-1:], cache, position)
         said.append(int(logits[-1].argmax()))
         position += 1

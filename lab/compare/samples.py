@@ -9,7 +9,7 @@ import argparse
 import gzip
 import json
 import random
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,8 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=40, help="Samples of each task.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    samples = question_samples(options.questions, options.count, options.seed)
-    samples += following_samples(options.books, options.count, options.seed, smollm2())
+    questions = question_samples(options.questions, options.count, options.seed)
+    passages = following_samples(options.books, options.count, options.seed, smollm2())
+    # In turns, so that a run that is stopped has both.
+    samples = chain.from_iterable(zip(questions, passages, strict=True))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("w", encoding="utf-8") as file:
         for sample in samples:

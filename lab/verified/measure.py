@@ -197,31 +197,26 @@ def measure_questions(
 
 
 def measure_losses(model: MemslotsModel, texts: dict[str, list[str]]) -> list[Record]:
+    """Of every text, see `lost_tokens`."""
+    return [lost_tokens(model, name, text) for name, own in texts.items() for text in own]
+
+
+def lost_tokens(model: MemslotsModel, name: str, text: str) -> Record:
     """Tokens lost at equal positions: rate 8 throughout, and the same slots spent by a budget."""
-    records = []
-    for name, own in texts.items():
-        for text in own:
-            fixed = verified.compress(model, text, rate=8, exact=[])
-            budget = verified.compress(model, text, max_slots=sum(fixed.n_slots))
-            served = verified.compress(model, text, fidelity=FIDELITY)
-            lost = {
-                "fixed": sum(len(c.lost or ()) for c in fixed.checks),
-                "budget": sum(len(c.lost or ()) for c in budget.checks),
-                "served": sum(len(c.lost or ()) for c in served.checks if c.text is None),
-            }
-            tokens = sum(c.tokens or 0 for c in fixed.checks)
-            records.append(
-                {
-                    "set": name,
-                    "tokens": tokens,
-                    **lost,
-                    "segments": len(fixed.segments),
-                    "positions": sum(model.memory_positions(fixed)),
-                    "served_positions": sum(model.memory_positions(served)),
-                    "as_text": served.segment_rates.count(0),
-                }
-            )
-    return records
+    fixed = verified.compress(model, text, rate=8, exact=[])
+    budget = verified.compress(model, text, max_slots=sum(fixed.n_slots))
+    served = verified.compress(model, text, fidelity=FIDELITY)
+    return {
+        "set": name,
+        "tokens": sum(c.tokens or 0 for c in fixed.checks),
+        "fixed": sum(len(c.lost or ()) for c in fixed.checks),
+        "budget": sum(len(c.lost or ()) for c in budget.checks),
+        "served": sum(len(c.lost or ()) for c in served.checks if c.text is None),
+        "segments": len(fixed.segments),
+        "positions": sum(model.memory_positions(fixed)),
+        "served_positions": sum(model.memory_positions(served)),
+        "as_text": served.segment_rates.count(0),
+    }
 
 
 def measure_cost(

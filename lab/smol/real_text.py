@@ -1,0 +1,172 @@
+"""What the slots of `smol` keep of books that they were not trained on: forward passes alone.
+
+    python -m lab.smol.real_text runs/real_text --books FOLDER --page docs/smollm2.md
+
+How well the second half of a passage is foreseen (PCC, table A1), which tokens each segment gives
+back, and what a rate for each segment saves. Each part is kept as JSON and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lab.pages import chosen, distinct, interval, render
+from lab.verified.measure import check_same_compressor, lost_tokens
+from memslots import MemslotsModel
+from memslots.cli.options import resolve_model
+from memslots.data.books import iterate_books
+from memslots.evaluation.conditions import BASELINES
+from memslots.evaluation.intervals import with_interval
+from memslots.evaluation.sample_log import SampleLog
+from memslots.evaluation.tasks import completion
+from memslots.verified.fidelity import read, teacher_forced
+
+Record = dict[str, Any]
+
+LENGTHS = (256, 512)
+PASSAGE_CHARACTERS = 1200
+
+
+def measure_following(
+    model: MemslotsModel, books: Sequence[str], samples: int, partial: Path
+) -> list[Record]:
+    """Perplexity of second halves by length, rate and what is read of the first (table A1)."""
+    rates = model.config.compression_rates
+    settings = {"checkpoint": model.fingerprint, "samples": samples, "lengths": list(LENGTHS)}
+    log = SampleLog(partial, settings, print, batch=2)
+    rows = [{"text": book[: 400 * samples * max(LENGTHS)]} for book in books]
+    return completion(model, rows, rates, LENGTHS, "books", BASELINES, samples, log)
+
+
+def passages(books: Sequence[str], count: int) -> list[str]:
+    """Passages evenly out of the books, in turns."""
+    rounds = -(-count // len(books))
+    return [
+        book[start : start + PASSAGE_CHARACTERS]
+        for place in range(rounds)
+        for book in books
+        for start in [len(book) * (place + 1) // (rounds + 1)]
+    ][:count]
+
+
+@torch.no_grad()
+def measure_fidelity(model: MemslotsModel, texts: Sequence[str]) -> list[Record]:
+    """Tokens of each segment that come back teacher-forced, by rate, and by another's memory."""
+    records = []
+    for rate in model.config.compression_rates:
+        memory = model.compress(list(texts), rate=rate)
+        readings = [read(model.processor, texts[s.text][s.start : s.end]) for s in memory.segments]
+        beside: list[list[int]] = [[] for _ in readings]
+        right = teacher_forced(model, memory, readings, beside)
+        # The control: each segment is asked of the slots of the one before it.
+        shifted = [*readings[1:], readings[0]]
+        control = teacher_forced(model, memory, shifted, beside)
+        control = [control[-1], *control[:-1]]
+        without = teacher_forced(model, None, readings, beside)
+        for number, segment in enumerate(memory.segments):
+            records.append(
+                {
+                    "rate": rate,
+                    "text": segment.text,
+                    "segment": sum(s.text == segment.text for s in memory.segments[:number]),
+                    "tokens": len(right[number]),
+                    "right": sum(right[number]),
+                    "another": sum(control[number]),
+                    "none": sum(without[number]),
+                    "slots": segment.slots,
+                }
+            )
+    return records
+
+
+def share_right(records: Sequence[Record], key: str) -> str:
+    """Share of tokens with its interval over segments, in percent."""
+
+    def share(some: Sequence[Record]) -> float:
+        return sum(r[key] for r in some) / sum(r["tokens"] for r in some)
+
+    return interval(with_interval(list(records), share))
+
+
+def page(results: dict[str, list[Record]], fingerprint: str) -> str:
+    """docs/smollm2.md."""
+    following, fidelity = results["following"], results["fidelity"]
+    by_condition = []
+    for record in chosen(following, metric="perplexity"):
+        place = {key: record[key] for key in ("condition", "rate", "length")}
+        shares = chosen(following, metric="nats_gap_closed", **place)
+        by_condition.append({**record, "share": shares[0] if shares else None})
+    rates = distinct(fidelity, "rate")
+    by_rate, by_segment = [], []
+    for rate in rates:
+        own = chosen(fidelity, rate=rate)
+        tokens, slots = (sum(record[key] for record in own) for key in ("tokens", "slots"))
+        shares = [share_right(own, key) for key in ("right", "another", "none")]
+        cut = f"{100 * min(1.0, slots / tokens):.1f}"
+        by_rate.append([rate, len(own), tokens, f"{tokens / slots:.2f}", *shares, cut])
+    for place in sorted(distinct(fidelity, "segment")):
+        own = chosen(fidelity, segment=place)
+        shares = [share_right(chosen(own, rate=rate), "right") for rate in rates]
+        by_segment.append([place + 1, len(chosen(own, rate=rates[0])), *shares])
+    return render(
+        Path(__file__).with_name("real_text.md.jinja"),
+        fingerprint=fingerprint[:12],
+        lengths=distinct(by_condition, "length"),
+        following=by_condition,
+        rates=rates,
+        by_rate=by_rate,
+        by_segment=by_segment,
+        losses=lost_row(results["losses"]),
+        samples=len(results["losses"]),
+    )
+
+
+def lost_row(records: Sequence[Record]) -> dict[str, Any]:
+    """Tokens lost by a fixed rate, a budget and a cut at equal prompt tokens."""
+    total = {key: sum(r[key] for r in records) for key in records[0] if key != "set"}
+    cut = sum(max(0, r["tokens"] - r["positions"]) for r in records)
+    ratio = with_interval(
+        list(records), lambda rs: sum(r["budget"] for r in rs) / max(1, sum(r["fixed"] for r in rs))
+    )
+    return {**total, "cut": cut, "ratio": ratio}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("results", type=Path, help="Folder to go on with.")
+    parser.add_argument("--books", required=True, help="Folder or file of held-out books.")
+    parser.add_argument("--page", type=Path, required=True, help="Markdown to write.")
+    parser.add_argument("--model", default="smol")
+    parser.add_argument("--samples", type=int, default=8, help="Passages of each table.")
+    given = parser.parse_args(arguments)
+    name = resolve_model(given.model)
+    model = MemslotsModel.from_pretrained(name, dtype=torch.bfloat16).eval()
+    books = list(iterate_books(given.books, "validation"))
+    texts = passages(books, given.samples)
+    given.results.mkdir(parents=True, exist_ok=True)
+    check_same_compressor(given.results / "compressor.txt", model.fingerprint)
+    parts: dict[str, Callable[[], list[Record]]] = {
+        "fidelity": lambda: measure_fidelity(model, texts),
+        "following": lambda: measure_following(
+            model, books, given.samples, given.results / "following.jsonl"
+        ),
+        "losses": lambda: [lost_tokens(model, "books", text) for text in texts],
+    }
+    results = {}
+    for part, measure in parts.items():
+        file = given.results / f"{part}.json"
+        if not file.is_file():
+            file.write_text(json.dumps(measure()), "utf-8")
+        results[part] = json.loads(file.read_text("utf-8"))
+    given.page.write_text(page(results, model.fingerprint), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
