@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from memslots.making import draw_converter, draw_group_pool
 from memslots.modeling.converters_memslots import ResidualConverter
@@ -37,6 +37,7 @@ class Slots(nn.Module):
     decoder: Any
     table: torch.Tensor
     head: torch.Tensor
+    prefixes: dict[tuple[int, ...], DynamicCache]
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Slots(nn.Module):
         self.to(table.device)
         # Not registered: they are the decoder's, and a checkpoint holds what is trained.
         head = decoder.get_output_embeddings().weight
-        self.__dict__.update(decoder=decoder, table=table, head=head)
+        self.__dict__.update(decoder=decoder, table=table, head=head, prefixes={})
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The weights of a checkpoint, by name."""
@@ -111,7 +112,10 @@ class Slots(nn.Module):
         rate: int,
         distilled: float = 0.5,
         scored: torch.Tensor | None = None,
+        felt: torch.Tensor | None = None,
         before: torch.Tensor | None = None,
+        shown: tuple[int, ...] | None = None,
+        states_weight: float = 0.0,
     ) -> Scores:
         """`[BOS] before <MEM> slots </MEM>` and what follows (PCC, eq. 3), distilled from the text.
 
@@ -124,11 +128,15 @@ class Slots(nn.Module):
             rate: tokens a slot.
             distilled: weight of the divergence from the decoder that reads the text.
             scored: `(rows, length)`, which tokens count; without it all but the first.
+            felt: `(rows, length)`, which tokens are not padding; without it all.
             before: `(rows, any)` tokens before the memory.
+            shown: ids that every row begins with, in place of BOS; read once and kept.
+            states_weight: of the distance between the decoder's states over text and over memory,
+                at all tokens of `following`, all layers (CompLLM, 2509.19228).
         """
         rows = len(ids)
         markers = self.markers.to(self.table)
-        start = [self._rows(rows, self._bos())]
+        start = [] if shown else [self._rows(rows, self._bos())]
         if before is not None:
             start.append(self.table[before])
         read = self.table[following[:, :-1]]
@@ -139,20 +147,41 @@ class Slots(nn.Module):
         ]
         last = following.shape[1] - 1
         counted = slice(None) if scored is None else scored[:, 1:].flatten()
-        teacher = None
-        if distilled:
+        read_here = slice(None) if felt is None else felt[:, :-1].flatten()
+        teacher = taught = None
+        if distilled or states_weight:
             with torch.no_grad():
-                teacher = self._states([*start, self.table[ids], read], last).flatten(0, 1)[counted]
-        states = self._states([*start, *slots, read], last).flatten(0, 1)[counted]
-        return self._score(states, following[:, 1:].flatten()[counted], teacher, distilled)
+                taught = self._layers([*start, self.table[ids], read], last, shown)
+                teacher = taught[-1].flatten(0, 1)[counted] if distilled else None
+        layers = self._layers([*start, *slots, read], last, shown)
+        states = layers[-1].flatten(0, 1)[counted]
+        scores = self._score(states, following[:, 1:].flatten()[counted], teacher, distilled)
+        if not states_weight or taught is None:
+            return scores
+        apart = torch.stack(
+            [
+                _distance(*(states.flatten(0, 1)[read_here].float() for states in pair))
+                for pair in zip(layers[1:], taught[1:], strict=True)
+            ]
+        ).mean()
+        return Scores(scores.loss + states_weight * apart, *scores[1:4], apart)
 
-    def without_memory(self, following: torch.Tensor, ids: torch.Tensor | None = None) -> Scores:
+    def without_memory(
+        self,
+        following: torch.Tensor,
+        ids: torch.Tensor | None = None,
+        scored: torch.Tensor | None = None,
+        before: torch.Tensor | None = None,
+        shown: tuple[int, ...] | None = None,
+    ) -> Scores:
         """The same continuation from the full text `ids`, or from nothing."""
-        parts = [self._rows(len(following), self._bos()), self.table[following[:, :-1]]]
-        if ids is not None:
-            parts.insert(1, self.table[ids])
-        target = following[:, 1:]
-        return self._score(self._states(parts, target.shape[1]).flatten(0, 1), target.flatten())
+        parts = [] if shown else [self._rows(len(following), self._bos())]
+        parts += [self.table[read] for read in (before, ids) if read is not None]
+        parts.append(self.table[following[:, :-1]])
+        last = following.shape[1] - 1
+        counted = slice(None) if scored is None else scored[:, 1:].flatten()
+        states = self._layers(parts, last, shown)[-1].flatten(0, 1)[counted]
+        return self._score(states, following[:, 1:].flatten()[counted])
 
     def _bos(self) -> torch.Tensor:
         index = self.decoder.config.bos_token_id
@@ -162,8 +191,30 @@ class Slots(nn.Module):
         return torch.cat(vectors).expand(rows, -1, -1)
 
     def _states(self, parts: list[torch.Tensor], last: int) -> torch.Tensor:
-        outputs = self.decoder.model(inputs_embeds=torch.cat(parts, dim=1), use_cache=False)
-        return outputs.last_hidden_state[:, -last:]
+        return self._layers(parts, last)[-1]
+
+    def _layers(
+        self, parts: list[torch.Tensor], last: int, shown: tuple[int, ...] | None = None
+    ) -> list[torch.Tensor]:
+        """The embeddings and all layers' states at the last tokens, the final norm's at the end."""
+        embeds = torch.cat(parts, dim=1)
+        cache = None
+        if shown:
+            if shown not in self.prefixes:
+                ids = torch.tensor([shown], device=self.table.device)
+                with torch.no_grad():
+                    self.prefixes[shown] = self.decoder.model(ids, use_cache=True).past_key_values
+            cache = DynamicCache()
+            for number, layer in enumerate(self.prefixes[shown].layers):
+                kept = (part.expand(len(embeds), -1, -1, -1) for part in (layer.keys, layer.values))
+                cache.update(*kept, number)
+        outputs = self.decoder.model(
+            inputs_embeds=embeds,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=True,
+        )
+        return [states[:, -last:] for states in outputs.hidden_states]
 
     def _score(
         self,
@@ -176,16 +227,27 @@ class Slots(nn.Module):
 
 
 class Scores(tuple):
-    """`loss`, to be trained on, and its `nats` a token, the share `right` and the divergence."""
+    """`loss`, to be trained on, and its `nats` a token, the share `right`, the divergence from a
+    teacher, and the distance from its states.
+    """
 
     def __new__(cls, *values: torch.Tensor):
-        """Of four scalars."""
+        """Of four or five scalars."""
         return super().__new__(cls, values)
 
     loss = property(lambda self: self[0])
     nats = property(lambda self: self[1].item())
     right = property(lambda self: self[2].item())
     divergence = property(lambda self: self[3].item())
+    apart = property(lambda self: self[4].item() if len(self) > 4 else 0.0)
+
+
+def _distance(states: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+    """Mean smooth L1 of a layer's states `(tokens, width)`, each channel in its standard deviation
+    over the teacher's tokens: a few channels of an LLM are hundreds of times larger than the rest.
+    """
+    scale = taught.std(0) + 1e-3
+    return functional.smooth_l1_loss(states / scale, taught / scale)
 
 
 class _Head(torch.autograd.Function):
