@@ -232,7 +232,7 @@ def train(options: argparse.Namespace) -> None:
     started = last_saved = time.monotonic()
     ends = started + 60 * options.minutes
     recent: dict[str, list[tuple[float, ...]]] = defaultdict(list)
-    while time.monotonic() < ends:
+    while time.monotonic() < ends and (options.steps is None or step < first_step + options.steps):
         phase = next(phase for phase in reversed(SCHEDULE) if step >= phase.step)
         left = (ends - time.monotonic()) / 60
         for group in optimizer.param_groups:
@@ -301,6 +301,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decoder", help="Folder of the decoder; SmolLM2 without.")
     parser.add_argument("--start", type=Path, help="Folder of slots-*.safetensors to begin with.")
     parser.add_argument("--minutes", type=float, default=60.0, help="Time to train.")
+    parser.add_argument("--steps", type=int, help="At most, for a trial.")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.0, help="Minutes of falling rate at end.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
