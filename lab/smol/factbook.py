@@ -126,9 +126,6 @@ PROSE = (
     "Geography/Geography - note",
     "Communications/Broadcast media",
 )
-CHARACTERS = (160, 760)
-"""Of a passage: about 40 to 190 tokens."""
-
 MOST_ANSWER = 60  # characters
 ASKED = 6  # questions about a passage
 
@@ -174,7 +171,7 @@ def countries(folder: Path) -> Iterator[Country]:
         yield Country(name, kept, [part for part in prose if part], number % 10 == 0)
 
 
-def fact_row(drawn: list[Country], draw: random.Random) -> dict[str, Any]:
+def fact_row(drawn: list[Country], draw: random.Random, characters: int) -> dict[str, Any]:
     """Facts of some countries told one after another, and half of them asked for."""
     told: list[tuple[str, str, str]] = []
     for country in drawn:
@@ -190,7 +187,7 @@ def fact_row(drawn: list[Country], draw: random.Random) -> dict[str, Any]:
                 )
             )
     draw.shuffle(told)
-    length, limit = 0, draw.randint(*CHARACTERS)
+    length, limit = 0, draw.randint(characters // 4, characters)
     kept = []
     for fact in told:
         if kept and length + len(fact[0]) > limit:

@@ -112,10 +112,8 @@ class Slots(nn.Module):
         rate: int,
         distilled: float = 0.5,
         scored: torch.Tensor | None = None,
-        felt: torch.Tensor | None = None,
         before: torch.Tensor | None = None,
         shown: tuple[int, ...] | None = None,
-        states_weight: float = 0.0,
     ) -> Scores:
         """`[BOS] before <MEM> slots </MEM>` and what follows (PCC, eq. 3), distilled from the text.
 
@@ -128,11 +126,8 @@ class Slots(nn.Module):
             rate: tokens a slot.
             distilled: weight of the divergence from the decoder that reads the text.
             scored: `(rows, length)`, which tokens count; without it all but the first.
-            felt: `(rows, length)`, which tokens are not padding; without it all.
             before: `(rows, any)` tokens before the memory.
             shown: ids that every row begins with, in place of BOS; read once and kept.
-            states_weight: of the distance between the decoder's states over text and over memory,
-                at all tokens of `following`, all layers (CompLLM, 2509.19228).
         """
         rows = len(ids)
         markers = self.markers.to(self.table)
@@ -147,24 +142,13 @@ class Slots(nn.Module):
         ]
         last = following.shape[1] - 1
         counted = slice(None) if scored is None else scored[:, 1:].flatten()
-        read_here = slice(None) if felt is None else felt[:, :-1].flatten()
-        teacher = taught = None
-        if distilled or states_weight:
+        teacher = None
+        if distilled:
             with torch.no_grad():
-                taught = self._layers([*start, self.table[ids], read], last, shown)
-                teacher = taught[-1].flatten(0, 1)[counted] if distilled else None
-        layers = self._layers([*start, *slots, read], last, shown)
-        states = layers[-1].flatten(0, 1)[counted]
-        scores = self._score(states, following[:, 1:].flatten()[counted], teacher, distilled)
-        if not states_weight or taught is None:
-            return scores
-        apart = torch.stack(
-            [
-                _distance(*(states.flatten(0, 1)[read_here].float() for states in pair))
-                for pair in zip(layers[1:], taught[1:], strict=True)
-            ]
-        ).mean()
-        return Scores(scores.loss + states_weight * apart, *scores[1:4], apart)
+                taught = self._states([*start, self.table[ids], read], last, shown)
+                teacher = taught.flatten(0, 1)[counted]
+        states = self._states([*start, *slots, read], last, shown).flatten(0, 1)[counted]
+        return self._score(states, following[:, 1:].flatten()[counted], teacher, distilled)
 
     def without_memory(
         self,
@@ -180,7 +164,7 @@ class Slots(nn.Module):
         parts.append(self.table[following[:, :-1]])
         last = following.shape[1] - 1
         counted = slice(None) if scored is None else scored[:, 1:].flatten()
-        states = self._layers(parts, last, shown)[-1].flatten(0, 1)[counted]
+        states = self._states(parts, last, shown).flatten(0, 1)[counted]
         return self._score(states, following[:, 1:].flatten()[counted])
 
     def _bos(self) -> torch.Tensor:
@@ -190,13 +174,9 @@ class Slots(nn.Module):
     def _rows(self, rows: int, *vectors: torch.Tensor) -> torch.Tensor:
         return torch.cat(vectors).expand(rows, -1, -1)
 
-    def _states(self, parts: list[torch.Tensor], last: int) -> torch.Tensor:
-        return self._layers(parts, last)[-1]
-
-    def _layers(
+    def _states(
         self, parts: list[torch.Tensor], last: int, shown: tuple[int, ...] | None = None
-    ) -> list[torch.Tensor]:
-        """The embeddings and all layers' states at the last tokens, the final norm's at the end."""
+    ) -> torch.Tensor:
         embeds = torch.cat(parts, dim=1)
         cache = None
         if shown:
@@ -212,9 +192,8 @@ class Slots(nn.Module):
             inputs_embeds=embeds,
             past_key_values=cache,
             use_cache=cache is not None,
-            output_hidden_states=True,
         )
-        return [states[:, -last:] for states in outputs.hidden_states]
+        return outputs.last_hidden_state[:, -last:]
 
     def _score(
         self,
@@ -227,27 +206,16 @@ class Slots(nn.Module):
 
 
 class Scores(tuple):
-    """`loss`, to be trained on, and its `nats` a token, the share `right`, the divergence from a
-    teacher, and the distance from its states.
-    """
+    """`loss`, to be trained on, and its `nats` a token, the share `right` and the divergence."""
 
     def __new__(cls, *values: torch.Tensor):
-        """Of four or five scalars."""
+        """Of four scalars."""
         return super().__new__(cls, values)
 
     loss = property(lambda self: self[0])
     nats = property(lambda self: self[1].item())
     right = property(lambda self: self[2].item())
     divergence = property(lambda self: self[3].item())
-    apart = property(lambda self: self[4].item() if len(self) > 4 else 0.0)
-
-
-def _distance(states: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-    """Mean smooth L1 of a layer's states `(tokens, width)`, each channel in its standard deviation
-    over the teacher's tokens: a few channels of an LLM are hundreds of times larger than the rest.
-    """
-    scale = taught.std(0) + 1e-3
-    return functional.smooth_l1_loss(states / scale, taught / scale)
 
 
 class _Head(torch.autograd.Function):

@@ -34,6 +34,8 @@ SHOWN = 0.6
 """Share of the steps of questions that show worked examples first."""
 
 LONGEST_PREFIX = 48
+CHARACTERS = 760  # of facts told together at most; about 190 tokens
+MOST_TRIES = 1000
 
 
 class Rows(NamedTuple):
@@ -43,7 +45,6 @@ class Rows(NamedTuple):
         ids: `(rows, tokens)`.
         following: `(rows, length)`, padded at the right.
         scored: `(rows, length)`, which of these count.
-        felt: `(rows, length)`, which are not padding: the decoder's states are compared there.
         before: `(rows, any)`, or None for nothing.
         shown: ids that all rows begin with, BOS first, or None for BOS alone.
         distilled: weight of the divergence from the decoder that reads the text.
@@ -52,7 +53,6 @@ class Rows(NamedTuple):
     ids: torch.Tensor
     following: torch.Tensor
     scored: torch.Tensor
-    felt: torch.Tensor
     before: torch.Tensor | None
     shown: tuple[int, ...] | None = None
     distilled: float = 0.5
@@ -94,7 +94,7 @@ class Tasks:
         wanted, tries = max(1, segments * tokens // length), 0
         while len(ids) < wanted:
             tries += 1
-            if tries > 1000 * wanted:
+            if tries > MOST_TRIES * wanted:
                 raise ValueError("these texts hold no name, number, date or quotation to ask for.")
             start = draw.randrange(len(self.texts) - length - tokens)
             text = self.texts[start : start + length]
@@ -117,9 +117,8 @@ class Tasks:
             ids.append(text)
             following.append(after)
             scored.append(counted)
-        padded, counted, felt = (
-            pad_sequence(column, batch_first=True).to(self.device)
-            for column in (following, scored, [torch.ones_like(c) for c in scored])
+        padded, counted = (
+            pad_sequence(column, batch_first=True).to(self.device) for column in (following, scored)
         )
         before = shown = None
         prefix = draw.choice((0, 0, LONGEST_PREFIX // 2, LONGEST_PREFIX))
@@ -131,17 +130,20 @@ class Tasks:
             before = torch.stack(
                 [torch.cat([self.texts[start : start + prefix], break_ids]) for start in starts]
             ).to(self.device)
-        return Rows(torch.stack(ids).to(self.device), padded, counted, felt, before, shown)
+        return Rows(torch.stack(ids).to(self.device), padded, counted, before, shown)
 
     def _facts(
         self, text: torch.Tensor, draw: random.Random
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Facts beside so much of a text as fills its length, questions and what counts of them."""
-        while True:
-            row = fact_row(draw.sample(self.world, draw.choice((1, 1, 2, 3))), draw)
+        for tries in range(1, MOST_TRIES):
+            drawn = draw.sample(self.world, draw.choice((1, 1, 2, 3)))
+            row = fact_row(drawn, draw, CHARACTERS // tries)
             told = torch.tensor(self._encode(row["context"]))
             if len(told) <= len(text):
                 break
+        else:
+            raise ValueError(f"no fact of the factbook is told in {len(text)} tokens.")
         filler = text[len(told) :]
         parts = (told, filler) if draw.random() < 0.5 else (filler, told)
         pairs = list(zip(row["question"], row["answer"], strict=True))

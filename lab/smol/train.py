@@ -61,7 +61,7 @@ SCHEDULE = (
     Phase(120, 16, 40, (2, 4), (REPEAT,)),
     Phase(260, 32, 24, (2, 4, 4, 4), (REPEAT,)),
     Phase(420, 64, 12, (2, 4, 4, 4, 4), (REPEAT,)),
-    Phase(700, 64, 12, (2, 4), (REPEAT, FACTS, COMPLETE, REPEAT, FACTS, RECALL, REPEAT, CLOZE)),
+    Phase(700, 64, 12, (2, 4, 4), (REPEAT, FACTS, COMPLETE, REPEAT, FACTS, RECALL, REPEAT, CLOZE)),
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
 
@@ -231,7 +231,7 @@ def train(options: argparse.Namespace) -> None:
 
     started = last_saved = time.monotonic()
     ends = started + 60 * options.minutes
-    recent: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    recent: dict[str, list[tuple[float, float]]] = defaultdict(list)
     while time.monotonic() < ends and (options.steps is None or step < first_step + options.steps):
         phase = next(phase for phase in reversed(SCHEDULE) if step >= phase.step)
         left = (ends - time.monotonic()) / 60
@@ -251,7 +251,7 @@ def train(options: argparse.Namespace) -> None:
         else:
             rows = tasks.rows(task, count, phase.tokens, draw)
             ids = rows.ids
-            scores = slots.complete(**rows._asdict(), rate=rate, states_weight=options.states)
+            scores = slots.complete(**rows._asdict(), rate=rate)
             # A step of few scored tokens is noise at the full rate (docs/log.md).
             weight = math.sqrt(int(rows.scored[:, 1:].sum()) / (count * phase.tokens))
         optimizer.zero_grad()
@@ -260,9 +260,7 @@ def train(options: argparse.Namespace) -> None:
         optimizer.step()
         step += 1
         seen += ids.numel()
-        recent[f"{task} {rate}"].append(
-            (scores.nats, scores.right, scores.divergence, scores.apart)
-        )
+        recent[f"{task} {rate}"].append((scores.nats, scores.right))
         if step % options.log_every == 0:
             means = {
                 task: [round(sum(column) / len(column), 3) for column in zip(*values, strict=True)]
@@ -275,8 +273,8 @@ def train(options: argparse.Namespace) -> None:
             )
             recent.clear()
         if step % (5 * options.log_every) == 0:
-            measured = held_out(slots, unseen, unknown, tokenizer, options.device)
-            rounded = {key: [round(value, 3) for value in pair] for key, pair in measured.items()}
+            figures = held_out(slots, unseen, unknown, tokenizer, options.device)
+            rounded = {key: [round(value, 3) for value in pair] for key, pair in figures.items()}
             say(options.output, {"step": step, "seen": seen, "held out": rounded})
         if time.monotonic() - last_saved > options.save_seconds:
             save()
@@ -310,7 +308,6 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=8, help="Layers of the decoder that encode.")
     parser.add_argument("--rank", type=int, default=48, help="Of their LoRA.")
     parser.add_argument("--factbook", type=Path, help="Folder of the profiles, the first time.")
-    parser.add_argument("--states", type=float, default=1.0, help="Weight of the states' distance.")
     parser.add_argument("--log-every", type=int, default=20, help="Steps between two lines.")
     parser.add_argument("--save-seconds", type=float, default=240.0, help="Between checkpoints.")
     return parser.parse_args(given)
