@@ -188,7 +188,7 @@ def fact_row(drawn: list[Country], draw: random.Random, characters: int) -> dict
             )
     draw.shuffle(told)
     length, limit = 0, draw.randint(characters // 4, characters)
-    kept = []
+    kept: list[tuple[str, str, str]] = []
     for fact in told:
         if kept and length + len(fact[0]) > limit:
             break

@@ -137,7 +137,7 @@ class Tasks:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Facts beside so much of a text as fills its length, questions and what counts of them."""
         for tries in range(1, MOST_TRIES):
-            drawn = draw.sample(self.world, draw.choice((1, 1, 2, 3)))
+            drawn = draw.sample(self.world, min(draw.choice((1, 1, 2, 3)), len(self.world)))
             row = fact_row(drawn, draw, CHARACTERS // tries)
             told = torch.tensor(self._encode(row["context"]))
             if len(told) <= len(text):
