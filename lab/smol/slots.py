@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from memslots.making import draw_converter, draw_group_pool
 from memslots.modeling.converters_memslots import ResidualConverter
@@ -37,6 +37,7 @@ class Slots(nn.Module):
     decoder: Any
     table: torch.Tensor
     head: torch.Tensor
+    prefixes: dict[tuple[int, ...], DynamicCache]
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Slots(nn.Module):
         self.to(table.device)
         # Not registered: they are the decoder's, and a checkpoint holds what is trained.
         head = decoder.get_output_embeddings().weight
-        self.__dict__.update(decoder=decoder, table=table, head=head)
+        self.__dict__.update(decoder=decoder, table=table, head=head, prefixes={})
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The weights of a checkpoint, by name."""
@@ -112,6 +113,7 @@ class Slots(nn.Module):
         distilled: float = 0.5,
         scored: torch.Tensor | None = None,
         before: torch.Tensor | None = None,
+        shown: tuple[int, ...] | None = None,
     ) -> Scores:
         """`[BOS] before <MEM> slots </MEM>` and what follows (PCC, eq. 3), distilled from the text.
 
@@ -125,10 +127,11 @@ class Slots(nn.Module):
             distilled: weight of the divergence from the decoder that reads the text.
             scored: `(rows, length)`, which tokens count; without it all but the first.
             before: `(rows, any)` tokens before the memory.
+            shown: ids that every row begins with, in place of BOS; read once and kept.
         """
         rows = len(ids)
         markers = self.markers.to(self.table)
-        start = [self._rows(rows, self._bos())]
+        start = [] if shown else [self._rows(rows, self._bos())]
         if before is not None:
             start.append(self.table[before])
         read = self.table[following[:, :-1]]
@@ -142,17 +145,27 @@ class Slots(nn.Module):
         teacher = None
         if distilled:
             with torch.no_grad():
-                teacher = self._states([*start, self.table[ids], read], last).flatten(0, 1)[counted]
-        states = self._states([*start, *slots, read], last).flatten(0, 1)[counted]
+                taught = self._states([*start, self.table[ids], read], last, shown)
+                teacher = taught.flatten(0, 1)[counted]
+        states = self._states([*start, *slots, read], last, shown).flatten(0, 1)[counted]
         return self._score(states, following[:, 1:].flatten()[counted], teacher, distilled)
 
-    def without_memory(self, following: torch.Tensor, ids: torch.Tensor | None = None) -> Scores:
+    def without_memory(
+        self,
+        following: torch.Tensor,
+        ids: torch.Tensor | None = None,
+        scored: torch.Tensor | None = None,
+        before: torch.Tensor | None = None,
+        shown: tuple[int, ...] | None = None,
+    ) -> Scores:
         """The same continuation from the full text `ids`, or from nothing."""
-        parts = [self._rows(len(following), self._bos()), self.table[following[:, :-1]]]
-        if ids is not None:
-            parts.insert(1, self.table[ids])
-        target = following[:, 1:]
-        return self._score(self._states(parts, target.shape[1]).flatten(0, 1), target.flatten())
+        parts = [] if shown else [self._rows(len(following), self._bos())]
+        parts += [self.table[read] for read in (before, ids) if read is not None]
+        parts.append(self.table[following[:, :-1]])
+        last = following.shape[1] - 1
+        counted = slice(None) if scored is None else scored[:, 1:].flatten()
+        states = self._states(parts, last, shown).flatten(0, 1)[counted]
+        return self._score(states, following[:, 1:].flatten()[counted])
 
     def _bos(self) -> torch.Tensor:
         index = self.decoder.config.bos_token_id
@@ -161,8 +174,25 @@ class Slots(nn.Module):
     def _rows(self, rows: int, *vectors: torch.Tensor) -> torch.Tensor:
         return torch.cat(vectors).expand(rows, -1, -1)
 
-    def _states(self, parts: list[torch.Tensor], last: int) -> torch.Tensor:
-        outputs = self.decoder.model(inputs_embeds=torch.cat(parts, dim=1), use_cache=False)
+    def _states(
+        self, parts: list[torch.Tensor], last: int, shown: tuple[int, ...] | None = None
+    ) -> torch.Tensor:
+        embeds = torch.cat(parts, dim=1)
+        cache = None
+        if shown:
+            if shown not in self.prefixes:
+                ids = torch.tensor([shown], device=self.table.device)
+                with torch.no_grad():
+                    self.prefixes[shown] = self.decoder.model(ids, use_cache=True).past_key_values
+            cache = DynamicCache()
+            for number, layer in enumerate(self.prefixes[shown].layers):
+                kept = (part.expand(len(embeds), -1, -1, -1) for part in (layer.keys, layer.values))
+                cache.update(*kept, number)
+        outputs = self.decoder.model(
+            inputs_embeds=embeds,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
         return outputs.last_hidden_state[:, -last:]
 
     def _score(

@@ -30,8 +30,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from lab.smol import factbook
 from lab.smol.slots import Slots
-from lab.smol.tasks import CLOZE, COMPLETE, RECALL, REPEAT, Tasks
+from lab.smol.tasks import CLOZE, COMPLETE, FACTS, RECALL, REPEAT, Tasks
 from memslots.smollm2 import smollm2
 from memslots.writing import whole_file
 
@@ -60,11 +61,12 @@ SCHEDULE = (
     Phase(120, 16, 40, (2, 4), (REPEAT,)),
     Phase(260, 32, 24, (2, 4, 4, 4), (REPEAT,)),
     Phase(420, 64, 12, (2, 4, 4, 4, 4), (REPEAT,)),
-    Phase(700, 64, 12, (2, 4), (REPEAT, RECALL, REPEAT, COMPLETE, REPEAT, CLOZE)),
+    Phase(700, 64, 12, (2, 4, 4), (REPEAT, FACTS, COMPLETE, REPEAT, FACTS, RECALL, REPEAT, CLOZE)),
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
 
 WARM_UP = 30
+PROSE_TIMES = 4
 SEGMENTS_HELD_OUT = 24
 PART_BYTES = 15 * 2**20
 
@@ -143,7 +145,11 @@ def pieces(ids: torch.Tensor, starts: list[int], first: int, length: int) -> tor
 
 @torch.no_grad()
 def held_out(
-    slots: Slots, ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, device: str
+    slots: Slots,
+    ids: torch.Tensor,
+    world: list[factbook.Country],
+    tokenizer: PreTrainedTokenizerBase,
+    device: str,
 ) -> dict[str, list[float]]:
     """Nats a token and share right on unseen books: `r4/64` reconstructs 64 tokens at rate 4."""
     starts = [i * 2000 for i in range(SEGMENTS_HELD_OUT)]
@@ -162,9 +168,13 @@ def held_out(
         # The control: another passage's memory.
         scores = slots.complete(before.roll(1, 0), after, rate)
         figures[f"after another r{rate}"] = [scores.nats, scores.right]
-    for task in (RECALL, CLOZE):
-        rows = Tasks(ids, tokenizer, device).rows(task, 60, 64, random.Random(0))
+    for task in (RECALL, CLOZE, FACTS):
+        rows = Tasks(ids, world, tokenizer, device).rows(task, 60, 64, random.Random(0))
         asked = rows._replace(distilled=0.0)._asdict()
+        told = {name: asked[name] for name in ("following", "scored", "before", "shown")}
+        for name, text in (("none", None), ("text", rows.ids)):
+            scores = slots.without_memory(**told, ids=text)
+            figures[f"{task} {name}"] = [scores.nats, scores.right]
         for rate in (2, 4):
             scores = slots.complete(**asked, rate=rate)
             figures[f"{task} {rate}"] = [scores.nats, scores.right]
@@ -185,7 +195,15 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(name)
     slots = Slots(decoder, tokenizer, options.layers, options.rank)
-    tasks = Tasks(texts, tokenizer, options.device)
+    world = factbook.load(options.factbook, folder / "factbook.json")
+    known = [country for country in world if not country.held_out]
+    unknown = [country for country in world if country.held_out]
+    prose = [f"{text}\n\n" for country in known for text in country.prose]
+    prose_ids = tokenizer(prose, add_special_tokens=False)["input_ids"]
+    encyclopedic = torch.tensor([token for ids in prose_ids for token in ids])
+    # A sixth of all texts, read several times a book's number of times.
+    texts = torch.cat([texts, *[encyclopedic] * PROSE_TIMES])
+    tasks = Tasks(texts, known, tokenizer, options.device)
     weights = slots.trained()
     optimizer = torch.optim.AdamW(
         weights.values(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -214,7 +232,7 @@ def train(options: argparse.Namespace) -> None:
     started = last_saved = time.monotonic()
     ends = started + 60 * options.minutes
     recent: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    while time.monotonic() < ends:
+    while time.monotonic() < ends and (options.steps is None or step < first_step + options.steps):
         phase = next(phase for phase in reversed(SCHEDULE) if step >= phase.step)
         left = (ends - time.monotonic()) / 60
         for group in optimizer.param_groups:
@@ -255,7 +273,7 @@ def train(options: argparse.Namespace) -> None:
             )
             recent.clear()
         if step % (5 * options.log_every) == 0:
-            figures = held_out(slots, unseen, tokenizer, options.device)
+            figures = held_out(slots, unseen, unknown, tokenizer, options.device)
             rounded = {key: [round(value, 3) for value in pair] for key, pair in figures.items()}
             say(options.output, {"step": step, "seen": seen, "held out": rounded})
         if time.monotonic() - last_saved > options.save_seconds:
@@ -281,6 +299,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decoder", help="Folder of the decoder; SmolLM2 without.")
     parser.add_argument("--start", type=Path, help="Folder of slots-*.safetensors to begin with.")
     parser.add_argument("--minutes", type=float, default=60.0, help="Time to train.")
+    parser.add_argument("--steps", type=int, help="At most, for a trial.")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.0, help="Minutes of falling rate at end.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
@@ -288,6 +307,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scale", type=int, default=1, help="Times the segments of a step.")
     parser.add_argument("--layers", type=int, default=8, help="Layers of the decoder that encode.")
     parser.add_argument("--rank", type=int, default=48, help="Of their LoRA.")
+    parser.add_argument("--factbook", type=Path, help="Folder of the profiles, the first time.")
     parser.add_argument("--log-every", type=int, default=20, help="Steps between two lines.")
     parser.add_argument("--save-seconds", type=float, default=240.0, help="Between checkpoints.")
     return parser.parse_args(given)
