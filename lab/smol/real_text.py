@@ -40,7 +40,10 @@ def measure_following(
     rates = model.config.compression_rates
     settings = {"checkpoint": model.fingerprint, "samples": samples, "lengths": list(LENGTHS)}
     log = SampleLog(partial, settings, print, batch=2)
-    rows = [{"text": book[: 400 * samples * max(LENGTHS)]} for book in books]
+    rows: list[TextRow] = [
+        {"id": f"book {i}", "text": book[: 400 * samples * max(LENGTHS)]}
+        for i, book in enumerate(books)
+    ]
     return completion(model, rows, rates, LENGTHS, "books", BASELINES, samples, log)
 
 
@@ -103,7 +106,8 @@ def page(results: dict[str, list[Record]], fingerprint: str) -> str:
         shares = chosen(following, metric="nats_gap_closed", **place)
         by_condition.append({**record, "share": shares[0] if shares else None})
     rates = distinct(fidelity, "rate")
-    by_rate, by_segment = [], []
+    by_rate: list[list[Any]] = []
+    by_segment: list[list[Any]] = []
     for rate in rates:
         own = chosen(fidelity, rate=rate)
         tokens, slots = (sum(record[key] for record in own) for key in ("tokens", "slots"))

@@ -11,7 +11,6 @@ import gzip
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
