@@ -21,6 +21,7 @@ from lab.verified.measure import check_same_compressor, lost_tokens
 from memslots import MemslotsModel
 from memslots.cli.options import resolve_model
 from memslots.data.books import iterate_books
+from memslots.data.schema import TextRow
 from memslots.evaluation.conditions import BASELINES
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.sample_log import SampleLog
@@ -103,8 +104,8 @@ def page(results: dict[str, list[Record]], fingerprint: str) -> str:
     by_condition = []
     for record in chosen(following, metric="perplexity"):
         place = {key: record[key] for key in ("condition", "rate", "length")}
-        shares = chosen(following, metric="nats_gap_closed", **place)
-        by_condition.append({**record, "share": shares[0] if shares else None})
+        closed = chosen(following, metric="nats_gap_closed", **place)
+        by_condition.append({**record, "share": closed[0] if closed else None})
     rates = distinct(fidelity, "rate")
     by_rate: list[list[Any]] = []
     by_segment: list[list[Any]] = []
