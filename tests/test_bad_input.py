@@ -33,7 +33,7 @@ def memory(model):
         ({"question": ""}, ValueError, "question is empty or only white space"),
         ({"question": "  "}, ValueError, "question is empty"),
         ({"question": []}, ValueError, "question is an empty list"),
-        ({"question": None}, ValueError, "give question=... or messages"),
+        ({"question": None}, ValueError, "give either question=... or messages"),
         ({"question": 7}, TypeError, "question must be .* got int"),
         ({"question": ["Why?", 7]}, TypeError, "question must be .* got int"),
         ({"question": "why\udc00?"}, ValueError, "question has a lone surrogate .* character 3"),

@@ -208,7 +208,7 @@ def test_slots_pool_the_states_of_rate_tokens(pooler, rate):
 def test_coarser_rates_are_merged_or_refused(pooler):
     fine, fresh = pooler.compress([*TEXTS, LONG], rate=2), pooler.compress([*TEXTS, LONG], rate=4)
     if pooler.config.pooling == "attention":
-        with pytest.raises(ValueError, match=r"attention's weights are not kept.*rate=4"):
+        with pytest.raises(ValueError, match=r"states that they pool are not kept.*rate=4"):
             fine.at_rate(4)
     else:
         coarse = fine.at_rate(4)

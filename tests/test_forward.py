@@ -27,7 +27,7 @@ def task_inputs(model, tasks=(RECONSTRUCTION, COMPLETION, RECONSTRUCTION, COMPLE
             segments=[i] if task == RECONSTRUCTION else [i, (i + 1) % len(spans)],
             prompt=Prompt(processor.bos_ids, [9, 8, 7] if task == ANSWER else []),
             target=processor.decoder_text.encode(target),
-            given=2 if task == COMPLETION else 0,
+            input_only=2 if task == COMPLETION else 0,
             task=task,
         )
         for i, (task, target) in enumerate(zip(tasks, targets, strict=False))

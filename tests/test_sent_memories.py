@@ -80,8 +80,8 @@ TEXT = -1  # the last segment is read as text
     [
         (put("rate", 3), "memory has rate 3; allowed"),
         (put("rate", 10**30), "memory has rate 1000"),
-        (put("rates", [8, 16, 10**9]), "memory has rates"),
-        (put("rates", "all"), "memory has rates"),
+        (put("rates", [8, 16, 10**9]), "memory has rates|rates is"),
+        (put("rates", "all"), "memory has rates|rates is"),
         (put("nested", "yes"), "memory has nested 'yes'"),
         (put("pooling", "mean"), "memory has pooling 'mean'"),
         (put("fingerprint", 7), "no memory's"),

@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("sharded_script.py")
 def test_rows_are_made_up_for_tasks_that_others_have():
     rows = [
         Row([3, 4], Prompt([1]), [5, 6], task=ANSWER),
-        Row([3], Prompt([1]), [7], given=1, task=COMPLETION),  # nothing left to predict
+        Row([3], Prompt([1]), [7], input_only=1, task=COMPLETION),  # nothing left to predict
     ]
     same, made_up = with_tasks(rows, [False, False, True], token=2)
     assert (same, made_up) == (rows, [False, False, False])

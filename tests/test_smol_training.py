@@ -62,7 +62,7 @@ def test_a_compressor_with_these_weights_is_the_same(slots, decoder):
         inputs = model.processor.lay_out(
             [
                 Row([0], bos, [*ids, *model.processor.eos_ids], task=RECONSTRUCTION),
-                Row([0], bos, following, given=1, task=COMPLETION),
+                Row([0], bos, following, input_only=1, task=COMPLETION),
             ],
             [16 // rate],
         )

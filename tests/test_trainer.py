@@ -229,7 +229,7 @@ def test_targets_are_the_decoders_own_tokens(compressor, tmp_path):
     (completion,) = [r for r in batch.rows if r.task == COMPLETION]
     following = processor.decoder_text.encode(text[spans[1].end :])
     assert completion.target == following[: args.completion_length]
-    assert completion.given == 1
+    assert completion.input_only == 1
     assert completion.segments == [0, 1]
 
 

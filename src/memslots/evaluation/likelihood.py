@@ -66,7 +66,7 @@ def target_losses(
         rows = model.memory_rows(memory, list(enumerate(prompts)))
     for row, prompt, target in zip(rows, prompts, targets, strict=True):
         row.prompt = prompt  # these words and no others, whatever the memory ends in
-        row.target, row.given, row.task = list(target), given, task
+        row.target, row.input_only, row.task = list(target), given, task
     lengths = [model.processor.row_length(row, slots) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import rich.table
 from rich.console import Group
-from rich.table import Table
+
+from memslots.evaluation.pages import Table, footnote, markdown_page
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -62,12 +64,6 @@ def _share(condition: dict[str, Any] | None) -> float | None:
 # -- tables, as a header and rows of strings -------------------------------------------------------
 
 
-class _Table(NamedTuple):
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-
 def _conditions(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Label and scores of each condition, in the order of reading."""
     yield "plain text", part["plain"]
@@ -77,7 +73,7 @@ def _conditions(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "no memory", part["none"]
 
 
-def _exact_match(results: dict[str, Any], part: dict[str, Any], title: str) -> _Table:
+def _exact_match(results: dict[str, Any], part: dict[str, Any], title: str) -> Table:
     slots = part.get("slots", results["slots"])
     rows = []
     for label, condition in _conditions(part):
@@ -104,10 +100,10 @@ def _exact_match(results: dict[str, Any], part: dict[str, Any], title: str) -> _
         "words",
         "numbers",
     ]
-    return _Table(title, header, rows)
+    return Table(title, header, rows)
 
 
-def _facts(results: dict[str, Any]) -> _Table:
+def _facts(results: dict[str, Any]) -> Table:
     columns = list(_conditions(results["one_person"]))
     facts = list(columns[0][1]["facts"])
     rows = [
@@ -116,10 +112,10 @@ def _facts(results: dict[str, Any]) -> _Table:
     ]
     counts = [columns[0][1]["facts"][fact]["n"] for fact in facts]
     rows = [[f"{row[0]} ({n})", *row[1:]] for row, n in zip(rows, counts, strict=True)]
-    return _Table("Each fact (questions)", ["Fact", *(label for label, _ in columns)], rows)
+    return Table("Each fact (questions)", ["Fact", *(label for label, _ in columns)], rows)
 
 
-def _reconstruction(scores: dict[str, Any], slots: dict[str, Any] | None, title: str) -> _Table:
+def _reconstruction(scores: dict[str, Any], slots: dict[str, Any] | None, title: str) -> Table:
     rows = []
     for rate, found in scores.items():
         row = [
@@ -133,18 +129,18 @@ def _reconstruction(scores: dict[str, Any], slots: dict[str, Any] | None, title:
         rows.append(row)
     header = ["Rate", "tokens right", "right after alignment", "segments exact"]
     header += ["slots a context", "effective rate"] if slots else []
-    return _Table(title, header, rows)
+    return Table(title, header, rows)
 
 
-def _targets_table(results: dict[str, Any]) -> _Table:
+def _targets_table(results: dict[str, Any]) -> Table:
     rows = [
         [target.name, target.required, _percent(target.reached), "yes" if target.ok else "NO"]
         for target in targets(results)
     ]
-    return _Table("Targets", ["Target", "required", "reached", "ok"], rows)
+    return Table("Targets", ["Target", "required", "reached", "ok"], rows)
 
 
-def _tables(results: dict[str, Any], full: bool) -> list[_Table]:
+def _tables(results: dict[str, Any], full: bool) -> list[Table]:
     tables = [
         _exact_match(
             results,
@@ -175,13 +171,10 @@ def _percent(share: float | None) -> str:
 
 
 def _footnote(results: dict[str, Any]) -> str:
-    machine, checkpoint = results["machine"], results["checkpoint"]
-    return (
-        f"Greedy decoding, held-out people, seed {results['seed']}, Wilson intervals. Prompt "
-        "tokens are those of the context, markers included; means. Compressor "
-        f"{checkpoint['fingerprint'][:12]}, {machine['hardware']}, {machine['dtype']}, torch "
-        f"{machine['torch']}, transformers {machine['transformers']}, "
-        f"{results['seconds']:.0f} seconds in all."
+    return footnote(
+        results,
+        f"held-out people, seed {results['seed']}, Wilson intervals; prompt tokens are "
+        "means, those of the context, markers included",
     )
 
 
@@ -191,13 +184,13 @@ def _footnote(results: dict[str, Any]) -> str:
 def rich_report(results: dict[str, Any]) -> Group:
     """All tables, the targets last, for `rich.print`."""
     shown: list[Any] = []
-    for title, header, rows in [*_tables(results, full=True), _targets_table(results)]:
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for number, column in enumerate(header):
-            table.add_column(column, justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*row, style="red" if row[-1] == "NO" else None)
-        shown += [table, ""]
+    for table in [*_tables(results, full=True), _targets_table(results)]:
+        grid = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+        for number, column in enumerate(table.header):
+            grid.add_column(column, justify="right" if number else "left")
+        for row in table.rows:
+            grid.add_row(*row, style="red" if row[-1] == "NO" else None)
+        shown += [grid, ""]
     return Group(*shown, _footnote(results))
 
 
@@ -211,17 +204,7 @@ def markdown_report(results: dict[str, Any], full: bool = True) -> str:
         results: What `evaluate_tiny` returned.
         full: False leaves out facts, many people and books.
     """
-    parts = []
-    for title, header, rows in _tables(results, full):
-        lines = [
-            f"**{title}**",
-            "",
-            "| " + " | ".join(header) + " |",
-            "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|",
-            *("| " + " | ".join(row) + " |" for row in rows),
-        ]
-        parts.append("\n".join(lines))
-    return "\n\n".join([*parts, _footnote(results)]) + "\n"
+    return markdown_page(_tables(results, full), _footnote(results))
 
 
 def fill_block(path: str | Path, results: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from memslots.evaluation.pages import Table, footnote, markdown_page
+
 Record = dict[str, Any]
 
 
@@ -15,32 +17,31 @@ def markdown(results: dict[str, Any]) -> str:
     Args:
         results: of `evaluate_tasks`.
     """
-    lines = []
-    for task, data in _groups(results["records"], "task", "data"):
-        own = [r for r in results["records"] if (r["task"], r["data"]) == (task, data)]
-        lines += [f"**{task}, {data}**", ""]
-        lines += [
-            "| The decoder reads | prompt tokens | input | metric | value | 95% interval | n |"
-        ]
-        lines += ["|---|---:|---:|---|---:|---|---:|"]
-        for record in own:
-            kind = f"{record['kind']} at {record['depth']:g}, " if "kind" in record else ""
-            lines.append(
-                f"| {reads(record)} | {record['positions']:g} | {record['length'] or ''} "
-                f"| {kind}{record['metric']} | {_number(record['value'])} "
-                f"| {_number(record['low'])} to {_number(record['high'])} | {record['n']} |"
-            )
-        lines.append("")
-    machine, checkpoint = results["machine"], results["checkpoint"]
-    lines += [f"- {note}" for note in results["notes"]]
-    lines.append("")
-    lines.append(
-        f"Greedy decoding, bootstrap intervals, seed {results['seed']}. Compressor "
-        f"{checkpoint['fingerprint'][:12]}, {machine['hardware']}, {machine['dtype']}, torch "
-        f"{machine['torch']}, transformers {machine['transformers']}, {results['seconds']:g} "
-        "seconds in all."
-    )
-    return "\n".join(lines) + "\n"
+    header = ["The decoder reads", "prompt tokens", "input", "metric", "value", "95% interval", "n"]
+    tables = [
+        Table(
+            f"{task}, {data}",
+            header,
+            [_row(r) for r in results["records"] if (r["task"], r["data"]) == (task, data)],
+            left=(0, 3, 5),
+        )
+        for task, data in _groups(results["records"], "task", "data")
+    ]
+    how = f"bootstrap intervals, seed {results['seed']}"
+    return markdown_page(tables, footnote(results, how), results["notes"])
+
+
+def _row(record: Record) -> list[str]:
+    kind = f"{record['kind']} at {record['depth']:g}, " if "kind" in record else ""
+    return [
+        reads(record),
+        f"{record['positions']:g}",
+        str(record["length"] or ""),
+        kind + record["metric"],
+        _number(record["value"]),
+        f"{_number(record['low'])} to {_number(record['high'])}",
+        str(record["n"]),
+    ]
 
 
 def reads(record: Record) -> str:

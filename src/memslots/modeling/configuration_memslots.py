@@ -48,12 +48,7 @@ ONLY_WITH: dict[str, tuple[Any, tuple[str, tuple[str, ...]]]] = {
 }
 """Fields that have no other value than this one, except where another field has one of these."""
 
-AT_LEAST_1 = (
-    "segment_length",
-    "converter_hidden_size",
-    "pool_hidden_size",
-    "encoder_layers",
-)
+AT_LEAST_1 = ("segment_length", "converter_hidden_size", "pool_hidden_size", "encoder_layers")
 
 LORA_DEFAULTS: dict[str, Any] = {
     "r": 64,

@@ -48,9 +48,9 @@ class Row:
         segments: indices of the segments that it reads, in order.
         prompt: tokens around the memory.
         target: tokens to predict after the prompt; empty for generation.
-        given: how many tokens of `target` are input only.
+        input_only: how many tokens of `target` are read and not predicted.
         predicted: for each token of `target` whether it is predicted, where input and targets take
-            turns (several questions in one row); None predicts all after `given`.
+            turns (several questions in one row); None predicts all after these.
         task: RECONSTRUCTION, COMPLETION or ANSWER.
         literals: decoder tokens of the literals of each of `segments`, which follow its slots;
             empty where no segment has any (see `texts_memslots`). Of a segment without slots:
@@ -60,7 +60,7 @@ class Row:
     segments: list[int]
     prompt: Prompt
     target: list[int] = field(default_factory=list)
-    given: int = 0
+    input_only: int = 0
     task: int = ANSWER
     predicted: list[bool] | None = None
     literals: list[list[int]] = field(default_factory=list)
@@ -70,11 +70,11 @@ class Row:
         """Tokens of `target` that are predicted."""
         if self.predicted is not None:
             return sum(self.predicted)
-        return max(0, len(self.target) - self.given)
+        return max(0, len(self.target) - self.input_only)
 
     def target_labels(self) -> list[int]:
         """Labels of `target`: its tokens where they are predicted, else `IGNORE`."""
-        predicted = self.predicted or [i >= self.given for i in range(len(self.target))]
+        predicted = self.predicted or [i >= self.input_only for i in range(len(self.target))]
         return [
             token if counts else IGNORE
             for token, counts in zip(self.target, predicted, strict=True)
@@ -218,7 +218,7 @@ def literal_ids(literals: Sequence[Sequence], encode: Encode) -> list[list[int]]
 
 def beside_slots(memory: Memory, encode: Encode) -> list[list[int]]:
     """Decoder tokens of each segment's literals, after its text where that is read as text."""
-    beside = literal_ids(memory.literals, encode) or [[] for _ in memory.segments]
+    beside = literal_ids([segment.literals for segment in memory.segments], encode)
     for i, text in enumerate(memory.segment_texts):
         if text is not None:
             beside[i] = encode(text) + beside[i]

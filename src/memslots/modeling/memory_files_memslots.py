@@ -110,9 +110,9 @@ def segments_from_json(
     """Segments of five numbers each; `literals` and `checks` are of each of them, or none."""
     for name, values in (("literals", literals), ("checks", checks)):
         if values and len(values) != len(numbers):
-            raise ValueError(f"{name} of {len(values)} segments, and there are {len(numbers)}.")
+            raise ValueError(f"{name} of {len(values)} segments, and there are {len(numbers)}")
     if any(len(row) != 5 for row in numbers) or any(len(parts) < 5 for parts in checks):
-        raise ValueError("segments of other than five numbers, or checks of fewer parts.")
+        raise ValueError("segments of other than five numbers, or checks of fewer parts")
     segments = []
     for i, (text, start, end, tokens, slots) in enumerate(numbers):
         check, segment_rate = None, rate
@@ -179,17 +179,16 @@ def write_file(
         raise
 
 
-def read_memory_file(path: str | os.PathLike) -> dict[str, Any]:
-    """The fields of a `Memory`, slots on the CPU, see `Memory.load`."""
-    header, tensors = read_file(path)
+def memory_fields(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The fields of a `Memory` that a file has, of `read_file`; any error where it is none's."""
     for name, kind in (("rate", int), ("rates", list), ("fingerprint", str)):
         if not isinstance(header[name], kind):
-            raise ValueError(f"{str(path)!r} has {name} {header[name]!r:.80}: no memory's.")
+            raise ValueError(f"{name} is {header[name]!r:.80}")
     beside = header.get("literals", ()), header.get("checks", ())
     segments = segments_from_json(header["segments"], header["rate"], *beside)
     ends = [0, *accumulate(header["documents"])]
     if ends[-1] != len(segments) or sorted(ends) != ends:
-        raise ValueError(f"{str(path)!r} has {len(segments)} segments, its documents {ends[-1]}.")
+        raise ValueError(f"{len(segments)} segments, its documents {ends[-1]}")
     lists = {name: tuple(header[name]) for name in _LISTS}
     hashes = lists["text_sha256"]
     return {
@@ -277,7 +276,7 @@ def _unpacked(
 ) -> tuple[str | None, ...]:
     """Kept texts of a file, each the one that was compressed."""
     if data.dtype != torch.uint8 or data.dim() != 1 or len(sizes) != len(hashes):
-        raise ValueError("kept texts are bytes, one run for each hash; compress the text again.")
+        raise ValueError("kept texts are bytes, one run for each hash")
     packed, start, texts = data.numpy().tobytes(), 0, []
     total = sum(size for pair in sizes if pair is not None for size in pair[1:])
     for pair, text_sha256 in zip(sizes, hashes, strict=True):
@@ -285,13 +284,13 @@ def _unpacked(
         if pair is not None:
             length, size = pair
             if not (_within(length, len(packed)) and _within(size, total)):
-                raise ValueError("memory has a kept text of no size; compress the text again.")
+                raise ValueError("a kept text of no size")
             text = unpack_text(packed[start : start + length], size)
             start += length
         check_kept_text(text, text_sha256)
         texts.append(text)
     if start != len(packed):
-        raise ValueError(f"{len(packed)} bytes of kept texts, and the texts have {start}.")
+        raise ValueError(f"{len(packed)} bytes of kept texts, and the texts have {start}")
     return tuple(texts)
 
 

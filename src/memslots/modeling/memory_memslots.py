@@ -17,16 +17,11 @@ from .memory_files_memslots import (
     Segment,
     SegmentCheck,
     check_kept_text,
-    read_memory_file,
+    memory_fields,
+    read_file,
     write_memory_file,
 )
 from .texts_memslots import Literal
-
-NEEDS_TEXT = (
-    "compress the text with keep_text=True (memory files of version 3 may hold patches to their "
-    "slots instead of the text: memslots 0.1.0 as of November 2026, or the code inside the "
-    "checkpoint that wrote one, reads those exactly)"
-)
 
 
 def slots_for(tokens: int, rate: int) -> int:
@@ -162,7 +157,7 @@ class Memory:
             f"Memory({len(self)} document{'s' * (len(self) != 1)}, {segments} "
             f"segment{'s' * (segments != 1)}: {sum(self.n_tokens)} tokens in "
             f"{self.slots.shape[0]} slots of {self.slots.shape[1]}{beside} ({rate}), "
-            f"{_readable(self.nbytes)}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"{self.nbytes:,} bytes, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"compressor {self.fingerprint[:12]})"
         )
 
@@ -269,16 +264,12 @@ class Memory:
         if rate == self.rate:
             return self
         if not self.coarsens_to(rate):
+            reasons = dict.fromkeys(MERGED, "only those of its multiples can")
+            reasons["memory_tokens"] = "the encoder is not causal"
             raise ValueError(
                 f"the slots of rate {rate} cannot be made of those of rate {self.rate} "
-                + (
-                    "(only those of its multiples can)"
-                    if self.pooling in MERGED
-                    else "(attention's weights are not kept)"
-                    if self.pooling == "attention"
-                    else "(the encoder is not causal)"
-                )
-                + f"; compress the text again with rate={rate}."
+                f"({reasons.get(self.pooling, 'the states that they pool are not kept')}); "
+                f"compress the text again with rate={rate}."
             )
         checked = sum(
             0 < s.rate < rate and s.check is not None and s.check.lost is not None
@@ -368,14 +359,14 @@ class Memory:
             >>> model.compress("Ann is here.", keep_text=True).kept_texts([0])
             ['Ann is here.']
         """
-        segments, found = self.segments, list(self.segment_texts)
-        unread = [i for i in chosen if found[i] is None] if self.texts else []
+        segments, texts = self.segments, list(self.segment_texts)
+        unread = [i for i in chosen if texts[i] is None] if self.texts else []
         for number in {segments[i].text for i in unread}:
             check_kept_text(self.texts[number], self.text_sha256[number])
         for i in unread:
             whole = self.texts[segments[i].text]
-            found[i] = None if whole is None else whole[segments[i].start : segments[i].end]
-        return [found[i] for i in chosen]
+            texts[i] = None if whole is None else whole[segments[i].start : segments[i].end]
+        return [texts[i] for i in chosen]
 
     def expand(self, i: int) -> str:
         """The exact text of segment `i`, kept (`keep_text=True`) or read as text.
@@ -394,7 +385,9 @@ class Memory:
         if text is None:
             raise ValueError(
                 f"the text of segment {i} was not kept: memslots.verified.expand(model, memory, "
-                f"{i}) reads it from its slots. To have it at hand, {NEEDS_TEXT}."
+                f"{i}) reads it from its slots. To have it, compress with keep_text=True (files of "
+                "version 3 may hold patches instead: memslots 0.1.0 as of November 2026, or the "
+                "code inside the checkpoint that wrote one, reads those exactly)."
             )
         return text
 
@@ -428,20 +421,10 @@ class Memory:
             >>> len(Memory.load(folder / "ann.safetensors"))
             1
         """
+        header, tensors = read_file(path)
         try:
-            fields = read_memory_file(path)
-            return cls(**{**fields, "slots": fields["slots"].to(device)})
-        except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            return cls(**memory_fields(header, tensors)).to(device)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(
-                f"{str(path)!r} has a header that is no memory's ({error}); compress it again."
+                f"{str(path)!r} holds what is no memory's ({error}); compress the text again."
             ) from error
-
-
-def _readable(n_bytes: int) -> str:
-    """Bytes in the largest unit of which there is one."""
-    size = float(n_bytes)
-    units = ["B", "kB", "MB", "GB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.4g} {units[0]}"

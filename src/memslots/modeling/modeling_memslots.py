@@ -44,15 +44,7 @@ from .encoders_memslots import (
     fuse_activations,
     write_slots,
 )
-from .layout_memslots import (
-    ANSWER,
-    Prompt,
-    Row,
-    check_room,
-    max_positions,
-    memory_rows,
-    pair,
-)
+from .layout_memslots import ANSWER, Prompt, Row, check_room, max_positions, memory_rows, pair
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
 from .reading_back_memslots import reconstruct as _reconstruct
@@ -220,9 +212,8 @@ class MemslotsModel(SavedModel):
         return self._fingerprint[1]
 
     def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
-        weights = [*self.encoder.parameters()]
-        for part in (self.sentence_head, self.group_pool):
-            weights += [] if part is None else [*part.parameters()]
+        parts = [self.encoder, *filter(None, (self.sentence_head, self.group_pool))]
+        weights = [weight for part in parts for weight in part.parameters()]
         weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
         return tuple((weight._version, weight.dtype) for weight in weights)
 
@@ -549,8 +540,6 @@ class MemslotsModel(SavedModel):
             2
         """
         processor = self.processor
-        if not self.has_decoder:
-            raise NotLoaded(self.needs_decoder)
         check_generate_kwargs(generate_kwargs)
         if (context is None) == (memory is None):
             raise ValueError(

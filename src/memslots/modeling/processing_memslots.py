@@ -244,11 +244,7 @@ class MemslotsProcessor(ProcessorMixin):
             >>> processor.decode(processor.prompt(question="Who?").after).split()
             ['Question:', 'Who?', 'Answer:']
         """
-        if (question is None) == (messages is None):
-            raise ValueError(
-                "give either question=... or messages=[...], "
-                f"got {'both' if question is not None else 'neither'}."
-            )
+        _check_either(question, messages)
         if messages is None:
             question = check_text(question, "question")
             if self.prompt_format == "plain":
@@ -277,14 +273,11 @@ class MemslotsProcessor(ProcessorMixin):
             >>> len(prompts), single
             (2, False)
         """
+        _check_either(question, messages)
         if messages is None:
-            if question is None:
-                raise ValueError("give question=... or messages=[...], got neither.")
             questions = as_list(question, "question")
             prompts = [self.prompt(question=text, **template_kwargs) for text in questions]
             return prompts, isinstance(question, str)
-        if question is not None:
-            raise ValueError("give either question=... or messages=[...], got both.")
         if not isinstance(messages, (list, tuple)):
             raise TypeError(f"messages must be a list, got {type(messages).__name__}.")
         single = bool(messages) and isinstance(messages[0], dict)
@@ -411,3 +404,11 @@ class MemslotsProcessor(ProcessorMixin):
         """
         kwargs = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False, **kwargs}
         return self.tokenizer.decode(ids, **kwargs)
+
+
+def _check_either(question: object, messages: object) -> None:
+    if (question is None) == (messages is None):
+        raise ValueError(
+            "give either question=... or messages=[...], "
+            f"got {'both' if question is not None else 'neither'}."
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from .decoders_memslots import check_generate_kwargs
 from .layout_memslots import beside_slots, reading_row
-from .memory_memslots import NEEDS_TEXT, Memory
+from .memory_memslots import Memory
 
 
 def reconstruct(
@@ -42,28 +42,13 @@ def reconstruct(
         raise ValueError("reconstruct returns text; return_dict_in_generate is for generate.")
     chosen = range(len(memory.segments))
     if exact:
-        texts = _exact_texts(memory, chosen)
+        kept = memory.kept_texts(chosen)
+        texts = [memory.expand(i) if text is None else text for i, text in enumerate(kept)]
     else:
         texts = read_back(self, memory, chosen, batch_size, generate_kwargs)
     rest = iter(texts)
     documents = ["".join(next(rest) for _ in document) for document in memory.documents]
     return documents[0] if len(documents) == 1 else documents
-
-
-def _exact_texts(memory: Memory, chosen: Sequence[int]) -> list[str]:
-    texts = memory.kept_texts(chosen)
-    missing = [i for i, text in zip(chosen, texts, strict=True) if text is None]
-    if missing:
-        raise ValueError(
-            f"the exact text of segments {listed(missing)} was not kept; {NEEDS_TEXT}, or use "
-            "reconstruct(memory) without exact."
-        )
-    return [text or "" for text in texts]
-
-
-def listed(indices: Sequence[int]) -> str:
-    """The first indices, for a message."""
-    return ", ".join(map(str, indices[:5])) + (" and more" if len(indices) > 5 else "")
 
 
 def read_back(

@@ -168,7 +168,7 @@ class CompressorCollator:
             ids = self.processor.decoder_text.encode(following[: 16 * limit])[:limit]
             # The first token of the continuation, x_k, is given (PCC, eq. 3).
             rows.append(
-                Row(segments, self._bos(), ids, given=1, task=COMPLETION, literals=literals)
+                Row(segments, self._bos(), ids, input_only=1, task=COMPLETION, literals=literals)
             )
 
     def _add_questions(self, example: dict[str, Any], spans: list[Span], rows: list[Row]) -> None:

@@ -394,7 +394,7 @@ def _usual(
                 batch.rows.append(Row(segments, prompt, [0] * (length + 1), task=RECONSTRUCTION))
             if arguments.get("completion_weight", 0.5) > 0 and most.get("completion", True):
                 target = [0] * min(arguments.get("completion_length", 256), length)
-                batch.rows.append(Row(segments, prompt, target, given=1, task=COMPLETION))
+                batch.rows.append(Row(segments, prompt, target, input_only=1, task=COMPLETION))
             context = length
         else:
             context, asked, answer = _QUESTION_TOKENS

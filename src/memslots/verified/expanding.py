@@ -10,7 +10,7 @@ import torch
 
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
 from memslots.modeling.layout_memslots import beside_slots, reading_row
-from memslots.modeling.reading_back_memslots import listed, read_back
+from memslots.modeling.reading_back_memslots import read_back
 
 UNCERTAIN = 0.8
 """A token is marked where the decoder gave it less than this probability."""
@@ -71,6 +71,11 @@ def expanded(model: MemslotsModel, memory: Memory, indices: Sequence[int]) -> Me
         )
         texts.update(zip(missing, read_back(model, memory, missing, 32, {}), strict=True))
     return memory.as_text({i: text or "" for i, text in texts.items()})
+
+
+def listed(indices: Sequence[int]) -> str:
+    """The first indices, for a message."""
+    return ", ".join(map(str, indices[:5])) + (" and more" if len(indices) > 5 else "")
 
 
 def check_segments(memory: Memory, indices: Sequence[int]) -> list[int]:
