@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from memslots.cli.options import Books, Sets, err, out, quiet, resolve_model
+from memslots.checkpoints import embedded
+from memslots.cli.options import Books, Sets, err, out, quiet
 from memslots.extras import install_extra
 
 
@@ -52,7 +53,7 @@ def capacity(
             )
         err.print("training the small decoder on books ...", style="dim")
         _train(recipe, output / "small", books)
-    decoders = {"embedded": resolve_model(None), "books": str(trained)}
+    decoders = {"embedded": embedded("tiny"), "books": str(trained)}
     cells = plan_cells(recipe["capacity"], decoders, books)
     folder = output / "cells"
     chosen = [c for c in cells if only is None or only in cell_file(c, folder).stem]
