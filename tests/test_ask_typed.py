@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -55,13 +56,14 @@ class Terminal:
         """What was said, when `words` have been said `count` times."""
         end = time.monotonic() + 120
         while self.said.count(words) < count:
+            ready, _, _ = select.select([self.master], [], [], end - time.monotonic())
+            assert ready, f"nothing more for long: {self.said}"
             try:
                 part = os.read(self.master, 4096)
             except OSError:  # all ends of the terminal are closed
                 part = b""
             assert part, f"ended without {words!r}: {self.said}"
             self.said += part.decode("utf-8", "replace")
-            assert time.monotonic() < end, self.said
         return self.said
 
     def type(self, keys: str) -> None:
