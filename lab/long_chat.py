@@ -84,7 +84,7 @@ def table(model: MemslotsModel, people: int, seed: int) -> str:
 def main() -> None:
     """Measure, and write the table into the page."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--model")
+    arguments.add_argument("--model", default="tiny")
     arguments.add_argument("--people", type=int, default=20)
     arguments.add_argument("--seed", type=int, default=5)
     arguments.add_argument("--page", type=Path)

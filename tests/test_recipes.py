@@ -9,7 +9,7 @@ RECIPE = {"seed": 0, "training": {"learning_rate": 0.1}, "stages": [{"steps": 5}
 
 
 def test_packaged_recipe_by_name_and_overrides():
-    assert packaged_recipes() == ["mean_pool", "pcc_large", "pcc_lite", "sentence_pools"]
+    assert packaged_recipes() == ["mean_pool", "pcc_large", "pcc_lite"]
     plain = lab_recipe("tiny")
     changed = lab_recipe("tiny", ["decoder.seed=7", "decoder.training.learning_rate=0.5"])
     assert changed["decoder"]["seed"] == 7

@@ -4,9 +4,9 @@ import pytest
 from sentence_encoders import sentence_encoder
 
 from lab import sources  # noqa: F401, whose kinds are named below
+from lab.recipes import lab_recipe
 from lab.training.run import run_recipe
 from memslots import MemslotsModel
-from memslots.configuration import load_recipe
 from memslots.trainer.plan import plan_recipe
 from memslots.trainer.pool_units import change_pool_unit
 from memslots.trainer.stage_data import Sources, stage_dataset
@@ -14,7 +14,7 @@ from memslots.trainer.stage_data import Sources, stage_dataset
 
 @pytest.fixture(scope="module")
 def recipe(zoo, tmp_path_factory):
-    recipe = load_recipe("sentence_pools")
+    recipe = lab_recipe("sentence_pools")
     section = recipe["compressor"]
     section["encoder"] = sentence_encoder(tmp_path_factory.mktemp("sentence"))
     section["decoder"] = zoo.folder("gemma4", "decoder")

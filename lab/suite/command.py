@@ -12,7 +12,7 @@ from memslots.cli.options import Device, Dtype, Revision, err, load_model, out, 
 
 def suite(
     checkpoint: Annotated[
-        str | None, typer.Argument(help="Folder or repository; the embedded one by default.")
+        str | None, typer.Argument(help="Folder or repository; tiny by default.")
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="Questions about one person.")] = 1000,
     output: Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")] = None,
@@ -31,6 +31,7 @@ def suite(
     dtype: Dtype = None,
 ) -> None:
     """Measure a checkpoint of the biographies on held-out people."""
+    checkpoint = checkpoint or "tiny"
     folder = Path(resolve_model(checkpoint))
     if card and not folder.is_dir():
         raise ValueError(f"--card writes into a folder, and {folder} is none.")

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from lab.tables.ablate import losses, run_ablations, train_and_measure
-from memslots.cli.options import Books, err, out, quiet, resolve_model, words
+from memslots.checkpoints import embedded
+from memslots.cli.options import Books, err, out, quiet, words
 
 DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
 RATES = (4, 16, 64)
@@ -68,7 +69,7 @@ def _embedded(recipe: Recipe, output: Path, books: str | None) -> None:
     from memslots.modeling import MemslotsModel
 
     file = output / "embedded.json"
-    model = MemslotsModel.from_pretrained(resolve_model(None)).eval()
+    model = MemslotsModel.from_pretrained(embedded("tiny")).eval()
     if file.is_file():
         measured = json.loads(file.read_text("utf-8"))["checkpoint"]["fingerprint"]
         if measured == model.fingerprint:

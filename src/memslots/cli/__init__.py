@@ -89,12 +89,15 @@ def main(
     debug = os.environ.get("MEMSLOTS_DEBUG")
     try:
         code = commands(arguments or ["--help"], prog_name=name, standalone_mode=False)
+        if code == 130:  # what some versions of typer make of Ctrl-C
+            err.print("\ninterrupted")
     except usage_error as error:
-        message = " ".join(error.format_message().split()).rstrip(".")
+        message = " ".join(error.format_message().split()).partition(", unable to parse")[0]
+        message = message.rstrip(".").replace("Input should be", "it must be")
         err.print(Text(f"error: {message}. See --help for an example."), soft_wrap=True)
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        err.print("interrupted")
+        err.print("\ninterrupted")
         return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,10 +27,10 @@ from .options import (
     Rates,
     Revision,
     Text,
-    bar_for,
     err,
     exactly_one,
     for_texts,
+    in_steps,
     load_model,
     out,
     print_json,
@@ -91,7 +91,7 @@ def ask(
         rows = compressor.memory_rows(least, [(0, prompt) for prompt in prompts])
         check_room(compressor, least, rows, [0] * len(rows), {"max_new_tokens": max_new_tokens})
         kept = verified.compress(
-            compressor, content, rate, literals=beside, progress=bar_for(content), **asked
+            compressor, content, rate, literals=beside, **in_steps(compressor, content), **asked
         )
         seconds["compress"] = round(time.perf_counter() - started, 3)
     else:

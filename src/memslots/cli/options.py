@@ -478,12 +478,15 @@ def say_unknown(memory: Memory) -> None:
         err.print(f"{lost} tokens are unknown to the encoder and were lost", style="yellow")
 
 
-_LONG_TEXT = 20_000  # characters, that take some seconds to compress on a CPU
+_LONG_TEXT = 4_000  # characters, that may take some seconds to compress on a CPU
+_CPU_PASS = 1_024  # tokens, after each of which the bar moves
 
 
-def bar_for(*texts: str) -> bool | None:
-    """Whether compressing these shows a bar at once; None leaves it to the number of passes."""
-    return True if err.is_terminal and sum(map(len, texts)) > _LONG_TEXT else None
+def in_steps(compressor: MemslotsModel, *texts: str) -> dict[str, Any]:
+    """Arguments of `compress` with which a long text shows a bar with the time left."""
+    shown = err.is_terminal and sum(map(len, texts)) > _LONG_TEXT
+    size = _CPU_PASS if compressor.device.type == "cpu" else None
+    return {"progress": shown or None, "batch_tokens": size}
 
 
 @contextmanager

@@ -28,10 +28,10 @@ from .options import (
     Rates,
     Revision,
     Text,
-    bar_for,
     err,
     exactly_one,
     for_texts,
+    in_steps,
     literal_names,
     load_model,
     new_file,
@@ -80,7 +80,7 @@ def compress(
 
     started = time.perf_counter()
     memory = verified.compress(
-        compressor, texts, rate, literals=beside, progress=bar_for(*texts), **asked
+        compressor, texts, rate, literals=beside, **in_steps(compressor, *texts), **asked
     )
     seconds = time.perf_counter() - started
     memory.save(output)
@@ -162,7 +162,7 @@ def reconstruct(
 
     if content is not None:
         kept = verified.compress(
-            compressor, content, rate, literals=beside, progress=bar_for(content), **asked
+            compressor, content, rate, literals=beside, **in_steps(compressor, content), **asked
         )
     else:
         kept = compressor.load_memory(memory)
