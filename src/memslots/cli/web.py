@@ -27,7 +27,7 @@ def serve_page(
     """Serves the page until it is interrupted.
 
     Args:
-        model: folder or repository, an embedded checkpoint by default.
+        model: folder or repository, `tiny` by default.
         revision: of a repository.
         device: as for every command.
         host: address to listen on.
@@ -37,6 +37,7 @@ def serve_page(
         ImportError: Gradio is missing.
         OSError: the port is taken.
     """
+    model = model or "tiny"  # whose answers hold; smol does not answer questions yet
     try:
         import gradio
     except ImportError as error:
