@@ -35,7 +35,7 @@ help:
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tiny-suite measure it on held-out people, write its card and the table in docs/developers.md"
 	@echo "make ablate     a recipe without each of its parts (RECIPE=small_world DATA=qa=personas/test)"
-	@echo "make smol       train slots for SmolLM2 for MINUTES=60, going on from runs/smol (DEVICE=cuda on a GPU)"
+	@echo "make smol       train slots for SmolLM2 for MINUTES=60 in runs/smol; run again to resume (DEVICE=cuda on a GPU)"
 	@echo "make compare    memory beside kvpress and LLMLingua on SmolLM2, written to docs/compare.md (sets up .venv-compare, 2 GB; hours; resumes)"
 	@echo "make smol-shown put the slots of runs/smol (SMOL=folder) into the package, and what they answer where it is shown"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"

@@ -59,8 +59,11 @@ def test_the_readme_states_what_the_card_states():
     assert f"**{row[1]} of questions right" in readme
 
 
-def test_the_readme_states_what_the_curve_of_smol_ends_with():
+def test_the_pages_state_what_the_curve_of_smol_ends_with():
     lines = (ASSETS / "smol" / "curve.jsonl").read_text("utf-8").splitlines()
     held_out = [line["held out"] for line in map(json.loads, lines) if "held out" in line][-1]
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert f"repeats {held_out['r2/64'][1]:.0%} of an unseen book's tokens" in readme
+    fine, coarse = (f"{held_out[rate][1]:.0%}" for rate in ("r2/64", "r4/64"))
+    for page in ("README.md", "docs/faq.md"):
+        said = (ROOT / page).read_text("utf-8")
+        assert f"repeats {fine} of an unseen book's tokens" in said, page
+    assert f"| {fine} and {coarse} |" in (ROOT / "docs" / "developers.md").read_text("utf-8")

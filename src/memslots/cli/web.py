@@ -43,6 +43,7 @@ def serve_page(
         ImportError: Gradio is missing.
         OSError: the port is taken.
     """
+    model = model or "tiny"  # whose answers hold; smol does not answer questions yet
     try:
         import gradio
     except ImportError as error:

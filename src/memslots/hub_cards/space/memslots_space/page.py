@@ -158,7 +158,7 @@ class Page:
                 with gr.Tab("Ask"):
                     with gr.Row(equal_height=True):
                         self.question = gr.Textbox(
-                            question, label="Question", scale=4, min_width=200, elem_id="question"
+                            question, label="Question", scale=4, min_width=280, elem_id="question"
                         )
                         self.ask_button = gr.Button("Ask", variant="primary", elem_id="ask")
                     cards = views.cards(found, document, question)
