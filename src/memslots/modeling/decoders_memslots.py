@@ -52,6 +52,7 @@ REFUSED = {
 _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
 """Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
 
+_PACKED = ("Params4bit", "Int8Params")  # bitsandbytes' weights, under the names that they had
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
@@ -65,14 +66,19 @@ def lock_of(decoder: PreTrainedModel) -> Any:
 def weights_sample(decoder: PreTrainedModel, count: int = 64) -> str | None:
     """Bfloat16 values, in hex, from all over a decoder's weights, by which it is known again.
 
-    None where the weights are quantized or not in memory.
+    Values that bitsandbytes packed are 0, which says nothing; None where they are packed by
+    another, who renames weights, or not in memory.
     """
     weights = [weight for _, weight in sorted(decoder.base_model.named_parameters())]
-    if not weights or is_quantized(decoder) or any(weight.is_meta for weight in weights):
+    known = any(type(weight).__name__ in _PACKED for weight in weights) or not is_quantized(decoder)
+    if not weights or not known or any(weight.is_meta for weight in weights):
         return None
-    chosen = [weights[i * len(weights) // count].detach().reshape(-1) for i in range(count)]
-    values = [weight[i * 2654435761 % len(weight)].cpu() for i, weight in enumerate(chosen)]
-    return torch.stack(values).bfloat16().view(torch.int16).numpy().tobytes().hex()
+    chosen = [weights[i * len(weights) // count] for i in range(count)]
+    values = torch.zeros(count, dtype=torch.bfloat16)
+    for i, weight in enumerate(chosen):
+        if type(weight).__name__ not in _PACKED:
+            values[i] = weight.detach().reshape(-1)[i * 2654435761 % weight.numel()]
+    return values.view(torch.int16).numpy().tobytes().hex()
 
 
 def has_other_weights(decoder: PreTrainedModel, sample: str) -> bool:
@@ -83,7 +89,7 @@ def has_other_weights(decoder: PreTrainedModel, sample: str) -> bool:
     both = torch.tensor([list(bytes.fromhex(sample)), list(bytes.fromhex(now))], dtype=torch.uint8)
     bits = both.view(torch.int16)
     # float16 holds no smaller values exactly, and its rounding moves one in 16 by one step.
-    comparable = bits.view(torch.bfloat16).abs().amax(dim=0) >= 2**-13
+    comparable = bits.view(torch.bfloat16).abs().amin(dim=0) >= 2**-13
     steps = (bits[0].int() - bits[1].int()).abs()[comparable]
     return bool((steps > 1).any() or (steps > 0).sum() > len(steps) / 5)
 

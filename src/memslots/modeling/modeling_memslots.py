@@ -912,11 +912,7 @@ class MemslotsModel(SavedModel):
 
     @torch.no_grad()
     def generate_rows(
-        self,
-        rows: Sequence[Row],
-        memory: Memory | None,
-        kwargs: dict[str, Any],
-        prefix: Any = None,
+        self, rows: Sequence[Row], memory: Memory | None, kwargs: dict[str, Any], prefix: Any = None
     ):
         """New token ids of laid-out rows, `(rows, new tokens)`, by arguments that are complete.
 
