@@ -426,9 +426,7 @@ def mark_initialized(module: torch.nn.Module) -> None:
         part._is_hf_initialized = True  # type: ignore[assignment]
 
 
-def _bundled_generation_config(
-    name, config: MemslotsConfig, hub: dict[str, Any]
-) -> GenerationConfig:
+def _bundled_generation_config(name, config: MemslotsConfig, hub: dict) -> GenerationConfig:
     folder = "/".join(part for part in (hub.pop("subfolder", ""), _DECODER_FOLDER) if part)
     try:
         return GenerationConfig.from_pretrained(name, subfolder=folder, **hub)

@@ -49,8 +49,8 @@ REFUSED = {
 }
 """Arguments of `generate` that cannot work when the prompt is made of embeddings."""
 
-_NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
-"""Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
+_NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0, "return_dict_in_generate": 0}
+"""Values that ask for nothing; of other arguments, 0 and False do."""
 
 _PACKED = ("Params4bit", "Int8Params")  # bitsandbytes' weights, under the names that they had
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -156,23 +156,26 @@ def generation_defaults(
         settings: dict[str, Any] = vars(config)
     else:
         settings = kwargs
-    # What a given configuration leaves open is the decoder's own, and only then ours.
+    # What a given configuration leaves open is the decoder's own if that can be, and then ours.
+    for name in _NEUTRAL:
+        if getattr(defaults, name, None) is not None and settings.get(name) is None:
+            settings[name] = _NEUTRAL[name]
     if settings.get("eos_token_id") is None and defaults.eos_token_id is None and processor.eos_ids:
         settings["eos_token_id"] = processor.eos_ids[0]
     if settings.get("pad_token_id") is None and defaults.pad_token_id is None:
         settings["pad_token_id"] = processor.pad_id
     most, whole = settings.get("max_new_tokens"), settings.get("max_length")
+    positions = max_positions(decoder.config)
     if most is None and whole is not None:
         if whole <= length:
             raise ValueError(
                 f"max_length={whole} counts the prompt too, which has {length} positions; give "
                 f"max_length of at least {length + 1}, or max_new_tokens, which counts the answer."
             )
-        settings["max_new_tokens"] = whole - length
+        settings["max_new_tokens"] = max(1, min(whole, positions or whole) - length)
         settings["max_length"] = None
     elif most is None and settings.get("max_time") is None:
         most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
-        positions = max_positions(decoder.config)
         most = most if positions is None else min(most, positions - length)
         settings["max_new_tokens"] = max(1, most)
     if kwargs.get("stop_strings") or config.stop_strings:

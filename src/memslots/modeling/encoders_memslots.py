@@ -226,9 +226,9 @@ def embedding_scale(model: PreTrainedModel) -> float:
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether some weights are held in 8 bit or fewer (those of a GGUF file are not, once read)."""
-    packed = any(weight.element_size() == 1 for weight in model.parameters())
-    method = getattr(model, "quantization_method", None)
-    return packed or bool(getattr(model, "is_quantized", False) and method != "gguf")
+    if getattr(model, "is_quantized", False) and model.quantization_method != "gguf":
+        return True
+    return any(weight.element_size() == 1 for weight in model.parameters())
 
 
 # -- slots ----------------------------------------------------------------------------------------
