@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from test_decoder_precision import QUANTIZED, wide_decoder  # noqa: F401 a fixture
 from tiny_models import SENTENCES
 from transformers import AutoModelForCausalLM
 
@@ -40,6 +41,20 @@ def test_other_weights_are_told_apart(zoo, family, by):
     decoder = AutoModelForCausalLM.from_pretrained(zoo.folder(family, "decoder"))
     sample = weights_sample(decoder)
     assert has_other_weights(changed(decoder, by), sample)
+
+
+@pytest.mark.parametrize("layer", QUANTIZED)
+def test_a_quantized_decoder_is_known_by_what_is_not_packed(wide_decoder, tmp_path, layer):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    packed = {"quantization_config": QUANTIZED[layer]}
+    whole = AutoModelForCausalLM.from_pretrained(wide_decoder)
+    quantized = AutoModelForCausalLM.from_pretrained(wide_decoder, **packed)
+    changed(AutoModelForCausalLM.from_pretrained(wide_decoder), 0.02).save_pretrained(tmp_path)
+    other = AutoModelForCausalLM.from_pretrained(tmp_path, **packed)
+    for sample in (weights_sample(whole), weights_sample(quantized)):
+        assert not has_other_weights(whole, sample)
+        assert not has_other_weights(quantized, sample)
+        assert has_other_weights(other, sample)
 
 
 def test_a_checkpoint_warns_of_another_decoder_and_names_both(zoo, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from memslots import MemslotsModel
 from memslots.hub_cards.push import _loaded
-from memslots.making import new_compressor
+from memslots.making import new_compressor, usual_settings
 from memslots.serving.decoder_embeddings import attach_decoder_embeddings
 from memslots.trainer.adapt import adapt_to_decoder
 
@@ -143,14 +144,19 @@ def test_a_shared_encoder_that_is_quantized_has_another_fingerprint(zoo, wide_de
     again.check_memory(loaded.compress(TEXT))
 
 
-def test_a_quantized_encoder_is_not_saved(zoo, wide_decoder, tmp_path):  # noqa: F811
-    pytest.importorskip("bitsandbytes")
-    model = new_compressor(
-        wide_decoder,
-        wide_decoder,
-        encoder_kwargs={"quantization_config": QUANTIZED["Linear8bitLt"]},
-        **SETTINGS,
-    )
+@pytest.mark.parametrize("config", [{}, {"encoder_lora": {"r": 2}}], ids=str)
+@pytest.mark.parametrize("how", ["on loading", "on disk"])
+def test_a_quantized_encoder_is_refused_before_it_is_trained(wide_decoder, quantized, config, how):  # noqa: F811
+    layer, folder = quantized
+    encoder = folder if how == "on disk" else wide_decoder
+    loading = {"quantization_config": QUANTIZED[layer]} if how == "on loading" else None
+    with pytest.raises(ValueError, match=r"is quantized.*name one that is not"):
+        new_compressor(encoder, wide_decoder, encoder_kwargs=loading, **config, **SETTINGS)
+
+
+def test_a_quantized_encoder_is_not_saved(wide_decoder, quantized, tmp_path):  # noqa: F811
+    model = new_compressor(wide_decoder, wide_decoder, **SETTINGS)
+    model.encoder = AutoModel.from_pretrained(quantized[1])
     with pytest.raises(ValueError, match="quantized encoder"):
         model.save_pretrained(tmp_path / "saved")
 
@@ -225,6 +231,17 @@ def test_a_gguf_decoder_is_loaded_again(zoo, tmp_path, monkeypatch):
     assert loaded.generate(context=TEXT, question="who?", max_new_tokens=4) == answer
 
 
+def test_an_encoder_of_a_gguf_file_is_saved_with_the_compressor(zoo, tmp_path):
+    llama = zoo.folder("llama", "decoder")
+    _write_gguf(llama, tmp_path / "gguf" / "small.gguf")
+    place = {"gguf_file": "small.gguf"}
+    model = new_compressor(tmp_path / "gguf", llama, encoder_kwargs=place, **SETTINGS)
+    model.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "gguf")
+    loaded = MemslotsModel.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(loaded.compress(TEXT).slots, model.compress(TEXT).slots)
+
+
 @pytest.mark.parametrize("place", [{"gguf_file": "small.gguf"}, {"subfolder": "small"}], ids=str)
 def test_an_encoder_under_lora_is_found_again_where_it_was(place, zoo, tmp_path, monkeypatch):
     if "gguf_file" in place:
@@ -279,6 +296,61 @@ def test_an_adapter_of_a_decoder_is_read_as_that_decoder_tuned(shares, zoo, tmp_
     torch.testing.assert_close(loaded.decoder(ids).logits, logits)
     torch.testing.assert_close(loaded.compress(TEXT).slots, model.compress(TEXT).slots)
     assert loaded.generate(context=TEXT, question="who?", max_new_tokens=4) == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("./nowhere", FileNotFoundError, "no folder '.*/nowhere'.* as the {}"),
+        ("/nowhere/llm", FileNotFoundError, "no folder '/nowhere/llm'"),
+        ("~nobody/llm", FileNotFoundError, "no folder"),
+        (Path("llm"), FileNotFoundError, "no folder '.*/llm'"),
+        ("runs/no-such-llm", OSError, "the {} 'runs/no-such-llm' is no folder here"),
+        ("model.gguf", ValueError, "is a file.*gguf_file"),
+    ],
+)
+@pytest.mark.parametrize("place", ["encoder", "decoder"])
+def test_what_is_missing_is_named(zoo, tmp_path, monkeypatch, name, error, said, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    names = {part: zoo.folder("llama", "decoder") for part in ("encoder", "decoder")}
+    for function in (new_compressor, usual_settings):
+        with pytest.raises(error, match=said.format(place)):
+            function(**{**names, place: name})
+
+
+def test_a_folder_of_its_name_is_not_the_decoders_own_layers(zoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(zoo.folder("gpt2", "encoder"), "decoder")
+    model = new_compressor("decoder", zoo.folder("llama", "decoder"), encoder_layers=1, **SETTINGS)
+    assert model.config.encoder_layers == 1
+    monkeypatch.setenv("HOME", str(tmp_path))
+    away = new_compressor("~/decoder", zoo.folder("llama", "decoder"), **SETTINGS)
+    assert away.config.encoder_name_or_path == str(tmp_path / "decoder")
+
+
+def test_a_decoder_that_has_gone_is_named(zoo, tmp_path):
+    shutil.copytree(zoo.folder("llama", "decoder"), tmp_path / "llm")
+    new_compressor(zoo.folder("gpt2", "encoder"), tmp_path / "llm", **SETTINGS).save_pretrained(
+        tmp_path / "saved"
+    )
+    shutil.move(tmp_path / "llm", tmp_path / "moved")
+    with pytest.raises(OSError, match=r"the decoder '.*/llm' of this compressor.*config\.json"):
+        MemslotsModel.from_pretrained(tmp_path / "saved")
+
+
+def test_a_variant_is_found_again_and_two_revisions_are_refused(zoo, tmp_path):
+    decoder = tmp_path / "llm"
+    shutil.copytree(zoo.folder("llama", "decoder"), decoder)
+    (decoder / "model.safetensors").rename(decoder / "model.fp16.safetensors")
+    encoder, only = zoo.folder("gpt2", "encoder"), {"variant": "fp16"}
+    model = new_compressor(encoder, decoder, decoder_kwargs=only, **SETTINGS)
+    model.save_pretrained(tmp_path / "saved")
+    assert MemslotsModel.from_pretrained(tmp_path / "saved").has_decoder
+    with pytest.raises(ValueError, match=r"decoder_revision and .* differ: .'a', 'b'"):
+        new_compressor(
+            encoder, decoder, decoder_revision="a", decoder_kwargs={"revision": "b"}, **SETTINGS
+        )
 
 
 def test_pins_are_kept_and_used_again(zoo, tmp_path, monkeypatch):

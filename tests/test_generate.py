@@ -353,6 +353,37 @@ def test_the_decoders_own_limit_of_new_tokens(zoo):
     assert settings["max_new_tokens"] == max_positions(model.decoder.config) - used < 10**6
 
 
+def test_a_length_beyond_the_decoders_positions_is_cut(model, memory):
+    row = Row(list(range(len(memory.segments))), model.processor.prompt(question=QUESTIONS[0]))
+    used = model.processor.row_length(row, [segment.slots for segment in memory.segments])
+    for kwargs in (
+        {"max_length": 10**9},
+        {"generation_config": GenerationConfig(max_length=10**9)},
+    ):
+        settings = model.generation_kwargs([row], memory, kwargs)
+        settings = (
+            vars(settings["generation_config"]) if "generation_config" in settings else settings
+        )
+        assert settings["max_new_tokens"] == model.decoder.config.max_position_embeddings - used
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("guidance_scale", 1.5),
+        ("encoder_repetition_penalty", 1.5),
+        ("return_dict_in_generate", True),
+    ],
+)
+@pytest.mark.parametrize("config", [None, GenerationConfig(do_sample=False)])
+def test_settings_of_the_decoders_own_that_cannot_work_are_left_out(zoo, name, value, config):
+    model = zoo.compressor()
+    asked = {"context": TEXTS[0], "question": QUESTIONS[0], "max_new_tokens": 6}
+    expected = model.generate(**asked, do_sample=False)
+    setattr(model.decoder.generation_config, name, value)
+    assert model.generate(**asked, generation_config=config) == expected
+
+
 def test_a_length_that_the_prompt_exceeds(model, memory):
     config = GenerationConfig(max_length=5)
     for kwargs in ({"max_length": 5}, {"generation_config": config}):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memslots.cli.options import Books, Sets, err, out, quiet
+from memslots.cli.options import Books, Sets, err, out, quiet, resolve_model
 from memslots.extras import install_extra
 
 

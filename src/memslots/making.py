@@ -9,6 +9,9 @@ import json
 import logging
 import math
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +38,7 @@ from memslots.modeling.encoders_memslots import (
     first_layers,
     first_layers_config,
     fold_adapter,
+    is_quantized,
     load_encoder,
     merge_lora,
 )
@@ -42,7 +46,7 @@ from memslots.modeling.texts_memslots import PlainText
 
 logger = logging.getLogger(__name__)
 
-_PLACE_KWARGS = ("revision", "subfolder", "gguf_file", "trust_remote_code")
+_PLACE_KWARGS = ("revision", "code_revision", "subfolder", "gguf_file", "trust_remote_code")
 """Loading arguments that say which model a name means; configuration and tokenizer take them."""
 
 NEEDS_SENTENCE_TRANSFORMERS = (
@@ -51,6 +55,8 @@ NEEDS_SENTENCE_TRANSFORMERS = (
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """Ways of sentence-transformers that `SentenceHead` knows."""
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
 """What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
@@ -91,16 +97,19 @@ def new_compressor(
         ...     pooling="groups", converter_type="residual", compression_rates=[2, 4, 8],
         ... )  # doctest: +SKIP
     """
-    encoder, decoder = absolute(encoder), absolute(decoder)
+    decoder = absolute(decoder, "decoder")
+    shares = encoder == SHARED_ENCODER
+    if not shares:
+        encoder = absolute(encoder, "encoder")
     if "quantization_config" in config_kwargs:
         how = config_kwargs.pop("quantization_config")
         decoder_kwargs = {"quantization_config": how, **(decoder_kwargs or {})}
     shared = {"dtype": pick_dtype(dtype), "device_map": device_map}
     encoder_kwargs = _with_revision(encoder_kwargs, config_kwargs, "encoder_revision")
     decoder_kwargs = _with_revision(decoder_kwargs, config_kwargs, "decoder_revision")
-    llm_config = decoder_config(decoder, decoder_kwargs)
-    tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
-    shares = encoder == SHARED_ENCODER
+    with _named("decoder", decoder):
+        llm_config = decoder_config(decoder, decoder_kwargs)
+        tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
     head = None
     if shares:
         layers = llm_config.get_text_config(decoder=True).num_hidden_layers
@@ -116,7 +125,8 @@ def new_compressor(
                 "encoder encoder_kwargs={'num_hidden_layers': ...}."
             )
         place = only_place(encoder_kwargs)
-        encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
+        with _named("encoder", encoder):
+            encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
         if config_kwargs.get("pooling") != "sentence":
             encoder_config = AutoConfig.from_pretrained(encoder, **place)
         else:
@@ -150,6 +160,12 @@ def new_compressor(
         base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
         # Arguments such as num_hidden_layers have changed what the repository says.
         found = base.config.to_dict()
+        if is_quantized(base):
+            raise ValueError(
+                f"the encoder {encoder!r} is quantized, and what it writes could not be told from "
+                "what it writes in full; name one that is not (quantization_config goes to the "
+                "decoder)."
+            )
         if "gguf_file" in encoder_kwargs:  # whose weights are dequantised
             found.pop("quantization_config", None)
         config.encoder_config = type(base.config).from_dict(found)
@@ -190,9 +206,11 @@ def usual_settings(
         `pooling="groups"`, `converter_type="residual"` and rates of 2, 4 and 8, the start that
         learns soonest; and for a shared encoder a third of the layers.
     """
-    decoder, kwargs = absolute(decoder), decoder_kwargs or {}
+    decoder, kwargs = absolute(decoder, "decoder"), decoder_kwargs or {}
     settings: dict[str, Any] = {}
-    if decoder_tokenizer(decoder, kwargs).chat_template:
+    with _named("decoder", decoder):
+        template = decoder_tokenizer(decoder, kwargs).chat_template
+    if template:
         settings["prompt_format"] = "chat"
     else:  # an LLM without one goes on with a question of its own
         settings["answer_end"] = "\n"
@@ -201,7 +219,9 @@ def usual_settings(
         text_config = decoder_config(decoder, kwargs).get_text_config(decoder=True)
         layers = max(1, round(text_config.num_hidden_layers / 3))
         return settings | {"encoder_layers": layers} | start
-    config = AutoConfig.from_pretrained(absolute(encoder), **only_place(encoder_kwargs or {}))
+    encoder = absolute(encoder, "encoder")
+    with _named("encoder", encoder):
+        config = AutoConfig.from_pretrained(encoder, **only_place(encoder_kwargs or {}))
     text_config = config.get_text_config(encoder=True)
     embedding = getattr(text_config, "embedding_size", None)  # ALBERT's differs from its states'
     return settings | (start if embedding in (None, text_config.hidden_size) else {})
@@ -324,17 +344,48 @@ def _start_among_embeddings(model: MemslotsModel) -> None:
     model.converter.skip.weight.copy_(mapping.T)
 
 
-def absolute(name: str | os.PathLike) -> str:
-    """A repository's name, or the absolute path of a folder that is here."""
-    name = os.fspath(name)
-    return os.path.abspath(name) if os.path.isdir(name) else name
+def absolute(name: str | os.PathLike, what: str = "model") -> str:
+    """A repository's name, or the absolute path of a folder that is here.
+
+    Raises:
+        FileNotFoundError: a path, and no folder there.
+        ValueError: a file.
+    """
+    path = os.path.expanduser(os.fspath(name))
+    if os.path.isdir(path):
+        return os.path.abspath(path)
+    if os.path.isfile(path):
+        raise ValueError(
+            f"the {what} {path!r} is a file; name its folder, and a GGUF file by the loading "
+            "argument gguf_file (decoder_kwargs, or memslots init --decoder-arg)."
+        )
+    if isinstance(name, os.PathLike) or not _HUB_NAME.fullmatch(path):
+        raise FileNotFoundError(
+            f"there is no folder {os.path.abspath(path)!r}, which was named as the {what}; name "
+            "the folder of a model, or a repository of the Hub such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct."
+        )
+    return path
+
+
+@contextmanager
+def _named(what: str, name: str) -> Iterator[None]:
+    """Where a model is not to be had, say which: the Hub's errors do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the {what} {name!r} is no folder here, and cannot be had from the Hub ({error})."
+        ) from error
 
 
 def _with_revision(kwargs, config_kwargs: dict[str, Any], field: str) -> dict[str, Any]:
     """Loading arguments with their revision, which `config_kwargs` then names too."""
     kwargs = dict(kwargs or {})
-    revision = kwargs.get("revision") or config_kwargs.get(field)
-    if revision is not None:
+    said = {kwargs.get("revision"), config_kwargs.get(field)} - {None}
+    if len(said) > 1:
+        raise ValueError(f"{field} and the loading argument revision differ: {sorted(said)}.")
+    for revision in said:
         kwargs["revision"] = config_kwargs[field] = revision
     return kwargs
 
@@ -347,7 +398,8 @@ def only_place(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """What a checkpoint remembers of how a model is loaded; its revision has a field."""
-    return {key: kwargs[key] for key in ("subfolder", "gguf_file") if kwargs.get(key)} or None
+    keys = ("code_revision", "subfolder", "variant", "gguf_file")
+    return {key: kwargs[key] for key in keys if kwargs.get(key)} or None
 
 
 def decoder_config(name: str, kwargs: dict[str, Any]):

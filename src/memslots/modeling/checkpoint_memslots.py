@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from .configuration_memslots import MemslotsConfig
 from .decoders_memslots import has_other_weights
@@ -152,9 +148,16 @@ class SavedModel(PreTrainedModel):
             )
         elif (load_decoder or config.encoder_layers) and config.decoder_name_or_path:
             place = {"revision": config.decoder_revision, **(config.decoder_loading or {})}
-            decoder = AutoModelForCausalLM.from_pretrained(
-                config.decoder_name_or_path, **{**place, **shared, **decoder_kwargs}
-            )
+            name = config.decoder_name_or_path
+            try:
+                decoder = AutoModelForCausalLM.from_pretrained(
+                    name, **{**place, **shared, **decoder_kwargs}
+                )
+            except OSError as error:
+                raise OSError(
+                    f"the decoder {name!r} of this compressor is not to be had ({error}); put it "
+                    "back, or write where it is into decoder_name_or_path of its config.json."
+                ) from error
             model.attach_decoder(decoder)
         if not load_decoder and model.has_decoder:  # shared first layers stay in the encoder
             del model.decoder
@@ -291,10 +294,9 @@ class SavedModel(PreTrainedModel):
                 "a quantized decoder cannot be bundled; set model.config.bundle_decoder = False "
                 "and name it in config.decoder_name_or_path, or attach_decoder it unquantized."
             )
-        if self.config.encoder_lora is None and is_quantized(self.encoder):
+        if self.config.encoder_layers is None and is_quantized(self.encoder):
             raise ValueError(
-                "a quantized encoder cannot be saved; make the compressor with one that is not, "
-                "or with encoder_lora={}, whose checkpoint names the encoder."
+                "a quantized encoder cannot be saved; make the compressor with one that is not."
             )
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
@@ -470,9 +472,7 @@ def mark_initialized(module: torch.nn.Module) -> None:
         part._is_hf_initialized = True  # type: ignore[assignment]
 
 
-def _bundled_generation_config(
-    name, config: MemslotsConfig, hub: dict[str, Any]
-) -> GenerationConfig:
+def _bundled_generation_config(name, config: MemslotsConfig, hub: dict) -> GenerationConfig:
     folder = "/".join(part for part in (hub.pop("subfolder", ""), _DECODER_FOLDER) if part)
     try:
         return GenerationConfig.from_pretrained(name, subfolder=folder, **hub)

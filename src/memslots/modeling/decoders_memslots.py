@@ -51,9 +51,10 @@ REFUSED = {
 }
 """Arguments of `generate` that cannot work when the prompt is made of embeddings."""
 
-_NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0}
-"""Values of `REFUSED` arguments that ask for nothing; of the others, 0 and False do."""
+_NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0, "return_dict_in_generate": 0}
+"""Values that ask for nothing; of other arguments, 0 and False do."""
 
+_PACKED = ("Params4bit", "Int8Params")  # bitsandbytes' weights, under the names that they had
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
@@ -67,14 +68,19 @@ def lock_of(decoder: PreTrainedModel) -> Any:
 def weights_sample(decoder: PreTrainedModel, count: int = 64) -> str | None:
     """Bfloat16 values, in hex, from all over a decoder's weights, by which it is known again.
 
-    None where the weights are quantized or not in memory.
+    Values that bitsandbytes packed are 0, which says nothing; None where they are packed by
+    another, who renames weights, or not in memory.
     """
     weights = [weight for _, weight in sorted(decoder.base_model.named_parameters())]
-    if not weights or is_quantized(decoder) or any(weight.is_meta for weight in weights):
+    known = any(type(weight).__name__ in _PACKED for weight in weights) or not is_quantized(decoder)
+    if not weights or not known or any(weight.is_meta for weight in weights):
         return None
-    chosen = [weights[i * len(weights) // count].detach().reshape(-1) for i in range(count)]
-    values = [weight[i * 2654435761 % len(weight)].cpu() for i, weight in enumerate(chosen)]
-    return torch.stack(values).bfloat16().view(torch.int16).numpy().tobytes().hex()
+    chosen = [weights[i * len(weights) // count] for i in range(count)]
+    values = torch.zeros(count, dtype=torch.bfloat16)
+    for i, weight in enumerate(chosen):
+        if type(weight).__name__ not in _PACKED:
+            values[i] = weight.detach().reshape(-1)[i * 2654435761 % weight.numel()]
+    return values.view(torch.int16).numpy().tobytes().hex()
 
 
 def has_other_weights(decoder: PreTrainedModel, sample: str) -> bool:
@@ -85,7 +91,7 @@ def has_other_weights(decoder: PreTrainedModel, sample: str) -> bool:
     both = torch.tensor([list(bytes.fromhex(sample)), list(bytes.fromhex(now))], dtype=torch.uint8)
     bits = both.view(torch.int16)
     # float16 holds no smaller values exactly, and its rounding moves one in 16 by one step.
-    comparable = bits.view(torch.bfloat16).abs().amax(dim=0) >= 2**-13
+    comparable = bits.view(torch.bfloat16).abs().amin(dim=0) >= 2**-13
     steps = (bits[0].int() - bits[1].int()).abs()[comparable]
     return bool((steps > 1).any() or (steps > 0).sum() > len(steps) / 5)
 
@@ -221,23 +227,26 @@ def generation_defaults(
         settings: dict[str, Any] = vars(config)
     else:
         settings = kwargs
-    # What a given configuration leaves open is the decoder's own, and only then ours.
+    # What a given configuration leaves open is the decoder's own if that can be, and then ours.
+    for name in _NEUTRAL:
+        if getattr(defaults, name, None) is not None and settings.get(name) is None:
+            settings[name] = _NEUTRAL[name]
     if settings.get("eos_token_id") is None and defaults.eos_token_id is None and processor.eos_ids:
         settings["eos_token_id"] = processor.eos_ids[0]
     if settings.get("pad_token_id") is None and defaults.pad_token_id is None:
         settings["pad_token_id"] = processor.pad_id
     most, whole = settings.get("max_new_tokens"), settings.get("max_length")
+    positions = max_positions(model.decoder.config)
     if most is None and whole is not None:
         if whole <= length:
             raise ValueError(
                 f"max_length={whole} counts the prompt too, which has {length} positions; give "
                 f"max_length of at least {length + 1}, or max_new_tokens, which counts the answer."
             )
-        settings["max_new_tokens"] = whole - length
+        settings["max_new_tokens"] = max(1, min(whole, positions or whole) - length)
         settings["max_length"] = None
     elif most is None and settings.get("max_time") is None:
         most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
-        positions = max_positions(model.decoder.config)
         most = most if positions is None else min(most, positions - length)
         settings["max_new_tokens"] = max(1, most)
     if kwargs.get("stop_strings") or config.stop_strings:

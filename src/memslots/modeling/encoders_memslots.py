@@ -231,9 +231,10 @@ def embedding_scale(model: PreTrainedModel) -> float:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether some weights are held in 8 bit or fewer."""
-    packed = any(weight.element_size() == 1 for weight in model.parameters())
-    return packed or bool(getattr(model, "is_quantized", False))
+    """Whether some weights are held in 8 bit or fewer (those of a GGUF file are not, once read)."""
+    if getattr(model, "is_quantized", False) and model.quantization_method != "gguf":
+        return True
+    return any(weight.element_size() == 1 for weight in model.parameters())
 
 
 # -- slots ----------------------------------------------------------------------------------------

@@ -406,11 +406,7 @@ class Memory:
         write_memory_file(path, self)
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike,
-        device: str | torch.device = "cpu",
-    ) -> "Memory":
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> "Memory":
         """Read a memory that `save` wrote; no compressor is needed.
 
         Raises:

@@ -59,7 +59,7 @@ def adapt_to_decoder(
             "loaded without; load it with load_decoder=True, or use start 'random'."
         )
     options = decoder_kwargs or {}
-    decoder = absolute(decoder)
+    decoder = absolute(decoder, "decoder")
     device = model.encoder.device
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{"dtype": model.dtype, **options})
     config = model.config
