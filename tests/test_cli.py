@@ -403,6 +403,8 @@ def test_bad_arguments(refused, checkpoints, text):
     assert "choose one of auto" in refused(*ask, *one, "--dtype", "float33")
     assert "cannot be used" in refused(*ask, *one, "--device", "abacus")
     assert "no such folder" in refused(*ask, "--model", "./nowhere")
+    assert "me/none is not in the Hub's cache" in refused(*ask, "--model", "me/none")
+    assert "Did you mean 'ask'? See" in refused("asks")
     assert "--suite" in refused("eval", "--suite", "tiny")  # the lab's
 
 

@@ -94,7 +94,8 @@ def main(
     except usage_error as error:
         message = " ".join(error.format_message().split()).partition(", unable to parse")[0]
         message = message.rstrip(".").replace("Input should be", "it must be")
-        err.print(Text(f"error: {message}. See --help for an example."), soft_wrap=True)
+        message += "" if message.endswith("?") else "."
+        err.print(Text(f"error: {message} See --help for an example."), soft_wrap=True)
         return 2
     except (typer.Abort, KeyboardInterrupt):
         err.print("\ninterrupted")

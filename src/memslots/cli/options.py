@@ -403,7 +403,16 @@ def load_config(name: str, revision: str | None = None):
     """A checkpoint's configuration, after checking that it is a memslots one."""
     from memslots.modeling import MemslotsConfig
 
-    found, _ = MemslotsConfig.get_config_dict(name, **({"revision": revision} if revision else {}))
+    place = {"revision": revision} if revision else {}
+    try:
+        found, _ = MemslotsConfig.get_config_dict(name, **place)
+    except OSError as error:
+        if "couldn't connect" not in str(error):
+            raise
+        raise OSError(
+            f"{name} is not in the Hub's cache on this machine, and the Hub cannot be reached; go "
+            "online, give a folder, or take a checkpoint of the package (--model tiny)."
+        ) from error
     if found.get("model_type") != MemslotsConfig.model_type:
         raise ValueError(
             f"{name} is no memslots checkpoint but a {found.get('model_type', 'nameless')!r} "
