@@ -116,7 +116,8 @@ def test_sizes_and_words(memory):
     assert half.nbytes * 2 == memory.nbytes
     assert memory.dtype == torch.float32  # a copy, not in place
     text = repr(memory)
-    for part in ("3 documents", "rate 2", "float32 on cpu", memory.fingerprint[:12], "B"):
+    parts = ("3 documents", "rate 2", "float32 on cpu", memory.fingerprint[:12], "17,184 bytes")
+    for part in parts:
         assert part in text
     assert f"{sum(memory.n_tokens)} tokens in {memory.slots.shape[0]} slots of 24" in text
     assert "1 document," in repr(memory[0])
