@@ -302,7 +302,7 @@ def test_a_broken_run_goes_on_where_it_was(tmp_path):
     found = log.collect(("qa", "d", None), 9, measure)
     assert seen == [5, 6, 7, 8]
     assert [s["value"] for s in found] == [i * i for i in range(9)]
-    assert said[0] == "qa on d: going on from 5 of 9 samples"
+    assert said[0] == "qa on d: resuming after 5 of 9 samples"
     assert said[-1] == "qa on d: 9 of 9 samples, 0:00 left"
     seen.clear()
     assert SampleLog(file, {"rates": [4]}).collect(("qa", "d", None), 9, measure) == found

@@ -31,7 +31,7 @@ def tables_sentence(
     sets: Sets = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; run none.")] = False,
 ) -> None:
-    """Train and measure sentence pools; the same command goes on with a stopped run."""
+    """Train and measure sentence pools; run it again to resume."""
     from lab.sentence.page import write_sentence_page
     from memslots.configuration import load_recipe
 

@@ -20,7 +20,7 @@ def train(
     install: Install = None,
     data_dir: DataFolder = None,
 ) -> None:
-    """Train by a recipe; the same command goes on with a run that was stopped."""
+    """Train by a recipe; run it again to resume."""
     from lab.training.run import run_recipe
     from memslots.configuration import load_recipe
     from memslots.hub_cards.model_card import write_card

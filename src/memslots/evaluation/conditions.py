@@ -1,7 +1,7 @@
 """What the decoder may read of a context: all, nothing, a cut of it, a memory, or another's.
 
-Every condition answers the same questions in the same run; a memory's figure means little without
-the full text above it, and no context, a cut of equal length and another text's memory below it.
+Every condition answers the same questions in the same run; compare a memory
+with the full text, no context, a cut of equal length and the control (another text's memory).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.layout_memslots import Prompt
 
 BASELINES = ("full", "none", "head", "tail", "another")
-"""Full text; no context; the first and the last tokens of the text, as many as the memory takes
-positions; another text's memory."""
+"""Full text; no context; the first and the last tokens of the text, as many as the memory's
+prompt tokens; the control, another text's memory."""
 
 LLMLINGUA2 = "llmlingua2"
-"""The text shortened by LLMLingua-2 to the memory's positions, where that is installed."""
+"""The text shortened by LLMLingua-2 to the memory's prompt tokens, where that is installed."""
 
 
 def default_baselines() -> tuple[str, ...]:

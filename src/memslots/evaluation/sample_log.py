@@ -104,7 +104,7 @@ class SampleLog:
         if isinstance(of[-1], int):
             label += f", {of[-1]} tokens"
         if done and missing:
-            self._say(f"{label}: going on from {len(done)} of {count} samples")
+            self._say(f"{label}: resuming after {len(done)} of {count} samples")
         started, at = time.perf_counter(), 0
         size = self.batch if done else min(FIRST, self.batch)
         while at < len(missing):

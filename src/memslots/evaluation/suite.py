@@ -73,7 +73,7 @@ def evaluate_tasks(
             alike; None takes three where the decoder reads better with them (`choose_asking`).
         prompt: "plain" or "chat" words for these, by default the checkpoint's own.
         partial: JSON lines of every sample's scores, written as they come; a broken run of the same
-            settings goes on from it.
+            settings resumes from it.
 
     Returns:
         `records` (see `tasks`), what was measured, on what, and `notes` on the data read and on

@@ -57,7 +57,7 @@ def run_recipe(
 
     Args:
         recipe: what `load_recipe` gave.
-        output: folder of everything that is made; a killed run goes on from it. The recipe is
+        output: folder of everything that is made; a killed run resumes from it. The recipe is
             written there, and beside every stage's checkpoint, as it was run.
         stage: the name of one of the compressor's stages; see `stages_to_run`.
         books: where the books of sources that read them are; PG-19 from the Hub without it.

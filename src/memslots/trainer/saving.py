@@ -48,7 +48,7 @@ def whole_or_removed(folder: Path, kept: str | None) -> Iterator[None]:
         raise OSError(
             f"no room to write {folder} ({free_space(folder)} free on its disk): what was written "
             f"of it is removed, {safe}. Free some space, or write elsewhere, and run the same "
-            "command again: it goes on from there."
+            "command again to resume from there."
         ) from error
 
 
