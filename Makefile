@@ -18,7 +18,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
 # A test uses one thread (tests/conftest.py), so files run side by side on up to four cores.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# In the order of tests/conftest.py: xdist's own begins with the files of most tests, so that the heavy
+# ones, of few tests, would be left to one core at the end.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-compressors tables-verified tables-sentence tables-sentence-smollm2 bench clean

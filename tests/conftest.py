@@ -20,6 +20,23 @@ from tiny_models import Zoo
 torch.set_num_threads(1)  # tiny models gain nothing from more
 
 
+HEAVY = (
+    "test_smollm2",
+    "test_space_browser",
+    "test_examples",
+    "test_distributed",
+    "test_sharded",
+    "test_saving",
+)
+"""Files that take long, the longest first: what begins last should be short."""
+
+
+def pytest_collection_modifyitems(items):
+    """Heavy files first, the others in their order."""
+    places = {name: place for place, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(HEAVY)))
+
+
 def pytest_sessionfinish():
     """Removes the folders made above."""
     for name in ("HF_MODULES_CACHE", "TRACKIO_DIR"):

@@ -157,6 +157,15 @@ def test_what_cannot_be_loaded(zoo, compressor, tmp_path):
     (tmp_path / "chat.json").write_text(json.dumps({"format": "memslots.chat", "version": 9}))
     with pytest.raises(ValueError, match="version 9; this memslots reads"):
         ChatMemory.load(tmp_path, compressor)
+    ChatMemory(compressor).save(tmp_path / "whole")
+    whole = json.loads((tmp_path / "whole" / "chat.json").read_text())
+    for wrong in ({"turns": [["robot", "x"]]}, {"turns": 3}, {"memory": 3}, {"keep_last": "x"}):
+        (tmp_path / "chat.json").write_text(json.dumps({**whole, **wrong}))
+        with pytest.raises(ValueError, match="holds no chat that was saved"):
+            ChatMemory.load(tmp_path, compressor)
+    (tmp_path / "chat.json").write_text(json.dumps({k: whole[k] for k in ("format", "version")}))
+    with pytest.raises(ValueError, match=r"holds no chat that was saved .'keep_last'"):
+        ChatMemory.load(tmp_path, compressor)
     chat = ChatMemory(compressor, keep_last=0, block_tokens=0, literals=lambda text: [])
     chat.add("user", SENTENCES[0])
     with pytest.raises(ValueError, match="is no detector of literals; use names"):

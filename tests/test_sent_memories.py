@@ -219,19 +219,42 @@ def several(times):
         header["checks"] = [header["checks"][0]] * times
         header["literals"] = [header["literals"][0]] * times
         header["documents"] = [times]
+        for name in ("text_sha256", "unknown_tokens"):
+            header[name] = header[name][:1]
+        header["texts"] = [None]
 
     return change
 
 
 def test_segments_are_in_their_texts_order_and_apart(model, memory, forged):
-    n_slots = memory.segments[0].slots
-    for times in (2, 20):
+    n_slots, nothing = memory.segments[0].slots, torch.empty(0, dtype=torch.uint8)
+
+    def read(times):
         slots = memory.slots[:n_slots].repeat(times, 1)
+        tensors = {"slots": slots, "texts": nothing}
+        return read_memory_file(model, forged(several(times), tensors), MOST)
+
+    for times in (2, 20):
         with pytest.raises(ValueError, match="not after the one before"):
-            read_memory_file(model, forged(several(times), {"slots": slots}), MOST)
-    assert read_memory_file(
-        model, forged(several(1), {"slots": memory.slots[:n_slots].clone()}), MOST
-    )
+            read(times)
+    assert read(1)
+
+
+def test_texts_without_a_segment_are_refused(model, memory, forged):
+    def change(header):
+        for name in ("text_sha256", "unknown_tokens", "texts"):
+            header[name] += [None if name == "texts" else header[name][-1]] * 1000
+
+    with pytest.raises(ValueError, match="texts that no segment is of"):
+        read_memory_file(model, forged(change), MOST)
+
+
+def test_a_pipe_is_not_replaced_by_a_memory(memory, tmp_path):
+    """Root could replace a device of the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="give a file name in an existing folder"):
+        memory.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_literals_are_in_their_texts_order_and_each_once(model, memory, forged):

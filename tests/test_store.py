@@ -22,6 +22,7 @@ from store_writer import text_of
 from memslots.modeling.memory_memslots import Memory
 from memslots.modeling.texts_memslots import Literal
 from memslots.serving import store_files, store_format
+from memslots.serving.maintenance import rebuild_catalogue
 from memslots.serving.quantise import from_bytes, to_bytes
 from memslots.serving.store import MemoryStore
 
@@ -333,8 +334,10 @@ def test_a_catalogue_that_disagrees_with_the_files_is_noticed(tmp_path):
     assert set(store.verify().problems) == {IDS[0]}
     catalogue = store.path / "catalogue.sqlite"
     catalogue.write_bytes(b"not a database, but long enough to be looked at" * 100)
-    with pytest.raises(ValueError, match="damaged or no catalogue"):
+    with pytest.raises(ValueError, match=r"damaged or no catalogue.*move it away.*store rebuild"):
         store.get(IDS[0])
+    catalogue.unlink()
+    assert rebuild_catalogue(store.path).documents == len(store)
 
 
 @pytest.mark.parametrize(

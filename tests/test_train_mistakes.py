@@ -105,11 +105,30 @@ def test_a_loss_that_is_no_number(zoo, tmp_path, capsys, monkeypatch):
         ({"context": None}, "row 1 of the training dataset: 'context' is None"),
         ({"answer": ["one"]}, "2 questions and 1 answers"),
         ({"question": [], "answer": []}, "'question' is empty"),
+        ({"context": " \n"}, "row 1 of the training dataset: 'context' is empty or only white"),
+        ({"question": ["Where?", ""]}, "row 1 of the training dataset: 'question' is empty or"),
     ],
 )
 def test_a_row_that_would_stop_training_is_named_before_it_starts(zoo, tmp_path, change, message):
     rows = qa_rows(2)
     rows[1] = {**rows[1], **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CompressorTrainer(zoo.compressor(), settings(tmp_path), Dataset.from_list(rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": None}, "row 1 of the training dataset: 'text' is None, not text"),
+        ({"text": " \n"}, "row 1 of the training dataset: 'text' is empty or only white space"),
+        (
+            {"text": "  Ann is here.", "compress_until": 2},
+            "row 1 of the training dataset: 'text' is empty or only white space",
+        ),
+    ],
+)
+def test_a_text_that_would_stop_training_is_named_before_it_starts(zoo, tmp_path, row, message):
+    rows = [{"text": "Ann is here.", "compress_until": 5}, row]
     with pytest.raises(ValueError, match=re.escape(message)):
         CompressorTrainer(zoo.compressor(), settings(tmp_path), Dataset.from_list(rows))
 

@@ -471,7 +471,7 @@ def test_lone_surrogates_empty_texts_and_other_types(model):
 
 def test_what_else_is_wrong_with_a_text_is_not_taken_for_one_without_tokens(model, monkeypatch):
     """Only a text that the encoder sees nothing of becomes text in place; errors stay errors."""
-    for text in (" \n\t ", "\u3000"):  # as compress does
+    for text in (" \n\t ", "\u3000", "\ufeff", "\ufeff\n"):  # as compress does
         with pytest.raises(ValueError, match="only white space"):
             verified.compress(model, text, exact=True)
     encoder_text = model.processor.encoder_text

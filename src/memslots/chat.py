@@ -324,18 +324,22 @@ class ChatMemory:
             "keep_last", "rate", "block_tokens", "max_positions", "literals", "system",
             "turn_format",
         )  # fmt: skip
-        chat = cls(model, **{name: state[name] for name in settings})
-        if state["memory"] is not None:
-            file = path.parent / Path(state["memory"]).name
+        try:
+            chat = cls(model, **{name: state[name] for name in settings})
+            turns = [(role, check_text(content, "a turn")) for role, content in state["turns"]]
+            chat.turns = [Turn(ROLES[ROLES.index(role)], content) for role, content in turns]
+            chat.compressed_turns = int(state["compressed_turns"])
+            chat.forgotten_blocks = int(state["forgotten_blocks"])
+            named = state["memory"] and path.parent / Path(state["memory"]).name
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} holds no chat that was saved ({error}).") from error
+        if named:
             try:
-                chat.memory = model.load_memory(file)
+                chat.memory = model.load_memory(named)
             except FileNotFoundError:
-                if _memory_of(path.parent) == file:
+                if _memory_of(path.parent) == named:
                     raise
                 return cls.load(folder, model)  # it was saved again since
-        chat.turns = [Turn(*turn) for turn in state["turns"]]
-        chat.compressed_turns = state["compressed_turns"]
-        chat.forgotten_blocks = state["forgotten_blocks"]
         return chat
 
 

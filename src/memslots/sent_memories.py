@@ -125,6 +125,8 @@ def check_sent(model, memory, most_characters: int) -> None:
                 f"memory has more than the {most_characters} characters that are taken; send its "
                 "documents one by one."
             )
+    if unread := len(hashes) - len({segment.text for segment in memory.segments}):
+        raise ValueError(f"memory names {unread} texts that no segment is of.")
     check_order(memory)
 
 

@@ -159,7 +159,7 @@ def write_file(
         ValueError: `path` is a folder, or its folder does not exist.
     """
     path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():  # a device, a pipe
         raise ValueError(
             f"cannot save a memory to {str(path)!r}: give a file name in an existing folder."
         )

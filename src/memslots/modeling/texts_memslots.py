@@ -151,7 +151,7 @@ def check_text(text: object, name: str) -> str:
     """
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a string or a list of strings, got {type(text).__name__}.")
-    if not text.strip():
+    if not text.removeprefix(BYTE_ORDER_MARK).strip():
         raise ValueError(f"{name} is empty or only white space; give some text.")
     try:
         text.encode()

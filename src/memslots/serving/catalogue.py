@@ -161,8 +161,10 @@ class Catalogue:
                     "Check the disk's free space and the permissions, and try again."
                 ) from error
             raise ValueError(
-                f"the catalogue {self.path} is damaged or no catalogue ({error}); put back a copy, "
-                "or make the store again from the texts."
+                f"the catalogue {self.path} is damaged or no catalogue ({error}); move it away, "
+                "and make it again from the documents with `memslots store rebuild --store "
+                f"{self.path.parent}`. (A copy does not know what was added since, and compacting "
+                "removes that.)"
             ) from error
 
     # -- queries -----------------------------------------------------------------------------------

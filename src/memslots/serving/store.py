@@ -134,9 +134,10 @@ class MemoryStore:
         # Looked at again, since another process may be making this store now.
         if self._data.is_dir() and any(self._data.iterdir()) and not self._exists():
             raise ValueError(
-                f"{str(self.path)!r} holds documents, and the {NAME} that says which is lost: put "
-                "back a copy, or make it again from the documents with `memslots store rebuild "
-                f"--store {self.path}`."
+                f"{str(self.path)!r} holds documents, and the {NAME} that says which is lost: make "
+                f"it again from the documents with `memslots store rebuild --store {self.path}`, "
+                "or put back a copy. (It does not know what was added since, and compacting "
+                "removes that.)"
             )
 
     def __repr__(self) -> str:

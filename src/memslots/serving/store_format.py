@@ -12,7 +12,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from memslots.extras import install_extra
@@ -86,7 +86,7 @@ def check_ids(ids: str | Sequence[str], new: bool = False) -> list[str]:
     Raises:
         ValueError: An id that is no string, is empty, too long or no valid Unicode, or comes twice.
     """
-    ids = [ids] if isinstance(ids, str) else list(ids)
+    ids = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
     for key in ids:
         if not isinstance(key, str) or not 0 < len(key) <= MAX_ID_CHARACTERS:
             raise ValueError(

@@ -19,7 +19,7 @@ from memslots.modeling.layout_memslots import (
 )
 from memslots.modeling.memory_memslots import slots_for
 from memslots.modeling.processing_memslots import MemslotsProcessor
-from memslots.modeling.texts_memslots import Span
+from memslots.modeling.texts_memslots import Span, check_text
 from memslots.trainer.compressor_config import CompressorConfig
 
 logger = logging.getLogger(__name__)
@@ -46,22 +46,33 @@ def check_columns(columns: Sequence[str], name: str) -> None:
 
 def what_is_wrong(row: Mapping[str, Any]) -> str | None:
     """Why a row cannot be trained on, its column named; None where it can."""
-    if row.get("text") is not None:
-        kind = type(row["text"]).__name__
-        return None if isinstance(row["text"], str) else f"'text' is {kind}, not a string"
+    if row.get("text") is not None or set(row).isdisjoint(QA_COLUMNS):
+        text = row.get("text")
+        return _wrong("text", text[: row.get("compress_until")] if isinstance(text, str) else text)
     for column in QA_COLUMNS:
         value = row.get(column)
         parts = value if isinstance(value, list) and column != "context" else [value]
-        for part in parts:
-            if not isinstance(part, str):
-                return f"{column!r} is {value!r}, not text"
         if not parts:
             return f"{column!r} is empty"
+        for part in parts:
+            if (wrong := _wrong(column, part)) is not None:
+                return wrong
     questions, answers = row["question"], row["answer"]
     if isinstance(questions, str) != isinstance(answers, str):
         return "'question' and 'answer' must both be one text, or lists of equal length"
     if not isinstance(questions, str) and len(questions) != len(answers):
         return f"it has {len(questions)} questions and {len(answers)} answers"
+    return None
+
+
+def _wrong(column: str, value: object) -> str | None:
+    if not isinstance(value, str):
+        return f"{column!r} is {value!r}, not text"
+    try:
+        # An answer may be nothing.
+        check_text(value + "." if column == "answer" else value, repr(column))
+    except ValueError as error:
+        return str(error).rstrip(".")
     return None
 
 
