@@ -95,7 +95,7 @@ def share_right(records: Sequence[Record], key: str) -> str:
 
 
 def page(results: dict[str, list[Record]], fingerprint: str) -> str:
-    """docs/smollm2.md."""
+    """docs/smollm2.md; without `losses` it leaves their section out."""
     following, fidelity = results["following"], results["fidelity"]
     by_condition = []
     for record in chosen(following, metric="perplexity"):
@@ -122,8 +122,8 @@ def page(results: dict[str, list[Record]], fingerprint: str) -> str:
         rates=rates,
         by_rate=by_rate,
         by_segment=by_segment,
-        losses=lost_row(results["losses"]),
-        samples=len(results["losses"]),
+        losses=lost_row(results["losses"]) if results.get("losses") else None,
+        samples=len(results.get("losses", ())),
     )
 
 
@@ -165,7 +165,8 @@ def main(arguments: list[str] | None = None) -> None:
         if not file.is_file():
             file.write_text(json.dumps(measure()), "utf-8")
         results[part] = json.loads(file.read_text("utf-8"))
-    given.page.write_text(page(results, model.fingerprint), "utf-8")
+        if "following" in results:  # the last part is the longest
+            given.page.write_text(page(results, model.fingerprint), "utf-8")
 
 
 if __name__ == "__main__":
