@@ -107,13 +107,13 @@ def page(results: dict[str, list[Record]], fingerprint: str) -> str:
     for rate in rates:
         own = chosen(fidelity, rate=rate)
         tokens, slots = (sum(record[key] for record in own) for key in ("tokens", "slots"))
-        shares = [share_right(own, key) for key in ("right", "another", "none")]
+        come_back = [share_right(own, key) for key in ("right", "another", "none")]
         cut = f"{100 * min(1.0, slots / tokens):.1f}"
-        by_rate.append([rate, len(own), tokens, f"{tokens / slots:.2f}", *shares, cut])
+        by_rate.append([rate, len(own), tokens, f"{tokens / slots:.2f}", *come_back, cut])
     for place in sorted(distinct(fidelity, "segment")):
         own = chosen(fidelity, segment=place)
-        shares = [share_right(chosen(own, rate=rate), "right") for rate in rates]
-        by_segment.append([place + 1, len(chosen(own, rate=rates[0])), *shares])
+        come_back = [share_right(chosen(own, rate=rate), "right") for rate in rates]
+        by_segment.append([place + 1, len(chosen(own, rate=rates[0])), *come_back])
     return render(
         Path(__file__).with_name("real_text.md.jinja"),
         fingerprint=fingerprint[:12],
