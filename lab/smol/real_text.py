@@ -20,6 +20,7 @@ from lab.pages import chosen, distinct, interval, render
 from lab.verified.measure import check_same_compressor, lost_tokens
 from memslots import MemslotsModel
 from memslots.cli.options import resolve_model
+from memslots.data import TextRow
 from memslots.data.books import iterate_books
 from memslots.evaluation.conditions import BASELINES
 from memslots.evaluation.intervals import with_interval
@@ -40,7 +41,10 @@ def measure_following(
     rates = model.config.compression_rates
     settings = {"checkpoint": model.fingerprint, "samples": samples, "lengths": list(LENGTHS)}
     log = SampleLog(partial, settings, print, batch=2)
-    rows = [{"text": book[: 400 * samples * max(LENGTHS)]} for book in books]
+    rows: list[TextRow] = [
+        {"id": str(number), "text": book[: 400 * samples * max(LENGTHS)]}
+        for number, book in enumerate(books)
+    ]
     return completion(model, rows, rates, LENGTHS, "books", BASELINES, samples, log)
 
 
