@@ -41,8 +41,7 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
     for record in records:
         by_kind[record["cell"]["kind"]].append(record)
     searches = by_kind["search"]
-    ours = [record for record in searches if record["cell"]["first_token"]]
-    with_vectors = [r for r in ours if r["cell"]["method"] in ("mem", "dense")]
+    with_vectors = [r for r in searches if r["cell"]["method"] in ("mem", "dense")]
     prose = [record for record in with_vectors if record["cell"]["source"] == "books"]
     utilisation = page.with_name("capacity-utilisation.png")
     if prose:
@@ -58,11 +57,10 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
         optimiser=settings_of(records[0]["cell"]) if records else None,
         texts=max((r["cell"]["texts"] for r in records), default=0),
         theoretical=theoretical_capacity(768, 50_000),
-        longest=_table_1(ours),
-        by_length=_by_length(ours),
-        ratios=_ratios(ours),
-        bar=_bar(prose),
-        both_ways=_both_ways(searches),
+        longest=_table_1(searches),
+        by_length=_by_length(searches),
+        ratios=_ratios(searches),
+        bars=_bars(prose),
         errors=_errors(prose),
         utilisation=utilisation.name if prose else None,
         scatter_picture=scatter_picture.name,
@@ -109,6 +107,7 @@ def _key(record: Record) -> tuple:
         cell["method"],
         cell.get("targets", ""),
         cell.get("rank", 1),
+        "1 to N" if cell["first_token"] else "2 to N",
     )
 
 
@@ -121,11 +120,12 @@ def _grouped(
     return groups
 
 
-def _table_1(ours: Sequence[Record]) -> list[list[str]]:
+def _table_1(searches: Sequence[Record]) -> list[list[str]]:
     rows = []
-    for (decoder, source, method, targets, rank), group in _grouped(ours, _key).items():
+    for key, group in _grouped(searches, _key).items():
+        decoder, source, method, targets, rank, counted = key
         results = [record["result"] for record in group]
-        theirs = TABLE_1.get((method, targets, rank), "-") if source == "books" else "-"
+        comparable = source == "books" and counted == "2 to N"
         at_best = [text for r in results for text in r["lengths"][str(r["at_length"])]]
         exact = [r["steps_to_exact"] for r in results if r["steps_to_exact"] is not None]
         share = [r["utilisation"] for r in results] if "lora" not in method else []
@@ -133,8 +133,9 @@ def _table_1(ours: Sequence[Record]) -> list[list[str]]:
             decoder,
             source,
             _named(method, targets, rank),
+            counted,
             _spread([r["longest_length"] for r in results], 0),
-            theirs,
+            TABLE_1.get((method, targets, rank), "-") if comparable else "-",
             _spread([r["token_gain"] for r in results]),
             _spread(share, 3),
             f"{statistics.fmean(text['information_gain'] for text in at_best):.0f}",
@@ -151,50 +152,56 @@ def _named(method: str, targets: str, rank: int) -> str:
     return f"{method} {targets} r={rank}" if targets else method
 
 
-def _by_length(ours: Sequence[Record]) -> list[list[Any]]:
+def _by_length(searches: Sequence[Record]) -> list[list[Any]]:
     """Of each length that was tried: what comes back, and what comes back without the memory."""
     rows = []
-    for (decoder, source, method, targets, rank), group in _grouped(ours, _key).items():
+    for key, group in _grouped(searches, _key).items():
+        decoder, source, method, targets, rank, counted = key
         of_length: dict[int, list[dict[str, Any]]] = {}
         for record in group:
             for length, texts in record["result"]["lengths"].items():
                 of_length.setdefault(int(length), []).extend(texts)
+        field = "accuracy" if counted == "1 to N" else "accuracy_from_token_2"
         for length, texts in sorted(of_length.items()):
-            means = {key: statistics.fmean(text[key] for text in texts) for key in _MEANS}
+            means = {name: statistics.fmean(text[name] for text in texts) for name in _MEANS}
             rows.append(
                 [
                     decoder,
                     source,
                     _named(method, targets, rank),
+                    counted,
                     length,
-                    interval(with_interval([text["accuracy"] for text in texts])),
-                    f"{sum(text['accuracy'] == 1 for text in texts)} of {len(texts)}",
-                    percent(means["free_running"]),
+                    interval(with_interval([text[field] for text in texts])),
+                    f"{sum(text[field] == 1 for text in texts)} of {len(texts)}",
                     percent(means["another"]),
                     percent(means["without"]),
                     f"{means['token_gain']:.1f}",
                     f"{means['information_gain']:.0f}",
                     f"{means['steps']:.0f}",
+                    f"{sum(text['stopped'] == 'max steps' for text in texts)} of {len(texts)}",
                 ]
             )
     return rows
 
 
-_MEANS = ("free_running", "another", "without", "token_gain", "information_gain", "steps")
+_MEANS = ("another", "without", "token_gain", "information_gain", "steps")
 
 
-def _bar(prose: Sequence[Record]) -> int | None:
-    """The shortest of the longest lengths of mem on prose, over the seeds."""
-    mem = [r["result"]["longest_length"] for r in prose if r["cell"]["method"] == "mem"]
-    return min(mem, default=None)
+def _bars(prose: Sequence[Record]) -> list[tuple[str, int]]:
+    """The shortest of the longest lengths of mem over the seeds, by which tokens are counted."""
+    groups = _grouped([r for r in prose if r["cell"]["method"] == "mem"], lambda r: _key(r)[-1:])
+    return [
+        (counted, min(record["result"]["longest_length"] for record in group))
+        for (counted,), group in groups.items()
+    ]
 
 
-def _ratios(ours: Sequence[Record]) -> list[tuple[str, str, str]]:
+def _ratios(searches: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     """Dense against the plain vector, in length and in utilisation."""
     rows = []
-    groups = _grouped(ours, lambda record: _key(record)[:3])
-    for decoder, source in dict.fromkeys(key[:2] for key in groups):
-        mem, dense = (groups.get((decoder, source, method)) for method in ("mem", "dense"))
+    groups = _grouped(searches, lambda record: (*_key(record)[:3], _key(record)[-1]))
+    for decoder, source, counted in dict.fromkeys((*key[:2], key[3]) for key in groups):
+        mem, dense = (groups.get((decoder, source, m, counted)) for m in ("mem", "dense"))
         if not mem or not dense:
             continue
         parts = []
@@ -202,23 +209,7 @@ def _ratios(ours: Sequence[Record]) -> list[tuple[str, str, str]]:
             plain = statistics.fmean(r["result"][field] for r in mem)
             better = statistics.fmean(r["result"][field] for r in dense)
             parts.append(f"{better / plain:.2f} times in {name}" if plain else f"no {name} of mem")
-        rows.append((decoder, source, ", ".join(parts)))
-    return rows
-
-
-def _both_ways(searches: Sequence[Record]) -> list[list[Any]]:
-    """The published way of counting beside ours."""
-    rows = []
-    ours = {(_key(r), r["cell"]["seed"]): r["result"] for r in searches if r["cell"]["first_token"]}
-    for record in searches:
-        if record["cell"]["first_token"]:
-            continue
-        result, beside = record["result"], ours.get((_key(record), record["cell"]["seed"]))
-        longest = result["longest_length"]
-        texts = result["lengths"].get(str(longest), [])
-        whole = f"{statistics.fmean(text['accuracy'] for text in texts):.3f}" if texts else "-"
-        names = [record["cell"]["decoder"], record["cell"]["method"]]
-        rows.append([*names, longest, beside["longest_length"] if beside else "-", whole])
+        rows.append((decoder, source, counted, ", ".join(parts)))
     return rows
 
 

@@ -69,7 +69,6 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
                     "source": block["source"],
                     "seed": seed,
                     "first_token": block.get("first_token", True),
-                    **({"start_token": True} if block.get("start_token") else {}),
                     "lengths": settings["lengths"],
                     "texts": settings["texts"],
                 }
@@ -180,12 +179,9 @@ def _write(file: Path, record: Any) -> None:
     unfinished.replace(file)
 
 
-_CHOSEN = ("rank", "targets", "first_token", "start_token")
-
-
 def settings_of(cell: Cell) -> CrammingSettings:
     """How a cell's texts are crammed."""
-    chosen = {key: cell[key] for key in _CHOSEN if key in cell}
+    chosen = {key: cell[key] for key in ("rank", "targets", "first_token") if key in cell}
     return CrammingSettings(method=cell["method"], **chosen, **cell["optimiser"])
 
 

@@ -20,8 +20,8 @@ from lab.pages import chosen, distinct, interval, render
 from lab.verified.measure import check_same_compressor, lost_tokens
 from memslots import MemslotsModel
 from memslots.cli.options import resolve_model
+from memslots.data import TextRow
 from memslots.data.books import iterate_books
-from memslots.data.schema import TextRow
 from memslots.evaluation.conditions import BASELINES
 from memslots.evaluation.intervals import with_interval
 from memslots.evaluation.sample_log import SampleLog
@@ -42,8 +42,8 @@ def measure_following(
     settings = {"checkpoint": model.fingerprint, "samples": samples, "lengths": list(LENGTHS)}
     log = SampleLog(partial, settings, print, batch=2)
     rows: list[TextRow] = [
-        {"id": f"book {i}", "text": book[: 400 * samples * max(LENGTHS)]}
-        for i, book in enumerate(books)
+        {"id": str(number), "text": book[: 400 * samples * max(LENGTHS)]}
+        for number, book in enumerate(books)
     ]
     return completion(model, rows, rates, LENGTHS, "books", BASELINES, samples, log)
 
@@ -99,7 +99,7 @@ def share_right(records: Sequence[Record], key: str) -> str:
 
 
 def page(results: dict[str, list[Record]], fingerprint: str) -> str:
-    """docs/smollm2.md."""
+    """docs/smollm2.md; without `losses` it leaves their section out."""
     following, fidelity = results["following"], results["fidelity"]
     by_condition = []
     for record in chosen(following, metric="perplexity"):
@@ -112,13 +112,13 @@ def page(results: dict[str, list[Record]], fingerprint: str) -> str:
     for rate in rates:
         own = chosen(fidelity, rate=rate)
         tokens, slots = (sum(record[key] for record in own) for key in ("tokens", "slots"))
-        shares = [share_right(own, key) for key in ("right", "another", "none")]
+        come_back = [share_right(own, key) for key in ("right", "another", "none")]
         cut = f"{100 * min(1.0, slots / tokens):.1f}"
-        by_rate.append([rate, len(own), tokens, f"{tokens / slots:.2f}", *shares, cut])
+        by_rate.append([rate, len(own), tokens, f"{tokens / slots:.2f}", *come_back, cut])
     for place in sorted(distinct(fidelity, "segment")):
         own = chosen(fidelity, segment=place)
-        shares = [share_right(chosen(own, rate=rate), "right") for rate in rates]
-        by_segment.append([place + 1, len(chosen(own, rate=rates[0])), *shares])
+        come_back = [share_right(chosen(own, rate=rate), "right") for rate in rates]
+        by_segment.append([place + 1, len(chosen(own, rate=rates[0])), *come_back])
     return render(
         Path(__file__).with_name("real_text.md.jinja"),
         fingerprint=fingerprint[:12],
@@ -127,8 +127,8 @@ def page(results: dict[str, list[Record]], fingerprint: str) -> str:
         rates=rates,
         by_rate=by_rate,
         by_segment=by_segment,
-        losses=lost_row(results["losses"]),
-        samples=len(results["losses"]),
+        losses=lost_row(results["losses"]) if results.get("losses") else None,
+        samples=len(results.get("losses", ())),
     )
 
 
@@ -170,7 +170,8 @@ def main(arguments: list[str] | None = None) -> None:
         if not file.is_file():
             file.write_text(json.dumps(measure()), "utf-8")
         results[part] = json.loads(file.read_text("utf-8"))
-    given.page.write_text(page(results, model.fingerprint), "utf-8")
+        if "following" in results:  # the last part is the longest
+            given.page.write_text(page(results, model.fingerprint), "utf-8")
 
 
 if __name__ == "__main__":
