@@ -353,7 +353,7 @@ def test_suite_writes_results_and_card(run, checkpoints, tmp_path, capsys):
     asked = ["suite", str(checkpoints / "other"), "--questions", "1", "--card", "--check"]
     code = lab([*asked, "--output", str(tmp_path / "r.json")])
     assert code == 1  # an untrained checkpoint misses targets
-    assert "Bars" in capsys.readouterr().out
+    assert "Targets" in capsys.readouterr().out
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["rates_missing"] == [8]
     assert (checkpoints / "other" / "README.md").is_file()

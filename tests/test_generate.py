@@ -360,7 +360,7 @@ def test_a_length_beyond_the_decoders_positions_is_cut(model, memory):
         {"max_length": 10**9},
         {"generation_config": GenerationConfig(max_length=10**9)},
     ):
-        settings = model.generation_kwargs([row], memory, kwargs)
+        settings = generation_defaults(model, [row], memory, kwargs)
         settings = (
             vars(settings["generation_config"]) if "generation_config" in settings else settings
         )

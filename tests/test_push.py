@@ -131,7 +131,7 @@ def test_one_commit_holds_all_and_nothing_else(hub, bundled):
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "mit"
     assert '"me/model"' in card.text
-    assert "- finetune_qa: " in card.text
+    assert "- Stage finetune_qa" in card.text
     assert "`handler.py` is here" in card.text
     # No folder of this machine is named anywhere.
     home = str(folder.parents[1])

@@ -17,7 +17,8 @@ PAGES = [
         for name in (
             "results",
             "verified",
-            "capacity",
+            "compare",
+            "smollm2",
             "sentence_pools",
             "performance",
             "memory_store",
@@ -26,7 +27,7 @@ PAGES = [
     ),
 ]
 
-NAMED = re.compile(r"[Cc]ompressor `?([0-9a-f]{12})`?( \(an earlier one)?")
+NAMED = re.compile(r"(?:[Cc]ompressor|checkpoint) `?([0-9a-f]{12})`?( \(an earlier one)?")
 """As pages name a compressor by its fingerprint."""
 
 

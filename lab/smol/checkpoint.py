@@ -94,6 +94,8 @@ def package(model: MemslotsModel, run: Path, folder: Path) -> None:
     """
     _, step, seen = load_slots(run)
     model.config.decoder_name_or_path = model.config.encoder_name_or_path = HUB_ID
+    for part in (model.config.decoder_config, model.config.encoder_config):
+        part._name_or_path = HUB_ID  # in place of a folder of this machine
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as draft:
         model.save_pretrained(draft)

@@ -229,6 +229,11 @@ def train(options: argparse.Namespace) -> None:
         with whole_file(checkpoint) as draft:
             torch.save({"slots": kept, "optimizer": state, "step": step, "seen": seen}, draft)
 
+    def measure() -> None:
+        figures = held_out(slots, unseen, unknown, tokenizer, options.device)
+        rounded = {key: [round(value, 3) for value in pair] for key, pair in figures.items()}
+        say(options.output, {"step": step, "seen": seen, "held out": rounded})
+
     started = last_saved = time.monotonic()
     ends = started + 60 * options.minutes
     recent: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -273,13 +278,13 @@ def train(options: argparse.Namespace) -> None:
             )
             recent.clear()
         if step % (5 * options.log_every) == 0:
-            figures = held_out(slots, unseen, unknown, tokenizer, options.device)
-            rounded = {key: [round(value, 3) for value in pair] for key, pair in figures.items()}
-            say(options.output, {"step": step, "seen": seen, "held out": rounded})
+            measure()
         if time.monotonic() - last_saved > options.save_seconds:
             save()
             last_saved = time.monotonic()
     save()
+    if step % (5 * options.log_every):
+        measure()
 
 
 def say(output: Path, line: dict[str, Any]) -> None:

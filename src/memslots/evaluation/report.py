@@ -173,8 +173,8 @@ def _percent(share: float | None) -> str:
 def _footnote(results: dict[str, Any]) -> str:
     return footnote(
         results,
-        f"held-out people, seed {results['seed']}, Wilson intervals; prompt tokens are "
-        "means, those of the context, markers included",
+        f"held-out people, seed {results['seed']}, Wilson intervals. Prompt tokens are "
+        "those of the context, markers included; means",
     )
 
 
