@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import QUESTIONS, TEXTS
 
+import lab.capacity.latent_converters  # noqa: F401 - a converter that draws
 from memslots import prefill
 from memslots.evaluation.likelihood import target_losses
 
@@ -62,7 +63,7 @@ def test_compressors_that_share_a_decoder_do_not_meet_each_others_hooks(zoo):
 
 
 def test_a_model_in_training_compresses_without_dropout_and_stays_in_training(zoo):
-    model = zoo.compressor(converter_type="vae")
+    model = zoo.compressor(converter_type="vae")  # the lab's: it draws in training
     expected = model.compress(TEXTS, rate=4).slots
     model.train()
     for slots in all_at_once([lambda: model.compress(TEXTS, rate=4).slots] * 16):

@@ -244,7 +244,7 @@ def read_text(path: str) -> str:
     except PermissionError:
         raise PermissionError(f"{path!r} may not be read by you; change its permissions.") from None
     try:
-        text = data.decode("utf-8-sig")  # without a byte order mark, which is no text
+        text = data.decode("utf-8")  # a byte order mark is kept, for exact reading back
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is not UTF-8 text: byte {data[error.start]:#04x} at position {error.start} "
