@@ -205,7 +205,7 @@ def test_the_command(zoo, tmp_path, capsys):
     for arguments, message in (
         (["--rate", "0.5"], "rate=0.5 must be at least 1"),
         (["--gpu-memory", "0"], "gpu_gigabytes=0.0 must be greater than 0"),
-        (["--tokens", "4000"], "more than the 512 positions"),
+        (["--tokens", "4000"], "more than the 512 tokens"),
     ):
         assert main([*command, *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -28,7 +28,7 @@ def plan_table(recipe: str, stages: list[StagePlan], free: float) -> Table:
         collapse_padding=True,
     )
     for column in ("stage", "after"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True, overflow="fold")
     for column in (
         "trained",
         "frozen",

@@ -111,7 +111,8 @@ def _check_length(model: MemslotsModel, name: str, text: str) -> None:
         if most is not None and tokens > most + _CUT_TOKENS:
             raise ValueError(
                 f"{name} has {len(text)} characters, which are more than the {most} positions of "
-                "the decoder; leave out the oldest messages, or send long texts as documents."
+                "the decoder; shorten it, leave out the oldest messages, or send long texts as "
+                "documents."
             )
         window *= 2
 
