@@ -71,6 +71,8 @@ class Terminal:
 
     def ends(self) -> int:
         self.until("code ")
+        while not re.search(r"code \d+\s", self.said):  # the number may come by itself
+            self.said += os.read(self.master, 4096).decode("utf-8", "replace")
         code = self.process.wait(timeout=60)
         os.close(self.master)
         return code
