@@ -68,3 +68,23 @@ def test_the_pages_state_what_the_curve_of_smol_ends_with():
         said = (ROOT / page).read_text("utf-8")
         assert f"repeats {fine} of an unseen book's tokens" in said, page
     assert f"| {fine} and {coarse} |" in (ROOT / "docs" / "developers.md").read_text("utf-8")
+
+
+def test_the_readme_states_what_the_comparison_found():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    lines = (ASSETS / "smol" / "curve.jsonl").read_text("utf-8").splitlines()
+    seen = json.loads(lines[-1])["seen"]
+    assert f"has read {seen / 1e6:.1f} million tokens" in readme
+    page = (ROOT / "docs" / "compare.md").read_text("utf-8")
+    shares: dict[str, list[int]] = {"memory": [], "cut": []}
+    samples = set()
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in shares:
+            samples.add(int(cells[2]))
+            shares[cells[0]].append(int(cells[5].split()[0]))
+    assert len(shares["memory"]) == len(shares["cut"]) == 6  # two tasks at three rates
+    worse = all(m < c for m, c in zip(shares["memory"], shares["cut"], strict=True))
+    assert ("say less than a text cut to the same length" in readme) == worse
+    (count,) = samples
+    assert f"Left {count} questions, right {count} passages" in readme

@@ -1,9 +1,10 @@
 """Converters with a latent, plain or variational, for table 2 of the capacity report.
 
 After "LLM context compression" (Yanke, Pevnaya and Muravetsky, AIRI Summer School 2025, sections
-3.3 and 4.1). They gave back less than PCC's converter in every column (docs/capacity.md), so the
-package does not carry them: importing this module adds them to it, and a checkpoint of theirs is
-read where it was imported. Their settings are extra fields of the configuration:
+3.3 and 4.1). They gave back less than PCC's converter in every column
+(docs/capacity_compressors.md), so the package does not carry them: importing this module adds them
+to it, and a checkpoint of theirs is read where it was imported. Their settings
+are extra fields of the configuration:
 
 - `converter_layers` (1): linear layers from the latent to the decoder;
 - `converter_regularization` (False): whether these layers have BatchNorm and Dropout;

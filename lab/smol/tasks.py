@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lab.smol.factbook import Country, fact_row
 from memslots.data.cloze import LEFT_OUT, questions_of
-from memslots.evaluation.asking import INSTRUCTION, Asking
+from memslots.evaluation.asking import INSTRUCTION, Asking, before_text
 from memslots.evaluation.worked_examples import worked_examples
 
 REPEAT, COMPLETE, RECALL, CLOZE = "repeat", "complete", "recall", "cloze"
@@ -170,8 +170,7 @@ class Tasks:
             instruction=draw.choice(("", INSTRUCTION)) if count < 3 else INSTRUCTION,
             examples=worked_examples(count, seed),
         ).shown()
-        ids = self._encode(words + "The")[:-1]  # as they stand before a text
-        return (self.tokenizer.bos_token_id, *ids)
+        return (self.tokenizer.bos_token_id, *before_text(self._encode, words))
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

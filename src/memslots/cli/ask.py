@@ -107,7 +107,7 @@ def ask(
     answers = _answers(compressor, read, question, max_new_tokens)
     seconds["answer"] = round(time.perf_counter() - started, 3)
     if as_json:
-        found = {
+        printed = {
             "answers": [
                 {"question": q, "answer": a} for q, a in zip(question, answers, strict=True)
             ],
@@ -120,7 +120,7 @@ def ask(
             "seconds": seconds,
             "fingerprint": kept.fingerprint,
         }
-        print_json(found)
+        print_json(printed)
         return
     for each, answer in zip(question, answers, strict=True):
         if len(question) > 1:

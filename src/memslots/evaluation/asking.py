@@ -103,7 +103,7 @@ class Asking:
         """
         encode = processor.decoder_text.encode
         control, shown, end = self._around(processor)
-        memory_follows = control + _before_text(encode, shown)
+        memory_follows = control + before_text(encode, shown)
         made = []
         for i, question in enumerate(questions):
             asked = self.question.replace("{question}", question)
@@ -175,7 +175,7 @@ class Asking:
         return lines[0].strip() if lines else ""
 
 
-def _before_text(encode: Callable[[str], list[int]], shown: str) -> list[int]:
+def before_text(encode: Callable[[str], list[int]], shown: str) -> list[int]:
     """Tokens of what stands before a context as they are where text follows.
 
     Two newlines at the end of a text are often another token than before a word, and a decoder

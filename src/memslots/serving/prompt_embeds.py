@@ -73,7 +73,7 @@ def prompt_rows(
     for name, texts in (("the question", question), ("the chat", messages)):
         # Several chats, or several questions, are prompts of their own.
         for text in texts if isinstance(texts, list) and not _is_chat(texts) else [texts]:
-            _check_length(model, name, "".join(_strings(text)))
+            _check_length(model, name, "".join(_strings(text)), name == "the chat")
     prompts, _ = model.processor.prompts(question, messages, chat_template_kwargs or {})
     if rate is not None:
         memory = memory.at_rate(model.processor.check_rate(rate))
@@ -102,7 +102,7 @@ def _check_literals(model: MemslotsModel, memory: Memory) -> None:
             _check_length(model, "a literal", literal.text)
 
 
-def _check_length(model: MemslotsModel, name: str, text: str) -> None:
+def _check_length(model: MemslotsModel, name: str, text: str, chat: bool = False) -> None:
     """Refuse a text that cannot fit by its beginning: tokenizing lets no other thread run."""
     most = max_positions(model.decoder.config)
     window = len(text) if most is None else 4 * most
@@ -111,8 +111,8 @@ def _check_length(model: MemslotsModel, name: str, text: str) -> None:
         if most is not None and tokens > most + _CUT_TOKENS:
             raise ValueError(
                 f"{name} has {len(text)} characters, which are more than the {most} positions of "
-                "the decoder; shorten it, leave out the oldest messages, or send long texts as "
-                "documents."
+                f"the decoder; shorten it{' or leave out the oldest messages' if chat else ''}, or "
+                "send long texts as documents."
             )
         window *= 2
 
