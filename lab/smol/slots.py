@@ -83,14 +83,18 @@ class Slots(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def write(self, ids: torch.Tensor, rate: int) -> torch.Tensor:
-        """What the decoder reads in place of `(rows, tokens)`: `(rows, tokens / rate, width)`.
+        """What the decoder reads in place of `(rows, tokens)`: `(rows, slots, width)`.
 
-        Tokens beyond `segment` are read segment by segment, as a compressor reads a long text.
+        Tokens beyond `segment` are read segment by segment, as a compressor reads a long text; the
+        last group of a segment may be a short one.
         """
         embeds = self.table[ids.reshape(-1, min(self.segment, ids.shape[1]))]
         states = self.encoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        n_groups = ids.numel() // rate
-        groups = torch.arange(ids.numel(), device=ids.device) // rate
+        segments, length = embeds.shape[:2]
+        slots_each = -(-length // rate)
+        n_groups = segments * slots_each
+        first = slots_each * torch.arange(segments, device=ids.device)
+        groups = (first[:, None] + torch.arange(length, device=ids.device) // rate).flatten()
         slots = self.group_pool(
             embeds.flatten(0, 1), states.flatten(0, 1), groups, n_groups, places=rate
         )

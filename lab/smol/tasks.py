@@ -16,17 +16,26 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from lab.smol.factbook import Country, fact_row
+from lab.smol.wordnet import Noun, noun_row
 from memslots.data.cloze import LEFT_OUT, questions_of
 from memslots.evaluation.asking import INSTRUCTION, Asking, before_text
 from memslots.evaluation.worked_examples import worked_examples
 
 REPEAT, COMPLETE, RECALL, CLOZE = "repeat", "complete", "recall", "cloze"
-FACTS = "facts"
+FACTS, NOUNS = "facts", "nouns"
 
 CUE = 4
 """Tokens of a text that say which place is to be recalled."""
 
 SEGMENTS = (1, 1, 2, 3)
+"""Of a text, unless told otherwise."""
+
+MOST_FOLLOWING = 4
+"""Segments that follow a text; as many as it has, if these are fewer."""
+
+SHORTER = 0.15
+"""Share of the steps of repeating with texts below a segment, as the end of a text is."""
+
 QUESTIONS = 4
 """About a text, asked one after another."""
 
@@ -34,7 +43,7 @@ SHOWN = 0.6
 """Share of the steps of questions that show worked examples first."""
 
 LONGEST_PREFIX = 48
-CHARACTERS = 760  # of facts told together at most; about 190 tokens
+CHARACTERS = 4  # of a token, about
 MOST_TRIES = 1000
 
 
@@ -57,6 +66,15 @@ class Rows(NamedTuple):
     shown: tuple[int, ...] | None = None
     distilled: float = 0.5
 
+    def to(self, device: str) -> Rows:
+        """The same rows on a device."""
+        return self._replace(
+            ids=self.ids.to(device),
+            following=self.following.to(device),
+            scored=self.scored.to(device),
+            before=None if self.before is None else self.before.to(device),
+        )
+
 
 class Tasks:
     """Draws rows from one long text.
@@ -64,30 +82,41 @@ class Tasks:
     Args:
         texts: ids of all texts, one after another.
         world: countries whose facts are asked for.
+        words: nouns whose definitions are asked for.
         tokenizer: of the decoder.
-        device: of the rows.
     """
 
     def __init__(
         self,
         texts: torch.Tensor,
         world: Sequence[Country],
+        words: Sequence[Noun],
         tokenizer: PreTrainedTokenizerBase,
-        device: str,
     ):
         self.texts, self.world = texts, [country for country in world if country.facts]
-        self.tokenizer, self.device = tokenizer, device
+        self.words, self.tokenizer = words, tokenizer
 
-    def rows(self, task: str, segments: int, tokens: int, draw: random.Random) -> Rows:
+    def rows(
+        self,
+        task: str,
+        segments: int,
+        tokens: int,
+        draw: random.Random,
+        texts: Sequence[int] = SEGMENTS,
+    ) -> Rows:
         """Rows of one task.
 
         Args:
-            task: `COMPLETE`, `RECALL`, `CLOZE` or `FACTS`.
+            task: `REPEAT`, `COMPLETE`, `RECALL`, `CLOZE`, `FACTS` or `NOUNS`.
             segments: of all rows together, about.
             tokens: of a segment.
             draw: decides everything.
+            texts: segments of a text, drawn from, one number for all rows.
         """
-        length = tokens * draw.choice(SEGMENTS)
+        if task == REPEAT:
+            return self._repeated(segments, tokens, draw)
+        n_segments = draw.choice(texts)
+        length = tokens * n_segments
         ids: list[torch.Tensor] = []
         following: list[torch.Tensor] = []
         scored: list[torch.Tensor] = []
@@ -96,17 +125,17 @@ class Tasks:
             tries += 1
             if tries > MOST_TRIES * wanted:
                 raise ValueError("these texts hold no name, number, date or quotation to ask for.")
-            start = draw.randrange(len(self.texts) - length - tokens)
+            start = draw.randrange(len(self.texts) - 2 * length)
             text = self.texts[start : start + length]
             if task == COMPLETE:
-                after = self.texts[start + length : start + length + tokens]
-                counted = torch.arange(tokens) >= 1
+                after = self.texts[start + length :][: tokens * min(n_segments, MOST_FOLLOWING)]
+                counted = torch.arange(len(after)) >= 1
             elif task == RECALL:
                 place = draw.randrange(length - tokens // 2)
                 after = text[place : place + tokens // 2]
                 counted = torch.arange(len(after)) >= CUE
-            elif task == FACTS:
-                text, after, counted = self._facts(text, draw)
+            elif task in (FACTS, NOUNS):
+                text, after, counted = self._told(task, text, draw)
             else:
                 words = self.tokenizer.decode(text)
                 kinds = draw.choice((LEFT_OUT, LEFT_OUT, ("follows",)))
@@ -117,37 +146,48 @@ class Tasks:
             ids.append(text)
             following.append(after)
             scored.append(counted)
-        padded, counted = (
-            pad_sequence(column, batch_first=True).to(self.device) for column in (following, scored)
-        )
+        padded, counted = (pad_sequence(column, batch_first=True) for column in (following, scored))
         before = shown = None
         prefix = draw.choice((0, 0, LONGEST_PREFIX // 2, LONGEST_PREFIX))
-        if task in (FACTS, CLOZE) and draw.random() < SHOWN:
+        if task in (FACTS, NOUNS, CLOZE) and draw.random() < SHOWN:
             shown = self._shown(draw)
         elif prefix:
             starts = [draw.randrange(len(self.texts) - prefix) for _ in ids]
             break_ids = torch.tensor(self._encode("\n\n"))
             before = torch.stack(
                 [torch.cat([self.texts[start : start + prefix], break_ids]) for start in starts]
-            ).to(self.device)
-        return Rows(torch.stack(ids).to(self.device), padded, counted, before, shown)
+            )
+        return Rows(torch.stack(ids), padded, counted, before, shown)
 
-    def _facts(
-        self, text: torch.Tensor, draw: random.Random
+    def _repeated(self, segments: int, tokens: int, draw: random.Random) -> Rows:
+        """Texts of one segment, most of them whole ones; every token counts, and EOS after them."""
+        if draw.random() < SHORTER:
+            tokens = draw.randint(1, tokens)
+        starts = [draw.randrange(len(self.texts) - tokens) for _ in range(segments)]
+        ids = torch.stack([self.texts[start : start + tokens] for start in starts])
+        return Rows(ids, ids, torch.ones_like(ids, dtype=torch.bool), None)
+
+    def _told(
+        self, task: str, text: torch.Tensor, draw: random.Random
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Facts beside so much of a text as fills its length, questions and what counts of them."""
         for tries in range(1, MOST_TRIES):
-            drawn = draw.sample(self.world, min(draw.choice((1, 1, 2, 3)), len(self.world)))
-            row = fact_row(drawn, draw, CHARACTERS // tries)
+            characters = CHARACTERS * len(text) // tries
+            if task == FACTS:
+                drawn = draw.sample(self.world, min(draw.choice((1, 1, 2, 3)), len(self.world)))
+                row = fact_row(drawn, draw, characters)
+            else:
+                enough = min(len(self.words), characters // 20 + 1)
+                row = noun_row(draw.sample(self.words, enough), draw, characters)
             told = torch.tensor(self._encode(row["context"]))
             if len(told) <= len(text):
                 break
         else:
-            raise ValueError(f"no fact of the factbook is told in {len(text)} tokens.")
+            raise ValueError(f"no {task} are told in {len(text)} tokens.")
         filler = text[len(told) :]
-        parts = (told, filler) if draw.random() < 0.5 else (filler, told)
+        place = draw.choice((0, len(filler), draw.randint(0, len(filler))))
         pairs = list(zip(row["question"], row["answer"], strict=True))
-        return torch.cat(parts), *self._asked(pairs)
+        return torch.cat([filler[:place], told, filler[place:]]), *self._asked(pairs)
 
     def _asked(self, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Questions and answers one after another, and where the answers stand."""

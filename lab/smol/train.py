@@ -1,7 +1,7 @@
 """Trains the slots of `smol`: short segments and fine rates first, on a CPU or a GPU, resuming.
 
     python -m lab.smol.train OUTPUT --books FOLDER --minutes 100
-    python -m lab.smol.train OUTPUT --tokens FOLDER --minutes 9 --device cuda --scale 24 --decay 2
+    python -m lab.smol.train OUTPUT --tokens FOLDER --minutes 9 --device cuda --scale 16
 
 The first call writes the books' token ids as uint16 beside its checkpoint (10 MB), which `--tokens`
 reads where there are no books. Every few minutes `last.pt` is written, and the same command goes on
@@ -17,9 +17,10 @@ import gzip
 import json
 import math
 import random
+import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from lab.smol import factbook
+from lab.smol import factbook, wordnet
 from lab.smol.slots import Slots
-from lab.smol.tasks import CLOZE, COMPLETE, FACTS, RECALL, REPEAT, Tasks
+from lab.smol.tasks import (
+    CLOZE,
+    COMPLETE,
+    FACTS,
+    NOUNS,
+    RECALL,
+    REPEAT,
+    SEGMENTS,
+    Rows,
+    Tasks,
+)
 from memslots.smollm2 import smollm2
 from memslots.writing import whole_file
 
@@ -46,6 +58,7 @@ class Phase(NamedTuple):
         segments: of a step, times `--scale`.
         rates: drawn from, one a step.
         tasks: taken in turn, one a step.
+        texts: segments of a text, drawn from, one a step.
     """
 
     step: int
@@ -53,6 +66,7 @@ class Phase(NamedTuple):
     segments: int
     rates: tuple[int, ...]
     tasks: tuple[str, ...]
+    texts: tuple[int, ...] = SEGMENTS
 
 
 SCHEDULE = (
@@ -62,6 +76,17 @@ SCHEDULE = (
     Phase(260, 32, 24, (2, 4, 4, 4), (REPEAT,)),
     Phase(420, 64, 12, (2, 4, 4, 4, 4), (REPEAT,)),
     Phase(700, 64, 12, (2, 4, 4), (REPEAT, FACTS, COMPLETE, REPEAT, FACTS, RECALL, REPEAT, CLOZE)),
+    Phase(
+        1872,
+        64,
+        12,
+        (2, 4, 4, 8),
+        (
+            *(REPEAT, NOUNS, COMPLETE, CLOZE, REPEAT, FACTS),
+            *(REPEAT, NOUNS, COMPLETE, CLOZE, REPEAT, RECALL),
+        ),
+        (1, 1, 2, 3, 4, 6, 12),
+    ),
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
 
@@ -71,17 +96,59 @@ SEGMENTS_HELD_OUT = 24
 PART_BYTES = 15 * 2**20
 
 
+class Steps(Dataset):
+    """What a step trains on: a function of its number, so a resumed run draws as an unbroken one.
+
+    Args:
+        tasks: that rows are drawn from.
+        scale: times the segments of a phase.
+    """
+
+    def __init__(self, tasks: Tasks, scale: int):
+        self.tasks, self.scale = tasks, scale
+
+    def __getitem__(self, step: int) -> tuple[Phase, str, int, Rows]:
+        """The phase, the task, the rate and the rows of a step."""
+        phase = next(phase for phase in reversed(SCHEDULE) if step >= phase.step)
+        draw = random.Random(step)
+        rate, task = draw.choice(phase.rates), phase.tasks[step % len(phase.tasks)]
+        segments = max(1, phase.segments * self.scale)
+        return phase, task, rate, self.tasks.rows(task, segments, phase.tokens, draw, phase.texts)
+
+    def from_step(self, step: int, workers: int) -> Iterator[tuple[Phase, str, int, Rows]]:
+        """All steps from one on, drawn by processes beside this one where there are `workers`."""
+        numbers = range(step, 2**31)
+        loader = DataLoader(self, None, sampler=numbers, num_workers=workers, collate_fn=unchanged)
+        return iter(loader)
+
+
+def unchanged(drawn: Any) -> Any:
+    """A step as it was drawn."""
+    return drawn
+
+
+def texts_of(folder: Path, split: str) -> Iterator[str]:
+    """The books of a split; to train on also GSM8K's problems and solutions, where it is there."""
+    with gzip.open(folder / f"books-{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["text"]
+    problems = folder / "gsm8k-train.jsonl.gz"
+    if split == "train" and problems.is_file():
+        with gzip.open(problems, "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        told = (f"{row['question']}\n{row['answer'].partition('####')[0]}" for row in rows)
+        yield "\n".join(re.sub(r"<<.*?>>", "", text) for text in told)
+
+
 def token_ids(books: Path, tokens: Path, split: str) -> torch.Tensor:
-    """The ids of a split's books, one after another, each ended by EOS; written once as uint16."""
+    """The ids of a split's texts, one after another, each ended by EOS; written once as uint16."""
     file = tokens / f"{split}.npy"
     if not file.is_file():
         tokenizer = AutoTokenizer.from_pretrained(smollm2())
         ids: list[int] = []
-        with gzip.open(books / f"books-{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for line in lines:
-                text = json.loads(line)["text"]
-                ids += tokenizer(text, add_special_tokens=False)["input_ids"]
-                ids.append(tokenizer.eos_token_id)
+        for text in texts_of(books, split):
+            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids.append(tokenizer.eos_token_id)
         tokens.mkdir(parents=True, exist_ok=True)
         np.save(file, np.array(ids, dtype=np.uint16))
     return torch.from_numpy(np.load(file).astype(np.int64))
@@ -148,6 +215,7 @@ def held_out(
     slots: Slots,
     ids: torch.Tensor,
     world: list[factbook.Country],
+    words: list[wordnet.Noun],
     tokenizer: PreTrainedTokenizerBase,
     device: str,
 ) -> dict[str, list[float]]:
@@ -168,14 +236,16 @@ def held_out(
         # The control: another passage's memory.
         scores = slots.complete(before.roll(1, 0), after, rate)
         figures[f"after another r{rate}"] = [scores.nats, scores.right]
-    for task in (RECALL, CLOZE, FACTS):
-        rows = Tasks(ids, world, tokenizer, device).rows(task, 60, 64, random.Random(0))
+    tasks = Tasks(ids, world, words, tokenizer)
+    short = ((task, 60, SEGMENTS) for task in (RECALL, CLOZE, FACTS))
+    for task, segments, lengths in (*short, (NOUNS, 192, (12,))):
+        rows = tasks.rows(task, segments, 64, random.Random(0), lengths).to(device)
         asked = rows._replace(distilled=0.0)._asdict()
         told = {name: asked[name] for name in ("following", "scored", "before", "shown")}
         for name, text in (("none", None), ("text", rows.ids)):
             scores = slots.without_memory(**told, ids=text)
             figures[f"{task} {name}"] = [scores.nats, scores.right]
-        for rate in (2, 4):
+        for rate in (2, 4, 8):
             scores = slots.complete(**asked, rate=rate)
             figures[f"{task} {rate}"] = [scores.nats, scores.right]
         scores = slots.complete(**asked | {"ids": rows.ids.roll(1, 0)}, rate=2)
@@ -186,6 +256,7 @@ def held_out(
 def train(options: argparse.Namespace) -> None:
     """Trains until the minutes are over."""
     torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision("high")  # TF32 beside a decoder in bfloat16, on a GPU
     options.output.mkdir(parents=True, exist_ok=True)
     folder = options.tokens or options.output
     texts, unseen = (token_ids(options.books, folder, split) for split in ("train", "validation"))
@@ -203,7 +274,10 @@ def train(options: argparse.Namespace) -> None:
     encyclopedic = torch.tensor([token for ids in prose_ids for token in ids])
     # A sixth of all texts, read several times a book's number of times.
     texts = torch.cat([texts, *[encyclopedic] * PROSE_TIMES])
-    tasks = Tasks(texts, known, tokenizer, options.device)
+    nouns = wordnet.load(options.wordnet, folder / "wordnet.json")
+    taught = [noun for noun in nouns if not noun.held_out]
+    unknown_nouns = [noun for noun in nouns if noun.held_out]
+    steps = Steps(Tasks(texts, known, taught, tokenizer), options.scale)
     weights = slots.trained()
     optimizer = torch.optim.AdamW(
         weights.values(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -230,45 +304,40 @@ def train(options: argparse.Namespace) -> None:
             torch.save({"slots": kept, "optimizer": state, "step": step, "seen": seen}, draft)
 
     def measure() -> None:
-        figures = held_out(slots, unseen, unknown, tokenizer, options.device)
+        figures = held_out(slots, unseen, unknown, unknown_nouns, tokenizer, options.device)
         rounded = {key: [round(value, 3) for value in pair] for key, pair in figures.items()}
         say(options.output, {"step": step, "seen": seen, "held out": rounded})
 
     started = last_saved = time.monotonic()
     ends = started + 60 * options.minutes
-    recent: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    while time.monotonic() < ends and (options.steps is None or step < first_step + options.steps):
-        phase = next(phase for phase in reversed(SCHEDULE) if step >= phase.step)
+    recent: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for phase, task, rate, drawn in steps.from_step(step, options.workers):
+        if time.monotonic() >= ends or step - first_step == options.steps:
+            break
         left = (ends - time.monotonic()) / 60
         for group in optimizer.param_groups:
             falling = min(1.0, left / options.decay) if options.decay else 1.0
             group["lr"] = (
                 options.learning_rate * min(1.0, (step + 1 - first_step) / WARM_UP) * falling
             )
-        # A function of the step, so that a resumed run draws what an unbroken one does.
-        draw = random.Random(step)
-        rate, task = draw.choice(phase.rates), phase.tasks[step % len(phase.tasks)]
-        count = max(1, phase.segments * options.scale)
+        rows = drawn.to(options.device)
+        # A step of few scored tokens is noise at the full rate (docs/log.md).
+        read = phase.segments * options.scale * phase.tokens
+        weight = min(1.0, math.sqrt(int(drawn.scored.sum()) / read))
         if task == REPEAT:
-            starts = [draw.randrange(len(texts) - phase.tokens) for _ in range(count)]
-            ids = pieces(texts, starts, 0, phase.tokens).to(options.device)
-            scores, weight = slots.reconstruct(ids, rate), 1.0
+            scores = slots.reconstruct(rows.ids, rate)
         else:
-            rows = tasks.rows(task, count, phase.tokens, draw)
-            ids = rows.ids
             scores = slots.complete(**rows._asdict(), rate=rate)
-            # A step of few scored tokens is noise at the full rate (docs/log.md).
-            weight = math.sqrt(int(rows.scored[:, 1:].sum()) / (count * phase.tokens))
         optimizer.zero_grad()
         (weight * scores.loss).backward()
         nn.utils.clip_grad_norm_(weights.values(), weight)
         optimizer.step()
         step += 1
-        seen += ids.numel()
-        recent[f"{task} {rate}"].append((scores.nats, scores.right))
+        seen += rows.ids.numel()
+        recent[f"{task} {rate}"].append(torch.stack(scores[1:3]))
         if step % options.log_every == 0:
             means = {
-                task: [round(sum(column) / len(column), 3) for column in zip(*values, strict=True)]
+                task: [round(mean, 3) for mean in torch.stack(values).mean(dim=0).tolist()]
                 for task, values in sorted(recent.items())
             }
             minutes = round((time.monotonic() - started) / 60, 1)
@@ -277,13 +346,13 @@ def train(options: argparse.Namespace) -> None:
                 {"step": step, "tokens": phase.tokens, "seen": seen, "minutes": minutes, **means},
             )
             recent.clear()
-        if step % (5 * options.log_every) == 0:
+        if step % (options.measure_every * options.log_every) == 0:
             measure()
         if time.monotonic() - last_saved > options.save_seconds:
             save()
             last_saved = time.monotonic()
     save()
-    if step % (5 * options.log_every):
+    if step % (options.measure_every * options.log_every):
         measure()
 
 
@@ -313,6 +382,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=8, help="Layers of the decoder that encode.")
     parser.add_argument("--rank", type=int, default=48, help="Of their LoRA.")
     parser.add_argument("--factbook", type=Path, help="Folder of the profiles, the first time.")
+    parser.add_argument("--wordnet", type=Path, help="Folder of WordNet, the first time.")
+    parser.add_argument("--workers", type=int, default=0, help="Processes that draw the steps.")
+    parser.add_argument("--measure-every", type=int, default=5, help="Lines between two measures.")
     parser.add_argument("--log-every", type=int, default=20, help="Steps between two lines.")
     parser.add_argument("--save-seconds", type=float, default=240.0, help="Between checkpoints.")
     return parser.parse_args(given)
