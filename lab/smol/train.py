@@ -21,6 +21,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lab.smol import factbook, wordnet
 from lab.smol.slots import Slots
@@ -205,6 +207,15 @@ def load_trained(slots: Slots, weights: dict[str, torch.Tensor], file: Path) -> 
     slots.load_state_dict(weights, strict=False)
 
 
+def fuse_norms(decoder: nn.Module) -> None:
+    """A kernel a norm in place of eight: a third of all that a step launches."""
+    for module in decoder.modules():
+        if isinstance(module, LlamaRMSNorm):
+            shape = tuple(module.weight.shape)
+            settings = {"weight": module.weight, "eps": module.variance_epsilon}
+            module.forward = partial(nn.functional.rms_norm, normalized_shape=shape, **settings)
+
+
 def pieces(ids: torch.Tensor, starts: list[int], first: int, length: int) -> torch.Tensor:
     """`(starts, length)` ids, `first` after each start."""
     return torch.stack([ids[start + first : start + first + length] for start in starts])
@@ -263,6 +274,8 @@ def train(options: argparse.Namespace) -> None:
     name = options.decoder or smollm2()
     decoder = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
     decoder = decoder.to(options.device).eval().requires_grad_(False)
+    if options.device != "cpu":
+        fuse_norms(decoder)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(name)
     slots = Slots(decoder, tokenizer, options.layers, options.rank)
