@@ -297,16 +297,18 @@ def train(options: argparse.Namespace) -> None:
     )
     checkpoint = options.output / "last.pt"
     step = seen = 0
+    begun = {"starting from step": 0, "seen": 0}
     if checkpoint.is_file():
         saved = torch.load(checkpoint, map_location=options.device)
         load_trained(slots, saved["slots"], checkpoint)
         optimizer.load_state_dict(saved["optimizer"])
         step, seen = saved["step"], saved["seen"]
-        say(options.output, {"resuming from step": step, "seen": seen})
+        begun = {"resuming from step": step, "seen": seen}
     elif options.start is not None:
         started_from, step, seen = load_slots(options.start)
         load_trained(slots, started_from, options.start)
-        say(options.output, {"starting from step": step, "seen": seen})
+        begun = {"starting from step": step, "seen": seen}
+    say(options.output, begun | {"device": options.device})
     first_step = step
 
     def save() -> None:
