@@ -349,7 +349,8 @@ def train(options: argparse.Namespace) -> None:
         # of which Adam makes next to nothing (docs/log.md).
         norm = nn.utils.clip_grad_norm_(weights.values(), math.inf)
         for parameter in weights.values():
-            parameter.grad.mul_(weight / norm)
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight / norm)
         optimizer.step()
         step += 1
         seen += rows.ids.numel()
