@@ -253,7 +253,7 @@ def match_scales(model: MemslotsModel) -> None:
                 tokens = embed(torch.tensor(ids, device=embed.weight.device))
                 marker.copy_(tokens.float().mean(dim=0))
     draw_converter(model.converter, scale)
-    if model.group_pool is not None:
+    if isinstance(model.group_pool, GroupPool):
         draw_group_pool(model.group_pool)
         if model.config.encoder_layers is None:
             _start_among_embeddings(model)

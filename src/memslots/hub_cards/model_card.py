@@ -17,7 +17,6 @@ from memslots.hub_cards import card_results
 from memslots.hub_cards.checkpoint_facts import CARD, CheckpointFacts, gather_facts
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.memory_files_memslots import FORMAT, FORMAT_VERSION
-from memslots.modeling.memory_memslots import MERGED
 
 PLACEHOLDER = "path-or-repo-of-this-checkpoint"
 """Stands in the snippets where nobody has said what the repository is called."""
@@ -152,7 +151,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
         "question": json.dumps(question, ensure_ascii=False),
         "segment_length": config.segment_length,
         "one_rate": len(config.compression_rates) == 1,
-        "nested": config.pooling in MERGED
+        "nested": config.pooling == "mean"
         or (config.encoder_is_causal and config.pooling == "memory_tokens"),
         "decoder_lora": config.decoder_lora,
         "literals": _literal_kinds(config),

@@ -2,9 +2,8 @@
 
 import copy
 import inspect
-import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,14 +17,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .texts_memslots import Span
-
-POOLED = ("mean", "last", "min", "attention", "groups")
-"""Values of `MemslotsConfig.pooling` that pool token states: their mean (LCLM, 2026), the last one,
-the smallest value of each dimension, their mean weighted by a learned query (the last three: AIRI
-report, section 4.1), or `GroupPool`, which starts from the tokens' own embeddings (ours)."""
-
-MERGED = ("mean", "last", "min")
-"""Values of `MemslotsConfig.pooling` whose coarse slots can be made of finer ones."""
 
 SHARED_ENCODER = "decoder"
 """In place of an encoder's name: the decoder's own first layers."""
@@ -441,10 +432,8 @@ def pooled_slots(
     first = counts.cumsum(dim=0) - counts
     groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
     groups, states = groups.flatten()[read.places], states.flatten(0, 1)[read.places]
-    if model.group_pool is not None:
-        embeds = model.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
-        return model.group_pool(embeds, states, groups, read.slots, read.rate)
-    return pool_groups(states, groups, read.slots, model.config.pooling, model.pooling_query)
+    embeds = model.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
+    return model.group_pool(embeds, states, groups, read.slots, read.rate)
 
 
 def sentence_slots(model, segment_input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -469,59 +458,30 @@ def sentence_slots(model, segment_input_ids: torch.Tensor, lengths: torch.Tensor
 # -- pooling -----------------------------------------------------------------------------------
 
 
-def pool_groups(
-    states: torch.Tensor,
-    groups: torch.Tensor,
-    n_groups: int,
-    pooling: str,
-    query: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """One vector a group of token states.
-
-    Args:
-        states: `(tokens, d)`, group after group.
-        groups: `(tokens,)`, the group of each, rising from 0.
-        n_groups: groups, none empty.
-        pooling: one of `POOLED`.
-        query: `(d,)` for "attention".
-
-    Returns:
-        `(groups, d)`.
-    """
-    # Not `bincount`, which waits for a GPU to tell its largest group.
-    sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
-    if pooling == "last":
-        return states[sizes.cumsum(dim=0) - 1]
-    index = groups.unsqueeze(1).expand_as(states)
-    if pooling == "min":
-        empty = states.new_zeros(n_groups, states.shape[1])
-        return empty.scatter_reduce(0, index, states, "amin", include_self=False)
-    wide = states.float()
-    empty = wide.new_zeros(n_groups, states.shape[1])
-    if query is None:
-        return (empty.index_add(0, groups, wide) / sizes.unsqueeze(1)).to(states.dtype)
-    scores = (wide @ query.float()) / math.sqrt(states.shape[1])
-    highest = scores.detach().new_zeros(n_groups)
-    highest = highest.scatter_reduce(0, groups, scores.detach(), "amax", include_self=False)
-    weights = (scores - highest[groups]).exp().unsqueeze(1)
-    totals = weights.new_zeros(n_groups, 1).index_add(0, groups, weights)
-    return (empty.index_add(0, groups, wide * weights) / totals).to(states.dtype)
-
-
-def merged(slots: torch.Tensor, tokens: int, rate: int, coarser: int, pooling: str) -> torch.Tensor:
-    """The slots of a segment of so many tokens at a multiple of their rate; pooling of `MERGED`."""
+def merged(slots: torch.Tensor, tokens: int, rate: int, coarser: int) -> torch.Tensor:
+    """The mean slots of a segment of so many tokens at a multiple of their rate."""
     times, count = coarser // rate, -(-tokens // coarser)
-    if pooling == "last":
-        return slots[[min((i + 1) * times, len(slots)) - 1 for i in range(count)]]
     missing = (0, 0, 0, count * times - len(slots))
-    if pooling == "min":
-        padded = functional.pad(slots, missing, value=float("inf"))
-        return padded.view(count, times, -1).amin(dim=1)
     # Each counts as many times as the tokens it stands for.
     tokens_of = (tokens - torch.arange(len(slots), device=slots.device) * rate).clamp(max=rate)
     weights = functional.pad(tokens_of.float().unsqueeze(1), missing).view(count, times, 1)
     padded = functional.pad(slots.float(), missing).view(count, times, -1)
     return ((padded * weights).sum(dim=1) / weights.sum(dim=1)).to(slots.dtype)
+
+
+def group_sizes(groups: torch.Tensor, n_groups: int) -> torch.Tensor:
+    """Tokens of each group; not `bincount`, which waits for a GPU to tell its largest group."""
+    return groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
+
+
+class MeanPool(nn.Module):
+    """A slot is the mean of its group's states (LCLM, 2026); arguments as for `GroupPool`."""
+
+    def forward(self, embeds, states, groups, n_groups, places=None) -> torch.Tensor:
+        """Slots `(groups, width)`."""
+        totals = states.new_zeros(n_groups, states.shape[1], dtype=torch.float32)
+        totals = totals.index_add(0, groups, states.float())
+        return (totals / group_sizes(groups, n_groups).unsqueeze(1)).to(states.dtype)
 
 
 class GroupPool(nn.Module):
@@ -553,12 +513,17 @@ class GroupPool(nn.Module):
         n_groups: int,
         places: int | None = None,
     ) -> torch.Tensor:
-        """Slots `(groups, width)` of embeddings and states `(tokens, width)`, groups as for
-        `pool_groups`; `places` is the most tokens of a group here, where that is known.
+        """Slots `(groups, width)`, no group empty.
+
+        Args:
+            embeds: `(tokens, width)`, group after group.
+            states: `(tokens, width)`.
+            groups: `(tokens,)`, the group of each, rising from 0.
+            n_groups: groups.
+            places: most tokens of a group here, where that is known.
         """
         places = places or len(self.skip)
-        sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
-        ends = sizes.cumsum(dim=0)
+        ends = group_sizes(groups, n_groups).cumsum(dim=0)
         back = ends[groups] - 1 - torch.arange(len(groups), device=groups.device)
         index = groups * places + back
         width = embeds.shape[1]
@@ -573,6 +538,18 @@ class GroupPool(nn.Module):
         normed = self.norm(states.to(embeds.dtype))
         inner = functional.linear(grouped(normed), up, self.bias)
         return functional.linear(grouped(embeds), skip) + self.down(functional.gelu(inner))
+
+
+POOLS: dict[str, Callable[[Any], nn.Module]] = {
+    "mean": lambda config: MeanPool(),
+    "groups": lambda config: GroupPool(
+        config.slot_size,
+        config.pool_hidden_size or 2 * config.slot_size,
+        max(config.compression_rates),
+    ),
+}
+"""From a `MemslotsConfig` to what pools token states, by `pooling`; add your own by a new name
+(`lab/capacity/pools.py` adds three)."""
 
 
 # -- sentence encoders ----------------------------------------------------------------------------

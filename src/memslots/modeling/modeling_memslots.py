@@ -33,6 +33,7 @@ from .decoders_memslots import (
     task_targets,
 )
 from .encoders_memslots import (
+    POOLS,
     GroupPool,
     SentenceHead,
     StatesRead,
@@ -125,13 +126,7 @@ class MemslotsModel(SavedModel):
         if config.pooling == "memory_tokens":
             width = encoder.get_input_embeddings().weight.shape[1]  # ALBERT's is not its states'
             self.memory_tokens = nn.Parameter(torch.empty(config.max_slots, width))
-        self.register_parameter("pooling_query", None)
-        if config.pooling == "attention":
-            self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
-        self.group_pool = None
-        if config.pooling == "groups":
-            hidden = config.pool_hidden_size or 2 * config.slot_size
-            self.group_pool = GroupPool(config.slot_size, hidden, max(config.compression_rates))
+        self.group_pool = POOLS[config.pooling](config) if config.pooling in POOLS else None
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
         self.slot_size = config.slot_size
@@ -170,11 +165,8 @@ class MemslotsModel(SavedModel):
         if isinstance(module, LoraUp):
             init.zeros_(module.weight)
         elif isinstance(module, (MemslotsModel, GroupPool)):
-            for name, weight in module.named_parameters(recurse=False):
-                if name == "pooling_query":  # all tokens weigh the same at first
-                    init.zeros_(weight)
-                else:
-                    init.normal_(weight, std=self.config.initializer_range)
+            for weight in module.parameters(recurse=False):
+                init.normal_(weight, std=self.config.initializer_range)
 
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
@@ -214,7 +206,7 @@ class MemslotsModel(SavedModel):
     def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
         parts = [self.encoder, *filter(None, (self.sentence_head, self.group_pool))]
         weights = [weight for part in parts for weight in part.parameters()]
-        weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
+        weights += [] if self.memory_tokens is None else [self.memory_tokens]
         return tuple((weight._version, weight.dtype) for weight in weights)
 
     # -- writing slots -----------------------------------------------------------------------------
