@@ -194,13 +194,9 @@ def test_slots_pool_the_states_of_rate_tokens(pooler, rate):
         for segment, span in zip(document, pooler.processor.segment(text), strict=True):
             with torch.no_grad():
                 states = pooler.encoder(input_ids=torch.tensor([span.ids])).last_hidden_state[0]
+                query = getattr(pooler.group_pool, "query", None)
                 expected = torch.stack(
-                    [
-                        pooled(
-                            group, pooler.config.pooling, getattr(pooler.group_pool, "query", None)
-                        )
-                        for group in states.split(rate)
-                    ]
+                    [pooled(group, pooler.config.pooling, query) for group in states.split(rate)]
                 )
             assert segment.slots == len(expected)
             own = memory.slots[start : start + segment.slots]

@@ -19,22 +19,19 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from memslots.embedding_map import fit_embedding_map, shared_tokens
+from memslots.embedding_map import embedding_scale, fit_embedding_map, shared_tokens
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
-from memslots.modeling.converters_memslots import (
-    Converter,
-    LinearConverter,
-    ResidualConverter,
-)
 from memslots.modeling.decoders_memslots import weights_sample
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
     SHARED_ENCODER,
+    Converter,
     GroupPool,
+    LinearConverter,
+    ResidualConverter,
     SentenceHead,
     add_lora,
-    embedding_scale,
     first_layers,
     first_layers_config,
     fold_adapter,
@@ -148,7 +145,7 @@ def new_compressor(
         encoder_loading=None if shares else kept_place(encoder_kwargs),
         **config_kwargs,
     )
-    processor = MemslotsProcessor.for_config(config, tokenizer, encoder_tokenizer)
+    processor = processor_for(config, tokenizer, encoder_tokenizer)
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
     if shares:
         fold_adapter(llm)
@@ -225,6 +222,28 @@ def usual_settings(
     text_config = config.get_text_config(encoder=True)
     embedding = getattr(text_config, "embedding_size", None)  # ALBERT's differs from its states'
     return settings | (start if embedding in (None, text_config.hidden_size) else {})
+
+
+def processor_for(config: MemslotsConfig, tokenizer, encoder_tokenizer) -> MemslotsProcessor:
+    """A processor that segments and prompts as `config` says.
+
+    Args:
+        config: of a compressor.
+        tokenizer: the decoder's.
+        encoder_tokenizer: the encoder's.
+    """
+    units, described = None, config.sentence_encoder
+    if described is not None:
+        units = {"unit": config.pool_unit, "language": config.pool_language}
+        units.update({name: described[name] for name in ("lead", "lower_case")})
+    same = "segment_length compression_rates prompt_format plain_prompt answer_end markers literals"
+    return MemslotsProcessor(
+        tokenizer,
+        encoder_tokenizer,
+        **{name: getattr(config, name) for name in same.split()},
+        spread=config.memory_positions == "spread",
+        units=units,
+    )
 
 
 def linear_layers(layers: nn.Module) -> list[str]:

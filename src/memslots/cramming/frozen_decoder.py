@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from memslots.embedding_map import embedding_scale
 from memslots.modeling import MemslotsModel
 from memslots.modeling.configuration_memslots import MemslotsConfig
-from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.modeling.layout_memslots import max_positions
 from memslots.modeling.texts_memslots import PlainText
 

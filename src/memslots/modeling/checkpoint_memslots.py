@@ -51,8 +51,6 @@ class SavedModel(PreTrainedModel):
     decoder: PreTrainedModel
     processor: MemslotsProcessor
     sentence_head: SentenceHead | None
-    memory_tokens: torch.nn.Parameter | None
-    group_pool: torch.nn.Module | None
     # With the versions of the weights that it is of, which count their changes.
     _fingerprint: tuple[tuple[tuple[int, torch.dtype], ...], str] | None
     _stated: str | None  # the checkpoint's, until weights may change

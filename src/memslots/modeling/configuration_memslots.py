@@ -10,8 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .converters_memslots import CONVERTERS
-from .encoders_memslots import POOLS
+from .encoders_memslots import CONVERTERS, POOLS
 from .layout_memslots import max_positions
 from .texts_memslots import check_detectors
 
@@ -115,7 +114,7 @@ class MemslotsConfig(PreTrainedConfig):
         bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
             encoder may be read from `encoder_name_or_path` instead.
         converter_type: "mlp" (PCC), "linear" (the sentence-pools article's adapter), "residual"
-            (PCC's beside a linear map), or another name of `converters_memslots.CONVERTERS`.
+            (PCC's beside a linear map), or another name of `encoders_memslots.CONVERTERS`.
         decoder_lora: `{"r", "alpha", "dropout", "target_modules"}` of a small LoRA on the decoder,
             which is kept with the compressor and acts only while a memory is read; None for none.
         memory_positions: position ids of the memory tokens: "after" the segment's tokens (PCC), or

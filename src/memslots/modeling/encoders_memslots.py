@@ -1,4 +1,6 @@
-"""Encoders: what an encoder is, and how it makes slots of segments (`MemslotsConfig.pooling`)."""
+"""Encoders: what an encoder is, how it makes slots of segments (`MemslotsConfig.pooling`), and the
+converters of slots into the decoder's space.
+"""
 
 import copy
 import inspect
@@ -212,15 +214,6 @@ def check_takes_positions(encoder: PreTrainedModel) -> None:
         )
 
 
-@torch.no_grad()
-def embedding_scale(model: PreTrainedModel) -> float:
-    """Standard deviation of what the model's input embedding layer gives (some scale inside)."""
-    layer = model.get_input_embeddings()
-    rows = layer.weight.shape[0]
-    ids = torch.arange(0, rows, max(1, rows // 4096), device=layer.weight.device)
-    return layer(ids).float().std().item()
-
-
 def is_quantized(model: nn.Module) -> bool:
     """Whether some weights are held in 8 bit or fewer (those of a GGUF file are not, once read)."""
     if getattr(model, "is_quantized", False) and model.quantization_method != "gguf":
@@ -310,8 +303,11 @@ def encode_spans(
 ) -> torch.Tensor:
     """Slots `(total_slots, d_encoder)` of segments, one after another, encoded in batches.
 
-    Arguments are those of `MemslotsModel.compress`.
+    Arguments are those of `MemslotsModel.compress`. Equal segments are encoded once.
     """
+    index: dict[tuple[int, ...], int] = {}  # of each distinct segment
+    places_of = [index.setdefault(tuple(span.ids), len(index)) for span in spans]
+    spans = list({tuple(span.ids): span for span in spans}.values())
     counts = [-(-len(span.ids) // rate) for span in spans]
     offsets = [0]
     for count in counts:
@@ -339,7 +335,10 @@ def encode_spans(
             )
             places = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
             slots[to_device(places, device)] = encoded.to(slots.dtype)
-    return slots
+    if len(places_of) == len(spans):
+        return slots
+    parts = slots.split(counts)
+    return torch.cat([parts[i] for i in places_of])
 
 
 def spread_places(count: int) -> list[float]:
@@ -349,31 +348,6 @@ def spread_places(count: int) -> list[float]:
     favoured, and each ends a stretch of text that no other slot is nearer to.
     """
     return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
-
-
-def write_slots(
-    model,
-    segment_input_ids: torch.Tensor,
-    lengths: torch.Tensor,
-    rates: torch.Tensor,
-    read: StatesRead | None = None,
-) -> torch.Tensor:
-    """Slots `(total_slots, d_encoder)` of segments, as the model's pooling makes them.
-
-    Args:
-        model: a `MemslotsModel`.
-        segment_input_ids: `(segments, tokens)`, right-padded.
-        lengths: `(segments,)`, tokens of each.
-        rates: `(segments,)`, tokens per slot of each.
-        read: of `states_read`.
-    """
-    if model.sentence_head is not None:
-        return sentence_slots(model, segment_input_ids, lengths)
-    pooled = model.memory_tokens is None
-    if read is None:
-        read = states_read(lengths, -(-lengths // rates), pooled)
-    write = pooled_slots if pooled else memory_token_slots
-    return write(model, segment_input_ids, lengths, rates, read)
 
 
 def memory_token_slots(
@@ -386,7 +360,14 @@ def memory_token_slots(
     """Last states of memory tokens, `(slots, d_encoder)`.
 
     They follow each segment's last token, and padding follows them, so that a short segment sees
-    neither padding nor a gap in its positions. Arguments are those of `write_slots`.
+    neither padding nor a gap in its positions.
+
+    Args:
+        model: a `MemslotsModel`.
+        segment_input_ids: `(segments, tokens)`, right-padded.
+        lengths: `(segments,)`, tokens of each.
+        rates: `(segments,)`, tokens per slot of each.
+        read: of `states_read`.
     """
     encoder, memory_tokens = model.encoder, model.memory_tokens
     embeds = encoder.get_input_embeddings()(segment_input_ids)
@@ -605,3 +586,65 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
     return (states * weights).sum(dim=1) / (
         total.sqrt() if mode == "mean_sqrt_len_tokens" else total
     )
+
+
+# -- converters: `(slots, d_encoder)` to `(slots, d_decoder)` --------------------------------------
+
+
+class Converter(nn.Module):
+    """RMSNorm, Linear to `hidden`, GELU, Linear (PCC, 2.2)."""
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.up = nn.Linear(d_encoder, hidden)
+        self.activation = nn.GELU()
+        self.down = nn.Linear(hidden, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.down(self.activation(self.up(self.norm(slots))))
+
+
+class ResidualConverter(Converter):
+    """PCC's converter beside a linear map: `skip(slot) + down(GELU(up(RMSNorm(slot))))`."""
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
+        super().__init__(d_encoder, hidden, d_decoder)
+        self.skip = nn.Linear(d_encoder, d_decoder, bias=False)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.skip(slots) + super().forward(slots)
+
+
+class LinearConverter(nn.Module):
+    """RMSNorm and one Linear: the adapter of the sentence-pools article."""
+
+    def __init__(self, d_encoder: int, d_decoder: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.map = nn.Linear(d_encoder, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.map(self.norm(slots))
+
+
+CONVERTERS: dict[str, Callable[[Any], nn.Module]] = {
+    "mlp": lambda config: Converter(*_widths(config)),
+    "linear": lambda config: LinearConverter(config.slot_size, _widths(config)[-1]),
+    "residual": lambda config: ResidualConverter(*_widths(config)),
+}
+"""From a `MemslotsConfig` to its converter with new weights, by `converter_type`; add your own by a
+new name (`lab/capacity/latent_converters.py` adds autoencoders)."""
+
+
+def _widths(config) -> tuple[int, int, int]:
+    d_decoder = config.get_text_config(decoder=True).hidden_size
+    return config.slot_size, config.converter_hidden_size or d_decoder, d_decoder
+
+
+def convert(converter: nn.Module, slots: torch.Tensor) -> torch.Tensor:
+    """What the decoder reads in place of slots, `(slots, d_decoder)`."""
+    return converter(slots.to(next(converter.parameters()).dtype))

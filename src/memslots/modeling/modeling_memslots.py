@@ -19,7 +19,6 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import NotLoaded, SavedModel
 from .configuration_memslots import MemslotsConfig
-from .converters_memslots import CONVERTERS, convert
 from .decoders_memslots import (
     DecoderLora,
     LoraUp,
@@ -32,7 +31,9 @@ from .decoders_memslots import (
     reading,
     task_targets,
 )
+from .decoders_memslots import reconstruct as _reconstruct
 from .encoders_memslots import (
+    CONVERTERS,
     POOLS,
     GroupPool,
     SentenceHead,
@@ -40,15 +41,18 @@ from .encoders_memslots import (
     add_lora,
     build_encoder,
     check_takes_positions,
+    convert,
     encode_spans,
     evaluating,
     fuse_activations,
-    write_slots,
+    memory_token_slots,
+    pooled_slots,
+    sentence_slots,
+    states_read,
 )
 from .layout_memslots import ANSWER, Prompt, Row, check_room, max_positions, memory_rows, pair
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
-from .reading_back_memslots import reconstruct as _reconstruct
 from .texts_memslots import Detectors, Span, as_list, check_text
 
 
@@ -232,7 +236,13 @@ class MemslotsModel(SavedModel):
             24
         """
         lengths = segment_attention_mask.sum(dim=1)
-        return write_slots(self, segment_input_ids, lengths, segment_rates, read)
+        if self.sentence_head is not None:
+            return sentence_slots(self, segment_input_ids, lengths)
+        pooled = self.memory_tokens is None
+        if read is None:
+            read = states_read(lengths, -(-lengths // segment_rates), pooled)
+        write = pooled_slots if pooled else memory_token_slots
+        return write(self, segment_input_ids, lengths, segment_rates, read)
 
     @torch.no_grad()
     def compress(

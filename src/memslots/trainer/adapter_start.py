@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from memslots.embedding_map import embedding_scale
 from memslots.modeling import MemslotsModel
-from memslots.modeling.converters_memslots import LinearConverter
-from memslots.modeling.encoders_memslots import embedding_scale
+from memslots.modeling.encoders_memslots import LinearConverter
 
 RIDGE = 0.03
 """Strength of the penalty on the map's weights, in units of the number of sentences."""

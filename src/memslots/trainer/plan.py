@@ -20,7 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from memslots.data import ADAPTERS
 from memslots.data.schema import DataNotFound
-from memslots.making import decoder_config, decoder_tokenizer, linear_layers, only_place
+from memslots.making import (
+    decoder_config,
+    decoder_tokenizer,
+    linear_layers,
+    only_place,
+    processor_for,
+)
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.encoders_memslots import SHARED_ENCODER, first_layers_config
 from memslots.modeling.layout_memslots import ANSWER, COMPLETION, RECONSTRUCTION, Prompt, Row
@@ -222,7 +228,7 @@ class _Models:
         own = None
         if encoder != SHARED_ENCODER:
             own = AutoTokenizer.from_pretrained(encoder, **place)
-        return MemslotsProcessor.for_config(config, tokenizer, own or tokenizer)
+        return processor_for(config, tokenizer, own or tokenizer)
 
     def _named(self, stage: str) -> tuple[str | None, dict[str, Any]]:
         adapt = adaptation(self.section, stage)

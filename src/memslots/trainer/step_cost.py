@@ -25,9 +25,8 @@ from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForCausalLM
 
 from memslots.modeling import MemslotsConfig, MemslotsModel
-from memslots.modeling.converters_memslots import convert
 from memslots.modeling.decoders_memslots import per_layer_inputs, reading
-from memslots.modeling.encoders_memslots import first_layers_config
+from memslots.modeling.encoders_memslots import convert, first_layers_config
 from memslots.modeling.layout_memslots import TASKS
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.collator import CompressorBatch
