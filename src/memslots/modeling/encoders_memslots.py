@@ -546,16 +546,16 @@ class SentenceHead(nn.Module):
         super().__init__()
         self.kinds = [layer["kind"] for layer in layers]
         self.poolings = [layer.get("modes", []) for layer in layers]
-        made: list[nn.Module] = []
+        modules: list[nn.Module] = []
         for layer in layers:
             if layer["kind"] == "dense":
                 dense = nn.Linear(layer["inputs"], layer["outputs"], bias=layer["bias"])
-                made.append(nn.Sequential(dense, ACTIVATIONS[layer["activation"]]()))
+                modules.append(nn.Sequential(dense, ACTIVATIONS[layer["activation"]]()))
             elif layer["kind"] == "layer_norm":
-                made.append(nn.LayerNorm(layer["outputs"]))
+                modules.append(nn.LayerNorm(layer["outputs"]))
             else:
-                made.append(nn.Identity())
-        self.layers = nn.ModuleList(made)
+                modules.append(nn.Identity())
+        self.layers = nn.ModuleList(modules)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`(sentences, tokens, d)` and `(sentences, tokens)` to `(sentences, slot_size)`."""
