@@ -302,8 +302,8 @@ def _warn_if_untrained(model: MemslotsModel, parts: Sequence[Draft]) -> None:
         warnings.warn(
             f"from the slots the decoder gives back {given_back:.0%} of the tokens of these "
             f"segments, and {guessed:.0%} without them: this checkpoint was never trained to "
-            "reconstruct (the <AE> task), or never on such text. What is kept as text, literals or stored bytes "
-            "is exact all the same, but it saves little",
+            "reconstruct (the <AE> task), or never on such text. What is kept as text, literals or "
+            "stored bytes is exact all the same, but it saves little",
             stacklevel=2,
         )
 
