@@ -44,13 +44,13 @@ def shared_tokens(
 
 def _ids_by_text(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     special = set(tokenizer.all_special_ids)
-    found = {}
+    ids = {}
     for token, index in tokenizer.get_vocab().items():
         if index not in special:
             for mark in _WORD_STARTS:
                 token = token.replace(mark, " ")
-            found[token] = index
-    return found
+            ids[token] = index
+    return ids
 
 
 @torch.no_grad()

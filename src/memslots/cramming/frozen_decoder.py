@@ -120,8 +120,8 @@ def load_frozen_decoder(
         OSError: no such folder or repository.
     """
     name = str(name)
-    found, _ = MemslotsConfig.get_config_dict(name)
-    if found.get("model_type") == MemslotsConfig.model_type:
+    stated, _ = MemslotsConfig.get_config_dict(name)
+    if stated.get("model_type") == MemslotsConfig.model_type:
         checkpoint = MemslotsModel.from_pretrained(name, dtype=dtype)
         return FrozenDecoder(
             checkpoint.decoder.to(device), checkpoint.processor.tokenizer, Path(name).name
