@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memslots import MemslotsModel
-from memslots.modeling.converters_memslots import convert
+from memslots.modeling.encoders_memslots import convert
 from memslots.modeling.layout_memslots import IGNORE, Row
 from memslots.modeling.memory_memslots import slots_for
 from memslots.trainer.collator import CompressorBatch

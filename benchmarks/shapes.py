@@ -24,8 +24,7 @@ from transformers import (
 )
 
 from memslots import MemslotsConfig, MemslotsModel
-from memslots.making import match_scales
-from memslots.modeling.processing_memslots import MemslotsProcessor
+from memslots.making import match_scales, processor_for
 
 WORDS = 800
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -150,7 +149,7 @@ def build(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Memslots
         model = MemslotsModel(config, encoder=encoder, load_decoder=False)
     model.to(device=device, dtype=dtype)
     own = tokenizer()
-    model.processor = MemslotsProcessor.for_config(config, own, own)
+    model.processor = processor_for(config, own, own)
     model.attach_decoder(decoder)
     match_scales(model)
     return model.eval()

@@ -9,9 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.capacity import latent_converters  # noqa: F401, which adds the autoencoder
 from memslots import MemslotsModel
-from memslots.embedding_map import fit_embedding_map, shared_tokens
+from memslots.embedding_map import embedding_scale, fit_embedding_map, shared_tokens
 from memslots.making import merge_encoder, new_compressor
-from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.trainer.adapt import adapt_to_decoder
 
 KINDS = [

@@ -1,4 +1,4 @@
-"""The lab's converters with a latent, and pooling by the last state, the smallest or attention."""
+"""The lab's converters with a latent, and its pools: last state, smallest, attention."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from tiny_models import LONG, QUESTIONS, TEXTS, words
 
+from lab.capacity import pools
 from lab.capacity.latent_converters import SlotNorm, divergence
 from memslots.modeling import Memory, MemslotsConfig, MemslotsModel
 from memslots.trainer import CompressorConfig, CompressorTrainer
@@ -179,9 +180,9 @@ def pooled(states: torch.Tensor, pooling: str, query: torch.Tensor | None) -> to
 def pooler(zoo, request) -> MemslotsModel:
     encoder = "bert" if request.param == "last" else "gpt2"
     model = zoo.compressor(encoder, pooling=request.param, compression_rates=[2, 4, 24])
-    if model.pooling_query is not None:
+    if isinstance(model.group_pool, pools.AttentionPool):
         torch.manual_seed(1)
-        torch.nn.init.normal_(model.pooling_query, std=3.0)
+        torch.nn.init.normal_(model.group_pool.query, std=3.0)
     return model.eval()
 
 
@@ -193,11 +194,9 @@ def test_slots_pool_the_states_of_rate_tokens(pooler, rate):
         for segment, span in zip(document, pooler.processor.segment(text), strict=True):
             with torch.no_grad():
                 states = pooler.encoder(input_ids=torch.tensor([span.ids])).last_hidden_state[0]
+                query = getattr(pooler.group_pool, "query", None)
                 expected = torch.stack(
-                    [
-                        pooled(group, pooler.config.pooling, pooler.pooling_query)
-                        for group in states.split(rate)
-                    ]
+                    [pooled(group, pooler.config.pooling, query) for group in states.split(rate)]
                 )
             assert segment.slots == len(expected)
             own = memory.slots[start : start + segment.slots]
@@ -205,15 +204,9 @@ def test_slots_pool_the_states_of_rate_tokens(pooler, rate):
             start += segment.slots
 
 
-def test_coarser_rates_are_merged_or_refused(pooler):
-    fine, fresh = pooler.compress([*TEXTS, LONG], rate=2), pooler.compress([*TEXTS, LONG], rate=4)
-    if pooler.config.pooling == "attention":
-        with pytest.raises(ValueError, match=r"states that they pool are not kept.*rate=4"):
-            fine.at_rate(4)
-    else:
-        coarse = fine.at_rate(4)
-        assert coarse.documents == fresh.documents
-        torch.testing.assert_close(coarse.slots, fresh.slots, rtol=1e-4, atol=1e-5)
+def test_coarser_rates_are_refused(pooler):
+    with pytest.raises(ValueError, match=r"states that they pool are not kept.*rate=4"):
+        pooler.compress(TEXTS, rate=2).at_rate(4)
 
 
 def test_pooled_memories_and_models_survive_saving(pooler, tmp_path):
@@ -232,26 +225,30 @@ def test_the_query_is_trained_and_part_of_the_fingerprint(zoo, tmp_path):
     model = zoo.compressor(pooling="attention", compression_rates=[8])
     before = model.fingerprint
     CompressorTrainer(model, settings(tmp_path), rows()).train()
-    assert model.pooling_query.abs().sum() > 0
+    assert model.group_pool.query.abs().sum() > 0
     changed = model.fingerprint
     assert changed != before
     with torch.no_grad():
-        model.pooling_query.add_(1.0)
+        model.group_pool.query.add_(1.0)
     assert model.fingerprint not in (before, changed)
 
 
-def test_remote_code_carries_the_query(zoo, tmp_path):
+def test_remote_code_carries_the_residual_converter(zoo, tmp_path):
     from transformers import AutoModel
 
-    model = zoo.compressor(
-        pooling="attention", converter_type="residual", bundle_decoder=True
-    ).eval()
+    model = zoo.compressor(pooling="mean", converter_type="residual", bundle_decoder=True).eval()
     model.save_pretrained(tmp_path)
     remote = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(remote) is not MemslotsModel
     assert type(remote.converter).__name__ == "ResidualConverter"
     asked = {"context": TEXTS, "question": QUESTIONS, **GREEDY}
     assert remote.generate(**asked) == model.generate(**asked)
+
+
+def test_a_pool_that_is_not_there_names_the_code_that_has_it(monkeypatch):
+    monkeypatch.delitem(pools.POOLS, "min")  # as where the lab was not imported
+    with pytest.raises(ValueError, match=r"pooling must be one of .*trust_remote_code=True"):
+        MemslotsConfig(pooling="min")
 
 
 @pytest.mark.parametrize(

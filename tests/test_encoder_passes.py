@@ -12,6 +12,7 @@ import torch
 from sentence_encoders import sentence_encoder
 from tiny_models import LONG, TEXTS
 
+import lab.capacity.pools  # noqa: F401 - which adds three
 from memslots import MemslotsModel
 from memslots.making import new_compressor
 from memslots.modeling.encoders_memslots import encode_spans, states_read, to_device
@@ -33,7 +34,7 @@ def assert_never_waits(model: MemslotsModel, rate: int) -> None:
     assert slots.shape == expected.shape
 
 
-@pytest.mark.parametrize("pooling", ["memory_tokens", "mean", "last", "min", "attention"])
+@pytest.mark.parametrize("pooling", ["memory_tokens", "mean", "groups", "last", "min", "attention"])
 def test_a_pass_never_waits_for_the_device(zoo, pooling):
     assert_never_waits(zoo.compressor(pooling=pooling), rate=4)
 
@@ -48,7 +49,7 @@ def test_a_sentence_encoder_does_not_wait(zoo, tmp_path):
     assert_never_waits(model, model.config.compression_rates[0])
 
 
-@pytest.mark.parametrize("pooling", ["memory_tokens", "mean", "last"])
+@pytest.mark.parametrize("pooling", ["memory_tokens", "mean", "groups"])
 def test_slots_are_those_of_a_pass_that_finds_its_states_itself(zoo, pooling):
     """And tokens of padding beyond the longest segment change nothing."""
     model = zoo.compressor(pooling=pooling).eval()

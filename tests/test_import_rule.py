@@ -51,12 +51,12 @@ MODELING_LIBRARIES = {
     "tqdm",  # a dependency of transformers
 }
 MODELING_GUARDED_LIBRARIES = {"peft", "sentencex"}
-MOST_LINES = {"room": 4_803, "core": 1_808}
+MOST_LINES = {"room": 4_697, "core": 1_789}
 """Of the travelling room, and of what one reads of it first, docstrings with their examples
-counted. What is aimed at is 4,700 and 1,800: lower these with every cut, and never raise them."""
+counted. The contract is 4,700 and 1,800: lower these with every cut, and never raise them."""
 
 CORE = ("configuration", "modeling", "processing", "memory")
-MOST_FILES = {"compress": 5, "generate": 8}
+MOST_FILES = {"compress": 5, "generate": 7}
 """Files of the travelling room that a plain call of a method enters."""
 
 # assets/ is left out: its .py files are copies of modeling/, which git does not keep.

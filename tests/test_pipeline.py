@@ -87,14 +87,23 @@ def test_memory_in_hand_and_on_disk(pipe, model, expected, tmp_path):
     assert found[1] == pipe(question=QUESTIONS[1], context=TEXTS[1], rate=8)
 
 
-def test_a_text_is_compressed_once(pipe, model, monkeypatch):
-    given = []
-    compress = model.compress
+def test_a_text_is_encoded_once_however_many_ask(pipe, model, monkeypatch):
+    encoded = []
+    encode = model.encode
     monkeypatch.setattr(
-        model, "compress", lambda texts, **kwargs: given.append(texts) or compress(texts, **kwargs)
+        model,
+        "encode",
+        lambda segment_input_ids, *rest, **kwargs: (
+            encoded.append(len(segment_input_ids)) or encode(segment_input_ids, *rest, **kwargs)
+        ),
     )
     pipe(question=QUESTIONS, context=TEXTS[0])
-    assert given == [[TEXTS[0]]]
+    assert encoded == [len(model.segment(TEXTS[:1])[0])]
+    encoded.clear()
+    asked = [{"question": q, "context": text} for text in TEXTS[:2] for q in QUESTIONS]
+    answers = pipe(asked)
+    assert sum(encoded) == sum(map(len, model.segment(TEXTS[:2])))
+    assert answers == [pipe(item) for item in asked]
 
 
 def test_generate_arguments(pipe, model):

@@ -94,7 +94,7 @@ def test_losses_after_a_memory_are_those_of_forward(model):
 def test_losses_after_tokens_are_the_decoders_own(model):
     processor = model.processor
     ids = processor.decoder_text.encode(words(20))
-    (loss,) = target_losses(model, [Prompt([*processor.bos_ids, *ids[:5]])], [ids[5:]], given=1)
+    (loss,) = target_losses(model, [Prompt([*processor.bos_ids, *ids[:5]])], [ids[5:]], unscored=1)
     whole = torch.tensor([[*processor.bos_ids, *ids]])
     with torch.no_grad():
         logits = model.decoder(input_ids=whole).logits[0].log_softmax(-1)

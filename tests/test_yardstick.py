@@ -172,9 +172,9 @@ def test_logits_of_chosen_positions_are_those_of_all(model, monkeypatch):
         Prompt([*processor.bos_ids, *processor.decoder_text.encode(words(n))]) for n in (3, 9)
     ]
     targets = [processor.decoder_text.encode(words(n, 1)) for n in (7, 2)]
-    chosen = target_losses(model, prompts, targets, given=1)
+    chosen = target_losses(model, prompts, targets, unscored=1)
     monkeypatch.setattr("memslots.evaluation.likelihood._keeps_logits", lambda decoder: False)
-    for a, b in zip(chosen, target_losses(model, prompts, targets, given=1), strict=True):
+    for a, b in zip(chosen, target_losses(model, prompts, targets, unscored=1), strict=True):
         assert (a.tokens, a.right) == (b.tokens, b.right)
         assert a.nll == pytest.approx(b.nll, rel=1e-5)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lab.capacity import latent_converters  # noqa: F401, whose names the columns have
+from lab.capacity import latent_converters, pools  # noqa: F401, whose names the columns have
 from lab.capacity.chunks import (
     draw_chunks,
     read_chunks,

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from memslots.making import draw_linear
-from memslots.modeling.converters_memslots import CONVERTERS
+from memslots.modeling.encoders_memslots import CONVERTERS
 
 DROPOUT = 0.2
 

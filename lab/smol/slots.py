@@ -15,8 +15,13 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from memslots.making import draw_converter, draw_group_pool
-from memslots.modeling.converters_memslots import ResidualConverter
-from memslots.modeling.encoders_memslots import LORA_MARK, GroupPool, add_lora, first_layers
+from memslots.modeling.encoders_memslots import (
+    LORA_MARK,
+    GroupPool,
+    ResidualConverter,
+    add_lora,
+    first_layers,
+)
 
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -17,7 +17,7 @@ from transformers import LlamaModel
 
 from lab.training.induction_init import orthogonal
 from memslots.modeling import MemslotsModel
-from memslots.modeling.converters_memslots import Converter
+from memslots.modeling.encoders_memslots import Converter
 
 _CONSTANT = 0.25
 """Length of the constant direction in every embedding, which heads of fixed distance read."""

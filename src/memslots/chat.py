@@ -255,22 +255,22 @@ class ChatMemory:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = _memory_of(folder)
-        made: list[str] = []
+        written: list[str] = []
         try:
             if self.memory is not None:
                 # A new name, so that the old chat stays readable until its file is replaced.
                 handle, path = tempfile.mkstemp(dir=folder, prefix="memory-", suffix=".safetensors")
-                made.append(path)
+                written.append(path)
                 os.close(handle)
                 self.memory.save(path)
             handle, partial = tempfile.mkstemp(dir=folder, prefix=".chat.")
-            made.append(partial)
+            written.append(partial)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 name = None if self.memory is None else Path(path).name
                 json.dump(self._state(name), file, ensure_ascii=False, indent=1)
             os.replace(partial, folder / CHAT_FILE)
         except BaseException:
-            for left in made:
+            for left in written:
                 Path(left).unlink(missing_ok=True)
             raise
         if earlier is not None:
@@ -312,12 +312,12 @@ class ChatMemory:
             raise FileNotFoundError(f"there is no chat at {str(path)!r}.")
         try:
             state = json.loads(path.read_text("utf-8"))
-            found = state["format"], state["version"]
+            written = state["format"], state["version"]
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{str(path)!r} is no chat of memslots ({error}).") from error
-        if found != (FORMAT, FORMAT_VERSION):
+        if written != (FORMAT, FORMAT_VERSION):
             raise ValueError(
-                f"{str(path)!r} has format {found[0]} version {found[1]}; this memslots reads "
+                f"{str(path)!r} has format {written[0]} version {written[1]}; this memslots reads "
                 f"{FORMAT} version {FORMAT_VERSION}."
             )
         settings: Sequence[str] = (

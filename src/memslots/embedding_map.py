@@ -44,13 +44,13 @@ def shared_tokens(
 
 def _ids_by_text(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     special = set(tokenizer.all_special_ids)
-    found = {}
+    ids = {}
     for token, index in tokenizer.get_vocab().items():
         if index not in special:
             for mark in _WORD_STARTS:
                 token = token.replace(mark, " ")
-            found[token] = index
-    return found
+            ids[token] = index
+    return ids
 
 
 @torch.no_grad()
@@ -123,3 +123,12 @@ def carry_over(old: nn.Module, new: nn.Module, mapping: torch.Tensor) -> None:
             if f"{last}.bias" in state:
                 state[f"{last}.bias"] = state[f"{last}.bias"].float().cpu() @ mapping
     new.load_state_dict(state)
+
+
+@torch.no_grad()
+def embedding_scale(model: PreTrainedModel) -> float:
+    """Standard deviation of what the model's input embedding layer gives (some scale inside)."""
+    layer = model.get_input_embeddings()
+    rows = layer.weight.shape[0]
+    ids = torch.arange(0, rows, max(1, rows // 4096), device=layer.weight.device)
+    return layer(ids).float().std().item()

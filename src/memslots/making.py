@@ -19,22 +19,19 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from memslots.embedding_map import fit_embedding_map, shared_tokens
+from memslots.embedding_map import embedding_scale, fit_embedding_map, shared_tokens
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
-from memslots.modeling.converters_memslots import (
-    Converter,
-    LinearConverter,
-    ResidualConverter,
-)
 from memslots.modeling.decoders_memslots import weights_sample
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
     SHARED_ENCODER,
+    Converter,
     GroupPool,
+    LinearConverter,
+    ResidualConverter,
     SentenceHead,
     add_lora,
-    embedding_scale,
     first_layers,
     first_layers_config,
     fold_adapter,
@@ -148,7 +145,7 @@ def new_compressor(
         encoder_loading=None if shares else kept_place(encoder_kwargs),
         **config_kwargs,
     )
-    processor = MemslotsProcessor.for_config(config, tokenizer, encoder_tokenizer)
+    processor = processor_for(config, tokenizer, encoder_tokenizer)
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
     if shares:
         fold_adapter(llm)
@@ -159,7 +156,7 @@ def new_compressor(
     elif head is None:
         base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
         # Arguments such as num_hidden_layers have changed what the repository says.
-        found = base.config.to_dict()
+        base_fields = base.config.to_dict()
         if is_quantized(base):
             raise ValueError(
                 f"the encoder {encoder!r} is quantized, and what it writes could not be told from "
@@ -167,8 +164,8 @@ def new_compressor(
                 "decoder)."
             )
         if "gguf_file" in encoder_kwargs:  # whose weights are dequantised
-            found.pop("quantization_config", None)
-        config.encoder_config = type(base.config).from_dict(found)
+            base_fields.pop("quantization_config", None)
+        config.encoder_config = type(base.config).from_dict(base_fields)
     else:
         mark_initialized(head)
     base.eval()
@@ -227,6 +224,28 @@ def usual_settings(
     return settings | (start if embedding in (None, text_config.hidden_size) else {})
 
 
+def processor_for(config: MemslotsConfig, tokenizer, encoder_tokenizer) -> MemslotsProcessor:
+    """A processor that segments and prompts as `config` says.
+
+    Args:
+        config: of a compressor.
+        tokenizer: the decoder's.
+        encoder_tokenizer: the encoder's.
+    """
+    units, described = None, config.sentence_encoder
+    if described is not None:
+        units = {"unit": config.pool_unit, "language": config.pool_language}
+        units.update({name: described[name] for name in ("lead", "lower_case")})
+    same = "segment_length compression_rates prompt_format plain_prompt answer_end markers literals"
+    return MemslotsProcessor(
+        tokenizer,
+        encoder_tokenizer,
+        **{name: getattr(config, name) for name in same.split()},
+        spread=config.memory_positions == "spread",
+        units=units,
+    )
+
+
 def linear_layers(layers: nn.Module) -> list[str]:
     """Names of the linear layers of a decoder's layers, which a LoRA may stand on."""
     kinds = (nn.Linear, Conv1D)
@@ -253,7 +272,7 @@ def match_scales(model: MemslotsModel) -> None:
                 tokens = embed(torch.tensor(ids, device=embed.weight.device))
                 marker.copy_(tokens.float().mean(dim=0))
     draw_converter(model.converter, scale)
-    if model.group_pool is not None:
+    if isinstance(model.group_pool, GroupPool):
         draw_group_pool(model.group_pool)
         if model.config.encoder_layers is None:
             _start_among_embeddings(model)
@@ -483,14 +502,14 @@ def read_sentence_encoder(
         backbone.pooler = None
     layers, states = [], []
     for module in others:
-        kind, given = type(module).__name__, module.get_config_dict()
+        kind, fields = type(module).__name__, module.get_config_dict()
         if kind == "Pooling":
-            layers.append({"kind": "pooling", "modes": _pooling_modes(name, given)})
+            layers.append({"kind": "pooling", "modes": _pooling_modes(name, fields)})
         elif kind == "Dense":
-            layers.append(_dense(name, given))
+            layers.append(_dense(name, fields))
             states.append({"0." + k.partition(".")[2]: v for k, v in module.state_dict().items()})
         elif kind == "LayerNorm":
-            layers.append({"kind": "layer_norm", "outputs": given["dimension"]})
+            layers.append({"kind": "layer_norm", "outputs": fields["dimension"]})
             states.append({k.partition(".")[2]: v for k, v in module.state_dict().items()})
         elif kind == "Normalize":
             layers.append({"kind": "normalize"})
@@ -526,11 +545,11 @@ def read_sentence_encoder(
     return backbone, head, description
 
 
-def _pooling_modes(name: str, given: dict[str, Any]) -> list[str]:
-    modes = given["pooling_mode"]
+def _pooling_modes(name: str, fields: dict[str, Any]) -> list[str]:
+    modes = fields["pooling_mode"]
     modes = [modes] if isinstance(modes, str) else list(modes)
     unknown = sorted(set(modes) - set(POOLINGS))
-    if unknown or not given.get("include_prompt", True):
+    if unknown or not fields.get("include_prompt", True):
         raise ValueError(
             f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot; "
             f"it knows {list(POOLINGS)} over all tokens."
@@ -538,18 +557,18 @@ def _pooling_modes(name: str, given: dict[str, Any]) -> list[str]:
     return modes
 
 
-def _dense(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    activation = str(given["activation_function"]).rpartition(".")[2]
-    if activation not in ACTIVATIONS or given.get("use_residual"):
+def _dense(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    activation = str(fields["activation_function"]).rpartition(".")[2]
+    if activation not in ACTIVATIONS or fields.get("use_residual"):
         raise ValueError(
-            f"{name!r} has a dense layer that memslots cannot keep: {given}; it knows the "
+            f"{name!r} has a dense layer that memslots cannot keep: {fields}; it knows the "
             f"activations {sorted(ACTIVATIONS)}, and no residual."
         )
     return {
         "kind": "dense",
-        "inputs": given["in_features"],
-        "outputs": given["out_features"],
-        "bias": given["bias"],
+        "inputs": fields["in_features"],
+        "outputs": fields["out_features"],
+        "bias": fields["bias"],
         "activation": activation,
     }
 
@@ -557,11 +576,11 @@ def _dense(name: str, given: dict[str, Any]) -> dict[str, Any]:
 def _around(tokenizer, plain: PlainText) -> tuple[list[int], list[int]]:
     """Special tokens before and after a text."""
     probe = "a"
-    whole, own = tokenizer(probe)["input_ids"], plain.encode(probe)
-    for start in range(len(whole) - len(own) + 1):
-        if whole[start : start + len(own)] == own:
-            return list(whole[:start]), list(whole[start + len(own) :])
+    whole, alone = tokenizer(probe)["input_ids"], plain.encode(probe)
+    for start in range(len(whole) - len(alone) + 1):
+        if whole[start : start + len(alone)] == alone:
+            return list(whole[:start]), list(whole[start + len(alone) :])
     raise ValueError(
         f"the sentence encoder's {type(tokenizer).__name__} reads {probe!r} as {whole}, in which "
-        f"its plain tokens {own} do not stand together; memslots cannot tell text from specials."
+        f"its plain tokens {alone} do not stand together; memslots cannot tell text from specials."
     )

@@ -315,6 +315,6 @@ def _sample(model) -> list[torch.Tensor]:
 
 def _equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     return len(first) == len(second) and all(
-        one.device == other.device and torch.equal(one, other)
-        for one, other in zip(first, second, strict=True)
+        ours.device == theirs.device and torch.equal(ours, theirs)
+        for ours, theirs in zip(first, second, strict=True)
     )

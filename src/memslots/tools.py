@@ -67,15 +67,15 @@ def run_expand(
         an agent can mend.
     """
     try:
-        given = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
-        wanted = given["segments"]
+        call = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
+        indices = call["segments"]
         count = len(memory.segments)
-        if not isinstance(wanted, list) or not wanted:
+        if not isinstance(indices, list) or not indices:
             raise ValueError("segments is a list of at least one number.")
-        for one in wanted:
-            if type(one) is not int or not 0 <= one < count:
-                raise ValueError(f"segments are numbers from 0 to {count - 1}, got {one!r}.")
+        for index in indices:
+            if type(index) is not int or not 0 <= index < count:
+                raise ValueError(f"segments are numbers from 0 to {count - 1}, got {index!r}.")
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         return {"error": f"wrong arguments for expand ({error!s}); give {{'segments': [0]}}."}
-    chosen = dict.fromkeys(wanted)
+    chosen = dict.fromkeys(indices)
     return {"segments": [{"segment": i, "text": verified.expand(model, memory, i)} for i in chosen]}

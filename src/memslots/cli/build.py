@@ -124,7 +124,7 @@ def init(
             usual.pop(name, None)
     chosen = {name: value for name, value in usual.items() if name not in settings}
     kind = dtype if dtype in (None, "auto") else getattr(torch, dtype)
-    made = new_compressor(
+    compressor = new_compressor(
         encoder,
         decoder,
         dtype=kind,
@@ -133,8 +133,10 @@ def init(
         **{**chosen, **settings},
     )
     with saying_when_full(output):
-        made.save_pretrained(output)
-    out.print(f"{output}: new compressor, rates {made.config.compression_rates}; it is untrained.")
+        compressor.save_pretrained(output)
+    out.print(
+        f"{output}: new compressor, rates {compressor.config.compression_rates}; it is untrained."
+    )
     if chosen:
         told = ", ".join(f"{name}={value}" for name, value in chosen.items())
         out.print(f"Chosen: {told}; --set KEY=VALUE chooses otherwise.", style="dim")
@@ -278,7 +280,7 @@ def _own(
     usual = usual_settings(SHARED_ENCODER, decoder, decoder_kwargs=decoder_kwargs)
 
     def recipe(positions: int, segment_length: int) -> dict:
-        made = own_recipe(
+        written = own_recipe(
             decoder,
             texts,
             questions,
@@ -291,7 +293,7 @@ def _own(
             positions=positions,
             **decoder_kwargs,
         )
-        return apply_overrides(made, sets, fields)
+        return apply_overrides(written, sets, fields)
 
     recipes = [recipe(*size) for size in batch_sizes(on_gpu)]
     tokenizer = decoder_tokenizer(decoder, decoder_kwargs)

@@ -160,15 +160,15 @@ def cram(
         if search:
             shortest = min(map(len, texts))
             lengths = [*range(step, shortest, step), shortest]
-            found, tried = search_longest(
+            longest, tried = search_longest(
                 frozen, rows, lengths, settings, starts, threshold, progress
             )
-            readings = tried.get(found.length, [])
-            record["longest_length"] = found.length
-            record["accuracies"] = {str(n): value for n, value in found.accuracies.items()}
+            readings = tried.get(longest.length, [])
+            record["longest_length"] = longest.length
+            record["accuracies"] = {str(n): value for n, value in longest.accuracies.items()}
         else:
-            made = cram_texts(frozen, rows, settings, starts, progress(max(map(len, rows))))
-            readings = read_back(frozen, made)
+            crammed = cram_texts(frozen, rows, settings, starts, progress(max(map(len, rows))))
+            readings = read_back(frozen, crammed)
     record["seconds"] = round(time.perf_counter() - started, 1)
     names = [name for name in text for _ in range(seeds)]
     record["texts"] = [
@@ -176,15 +176,15 @@ def cram(
         for name, seed, reading in zip(names, starts, readings, strict=bool(readings))
     ]
     if not search:
-        for entry, one in zip(record["texts"], made, strict=True):
-            entry.update(_effort(one))
+        for entry, text_crammed in zip(record["texts"], crammed, strict=True):
+            entry.update(_effort(text_crammed))
     if as_json:
         print_json(record)
     else:
         _show(record, readings, frozen)
     if output is None or search:
         return
-    _save(output, made, frozen, record["decoder"])  # last: a full disk hides no result
+    _save(output, crammed, frozen, record["decoder"])  # last: a full disk hides no result
     if not as_json:
         out.print(f"{output}: what was kept of {len(rows)} text{'s' * (len(rows) > 1)}")
 
@@ -199,26 +199,26 @@ def _head(decoder: FrozenDecoder, name: str, text: str, length: int | None) -> l
     return ids[:length]
 
 
-def _effort(made: CrammedText) -> dict[str, Any]:
+def _effort(crammed: CrammedText) -> dict[str, Any]:
     return {
-        "steps": made.steps,
-        "best_step": made.best_step,
-        "stopped": made.stopped,
-        "trained_parameters": made.trained_parameters,
-        "kept_parameters": made.kept_parameters,
+        "steps": crammed.steps,
+        "best_step": crammed.best_step,
+        "stopped": crammed.stopped,
+        "trained_parameters": crammed.trained_parameters,
+        "kept_parameters": crammed.kept_parameters,
     }
 
 
-def _save(file: Path, made: list[CrammedText], decoder: FrozenDecoder, name: str) -> None:
+def _save(file: Path, crammed: list[CrammedText], decoder: FrozenDecoder, name: str) -> None:
     from safetensors.torch import save_file
 
     from memslots.writing import whole_file
 
     tensors = {
-        f"{row}.{key}": part for row, one in enumerate(made) for key, part in one.kept.items()
+        f"{row}.{key}": part for row, text in enumerate(crammed) for key, part in text.kept.items()
     }
-    facts = [{"ids": one.ids, "seed": one.seed, "accuracy": one.accuracy} for one in made]
-    settings = made[0].settings
+    facts = [{"ids": text.ids, "seed": text.seed, "accuracy": text.accuracy} for text in crammed]
+    settings = crammed[0].settings
     metadata = {
         "decoder": name,
         "method": settings.method,

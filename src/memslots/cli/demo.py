@@ -77,9 +77,9 @@ def demo(
         raise ValueError('--question goes with --text: --text notes.txt --question "Who signed?".')
     if text is not None and not question:
         check_typing(text)
-    given = None if text is None else read_text(text)
+    text_page = None if text is None else read_text(text)
     chosen = numbers(rates, "--rates")
-    if given is not None and not question:
+    if text_page is not None and not question:
         out.print("Type questions; an empty line or Ctrl-D ends them.", style="dim")
         question = list(typed_questions())
         if not question:
@@ -94,8 +94,8 @@ def demo(
     from .demo_view import show_answers, show_first_tokens
 
     shown = demonstration.shown_rates(compressor, chosen)
-    if given is not None:
-        page = demonstration.text_page(str(text), given, question or [])
+    if text_page is not None:
+        page = demonstration.text_page(str(text), text_page, question or [])
     elif name == embedded("tiny"):
         page = demonstration.notes_page()
     else:
@@ -105,7 +105,7 @@ def demo(
     with steps(answers) as step:
         readings = demonstration.run_demo(compressor, page, shown, step)
     show_answers(out, page, readings)
-    if given is None and name != embedded("tiny"):
+    if text_page is None and name != embedded("tiny"):
         out.print()
         chapter = demonstration.chapter()
         with steps(len(shown) + 1) as step:

@@ -35,9 +35,9 @@ def show_answers(out: Console, page: Page, readings: Sequence[Reading]) -> None:
     ]:
         answers.add_column(column, overflow="fold")
     for i, each in enumerate(asked):
-        given = [judged(r.answers[i], each.answer) if r.answers else Text("") for r in readings]
+        read = [judged(r.answers[i], each.answer) if r.answers else Text("") for r in readings]
         expected = [Text(each.answer or "")] if known else []
-        answers.add_row(_question(each), *expected, *given)
+        answers.add_row(_question(each), *expected, *read)
     out.print(answers)
     if known:
         out.print("✓ has the expected words, ✗ has not.", style="dim")

@@ -37,25 +37,25 @@ def settable_fields(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: A field that does not exist or cannot be set, with the nearest right one.
     """
-    own = MemslotsConfig.__annotations__
+    declared = MemslotsConfig.__annotations__
     defaults = {
         field.name: field.default if field.default is not dataclasses.MISSING else None
         for field in dataclasses.fields(MemslotsConfig)
-        if field.name in own and field.name not in _NOT_SETTABLE
+        if field.name in declared and field.name not in _NOT_SETTABLE
     }
     changed = apply_overrides(defaults, overrides)
     named = {override.partition("=")[0].strip().split(".")[0] for override in overrides}
     return {name: changed[name] for name in defaults if name in named}
 
 
-def loading_arguments(option: str, given: Sequence[str]) -> dict[str, Any]:
+def loading_arguments(option: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Arguments of `from_pretrained` from `KEY=VALUE`, the value in YAML.
 
     Raises:
         ValueError: no `=`, or a value that is no YAML.
     """
     arguments = {}
-    for text in given:
+    for text in pairs:
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isidentifier():
             raise ValueError(f"{option} {text!r} is not KEY=VALUE, such as subfolder=models.")

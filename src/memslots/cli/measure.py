@@ -147,12 +147,14 @@ def read_beside(model: MemslotsModel, literals: Sequence[str] | None) -> None:
         model.processor.literals = list(literals)
 
 
-def task_sources(given: Sequence[str]) -> dict[str, list[str]]:
+def task_sources(arguments: Sequence[str]) -> dict[str, list[str]]:
     """`TASK=SET/SPLIT` arguments as the sets that each task is measured on."""
     sets: dict[str, list[str]] = {}
-    for one in given:
-        task, equals, source = one.partition("=")
+    for argument in arguments:
+        task, equals, source = argument.partition("=")
         if not equals or "/" not in source:
-            raise ValueError(f"--data {one}: must be TASK=SET/SPLIT, for example qa=squad/train.")
+            raise ValueError(
+                f"--data {argument}: must be TASK=SET/SPLIT, for example qa=squad/train."
+            )
         sets.setdefault(task, []).append(source)
     return sets

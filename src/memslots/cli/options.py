@@ -282,19 +282,19 @@ def resolve_model(model: str | None, option: str = "--model") -> str:
     return model
 
 
-def words(given: str) -> list[str]:
+def words(listed: str) -> list[str]:
     """What stands between the commas."""
-    return [word for word in given.replace(" ", "").split(",") if word]
+    return [word for word in listed.replace(" ", "").split(",") if word]
 
 
-def numbers(given: str | None, option: str) -> list[int] | None:
+def numbers(value: str | None, option: str) -> list[int] | None:
     """The numbers between the commas of `option`, None where it is not given."""
-    if given is None:
+    if value is None:
         return None
     try:
-        return [int(word) for word in words(given)]
+        return [int(word) for word in words(value)]
     except ValueError:
-        raise ValueError(f"{option} {given}: must be numbers with commas, such as 4,16.") from None
+        raise ValueError(f"{option} {value}: must be numbers with commas, such as 4,16.") from None
 
 
 def verification(
@@ -340,21 +340,21 @@ def verification(
 
 
 def literal_names(
-    given: str | None, option: str = "--literals", also: str = ""
+    value: str | None, option: str = "--literals", also: str = ""
 ) -> list[str] | None:
     """What `--literals` names: a list for `compress`, None where the checkpoint decides.
 
     Args:
-        given: the option's value.
+        value: of the option.
         option: its name, for the message.
         also: what else it takes.
 
     Raises:
         ValueError: a name that is no detector's.
     """
-    if given is None:
+    if value is None:
         return None
-    names = [name for name in given.replace(" ", "").split(",") if name]
+    names = [name for name in value.replace(" ", "").split(",") if name]
     if names == ["none"]:
         return []
     from memslots.modeling.texts_memslots import DETECTORS
@@ -362,7 +362,7 @@ def literal_names(
     unknown = sorted(set(names) - set(DETECTORS))
     if unknown or not names:
         raise ValueError(
-            f"{option} {given}: {', '.join(unknown) or 'nothing'} is no detector; name some of "
+            f"{option} {value}: {', '.join(unknown) or 'nothing'} is no detector; name some of "
             f"{', '.join(DETECTORS)}, with commas between{also}, or none."
         )
     return names
@@ -405,7 +405,7 @@ def load_config(name: str, revision: str | None = None):
 
     place = {"revision": revision} if revision else {}
     try:
-        found, _ = MemslotsConfig.get_config_dict(name, **place)
+        stated, _ = MemslotsConfig.get_config_dict(name, **place)
     except OSError as error:
         if "couldn't connect" not in str(error):
             raise
@@ -413,12 +413,12 @@ def load_config(name: str, revision: str | None = None):
             f"{name} is not in the Hub's cache on this machine, and the Hub cannot be reached; go "
             "online, give a folder, or take a checkpoint of the package (--model tiny)."
         ) from error
-    if found.get("model_type") != MemslotsConfig.model_type:
+    if stated.get("model_type") != MemslotsConfig.model_type:
         raise ValueError(
-            f"{name} is no memslots checkpoint but a {found.get('model_type', 'nameless')!r} "
+            f"{name} is no memslots checkpoint but a {stated.get('model_type', 'nameless')!r} "
             "model; make a compressor for it with `memslots init`."
         )
-    return MemslotsConfig.from_dict(found)
+    return MemslotsConfig.from_dict(stated)
 
 
 def choose_device(device: str | None):
@@ -426,10 +426,10 @@ def choose_device(device: str | None):
     import torch
 
     if device is None:
-        found = (
+        accelerator = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         )
-        return found or torch.device("cpu")
+        return accelerator or torch.device("cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -521,13 +521,13 @@ def steps(total: int) -> Iterator[Callable[..., None]]:
         yield lambda label, n=1: bar.update(task, advance=n, description=label)
 
 
-def print_json(found: Any) -> None:
+def print_json(values: Any) -> None:
     """Prints one JSON object; escaped where standard output does not take all characters."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    typer.echo(json.dumps(found, ensure_ascii=not utf8))
+    typer.echo(json.dumps(values, ensure_ascii=not utf8))
 
 
-def exactly_one(**given: object) -> None:
+def exactly_one(**arguments: object) -> None:
     """Raises `ValueError` unless one of the arguments, by the names that users know, is given."""
-    if sum(value is not None for value in given.values()) != 1:
-        raise ValueError(f"give either {' or '.join(given)}; see --help for an example.")
+    if sum(value is not None for value in arguments.values()) != 1:
+        raise ValueError(f"give either {' or '.join(arguments)}; see --help for an example.")

@@ -76,16 +76,16 @@ def plan(
     config = AutoConfig.from_pretrained(decoder)
     if config.model_type == "memslots":
         config = config.decoder_config
-    found = plan_serving(config, demand)
+    plan = plan_serving(config, demand)
     if as_json:
-        values = {"demand": dataclasses.asdict(demand), **dataclasses.asdict(found)}
+        values = {"demand": dataclasses.asdict(demand), **dataclasses.asdict(plan)}
         print_json(values)
         return
     table = Table(title=f"{decoder}: {tokens:,} tokens for each of {users:,} users; estimates")
     table.add_column("")
     table.add_column("as text", justify="right")
     table.add_column(f"as slots, rate {rate:g}", justify="right")
-    plain, short = found.plain, found.compressed
+    plain, short = plan.plain, plan.compressed
     for name, shown in (
         ("prompt tokens of the context", [f"{f.positions:,}" for f in (plain, short)]),
         ("cache per user", [_bytes(f.bytes_per_user) for f in (plain, short)]),
@@ -98,13 +98,13 @@ def plan(
     out.print(table)
     copies = f"{plain.gpus_per_copy} GPU{'s' * (plain.gpus_per_copy > 1)} a copy"
     out.print(
-        f"{found.model_type}, {found.parameters / 1e9:.2f}B parameters, "
-        f"{_bytes(found.weights_bytes)} of weights, {copies}. Cache per token "
-        f"{_bytes(found.cache_bytes_per_token)}, once every window is full "
-        f"{_bytes(found.cache_bytes_per_late_token)}. The slots of one context take "
-        f"{_bytes(found.slot_bytes)} as they are kept."
+        f"{plan.model_type}, {plan.parameters / 1e9:.2f}B parameters, "
+        f"{_bytes(plan.weights_bytes)} of weights, {copies}. Cache per token "
+        f"{_bytes(plan.cache_bytes_per_token)}, once every window is full "
+        f"{_bytes(plan.cache_bytes_per_late_token)}. The slots of one context take "
+        f"{_bytes(plan.slot_bytes)} as they are kept."
     )
-    if not found.fits_as_text:
+    if not plan.fits_as_text:
         err.print("The decoder has fewer positions than the context as text needs.", style="dim")
 
 

@@ -40,11 +40,11 @@ def card(
 
     quiet()
     config = load_config(str(model))
-    made = build_card(config, model, repo, license=license_id, language=language)
+    card = build_card(config, model, repo, license=license_id, language=language)
     if dry_run:
-        typer.echo(str(made))
+        typer.echo(str(card))
         return
-    out.print(f"{save_card(made, model)}: card written", markup=False)
+    out.print(f"{save_card(card, model)}: card written", markup=False)
 
 
 def _check_folder(model: Path) -> None:
@@ -82,7 +82,7 @@ def push(
         with staged(model, repo, license=license_id) as (_, files):
             _list(files, repo)
         return
-    made = push_checkpoint(
+    commit = push_checkpoint(
         model,
         repo,
         private=private or None,
@@ -91,8 +91,8 @@ def push(
         commit_message=message,
         license=license_id,
     )
-    out.print(f"{made.pr_url or made.commit_url}", soft_wrap=True)
-    out.print(f'Pin it: from_pretrained("{repo}", revision="{made.oid}")', soft_wrap=True)
+    out.print(f"{commit.pr_url or commit.commit_url}", soft_wrap=True)
+    out.print(f'Pin it: from_pretrained("{repo}", revision="{commit.oid}")', soft_wrap=True)
 
 
 def push_space(
@@ -124,10 +124,10 @@ def push_space(
         with pushing.staged_space(repo, model, revision=revision, title=title, note=note) as files:
             _list(files, repo)
         return
-    made = pushing.push_space(
+    commit = pushing.push_space(
         repo, model, revision=revision, private=private or None, title=title, note=note
     )
-    out.print(f"{made.commit_url}", soft_wrap=True)
+    out.print(f"{commit.commit_url}", soft_wrap=True)
 
 
 def _list(files: list[StagedFile], repo: str) -> None:

@@ -209,7 +209,7 @@ def report(
     from memslots import verified
     from memslots.modeling import Memory
 
-    found = verified.report(Memory.load(memory), texts)
-    typer.echo(found.to_json() if as_json else str(found))
+    report = verified.report(Memory.load(memory), texts)
+    typer.echo(report.to_json() if as_json else str(report))
     if html is not None:
-        found.save_html(html)
+        report.save_html(html)

@@ -122,8 +122,8 @@ def search_longest(
 
     def accuracy(length: int) -> float:
         heads = [list(text[:length]) for text in texts]
-        made = cram(decoder, heads, settings, seeds, progress(length))
-        readings[length] = read_back(decoder, made)
+        crammed = cram(decoder, heads, settings, seeds, progress(length))
+        readings[length] = read_back(decoder, crammed)
         values = [r.metrics(settings.first_token)["accuracy"] for r in readings[length]]
         return sum(values) / len(values)
 

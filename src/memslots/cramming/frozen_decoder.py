@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from memslots.embedding_map import embedding_scale
 from memslots.modeling import MemslotsModel
 from memslots.modeling.configuration_memslots import MemslotsConfig
-from memslots.modeling.encoders_memslots import embedding_scale
 from memslots.modeling.layout_memslots import max_positions
 from memslots.modeling.texts_memslots import PlainText
 
@@ -120,8 +120,8 @@ def load_frozen_decoder(
         OSError: no such folder or repository.
     """
     name = str(name)
-    found, _ = MemslotsConfig.get_config_dict(name)
-    if found.get("model_type") == MemslotsConfig.model_type:
+    stated, _ = MemslotsConfig.get_config_dict(name)
+    if stated.get("model_type") == MemslotsConfig.model_type:
         checkpoint = MemslotsModel.from_pretrained(name, dtype=dtype)
         return FrozenDecoder(
             checkpoint.decoder.to(device), checkpoint.processor.tokenizer, Path(name).name

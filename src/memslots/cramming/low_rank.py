@@ -61,17 +61,17 @@ def find_projections(model: Any, targets: str) -> list[Projection]:
     Raises:
         ValueError: one of the letters is found in no layer.
     """
-    found = []
+    projections = []
     for name, module in model.named_modules():
         parent, _, leaf = name.rpartition(".")
         if "att" not in parent.rpartition(".")[2] or not isinstance(module, nn.Linear | Conv1D):
             continue
         if leaf in _SEPARATE:
             d_in, d_out = _sizes(module)
-            found.append(Projection(f"{parent}.{_SEPARATE[leaf]}", module, None, d_in, d_out))
+            projections.append(Projection(f"{parent}.{_SEPARATE[leaf]}", module, None, d_in, d_out))
         elif leaf in _FUSED:
-            found += _split(parent, leaf, module, model.config.get_text_config())
-    letters = {projection.key[-1] for projection in found}
+            projections += _split(parent, leaf, module, model.config.get_text_config())
+    letters = {projection.key[-1] for projection in projections}
     missing = [letter for letter in targets if letter not in letters]
     if missing:
         kind = model.config.get_text_config().model_type
@@ -82,7 +82,7 @@ def find_projections(model: Any, targets: str) -> list[Projection]:
             f"{', '.join(sorted(letters)) or 'none'}. Known names are {known}; use the methods mem "
             "or dense."
         )
-    return [projection for projection in found if projection.key[-1] in targets]
+    return [projection for projection in projections if projection.key[-1] in targets]
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
@@ -125,13 +125,13 @@ class LowRankChanges:
 
     def new(self, texts: int, generator: torch.Generator) -> Params:
         """Fresh A `(texts, r, d_in)`, uniform as in PEFT and alike for all, and B of zeros."""
-        made = {}
+        params = {}
         for projection in self.projections:
             bound = 1 / math.sqrt(projection.d_in)
             a = torch.rand(self.rank, projection.d_in, generator=generator) * 2 * bound - bound
-            made[f"{projection.key}.A"] = a.repeat(texts, 1, 1)
-            made[f"{projection.key}.B"] = torch.zeros(texts, projection.d_out, self.rank)
-        return made
+            params[f"{projection.key}.A"] = a.repeat(texts, 1, 1)
+            params[f"{projection.key}.B"] = torch.zeros(texts, projection.d_out, self.rank)
+        return params
 
     @contextlib.contextmanager
     def applied(self, params: Mapping[str, torch.Tensor]) -> Iterator[None]:

@@ -167,12 +167,12 @@ def cram(
         decoder.check_length(len(ids), reader.prefix)
         if len(ids) < shortest:
             raise ValueError("a text of one token has nothing to train on from token 2.")
-    made: list[CrammedText] = []
+    crammed: list[CrammedText] = []
     for first in range(0, len(texts), settings.side_by_side):
         last = first + settings.side_by_side
         batch = _Batch(reader, texts[first:last], starts[first:last])
-        made += batch.run(progress, made, len(texts))
-    return made
+        crammed += batch.run(progress, crammed, len(texts))
+    return crammed
 
 
 class _Batch:
@@ -217,18 +217,18 @@ class _Batch:
     def _start(self, seed: int) -> Params:
         """Parameters of one text, with a row of 1 in front."""
         generator = torch.Generator().manual_seed(seed)
-        decoder, made = self.reader.decoder, {}
+        decoder, params = self.reader.decoder, {}
         if self.settings.uses_vectors:
             shape = (1, self.settings.vectors, decoder.width)
-            made["vectors"] = torch.randn(shape, generator=generator) * decoder.scale
+            params["vectors"] = torch.randn(shape, generator=generator) * decoder.scale
         if self.settings.uses_dense:  # as torch.nn.Linear begins
             bound = 1 / math.sqrt(decoder.width)
             for name, rows in (("weight", decoder.width), ("bias", 1)):
                 drawn = torch.rand((1, rows, decoder.width), generator=generator)
-                made[name] = drawn * 2 * bound - bound
+                params[name] = drawn * 2 * bound - bound
         if self.reader.changes is not None:
-            made.update(self.reader.changes.new(1, generator))
-        return made
+            params.update(self.reader.changes.new(1, generator))
+        return params
 
     def _kept(self) -> Params:
         """What the decoder reads, of all rows: the linear layer is taken out of the way."""
@@ -249,7 +249,7 @@ class _Batch:
             total: texts of all batches.
         """
         each = sum(p[0].numel() for p in self.params.values())
-        made: list[CrammedText | None] = [None] * len(self.texts)
+        crammed: list[CrammedText | None] = [None] * len(self.texts)
         step = 0
         while self.rows:
             step += 1
@@ -260,7 +260,7 @@ class _Batch:
             done = {row: why for row in range(len(self.rows)) if (why := self._why(row, step))}
             for row, why in done.items():
                 text = self.rows[row]
-                made[text] = CrammedText(
+                crammed[text] = CrammedText(
                     ids=tuple(self.texts[text]),
                     kept=self.best_kept[text],
                     settings=self.settings,
@@ -283,7 +283,7 @@ class _Batch:
             self.optimizer.zero_grad()
             if done:
                 self._leave([row for row in range(len(self.rows)) if row not in done])
-        return [text for text in made if text is not None]
+        return [text for text in crammed if text is not None]
 
     def _note(
         self, step: int, kept: Params, losses: Iterable[float], accuracies: Iterable[float]

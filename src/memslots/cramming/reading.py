@@ -105,7 +105,7 @@ def read_back(decoder: FrozenDecoder, texts: Sequence[CrammedText]) -> list[Read
         return []
     settings = texts[0].settings
     reader = MemoryReader(decoder, settings)
-    found: list[Reading] = []
+    readings: list[Reading] = []
     for batch in batches(texts, settings.side_by_side):
         longest = max(len(text.ids) for text in batch)
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -127,7 +127,7 @@ def read_back(decoder: FrozenDecoder, texts: Sequence[CrammedText]) -> list[Read
             predicted = logits[row, :n].argmax(-1).tolist()
             if reader.prefix == 0:
                 predicted[0] = -1
-            found.append(
+            readings.append(
                 Reading(
                     ids=text.ids,
                     predicted=tuple(predicted),
@@ -138,7 +138,7 @@ def read_back(decoder: FrozenDecoder, texts: Sequence[CrammedText]) -> list[Read
                     right_at_16_bit=int(at_16_bit[row, int(reader.prefix == 0) : n].sum()),
                 )
             )
-    return found
+    return readings
 
 
 @torch.no_grad()

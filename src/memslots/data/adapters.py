@@ -119,14 +119,14 @@ class LoadedRows:
                 f"files again, or choose another split."
             )
         # Rows read from JSON need not have the same columns.
-        found = list(dict.fromkeys(c for raw in first if isinstance(raw, Mapping) for c in raw))
+        columns = list(dict.fromkeys(c for raw in first if isinstance(raw, Mapping) for c in raw))
         layouts = self.adapter.layouts
-        if found and not any(set(layout.columns) <= set(found) for layout in layouts):
+        if columns and not any(set(layout.columns) <= set(columns) for layout in layouts):
             needed = ", or ".join(" + ".join(layout.columns) for layout in layouts)
             raise ValueError(
                 f"{self.adapter.name}/{self.split} lacks a column: {self.source} has "
-                f"{', '.join(found)}; {self.adapter.title} needs {needed}. Rename the columns, or "
-                f"load it with the adapter of the set that it is."
+                f"{', '.join(columns)}; {self.adapter.title} needs {needed}. Rename the "
+                f"columns, or load it with the adapter of the set that it is."
             )
 
     def _convert(self, raw: RawRow) -> Row:
@@ -165,11 +165,11 @@ class LoadedRows:
         chosen = paper.choose(rows)
         if len(chosen) < len(rows):
             report.left_out["in the paper's other split"] = len(rows) - len(chosen)
-        given = chosen[: self.limit]
-        if len(given) < len(chosen):
-            report.left_out["beyond the limit"] = len(chosen) - len(given)
-        report.kept = len(given)
-        yield from given
+        limited = chosen[: self.limit]
+        if len(limited) < len(chosen):
+            report.left_out["beyond the limit"] = len(chosen) - len(limited)
+        report.kept = len(limited)
+        yield from limited
 
 
 def load_rows(

@@ -100,7 +100,7 @@ def cloze_rows(
     for name, value in (("questions", questions), ("rows", rows)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: give 1 or more.")
-    made = 0
+    count = 0
     for text in texts:
         for context in contexts_of(text, shortest, longest):
             asked = questions_of(context, seed, questions, kinds)
@@ -114,8 +114,8 @@ def cloze_rows(
                 "answers": [[answer] for _, answer, _ in asked],
                 "kind": [kind for _, _, kind in asked],
             }
-            made += 1
-            if made == rows:
+            count += 1
+            if count == rows:
                 return
 
 
@@ -214,25 +214,25 @@ def _found(kind: str, sentence: str) -> list[tuple[int, int]]:
 
 
 def _what_follows(context: str, usable: list[str]) -> list[tuple[str, str]]:
-    made = []
+    pairs = []
     for sentence in usable:
         words = sentence.split(" ")
         if len(words) < 2 * _FOLLOWING:
             continue
         for at in range(_FOLLOWING, len(words) - _FOLLOWING + 1, 3):
-            given = " ".join(words[at - _FOLLOWING : at])
-            if context.count(given) == 1:
+            before = " ".join(words[at - _FOLLOWING : at])
+            if context.count(before) == 1:
                 answer = " ".join(words[at : at + _FOLLOWING])
-                made.append((f"Which words follow “{given}” in the text?", answer))
-    return made
+                pairs.append((f"Which words follow “{before}” in the text?", answer))
+    return pairs
 
 
 def _which_sentence(context: str, usable: list[str]) -> list[tuple[str, str]]:
-    made = []
+    pairs = []
     for sentence in usable:
         for kind in ("name", "date", "number"):
             for start, end in _found(kind, sentence):
                 mentioned = sentence[start:end]
                 if context.count(mentioned) == 1:
-                    made.append((f"Which sentence of the text mentions {mentioned}?", sentence))
-    return made
+                    pairs.append((f"Which sentence of the text mentions {mentioned}?", sentence))
+    return pairs

@@ -135,9 +135,11 @@ def dialogue_row(raw: Mapping[str, Any]) -> QuestionRow:
     lines = [_utterance(line) for line in _texts(raw["dialogue"], "dialogue")]
     if not lines:
         raise BadRow("empty 'dialogue'")
-    given = raw.get("positive_response")
-    if given:
-        replies = [_without_speaker(each, character) for each in _texts(given, "positive_response")]
+    positive = raw.get("positive_response")
+    if positive:
+        replies = [
+            _without_speaker(each, character) for each in _texts(positive, "positive_response")
+        ]
         asked = len(lines) - 1
     else:
         asked = _last_exchange(lines, character)

@@ -51,9 +51,9 @@ def find_files(adapter: Adapter, split: str, data_dir: str | Path) -> list[Path]
     patterns = [*adapter.files.get(split, ()), *_usual_names(adapter, split)]
     for pattern in patterns:
         for place in (folder / adapter.name, folder):
-            found = sorted({*place.glob(pattern), *place.glob(f"{pattern}.gz")})
-            if found:
-                return found
+            files = sorted({*place.glob(pattern), *place.glob(f"{pattern}.gz")})
+            if files:
+                return files
     raise DataNotFound(
         f"data_dir={str(data_dir)!r} holds no file of {adapter.title}, split {split!r}; looked "
         f"for {', '.join(patterns)} (also with .gz, also in {adapter.name}/){_other_ways(adapter)}."

@@ -81,7 +81,7 @@ def by_context(rows: Iterable[QuestionRow], most: int | None = None) -> list[Que
     if most is not None and most < 1:
         raise ValueError(f"questions={most}: give 1 or more a context.")
     open_rows: dict[str, QuestionsRow] = {}
-    made: list[QuestionsRow] = []
+    grouped: list[QuestionsRow] = []
     for row in rows:
         context = row["context"]
         group = open_rows.get(context)
@@ -94,11 +94,11 @@ def by_context(rows: Iterable[QuestionRow], most: int | None = None) -> list[Que
                 "answers": [],
             }
             open_rows[context] = group
-            made.append(group)
+            grouped.append(group)
         group["question"].append(row["question"])
         group["answer"].append(row["answer"])
         group["answers"].append(row["answers"])
-    return made
+    return grouped
 
 
 class BadRow(Exception):
@@ -353,10 +353,10 @@ def records(value: Any, column: str) -> list[Mapping[str, Any]]:
     raise BadRow(f"'{column}' is not a list of records")
 
 
-def _id(given: Any, *texts: str) -> str:
-    if isinstance(given, str) and given:
-        return filled(given, "id")
-    if isinstance(given, int) and not isinstance(given, bool):
-        return str(given)
+def _id(stated: Any, *texts: str) -> str:
+    if isinstance(stated, str) and stated:
+        return filled(stated, "id")
+    if isinstance(stated, int) and not isinstance(stated, bool):
+        return str(stated)
     # Of the content, not of the position: it survives reordering, and the splits depend on it.
     return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]

@@ -87,12 +87,12 @@ def answer_in_these_words(
             f"{max(lengths)} prompt tokens and {max_new_tokens} new tokens are more than the "
             f"decoder's {limit}; ask with fewer examples, or about shorter contexts."
         )
-    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+    greedy: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     if stop_ids:
-        given["eos_token_id"] = list(stop_ids)
+        greedy["eos_token_id"] = list(stop_ids)
     answers = [""] * len(rows)
     for batch in token_batches(lengths, [max_new_tokens] * len(rows), BATCH_TOKENS):
-        produced = model.answer_rows([rows[i] for i in batch], memory, len(batch), given)
+        produced = model.answer_rows([rows[i] for i in batch], memory, len(batch), greedy)
         for i, answer in zip(batch, produced, strict=True):
             answers[i] = answer
     return answers

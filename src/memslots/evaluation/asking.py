@@ -104,16 +104,16 @@ class Asking:
         encode = processor.decoder_text.encode
         control, shown, end = self._around(processor)
         memory_follows = control + before_text(encode, shown)
-        made = []
+        prompts = []
         for i, question in enumerate(questions):
             asked = self.question.replace("{question}", question)
             if contexts is None:
-                made.append(Prompt(memory_follows, encode(BETWEEN + asked) + end))
+                prompts.append(Prompt(memory_follows, encode(BETWEEN + asked) + end))
                 continue
             context = contexts[i]
             read = shown + ("" if context is None else context + BETWEEN) + asked
-            made.append(Prompt([*control, *encode(read), *end]))
-        return made
+            prompts.append(Prompt([*control, *encode(read), *end]))
+        return prompts
 
     def shown(self) -> str:
         """What plain text shows before the context: instruction and worked examples."""
@@ -141,8 +141,8 @@ class Asking:
             )
         messages.append({"role": "user", "content": _CONTEXT})
         rendered = render_chat(processor.tokenizer, messages)
-        head, found, tail = rendered.partition(_CONTEXT)
-        if not found:
+        head, kept, tail = rendered.partition(_CONTEXT)
+        if not kept:
             raise ValueError("the decoder's chat template drops the user's message.")
         # Instruction and examples are this package's own words, so control tokens are the
         # template's; contexts and questions never get any.
@@ -183,8 +183,8 @@ def before_text(encode: Callable[[str], list[int]], shown: str) -> list[int]:
     """
     if not shown:
         return []
-    one, other = encode(shown + "The"), encode(shown + "In")
+    article, preposition = encode(shown + "The"), encode(shown + "In")
     shared = 0
-    while shared < min(len(one), len(other)) and one[shared] == other[shared]:
+    while shared < min(len(article), len(preposition)) and article[shared] == preposition[shared]:
         shared += 1
-    return one[:shared]
+    return article[:shared]

@@ -119,12 +119,12 @@ def conditions(
     encode = processor.decoder_text.encode
     tokens = [encode(text) for text in contexts]
     n = len(contexts)
-    made: list[Condition] = []
+    compared: list[Condition] = []
     if "full" in baselines:
         full = sum(map(len, tokens)) / n
-        made.append(Condition("full", None, list(contexts), None, full))
+        compared.append(Condition("full", None, list(contexts), None, full))
     if "none" in baselines:
-        made.append(Condition("none", None, [None] * n, None, 0.0))
+        compared.append(Condition("none", None, [None] * n, None, 0.0))
     if others is None and len(set(contexts)) > 1:
         others = other_texts(contexts)
     read = list(contexts)
@@ -133,9 +133,9 @@ def conditions(
     memories = memories_at_rates(model, read, rates) if rates else {}
     for rate, both in memories.items():
         memory = Memory.cat([both[i] for i in range(n)])
-        own = model.memory_positions(memory)
-        mean = sum(own) / n
-        made.append(Condition("memory", rate, [None] * n, memory, mean))
+        positions = model.memory_positions(memory)
+        mean = sum(positions) / n
+        compared.append(Condition("memory", rate, [None] * n, memory, mean))
         cuts: dict[str, Callable[[list[int], int], list[int]]] = {
             "head": lambda ids, k: ids[:k],
             "tail": lambda ids, k: ids[max(0, len(ids) - k) :],
@@ -144,19 +144,19 @@ def conditions(
             if name in baselines:
                 texts: list[str | None] = [
                     processor.decode(cut(ids, k), skip_special_tokens=False) or None
-                    for ids, k in zip(tokens, own, strict=True)
+                    for ids, k in zip(tokens, positions, strict=True)
                 ]
-                made.append(Condition(name, rate, texts, None, mean))
+                compared.append(Condition(name, rate, texts, None, mean))
         if shorten is not None:
             decode = partial(processor.decode, skip_special_tokens=False)
-            short = shorten_to(contexts, own, encode, decode, shorten)
+            short = shorten_to(contexts, positions, encode, decode, shorten)
             used = sum(len(encode(text)) for text in short if text) / n
-            made.append(Condition(LLMLINGUA2, rate, short, None, used))
+            compared.append(Condition(LLMLINGUA2, rate, short, None, used))
         if len(both) > n:
             other = Memory.cat([both[i] for i in range(n, len(both))])
             theirs = sum(model.memory_positions(other)) / n
-            made.append(Condition("another", rate, [None] * n, other, theirs))
-    return made
+            compared.append(Condition("another", rate, [None] * n, other, theirs))
+    return compared
 
 
 def other_texts(contexts: Sequence[str]) -> list[str]:

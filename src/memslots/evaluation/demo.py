@@ -224,7 +224,7 @@ def first_tokens(
         progress: called with the name of each condition when it is measured.
     """
     asking = Asking.of(processor_of(model))
-    made = []
+    readings = []
     for rate in (None, *rates):
         started = time.perf_counter()
         memory = None if rate is None else model.compress([text], rate=rate, progress=False)
@@ -237,10 +237,10 @@ def first_tokens(
             with model.reading(with_lora=memory is not None):
                 _read_on(model, _read(model, row, memory), question)
             seconds = time.perf_counter() - started
-        made.append(FirstToken(name, positions, compressing, seconds))
+        readings.append(FirstToken(name, positions, compressing, seconds))
         if progress is not None:
             progress(name)
-    return made
+    return readings
 
 
 def _read_all(
@@ -370,8 +370,8 @@ def _answer(model: MemslotsModel, cache: Any, after: list[int], stops: set[int])
 
 def _nats(model: MemslotsModel, cache: Any, after: list[int], target: list[int]) -> float:
     logits = _read_on(model, copy.deepcopy(cache), [*after, *target[:-1]])[len(after) - 1 :]
-    wanted = torch.tensor(target, device=logits.device)
-    return torch.nn.functional.cross_entropy(logits.float(), wanted).item()
+    target_ids = torch.tensor(target, device=logits.device)
+    return torch.nn.functional.cross_entropy(logits.float(), target_ids).item()
 
 
 def _bytes(cache: Any) -> int:

@@ -140,13 +140,13 @@ def role_play(
 @contextmanager
 def _decoder(model: MemslotsModel, other: PreTrainedModel) -> Iterator[None]:
     """The model reads by another decoder."""
-    own, sample = model.decoder, model.config.decoder_fingerprint
+    trained_for, sample = model.decoder, model.config.decoder_fingerprint
     model.config.decoder_fingerprint = None  # it is meant to be another
     try:
         model.attach_decoder(other)
         yield
     finally:
-        model.attach_decoder(own)
+        model.attach_decoder(trained_for)
         model.config.decoder_fingerprint = sample
 
 
@@ -184,8 +184,8 @@ def _whole_answers(model: MemslotsModel, answers: Sequence[str]) -> list[list[in
 
 
 def _last_number(text: str) -> str:
-    found = re.findall(r"-?\d[\d,]*\.?\d*", text)
-    return found[-1].replace(",", "").rstrip(".") if found else ""
+    numbers = re.findall(r"-?\d[\d,]*\.?\d*", text)
+    return numbers[-1].replace(",", "").rstrip(".") if numbers else ""
 
 
 def _perplexity(losses: Sequence[TargetLoss]) -> dict:

@@ -37,7 +37,7 @@ def target_losses(
     prompts: Sequence[Prompt],
     targets: Sequence[list[int]],
     memory: Memory | None = None,
-    given: int = 0,
+    unscored: int = 0,
     task: int = ANSWER,
 ) -> list[TargetLoss]:
     """Scores one target a row, in order.
@@ -47,7 +47,7 @@ def target_losses(
         prompts: decoder tokens before and after the memory; as many as targets.
         targets: decoder tokens.
         memory: one document a row, or none at all.
-        given: how many tokens of each target are read without being scored.
+        unscored: how many tokens of each target are read without being scored.
         task: of the rows; with RECONSTRUCTION, `<AE>` stands before the targets.
 
     Raises:
@@ -66,7 +66,7 @@ def target_losses(
         rows = model.memory_rows(memory, list(enumerate(prompts)))
     for row, prompt, target in zip(rows, prompts, targets, strict=True):
         row.prompt = prompt  # these words and no others, whatever the memory ends in
-        row.target, row.input_only, row.task = list(target), given, task
+        row.target, row.input_only, row.task = list(target), unscored, task
     lengths = [model.processor.row_length(row, slots) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):

@@ -66,7 +66,7 @@ def shorten_to(
         decode: and back.
         shorten: see `llmlingua2`.
     """
-    made: list[str | None] = []
+    shortened: list[str | None] = []
     for text, budget in zip(texts, budgets, strict=True):
         full = len(encode(text))
         share = min(1.0, budget / full)
@@ -75,5 +75,5 @@ def shorten_to(
         if taken > budget:
             short = shorten(text, share * budget / taken)
         ids = encode(short)
-        made.append((decode(ids[:budget]) if len(ids) > budget else short) or None)
-    return made
+        shortened.append((decode(ids[:budget]) if len(ids) > budget else short) or None)
+    return shortened

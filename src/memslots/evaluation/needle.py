@@ -112,12 +112,12 @@ def needle_in_a_haystack(
     questions = [row["question"] for row in rows]
     for condition in conditions(model, [row["context"] for row in rows], rates, baselines):
         answers = condition.answers(model, questions, max_new_tokens)
-        found = [float(row["answer"] in a) for a, row in zip(answers, rows, strict=True)]
+        hits = [float(row["answer"] in a) for a, row in zip(answers, rows, strict=True)]
         cells = sorted({(row["length"], row["depth"], row["kind"]) for row in rows})
         for length, depth, kind in cells:
-            own = [
+            cell_hits = [
                 hit
-                for hit, row in zip(found, rows, strict=True)
+                for hit, row in zip(hits, rows, strict=True)
                 if (row["length"], row["depth"], row["kind"]) == (length, depth, kind)
             ]
             records.append(
@@ -130,7 +130,7 @@ def needle_in_a_haystack(
                     "depth": depth,
                     "kind": kind,
                     "metric": "found",
-                    **with_interval(own),
+                    **with_interval(cell_hits),
                     "positions": round(condition.positions, 1),
                 }
             )

@@ -33,13 +33,13 @@ class Target(NamedTuple):
 
 def targets(results: dict[str, Any]) -> list[Target]:
     """The targets of the embedded checkpoint, and what `results` say of each."""
-    one = results["one_person"]
-    memory = one["memory"]
-    plain = _share(one["plain"])
+    one_person = results["one_person"]
+    memory = one_person["memory"]
+    plain = _share(one_person["plain"])
     finest = _share(memory.get("4"))
     behind = None if plain is None or finest is None else round(plain - finest, 4)
     reconstructed = results["reconstruction"].get("4", {}).get("tokens_right")
-    another = one["another"] if one["another"]["rate"] == 4 else None
+    another = one_person["another"] if one_person["another"]["rate"] == 4 else None
     return [
         _target("plain text", plain, least=0.98),
         _target("memory at rate 4", finest, least=0.97),
@@ -47,7 +47,7 @@ def targets(results: dict[str, Any]) -> list[Target]:
         _target("memory at rate 8", _share(memory.get("8")), least=0.92),
         _target("memory at rate 16", _share(memory.get("16")), least=0.80),
         _target("another person's memory at rate 4", _share(another), most=0.20),
-        _target("no memory", _share(one["none"]), most=0.20),
+        _target("no memory", _share(one_person["none"]), most=0.20),
         _target("reconstruction at rate 4, tokens right", reconstructed, least=0.98),
     ]
 
@@ -117,12 +117,12 @@ def _facts(results: dict[str, Any]) -> Table:
 
 def _reconstruction(scores: dict[str, Any], slots: dict[str, Any] | None, title: str) -> Table:
     rows = []
-    for rate, found in scores.items():
+    for rate, score in scores.items():
         row = [
             rate,
-            _percent(found["tokens_right"]),
-            _percent(found["tokens_aligned"]),
-            f"{found['segments_exact']['right']} of {found['segments_exact']['n']}",
+            _percent(score["tokens_right"]),
+            _percent(score["tokens_aligned"]),
+            f"{score['segments_exact']['right']} of {score['segments_exact']['n']}",
         ]
         if slots:
             row += [f"{slots[rate]['slots']:g}", f"{slots[rate]['effective_rate']:g}"]

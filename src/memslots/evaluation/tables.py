@@ -76,14 +76,14 @@ def plot(results: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for task, data, metric in _groups(results["records"], "task", "data", "metric"):
-        own = [
+        group = [
             r
             for r in results["records"]
             if (r["task"], r["data"], r["metric"]) == (task, data, metric)
         ]
         name = "-".join((task, data.replace("/", "-"), metric))
         draw = _heat_map if task == "needle" else _over_rates
-        draw(own, f"{task}, {data}", folder / f"{name}.png")
+        draw(group, f"{task}, {data}", folder / f"{name}.png")
         files.append(folder / f"{name}.png")
     return files
 
@@ -93,16 +93,16 @@ def _over_rates(records: Sequence[Record], title: str, file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for condition, length in _groups(records, "condition", "length"):
-        own = [r for r in records if (r["condition"], r["length"]) == (condition, length)]
+        line = [r for r in records if (r["condition"], r["length"]) == (condition, length)]
         label = condition if length is None else f"{condition}, {length} tokens"
-        if own[0]["rate"] is None:
-            axes.axhline(own[0]["value"], linestyle="--", label=label, color="gray")
+        if line[0]["rate"] is None:
+            axes.axhline(line[0]["value"], linestyle="--", label=label, color="gray")
             continue
-        own.sort(key=lambda record: record["rate"])
-        values = [record["value"] for record in own]
-        below = [record["value"] - record["low"] for record in own]
-        above = [record["high"] - record["value"] for record in own]
-        rates = [record["rate"] for record in own]
+        line.sort(key=lambda record: record["rate"])
+        values = [record["value"] for record in line]
+        below = [record["value"] - record["low"] for record in line]
+        above = [record["high"] - record["value"] for record in line]
+        rates = [record["rate"] for record in line]
         axes.errorbar(rates, values, yerr=[below, above], marker="o", capsize=3, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("compression rate")
@@ -137,13 +137,11 @@ def _heat_map(records: Sequence[Record], title: str, file: Path) -> None:
 
 
 def _mean_found(records, condition, rate, length, depth) -> float:
-    wanted = (condition, rate, length, depth)
-    own = [
-        r["value"]
-        for r in records
-        if (r["condition"], r["rate"], r["length"], r["depth"]) == wanted
+    cell = (condition, rate, length, depth)
+    values = [
+        r["value"] for r in records if (r["condition"], r["rate"], r["length"], r["depth"]) == cell
     ]
-    return sum(own) / len(own)
+    return sum(values) / len(values)
 
 
 def _groups(records: Sequence[Record], *keys: str) -> list[tuple]:

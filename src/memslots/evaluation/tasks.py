@@ -220,21 +220,21 @@ def _continuations(
     firsts = [processor.decode(ids[:half], skip_special_tokens=False) for ids in inputs]
     others = other_texts(firsts) if len(set(firsts)) > 1 else None
     chosen = [inputs[i] for i in places]
-    made = conditions(
+    compared = conditions(
         model,
         [firsts[i] for i in places],
         rates,
         baselines,
         None if others is None else [others[i] for i in places],
     )
-    for condition in made:
+    for condition in compared:
         before = []
         for ids, context in zip(chosen, condition.contexts, strict=True):
             read = [] if context is None else processor.decoder_text.encode(context)
             read = ids[:half] if condition.name == "full" else read
             before.append(Prompt([*processor.bos_ids, *read]))
         targets = [ids[half:] for ids in chosen]
-        losses = target_losses(model, before, targets, condition.memory, given=1)
+        losses = target_losses(model, before, targets, condition.memory, unscored=1)
         for place, loss in zip(places, losses, strict=True):
             scores = {"nats": loss.nll, "tokens": loss.tokens}
             yield {"sample": place, **_named(condition), **scores}
@@ -332,15 +332,15 @@ def cloze(
         ValueError: texts that nothing can be left out of.
     """
     texts = [_text_of(row) for row in rows]
-    made = list(cloze_rows(texts, seed, 2, characters=characters, kinds=LEFT_OUT))
-    if not made:
+    clozes = list(cloze_rows(texts, seed, 2, characters=characters, kinds=LEFT_OUT))
+    if not clozes:
         raise ValueError(
             f"cloze: none of {len(rows)} texts has a paragraph with a name, a number, a date or a "
             "quote to leave out; give longer texts."
         )
     asked = [
         question_row(row["context"], question, [answer])
-        for row in _evenly(made, -(-samples // 2))
+        for row in _evenly(clozes, -(-samples // 2))
         for question, answer in zip(row["question"], row["answer"], strict=True)
     ]
     return question_answering(

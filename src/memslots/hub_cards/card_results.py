@@ -41,8 +41,8 @@ def _tiny_entries(results: Results) -> Iterator[EvalResult]:
         "dataset_name": "generated biographies of held-out people",
         "dataset_split": "test",
     }
-    for rate, found in results["one_person"]["memory"].items():
-        score = found["all"]
+    for rate, scores in results["one_person"]["memory"].items():
+        score = scores["all"]
         yield EvalResult(
             task_type="question-answering",
             task_name="Question answering from memory",
@@ -57,14 +57,14 @@ def _tiny_entries(results: Results) -> Iterator[EvalResult]:
             },
             **personas,
         )
-    for rate, found in results["reconstruction"].items():
+    for rate, scores in results["reconstruction"].items():
         yield EvalResult(
             task_type="text-generation",
             task_name="Reconstruction from memory",
             metric_type="accuracy",
             metric_name=f"Tokens at their own place, rate {rate}",
-            metric_value=_hundredths(found["tokens_right"]),
-            metric_args={"rate": int(rate), "n": found["tokens"]},
+            metric_value=_hundredths(scores["tokens_right"]),
+            metric_args={"rate": int(rate), "n": scores["tokens"]},
             **personas,
         )
 
@@ -118,14 +118,14 @@ def fidelity(results: Results, rate: int) -> str:
         )
         plain = results["one_person"]["plain"]["all"]["share"]
         return f"{text}; {plain:.1%} from the plain text"
-    wanted = {("qa", "f1"), ("reconstruction", "bleu"), ("icl", "accuracy")}
+    shown = {("qa", "f1"), ("reconstruction", "bleu"), ("icl", "accuracy")}
     return "; ".join(
         f"{record['data']} {record['metric']} {record['value']:g} "
         f"({record['low']:g} to {record['high']:g})"
         for record in results["records"]
         if record["condition"] == "memory"
         and record["rate"] == rate
-        and (record["task"], record["metric"]) in wanted
+        and (record["task"], record["metric"]) in shown
         and record["value"] is not None
     )
 
@@ -152,18 +152,18 @@ def measured_limits(results: Results) -> list[str]:
 
 
 def _tiny_limits(results: Results) -> Iterator[str]:
-    one = results["one_person"]
+    one_person = results["one_person"]
     by_rate = [
-        f"{found['numbers']['share']:.1%} at rate {rate} (words: {found['words']['share']:.1%})"
-        for rate, found in one["memory"].items()
-        if found["numbers"]["n"]
+        f"{scores['numbers']['share']:.1%} at rate {rate} (words: {scores['words']['share']:.1%})"
+        for rate, scores in one_person["memory"].items()
+        if scores["numbers"]["n"]
     ]
     if by_rate:
         yield f"Numbers: questions with a numeric answer are right in {', '.join(by_rate)}."
     by_rate = [
-        f"{found['tokens_right']:.1%} of tokens at their own place at rate {rate} "
-        f"({found['segments_exact']['right']} of {found['segments_exact']['n']} segments exact)"
-        for rate, found in results["reconstruction"].items()
+        f"{scores['tokens_right']:.1%} of tokens at their own place at rate {rate} "
+        f"({scores['segments_exact']['right']} of {scores['segments_exact']['n']} segments exact)"
+        for rate, scores in results["reconstruction"].items()
     ]
     if by_rate:
         yield f"Exact strings: read back from memory, {', '.join(by_rate)}."

@@ -109,8 +109,8 @@ class CheckpointFacts:
     @property
     def datasets(self) -> list[str]:
         """Sets on the Hub that it was trained on."""
-        found = [_set_id(kind) for kind in self.kinds]
-        return list(dict.fromkeys(name for name in found if name))
+        ids = [_set_id(kind) for kind in self.kinds]
+        return list(dict.fromkeys(name for name in ids if name))
 
     @property
     def language(self) -> str | None:
@@ -254,8 +254,8 @@ def _read_recipe(path: Path) -> dict[str, Any] | None:
 def _read_stated(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = metadata_load(path) or {}
-    return {key: found[key] for key in STATED if found.get(key)}
+    metadata = metadata_load(path) or {}
+    return {key: metadata[key] for key in STATED if metadata.get(key)}
 
 
 def _stages(recipe: dict[str, Any], folder: str) -> Iterator[Stage]:

@@ -87,7 +87,7 @@ def commit_files(
     api: HfApi,
     repo_id: str,
     files: Sequence[StagedFile],
-    wanted: Commit,
+    settings: Commit,
     ours: Sequence[str],
     private: bool | None = None,
     space_sdk: str | None = None,
@@ -98,7 +98,7 @@ def commit_files(
         api: with the token.
         repo_id: `owner/name`.
         files: what the commit brings.
-        wanted: the commit.
+        settings: of the commit.
         ours: patterns, with as many slashes as the names they match; what an earlier push left
             behind and this one does not bring is removed.
         private: of a repository that is made.
@@ -115,7 +115,7 @@ def commit_files(
         ),
         "making the repository",
     ).repo_id
-    revision, create_pr = wanted.revision, wanted.create_pr
+    revision, create_pr = settings.revision, settings.create_pr
     if revision is not None and not create_pr and not revision.startswith("refs/"):
         retried(
             lambda: api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True),
@@ -130,7 +130,9 @@ def commit_files(
         name
         for name in (sibling.rfilename for sibling in info.siblings or [])
         if name not in new
-        and any(fnmatch(name, own) and name.count("/") == own.count("/") for own in ours)
+        and any(
+            fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in ours
+        )
     ]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(path_in_repo=f.name, path_or_fileobj=f.path) for f in files),
@@ -141,8 +143,8 @@ def commit_files(
         return api.create_commit(
             repo_id,
             operations,
-            commit_message=wanted.message,
-            commit_description=wanted.description,
+            commit_message=settings.message,
+            commit_description=settings.description,
             repo_type=kind,
             revision=revision,
             create_pr=create_pr,

@@ -17,7 +17,6 @@ from memslots.hub_cards import card_results
 from memslots.hub_cards.checkpoint_facts import CARD, CheckpointFacts, gather_facts
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.memory_files_memslots import FORMAT, FORMAT_VERSION
-from memslots.modeling.memory_memslots import MERGED
 
 PLACEHOLDER = "path-or-repo-of-this-checkpoint"
 """Stands in the snippets where nobody has said what the repository is called."""
@@ -52,11 +51,14 @@ def build_card(
         ImportError: jinja2 is missing.
     """
     facts = gather_facts(config, folder)
-    given = {**facts.stated, **{key: value for key, value in stated.items() if value is not None}}
+    facts_stated = {
+        **facts.stated,
+        **{key: value for key, value in stated.items() if value is not None},
+    }
     context, questions = _example(facts)
     template = files("memslots.hub_cards").joinpath("model_card.md.jinja").read_text("utf-8")
     return ModelCard.from_template(
-        _metadata(facts, given, repo_id, context, questions),
+        _metadata(facts, facts_stated, repo_id, context, questions),
         template_str=template,
         **_body(facts, repo_id or PLACEHOLDER, context, questions[0]),
     )
@@ -152,7 +154,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
         "question": json.dumps(question, ensure_ascii=False),
         "segment_length": config.segment_length,
         "one_rate": len(config.compression_rates) == 1,
-        "nested": config.pooling in MERGED
+        "nested": config.pooling == "mean"
         or (config.encoder_is_causal and config.pooling == "memory_tokens"),
         "decoder_lora": config.decoder_lora,
         "literals": _literal_kinds(config),
@@ -228,10 +230,10 @@ def _rate_row(facts: CheckpointFacts, rate: int) -> dict[str, Any]:
 
 def _dtype(config: MemslotsConfig) -> torch.dtype:
     """Of the slots that a memory keeps: the checkpoint's."""
-    given = config.dtype
-    if isinstance(given, str):
-        given = getattr(torch, given.removeprefix("torch."))
-    return given or torch.float32
+    dtype = config.dtype
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype.removeprefix("torch."))
+    return dtype or torch.float32
 
 
 def _named(name: str | None, kind: str, role: str, how: str) -> str:
@@ -274,8 +276,10 @@ def _stands_for(config: MemslotsConfig) -> str:
 
 
 def _literal_kinds(config: MemslotsConfig) -> str | None:
-    given = config.literals
-    return _listed([given] if isinstance(given, str) else list(given)) if given else None
+    literals = config.literals
+    return (
+        _listed([literals] if isinstance(literals, str) else list(literals)) if literals else None
+    )
 
 
 def _listed(values: list[Any]) -> str:

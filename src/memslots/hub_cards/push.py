@@ -117,8 +117,8 @@ def push_model(
         HfHubHTTPError: the Hub refused.
     """
     publishable(model.config)
-    with tempfile.TemporaryDirectory(prefix="memslots-push-") as made:
-        folder = Path(made) / "checkpoint"
+    with tempfile.TemporaryDirectory(prefix="memslots-push-") as parent:
+        folder = Path(parent) / "checkpoint"
         with saying_when_full(folder):
             model.save_pretrained(folder, max_shard_size=max_shard_size)
         card = Path(str(model.name_or_path)) / CARD
@@ -148,8 +148,8 @@ def staged(
     check_repo_id(repo_id)
     model = _loaded(folder) if model is None else model
     config = publishable(model.config)
-    with tempfile.TemporaryDirectory(prefix="memslots-push-") as made:
-        stage = Path(made)
+    with tempfile.TemporaryDirectory(prefix="memslots-push-") as parent:
+        stage = Path(parent)
         config.save_pretrained(stage)
         model.processor.save_pretrained(stage)
         for source in sorted(Path(memslots.modeling.__file__).parent.glob("*_memslots.py")):
@@ -217,10 +217,10 @@ def _check_origin(part: str, name: str | None, otherwise: str) -> None:
 def _loaded(folder: Path) -> MemslotsModel:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no checkpoint's folder: it has no config.json.")
-    found, _ = MemslotsConfig.get_config_dict(folder)
-    if found.get("model_type") != MemslotsConfig.model_type:
-        raise ValueError(f"{folder} holds a {found.get('model_type')!r} model, no compressor.")
-    config = MemslotsConfig.from_dict(found)
+    stated, _ = MemslotsConfig.get_config_dict(folder)
+    if stated.get("model_type") != MemslotsConfig.model_type:
+        raise ValueError(f"{folder} holds a {stated.get('model_type')!r} model, no compressor.")
+    config = MemslotsConfig.from_dict(stated)
     publishable(config)  # known before anything is read or downloaded
     try:
         # A named decoder has its own repository; it may be far too large for this machine.
@@ -276,11 +276,11 @@ def _push(
     repo_id: str,
     private: bool | None,
     token: str | bool | None,
-    wanted: Commit,
+    commit: Commit,
 ) -> CommitInfo:
     api = HfApi(token=token)
     check_parts(api, config)
-    return commit_files(api, repo_id, files, wanted, _OURS, private)
+    return commit_files(api, repo_id, files, commit, _OURS, private)
 
 
 def check_parts(api: HfApi, config: MemslotsConfig) -> None:

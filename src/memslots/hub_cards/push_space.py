@@ -100,8 +100,8 @@ def staged_space(
     told = {key: value for key, value in (("title", title), ("note", note)) if value is not None}
     known = trained_on(model, commit, token)
     settings = Settings(model=model, revision=commit, trained_on=known, **told)  # type: ignore[arg-type]
-    with tempfile.TemporaryDirectory(prefix="memslots-space-") as made:
-        stage = Path(made)
+    with tempfile.TemporaryDirectory(prefix="memslots-space-") as parent:
+        stage = Path(parent)
         source = Path(space.__file__).parent
         for name in ("app.py", "requirements.txt"):
             shutil.copyfile(source / name, stage / name)
@@ -151,12 +151,12 @@ def pinned(model: str, revision: str | None, token: str | bool | None = None) ->
             f"there is no checkpoint {model!r}{at} on the Hub that this token can see; push it "
             "first with `memslots push`."
         ) from error
-    found, _ = MemslotsConfig.get_config_dict(model, revision=info.sha, token=token)
-    if found.get("model_type") != MemslotsConfig.model_type:
+    stated, _ = MemslotsConfig.get_config_dict(model, revision=info.sha, token=token)
+    if stated.get("model_type") != MemslotsConfig.model_type:
         raise ValueError(
-            f"{model} is a {found.get('model_type', 'nameless')!r} model, no memslots checkpoint."
+            f"{model} is a {stated.get('model_type', 'nameless')!r} model, no memslots checkpoint."
         )
-    config = MemslotsConfig.from_dict(found)
+    config = MemslotsConfig.from_dict(stated)
     publishable(config)
     check_parts(api, config)
     if info.private:

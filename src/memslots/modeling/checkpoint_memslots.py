@@ -22,7 +22,6 @@ from .configuration_memslots import MemslotsConfig
 from .decoders_memslots import has_other_weights
 from .encoders_memslots import (
     LORA_MARK,
-    GroupPool,
     SentenceHead,
     add_lora,
     first_layers,
@@ -52,9 +51,6 @@ class SavedModel(PreTrainedModel):
     decoder: PreTrainedModel
     processor: MemslotsProcessor
     sentence_head: SentenceHead | None
-    memory_tokens: torch.nn.Parameter | None
-    pooling_query: torch.nn.Parameter | None
-    group_pool: GroupPool | None
     # With the versions of the weights that it is of, which count their changes.
     _fingerprint: tuple[tuple[tuple[int, torch.dtype], ...], str] | None
     _stated: str | None  # the checkpoint's, until weights may change
@@ -398,7 +394,7 @@ class SavedModel(PreTrainedModel):
                 parts[rest] = tensor
             elif part in ("sentence_head", "group_pool"):
                 parts[f"{'head' if part == 'sentence_head' else 'pool'} {rest}"] = tensor
-            elif name in ("memory_tokens", "pooling_query"):
+            elif name == "memory_tokens":
                 parts[name] = tensor
         for name in sorted(parts):
             tensor = parts[name].detach().to("cpu").contiguous()

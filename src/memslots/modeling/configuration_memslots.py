@@ -10,8 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .converters_memslots import CONVERTERS
-from .encoders_memslots import POOLED
+from .encoders_memslots import CONVERTERS, POOLS
 from .layout_memslots import max_positions
 from .texts_memslots import check_detectors
 
@@ -35,7 +34,6 @@ CUSTOM_PIPELINES = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "prompt_format": ("plain", "chat"),
     "markers": ("segment", "memory", "none"),
-    "pooling": ("memory_tokens", *POOLED, "sentence"),
     "memory_positions": ("after", "spread"),
     "pool_unit": ("sentence", "paragraph", "text"),
 }
@@ -102,10 +100,10 @@ class MemslotsConfig(PreTrainedConfig):
         fingerprint: SHA-256 over encoder, memory tokens, encoder tokenizer and segmentation,
             written by `save_pretrained`; a memory carries it and a model checks it.
         pooling: how slots are made: the last states of "memory_tokens" behind the segment (PCC);
-            one vector of the last states of every `rate` tokens: their "mean" (LCLM, 2026), the
-            "last" one, their "min", their mean weighted by a learned query ("attention"), or a
-            learned map of embeddings and states ("groups", ours); or one vector of a "sentence"
-            encoder for each `pool_unit` (the sentence-pools article).
+            one vector of every `rate` tokens: the "mean" of their last states (LCLM, 2026), a
+            learned map of embeddings and states ("groups", ours), or another name of
+            `encoders_memslots.POOLS`; or one vector of a "sentence" encoder for each `pool_unit`
+            (the sentence-pools article).
         pool_hidden_size: width inside `encoders_memslots.GroupPool`, by default twice a slot's.
         pool_unit: what gets one vector with pooling "sentence": a "sentence", a "paragraph" or a
             "text", of at most `segment_length` tokens, which is then the only compression rate.
@@ -116,7 +114,7 @@ class MemslotsConfig(PreTrainedConfig):
         bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
             encoder may be read from `encoder_name_or_path` instead.
         converter_type: "mlp" (PCC), "linear" (the sentence-pools article's adapter), "residual"
-            (PCC's beside a linear map), or another name of `converters_memslots.CONVERTERS`.
+            (PCC's beside a linear map), or another name of `encoders_memslots.CONVERTERS`.
         decoder_lora: `{"r", "alpha", "dropout", "target_modules"}` of a small LoRA on the decoder,
             which is kept with the compressor and acts only while a memory is read; None for none.
         memory_positions: position ids of the memory tokens: "after" the segment's tokens (PCC), or
@@ -204,10 +202,13 @@ class MemslotsConfig(PreTrainedConfig):
                 f"compression rate {rates[-1]} is coarser than one slot a segment of {length} "
                 "tokens; use rates up to segment_length."
             )
-        for name, choices in {**CHOICES, "converter_type": tuple(CONVERTERS)}.items():
+        added = {"converter_type": [*CONVERTERS], "pooling": ["memory_tokens", *POOLS, "sentence"]}
+        for name, choices in {**CHOICES, **added}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}."
+                    f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}; a "
+                    "checkpoint that has another is read by the code inside it, with "
+                    "AutoModel.from_pretrained(..., trust_remote_code=True)."
                 )
         for name, (usual, (other, choices)) in ONLY_WITH.items():
             if getattr(self, name) != usual and getattr(self, other) not in choices:

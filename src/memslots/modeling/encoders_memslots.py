@@ -1,10 +1,11 @@
-"""Encoders: what an encoder is, and how it makes slots of segments (`MemslotsConfig.pooling`)."""
+"""Encoders: what an encoder is, how it makes slots of segments (`MemslotsConfig.pooling`), and the
+converters of slots into the decoder's space.
+"""
 
 import copy
 import inspect
-import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,14 +19,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .texts_memslots import Span
-
-POOLED = ("mean", "last", "min", "attention", "groups")
-"""Values of `MemslotsConfig.pooling` that pool token states: their mean (LCLM, 2026), the last one,
-the smallest value of each dimension, their mean weighted by a learned query (the last three: AIRI
-report, section 4.1), or `GroupPool`, which starts from the tokens' own embeddings (ours)."""
-
-MERGED = ("mean", "last", "min")
-"""Values of `MemslotsConfig.pooling` whose coarse slots can be made of finer ones."""
 
 SHARED_ENCODER = "decoder"
 """In place of an encoder's name: the decoder's own first layers."""
@@ -221,15 +214,6 @@ def check_takes_positions(encoder: PreTrainedModel) -> None:
         )
 
 
-@torch.no_grad()
-def embedding_scale(model: PreTrainedModel) -> float:
-    """Standard deviation of what the model's input embedding layer gives (some scale inside)."""
-    layer = model.get_input_embeddings()
-    rows = layer.weight.shape[0]
-    ids = torch.arange(0, rows, max(1, rows // 4096), device=layer.weight.device)
-    return layer(ids).float().std().item()
-
-
 def is_quantized(model: nn.Module) -> bool:
     """Whether some weights are held in 8 bit or fewer (those of a GGUF file are not, once read)."""
     if getattr(model, "is_quantized", False) and model.quantization_method != "gguf":
@@ -319,8 +303,11 @@ def encode_spans(
 ) -> torch.Tensor:
     """Slots `(total_slots, d_encoder)` of segments, one after another, encoded in batches.
 
-    Arguments are those of `MemslotsModel.compress`.
+    Arguments are those of `MemslotsModel.compress`. Equal segments are encoded once.
     """
+    index: dict[tuple[int, ...], int] = {}  # of each distinct segment
+    places_of = [index.setdefault(tuple(span.ids), len(index)) for span in spans]
+    spans = list({tuple(span.ids): span for span in spans}.values())
     counts = [-(-len(span.ids) // rate) for span in spans]
     offsets = [0]
     for count in counts:
@@ -348,7 +335,10 @@ def encode_spans(
             )
             places = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in batch])
             slots[to_device(places, device)] = encoded.to(slots.dtype)
-    return slots
+    if len(places_of) == len(spans):
+        return slots
+    parts = slots.split(counts)
+    return torch.cat([parts[i] for i in places_of])
 
 
 def spread_places(count: int) -> list[float]:
@@ -358,31 +348,6 @@ def spread_places(count: int) -> list[float]:
     favoured, and each ends a stretch of text that no other slot is nearer to.
     """
     return [1 - int(f"{i:032b}"[::-1], 2) / 2**32 for i in range(count)]
-
-
-def write_slots(
-    model,
-    segment_input_ids: torch.Tensor,
-    lengths: torch.Tensor,
-    rates: torch.Tensor,
-    read: StatesRead | None = None,
-) -> torch.Tensor:
-    """Slots `(total_slots, d_encoder)` of segments, as the model's pooling makes them.
-
-    Args:
-        model: a `MemslotsModel`.
-        segment_input_ids: `(segments, tokens)`, right-padded.
-        lengths: `(segments,)`, tokens of each.
-        rates: `(segments,)`, tokens per slot of each.
-        read: of `states_read`.
-    """
-    if model.sentence_head is not None:
-        return sentence_slots(model, segment_input_ids, lengths)
-    pooled = model.memory_tokens is None
-    if read is None:
-        read = states_read(lengths, -(-lengths // rates), pooled)
-    write = pooled_slots if pooled else memory_token_slots
-    return write(model, segment_input_ids, lengths, rates, read)
 
 
 def memory_token_slots(
@@ -395,7 +360,14 @@ def memory_token_slots(
     """Last states of memory tokens, `(slots, d_encoder)`.
 
     They follow each segment's last token, and padding follows them, so that a short segment sees
-    neither padding nor a gap in its positions. Arguments are those of `write_slots`.
+    neither padding nor a gap in its positions.
+
+    Args:
+        model: a `MemslotsModel`.
+        segment_input_ids: `(segments, tokens)`, right-padded.
+        lengths: `(segments,)`, tokens of each.
+        rates: `(segments,)`, tokens per slot of each.
+        read: of `states_read`.
     """
     encoder, memory_tokens = model.encoder, model.memory_tokens
     embeds = encoder.get_input_embeddings()(segment_input_ids)
@@ -441,10 +413,8 @@ def pooled_slots(
     first = counts.cumsum(dim=0) - counts
     groups = first.unsqueeze(1) + positions // rates.unsqueeze(1)
     groups, states = groups.flatten()[read.places], states.flatten(0, 1)[read.places]
-    if model.group_pool is not None:
-        embeds = model.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
-        return model.group_pool(embeds, states, groups, read.slots, read.rate)
-    return pool_groups(states, groups, read.slots, model.config.pooling, model.pooling_query)
+    embeds = model.get_input_embeddings()(input_ids).flatten(0, 1)[read.places]
+    return model.group_pool(embeds, states, groups, read.slots, read.rate)
 
 
 def sentence_slots(model, segment_input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -469,59 +439,30 @@ def sentence_slots(model, segment_input_ids: torch.Tensor, lengths: torch.Tensor
 # -- pooling -----------------------------------------------------------------------------------
 
 
-def pool_groups(
-    states: torch.Tensor,
-    groups: torch.Tensor,
-    n_groups: int,
-    pooling: str,
-    query: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """One vector a group of token states.
-
-    Args:
-        states: `(tokens, d)`, group after group.
-        groups: `(tokens,)`, the group of each, rising from 0.
-        n_groups: groups, none empty.
-        pooling: one of `POOLED`.
-        query: `(d,)` for "attention".
-
-    Returns:
-        `(groups, d)`.
-    """
-    # Not `bincount`, which waits for a GPU to tell its largest group.
-    sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
-    if pooling == "last":
-        return states[sizes.cumsum(dim=0) - 1]
-    index = groups.unsqueeze(1).expand_as(states)
-    if pooling == "min":
-        empty = states.new_zeros(n_groups, states.shape[1])
-        return empty.scatter_reduce(0, index, states, "amin", include_self=False)
-    wide = states.float()
-    empty = wide.new_zeros(n_groups, states.shape[1])
-    if query is None:
-        return (empty.index_add(0, groups, wide) / sizes.unsqueeze(1)).to(states.dtype)
-    scores = (wide @ query.float()) / math.sqrt(states.shape[1])
-    highest = scores.detach().new_zeros(n_groups)
-    highest = highest.scatter_reduce(0, groups, scores.detach(), "amax", include_self=False)
-    weights = (scores - highest[groups]).exp().unsqueeze(1)
-    totals = weights.new_zeros(n_groups, 1).index_add(0, groups, weights)
-    return (empty.index_add(0, groups, wide * weights) / totals).to(states.dtype)
-
-
-def merged(slots: torch.Tensor, tokens: int, rate: int, coarser: int, pooling: str) -> torch.Tensor:
-    """The slots of a segment of so many tokens at a multiple of their rate; pooling of `MERGED`."""
+def merged(slots: torch.Tensor, tokens: int, rate: int, coarser: int) -> torch.Tensor:
+    """The mean slots of a segment of so many tokens at a multiple of their rate."""
     times, count = coarser // rate, -(-tokens // coarser)
-    if pooling == "last":
-        return slots[[min((i + 1) * times, len(slots)) - 1 for i in range(count)]]
     missing = (0, 0, 0, count * times - len(slots))
-    if pooling == "min":
-        padded = functional.pad(slots, missing, value=float("inf"))
-        return padded.view(count, times, -1).amin(dim=1)
     # Each counts as many times as the tokens it stands for.
     tokens_of = (tokens - torch.arange(len(slots), device=slots.device) * rate).clamp(max=rate)
     weights = functional.pad(tokens_of.float().unsqueeze(1), missing).view(count, times, 1)
     padded = functional.pad(slots.float(), missing).view(count, times, -1)
     return ((padded * weights).sum(dim=1) / weights.sum(dim=1)).to(slots.dtype)
+
+
+def group_sizes(groups: torch.Tensor, n_groups: int) -> torch.Tensor:
+    """Tokens of each group; not `bincount`, which waits for a GPU to tell its largest group."""
+    return groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
+
+
+class MeanPool(nn.Module):
+    """A slot is the mean of its group's states (LCLM, 2026); arguments as for `GroupPool`."""
+
+    def forward(self, embeds, states, groups, n_groups, places=None) -> torch.Tensor:
+        """Slots `(groups, width)`."""
+        totals = states.new_zeros(n_groups, states.shape[1], dtype=torch.float32)
+        totals = totals.index_add(0, groups, states.float())
+        return (totals / group_sizes(groups, n_groups).unsqueeze(1)).to(states.dtype)
 
 
 class GroupPool(nn.Module):
@@ -553,12 +494,17 @@ class GroupPool(nn.Module):
         n_groups: int,
         places: int | None = None,
     ) -> torch.Tensor:
-        """Slots `(groups, width)` of embeddings and states `(tokens, width)`, groups as for
-        `pool_groups`; `places` is the most tokens of a group here, where that is known.
+        """Slots `(groups, width)`, no group empty.
+
+        Args:
+            embeds: `(tokens, width)`, group after group.
+            states: `(tokens, width)`.
+            groups: `(tokens,)`, the group of each, rising from 0.
+            n_groups: groups.
+            places: most tokens of a group here, where that is known.
         """
         places = places or len(self.skip)
-        sizes = groups.new_zeros(n_groups).index_add(0, groups, torch.ones_like(groups))
-        ends = sizes.cumsum(dim=0)
+        ends = group_sizes(groups, n_groups).cumsum(dim=0)
         back = ends[groups] - 1 - torch.arange(len(groups), device=groups.device)
         index = groups * places + back
         width = embeds.shape[1]
@@ -575,6 +521,18 @@ class GroupPool(nn.Module):
         return functional.linear(grouped(embeds), skip) + self.down(functional.gelu(inner))
 
 
+POOLS: dict[str, Callable[[Any], nn.Module]] = {
+    "mean": lambda config: MeanPool(),
+    "groups": lambda config: GroupPool(
+        config.slot_size,
+        config.pool_hidden_size or 2 * config.slot_size,
+        max(config.compression_rates),
+    ),
+}
+"""From a `MemslotsConfig` to what pools token states, by `pooling`; add your own by a new name
+(`lab/capacity/pools.py` adds three)."""
+
+
 # -- sentence encoders ----------------------------------------------------------------------------
 
 
@@ -588,16 +546,16 @@ class SentenceHead(nn.Module):
         super().__init__()
         self.kinds = [layer["kind"] for layer in layers]
         self.poolings = [layer.get("modes", []) for layer in layers]
-        made: list[nn.Module] = []
+        modules: list[nn.Module] = []
         for layer in layers:
             if layer["kind"] == "dense":
                 dense = nn.Linear(layer["inputs"], layer["outputs"], bias=layer["bias"])
-                made.append(nn.Sequential(dense, ACTIVATIONS[layer["activation"]]()))
+                modules.append(nn.Sequential(dense, ACTIVATIONS[layer["activation"]]()))
             elif layer["kind"] == "layer_norm":
-                made.append(nn.LayerNorm(layer["outputs"]))
+                modules.append(nn.LayerNorm(layer["outputs"]))
             else:
-                made.append(nn.Identity())
-        self.layers = nn.ModuleList(made)
+                modules.append(nn.Identity())
+        self.layers = nn.ModuleList(modules)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`(sentences, tokens, d)` and `(sentences, tokens)` to `(sentences, slot_size)`."""
@@ -628,3 +586,65 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
     return (states * weights).sum(dim=1) / (
         total.sqrt() if mode == "mean_sqrt_len_tokens" else total
     )
+
+
+# -- converters: `(slots, d_encoder)` to `(slots, d_decoder)` --------------------------------------
+
+
+class Converter(nn.Module):
+    """RMSNorm, Linear to `hidden`, GELU, Linear (PCC, 2.2)."""
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.up = nn.Linear(d_encoder, hidden)
+        self.activation = nn.GELU()
+        self.down = nn.Linear(hidden, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.down(self.activation(self.up(self.norm(slots))))
+
+
+class ResidualConverter(Converter):
+    """PCC's converter beside a linear map: `skip(slot) + down(GELU(up(RMSNorm(slot))))`."""
+
+    def __init__(self, d_encoder: int, hidden: int, d_decoder: int):
+        super().__init__(d_encoder, hidden, d_decoder)
+        self.skip = nn.Linear(d_encoder, d_decoder, bias=False)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.skip(slots) + super().forward(slots)
+
+
+class LinearConverter(nn.Module):
+    """RMSNorm and one Linear: the adapter of the sentence-pools article."""
+
+    def __init__(self, d_encoder: int, d_decoder: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(d_encoder, eps=1e-6)
+        self.map = nn.Linear(d_encoder, d_decoder)
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """`(slots, d_encoder)` to `(slots, d_decoder)`."""
+        return self.map(self.norm(slots))
+
+
+CONVERTERS: dict[str, Callable[[Any], nn.Module]] = {
+    "mlp": lambda config: Converter(*_widths(config)),
+    "linear": lambda config: LinearConverter(config.slot_size, _widths(config)[-1]),
+    "residual": lambda config: ResidualConverter(*_widths(config)),
+}
+"""From a `MemslotsConfig` to its converter with new weights, by `converter_type`; add your own by a
+new name (`lab/capacity/latent_converters.py` adds autoencoders)."""
+
+
+def _widths(config) -> tuple[int, int, int]:
+    d_decoder = config.get_text_config(decoder=True).hidden_size
+    return config.slot_size, config.converter_hidden_size or d_decoder, d_decoder
+
+
+def convert(converter: nn.Module, slots: torch.Tensor) -> torch.Tensor:
+    """What the decoder reads in place of slots, `(slots, d_decoder)`."""
+    return converter(slots.to(next(converter.parameters()).dtype))

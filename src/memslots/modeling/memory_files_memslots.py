@@ -94,14 +94,14 @@ class Segment:
 
 def segments_to_json(segments: Sequence[Segment]) -> dict[str, list[Any]]:
     """Their `literals` and `checks` as JSON holds them, where they have any."""
-    made: dict[str, list[Any]] = {}
+    fields: dict[str, list[Any]] = {}
     if any(segment.literals for segment in segments):
-        made["literals"] = [segment.literals for segment in segments]
+        fields["literals"] = [segment.literals for segment in segments]
     if any(segment.check is not None for segment in segments):
         checks = [(segment.rate, segment.check or SegmentCheck()) for segment in segments]
         # Version 3 has a number of bytes at the end, and its readers expect it.
-        made["checks"] = [[rate, c.tokens, c.positions, c.lost, c.text, 0] for rate, c in checks]
-    return made
+        fields["checks"] = [[rate, c.tokens, c.positions, c.lost, c.text, 0] for rate, c in checks]
+    return fields
 
 
 def segments_from_json(

@@ -12,7 +12,7 @@ from itertools import accumulate
 
 import torch
 
-from .encoders_memslots import MERGED, merged
+from .encoders_memslots import merged
 from .memory_files_memslots import (
     Segment,
     SegmentCheck,
@@ -264,8 +264,10 @@ class Memory:
         if rate == self.rate:
             return self
         if not self.coarsens_to(rate):
-            reasons = dict.fromkeys(MERGED, "only those of its multiples can")
-            reasons["memory_tokens"] = "the encoder is not causal"
+            reasons = {
+                "mean": "only those of its multiples can",
+                "memory_tokens": "the encoder is not causal",
+            }
             raise ValueError(
                 f"the slots of rate {rate} cannot be made of those of rate {self.rate} "
                 f"({reasons.get(self.pooling, 'the states that they pool are not kept')}); "
@@ -287,8 +289,8 @@ class Memory:
         for segment, slots in self._slots_of_segments():
             if 0 < segment.rate < rate:  # else it is text, or as coarse already
                 count = slots_for(segment.tokens, rate)
-                if self.pooling in MERGED:
-                    slots = merged(slots, segment.tokens, segment.rate, rate, self.pooling)
+                if self.pooling == "mean":
+                    slots = merged(slots, segment.tokens, segment.rate, rate)
                 slots = slots[:count]
                 check = segment.check and segment.check.with_other_slots(segment.slots - count)
                 segment = replace(segment, slots=count, rate=rate, check=check)
@@ -302,7 +304,7 @@ class Memory:
             >>> model.compress("Ann is here.", rate=4).coarsens_to(8)
             True
         """
-        if self.pooling in MERGED:
+        if self.pooling == "mean":
             finer = [segment_rate for segment_rate in self.segment_rates if 0 < segment_rate < rate]
             return rate >= self.rate and all(rate % segment_rate == 0 for segment_rate in finer)
         return rate == self.rate or (self.nested and rate > self.rate)

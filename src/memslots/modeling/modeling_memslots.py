@@ -19,7 +19,6 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_memslots import NotLoaded, SavedModel
 from .configuration_memslots import MemslotsConfig
-from .converters_memslots import CONVERTERS, convert
 from .decoders_memslots import (
     DecoderLora,
     LoraUp,
@@ -32,22 +31,28 @@ from .decoders_memslots import (
     reading,
     task_targets,
 )
+from .decoders_memslots import reconstruct as _reconstruct
 from .encoders_memslots import (
+    CONVERTERS,
+    POOLS,
     GroupPool,
     SentenceHead,
     StatesRead,
     add_lora,
     build_encoder,
     check_takes_positions,
+    convert,
     encode_spans,
     evaluating,
     fuse_activations,
-    write_slots,
+    memory_token_slots,
+    pooled_slots,
+    sentence_slots,
+    states_read,
 )
 from .layout_memslots import ANSWER, Prompt, Row, check_room, max_positions, memory_rows, pair
 from .memory_files_memslots import Segment
 from .memory_memslots import Memory, slots_for
-from .reading_back_memslots import reconstruct as _reconstruct
 from .texts_memslots import Detectors, Span, as_list, check_text
 
 
@@ -125,13 +130,7 @@ class MemslotsModel(SavedModel):
         if config.pooling == "memory_tokens":
             width = encoder.get_input_embeddings().weight.shape[1]  # ALBERT's is not its states'
             self.memory_tokens = nn.Parameter(torch.empty(config.max_slots, width))
-        self.register_parameter("pooling_query", None)
-        if config.pooling == "attention":
-            self.pooling_query = nn.Parameter(torch.empty(config.slot_size))
-        self.group_pool = None
-        if config.pooling == "groups":
-            hidden = config.pool_hidden_size or 2 * config.slot_size
-            self.group_pool = GroupPool(config.slot_size, hidden, max(config.compression_rates))
+        self.group_pool = POOLS[config.pooling](config) if config.pooling in POOLS else None
         if config.memory_positions == "spread":
             check_takes_positions(self.encoder)
         self.slot_size = config.slot_size
@@ -170,11 +169,8 @@ class MemslotsModel(SavedModel):
         if isinstance(module, LoraUp):
             init.zeros_(module.weight)
         elif isinstance(module, (MemslotsModel, GroupPool)):
-            for name, weight in module.named_parameters(recurse=False):
-                if name == "pooling_query":  # all tokens weigh the same at first
-                    init.zeros_(weight)
-                else:
-                    init.normal_(weight, std=self.config.initializer_range)
+            for weight in module.parameters(recurse=False):
+                init.normal_(weight, std=self.config.initializer_range)
 
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
@@ -214,7 +210,7 @@ class MemslotsModel(SavedModel):
     def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
         parts = [self.encoder, *filter(None, (self.sentence_head, self.group_pool))]
         weights = [weight for part in parts for weight in part.parameters()]
-        weights += [w for w in (self.memory_tokens, self.pooling_query) if w is not None]
+        weights += [] if self.memory_tokens is None else [self.memory_tokens]
         return tuple((weight._version, weight.dtype) for weight in weights)
 
     # -- writing slots -----------------------------------------------------------------------------
@@ -240,7 +236,13 @@ class MemslotsModel(SavedModel):
             24
         """
         lengths = segment_attention_mask.sum(dim=1)
-        return write_slots(self, segment_input_ids, lengths, segment_rates, read)
+        if self.sentence_head is not None:
+            return sentence_slots(self, segment_input_ids, lengths)
+        pooled = self.memory_tokens is None
+        if read is None:
+            read = states_read(lengths, -(-lengths // segment_rates), pooled)
+        write = pooled_slots if pooled else memory_token_slots
+        return write(self, segment_input_ids, lengths, segment_rates, read)
 
     @torch.no_grad()
     def compress(

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .layout_memslots import check_room, pair
+from .layout_memslots import pair
 from .memory_memslots import Memory
 from .texts_memslots import as_list
 
@@ -97,68 +97,46 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         return {}, {**nested, **kwargs}, {}
 
     def preprocess(self, input_: list[Item], **parameters) -> dict[str, Any]:
-        """Gather what several items share: each text is compressed once."""
-        texts = list(dict.fromkeys(item["context"] for item in input_ if "context" in item))
-        return {"texts": texts, "items": input_}
+        """The items as they are: the model reads texts."""
+        return {"items": input_}
 
     def _forward(self, input_tensors: dict[str, Any], **parameters) -> dict[str, Any]:
-        rate = parameters.pop("rate", None)
-        texts, items = input_tensors["texts"], input_tensors["items"]
-        if texts:
-            self._check_room(texts, items, rate, parameters)
-        made: Any = self.model.compress(texts, rate=rate) if texts else None
-        memories: dict[Any, Memory] = {text: made[i] for i, text in enumerate(texts)}
-        asked = []  # the memory of each item: one a document, however many ask of it
-        for item in items:
-            key: Any = item.get("context")
-            if key is None:
-                key = (id(item["memory"]), item["document"])
-                if key not in memories:
-                    memory = item["memory"][item["document"]]
-                    memories[key] = memory if rate is None else memory.at_rate(rate)
-            asked.append(key)
-        # Memories of unequal rates cannot be joined: each rate is answered by itself.
-        answers: list[Any] = [None] * len(items)
-        for each_rate in dict.fromkeys(memory.rate for memory in memories.values()):
-            chosen = [i for i, key in enumerate(asked) if memories[key].rate == each_rate]
-            keys = [asked[i] for i in chosen]
-            memory = memories[keys[0]]
-            if len(set(keys)) > 1:
-                memory = Memory.cat([memories[key] for key in keys])
-            produced = self.model.generate(
-                memory=memory, question=[items[i]["question"] for i in chosen], **parameters
-            )
-            each = len(produced) // len(chosen)  # more than 1 with num_return_sequences
+        model, rate, items = self.model, parameters.pop("rate", None), input_tensors["items"]
+        # Texts are answered together, and memories of one rate: others cannot be joined.
+        groups: dict[int | None, list[int]] = {}
+        for i, item in enumerate(items):
+            groups.setdefault(getattr(item["source"], "rate", None), []).append(i)
+        results: list[Any] = [None] * len(items)
+        # Texts first: what does not fit is refused before anything is encoded.
+        for memory_rate, chosen in sorted(groups.items(), key=lambda group: group[0] is not None):
+            sources = [items[i]["source"] for i in chosen]
+            if all(source == sources[0] for source in sources):  # memories by identity
+                sources = sources[:1]
+            source: dict[str, Any] = {"context": sources, "rate": rate}
+            if memory_rate is None:
+                memory = model.outline(
+                    sources, model.segment(sources), model.processor.check_rate(rate)
+                )
+            else:
+                memory = Memory.cat(sources)
+                memory = memory if rate is None else memory.at_rate(rate)
+                source = {"memory": memory}
+            questions = [items[i]["question"] for i in chosen]
+            answers = model.generate(**source, question=questions, **parameters)
+            each = len(answers) // len(chosen)  # more than 1 with num_return_sequences
             for n, i in enumerate(chosen):
-                several = produced[n * each : (n + 1) * each]
-                answers[i] = several[0] if each == 1 else several
-        return {"answers": answers, "memories": [memories[key] for key in asked]}
-
-    def _check_room(
-        self, texts: list[str], items: list[Item], rate: int | None, parameters: dict[str, Any]
-    ) -> None:
-        """Refuse a text that does not fit beside a question about it, before it is compressed."""
-        model, processor = self.model, self.model.processor
-        asked = [item for item in items if "context" in item]
-        template = parameters.get("chat_template_kwargs") or {}
-        prompts, _ = processor.prompts([item["question"] for item in asked], None, template)
-        memory = model.outline(texts, model.segment(texts), processor.check_rate(rate))
-        documents = [texts.index(item["context"]) for item in asked]
-        rows = model.memory_rows(memory, list(zip(documents, prompts, strict=True)))
-        check_room(model, memory, rows, documents, parameters)
+                several, document = answers[n * each : (n + 1) * each], n % len(sources)
+                results[i] = {
+                    "answer": several[0] if each == 1 else several,
+                    "n_tokens": memory.n_tokens[document],
+                    "n_slots": memory.n_slots[document],
+                    "rate": memory.rate,
+                }
+        return {"results": results}
 
     def postprocess(self, model_outputs: dict[str, Any], **parameters) -> Any:
-        """One result an answer."""
-        answers, memories = model_outputs["answers"], model_outputs["memories"]
-        return [
-            {
-                "answer": answer,
-                "n_tokens": sum(memory.n_tokens),
-                "n_slots": sum(memory.n_slots),
-                "rate": memory.rate,
-            }
-            for answer, memory in zip(answers, memories, strict=True)
-        ]
+        """One result an item."""
+        return model_outputs["results"]
 
     def _stream(self, inputs: Any, settings: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
         waiting: list[Item] = []
@@ -188,13 +166,11 @@ def _spread(inputs) -> tuple[list[Item], bool]:
         )
     if not inputs:
         raise ValueError("inputs is an empty list; give at least one question.")
-    if not all(isinstance(item, dict) for item in inputs):
-        raise TypeError("each of the inputs must be a dict {'question': ..., 'context': ...}.")
     return [item for each in inputs for item in _spread(each)[0]], False
 
 
 def _pair_up(question, context, memory) -> tuple[list[Item], bool]:
-    """An item for each question, with its context, or with its memory and a document's index."""
+    """An item for each question, with what it is about: a text, or a memory of one document."""
     if question is None:
         raise ValueError("question is missing; give a question, or a list of them.")
     if (context is None) == (memory is None):
@@ -204,19 +180,18 @@ def _pair_up(question, context, memory) -> tuple[list[Item], bool]:
         )
     questions = as_list(question, "question")
     if context is not None:
-        contexts = as_list(context, "context")
-        items = [
-            {"question": questions[j], "context": contexts[i]}
-            for i, j in pair(len(contexts), len(questions))
-        ]
-        return items, isinstance(context, str) and isinstance(question, str)
-    if isinstance(memory, (str, os.PathLike)):
-        memory = Memory.load(memory)
-    if not hasattr(memory, "documents"):
-        raise TypeError(
-            "memory must be a Memory from compress or the path of a saved one, got "
-            f"{type(memory).__name__}."
-        )
-    pairs = pair(len(memory), len(questions))
-    items = [{"question": questions[j], "memory": memory, "document": i} for i, j in pairs]
-    return items, isinstance(question, str) and len(memory) == 1
+        sources = as_list(context, "context")
+        single = isinstance(context, str)
+    else:
+        if isinstance(memory, (str, os.PathLike)):
+            memory = Memory.load(memory)
+        if not hasattr(memory, "documents"):
+            raise TypeError(
+                "memory must be a Memory from compress or the path of a saved one, got "
+                f"{type(memory).__name__}."
+            )
+        sources = [memory[i] for i in range(len(memory))]
+        single = len(memory) == 1
+    pairs = pair(len(sources), len(questions))
+    items = [{"question": questions[j], "source": sources[i]} for i, j in pairs]
+    return items, single and isinstance(question, str)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
 
-from .configuration_memslots import AUTO_MAP, PLAIN_PROMPT, MemslotsConfig
+from .configuration_memslots import AUTO_MAP, PLAIN_PROMPT
 from .layout_memslots import (
     CONTEXT_END,
     Prompt,
@@ -76,30 +76,6 @@ class MemslotsProcessor(ProcessorMixin):
                 "prompt_format='chat' needs a decoder tokenizer with a chat template, and "
                 f"{tokenizer.name_or_path or type(tokenizer).__name__} has none; use 'plain'."
             )
-
-    @classmethod
-    def for_config(
-        cls, config: MemslotsConfig, tokenizer, encoder_tokenizer
-    ) -> "MemslotsProcessor":
-        """A processor that segments and prompts as `config` says.
-
-        Examples:
-            >>> tokenizers = processor.tokenizer, processor.encoder_tokenizer
-            >>> MemslotsProcessor.for_config(model.config, *tokenizers).compression_rates
-            [2, 4, 8]
-        """
-        units, described = None, config.sentence_encoder
-        if described is not None:
-            units = {"unit": config.pool_unit, "language": config.pool_language}
-            units.update({name: described[name] for name in ("lead", "lower_case")})
-        same = "segment_length compression_rates prompt_format plain_prompt answer_end markers"
-        return cls(
-            tokenizer,
-            encoder_tokenizer,
-            **{name: getattr(config, name) for name in [*same.split(), "literals"]},
-            spread=config.memory_positions == "spread",
-            units=units,
-        )
 
     @classmethod
     def _load_tokenizer_from_pretrained(

@@ -294,7 +294,7 @@ class Gateway:
 
     def _literals(self, asked: list[str] | None) -> list[Detector] | None:
         names = next(
-            (one for one in (asked, self._settings.literals) if one is not None),
+            (stated for stated in (asked, self._settings.literals) if stated is not None),
             self._model.processor.literals,
         )
         return looking(check_detectors(names, names_only=True))

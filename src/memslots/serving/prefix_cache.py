@@ -100,9 +100,9 @@ class PrefixCache:
                 if positions * self._position_bytes > self.max_bytes:
                     return None
                 forgets = self._forgets
-            made = make()
-            self._keep(key, made, frozenset(ids), forgets)
-            return made
+            prefix = make()
+            self._keep(key, prefix, frozenset(ids), forgets)
+            return prefix
 
     def _find(self, key: Key) -> Prefix | None:
         with self._lock:
@@ -112,19 +112,19 @@ class PrefixCache:
             self._kept.move_to_end(key)
             return self._kept[key][0]
 
-    def _keep(self, key: Key, made: Prefix, ids: frozenset[str], forgets: int) -> None:
+    def _keep(self, key: Key, prefix: Prefix, ids: frozenset[str], forgets: int) -> None:
         with self._lock:
             self._position_bytes = max(
-                self._position_bytes, made.nbytes / max(1, sum(made.positions))
+                self._position_bytes, prefix.nbytes / max(1, sum(prefix.positions))
             )
             # What was forgotten while the decoder read it must not come back.
-            if made.nbytes > self.max_bytes or forgets != self._forgets:
+            if prefix.nbytes > self.max_bytes or forgets != self._forgets:
                 return
-            while self._bytes + made.nbytes > self.max_bytes:
+            while self._bytes + prefix.nbytes > self.max_bytes:
                 self._drop(next(iter(self._kept)))
                 self._evictions += 1
-            self._kept[key] = made, ids
-            self._bytes += made.nbytes
+            self._kept[key] = prefix, ids
+            self._bytes += prefix.nbytes
 
     def forget(self, memory_id: str) -> None:
         """Drop what was made of the memory with this id."""

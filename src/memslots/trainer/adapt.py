@@ -7,12 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from memslots.embedding_map import carry_over, fit_embedding_map
-from memslots.making import absolute, decoder_tokenizer, draw_converter, kept_place
-from memslots.modeling import MemslotsModel, MemslotsProcessor
-from memslots.modeling.converters_memslots import CONVERTERS
+from memslots.embedding_map import carry_over, embedding_scale, fit_embedding_map
+from memslots.making import absolute, decoder_tokenizer, draw_converter, kept_place, processor_for
+from memslots.modeling import MemslotsModel
 from memslots.modeling.decoders_memslots import DecoderLora, weights_sample
-from memslots.modeling.encoders_memslots import embedding_scale
+from memslots.modeling.encoders_memslots import CONVERTERS
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +92,7 @@ def adapt_to_decoder(
         model.decoder_lora = DecoderLora(llm.config, config.decoder_lora)
         model.decoder_lora.to(device=device, dtype=model.encoder.dtype)
     model.markers.data = model.markers.data.to(device=device, dtype=model.encoder.dtype)
-    model.processor = MemslotsProcessor.for_config(
-        config,
-        tokenizer,
-        model.processor.encoder_tokenizer,
-    )
+    model.processor = processor_for(config, tokenizer, model.processor.encoder_tokenizer)
     model.attach_decoder(llm)
     choose_trained(model, train)
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from memslots.embedding_map import embedding_scale
 from memslots.modeling import MemslotsModel
-from memslots.modeling.converters_memslots import LinearConverter
-from memslots.modeling.encoders_memslots import embedding_scale
+from memslots.modeling.encoders_memslots import LinearConverter
 
 RIDGE = 0.03
 """Strength of the penalty on the map's weights, in units of the number of sentences."""
@@ -44,26 +44,26 @@ def start_from_embeddings(model: MemslotsModel, texts: Sequence[str]) -> float:
         )
     processor = model.processor
     memory = model.compress(list(texts), progress=False)
-    found: dict[str, int] = {}
+    segment_of: dict[str, int] = {}
     for number, segment in enumerate(memory.segments):
-        found.setdefault(texts[segment.text][segment.start : segment.end].strip(), number)
-    if len(found) < 2:
+        segment_of.setdefault(texts[segment.text][segment.start : segment.end].strip(), number)
+    if len(segment_of) < 2:
         raise ValueError("starting from the decoder's embeddings needs at least two sentences.")
-    slots = memory.slots[list(found.values())].float()
-    targets = _weighted_sums(model, [processor.decoder_text.encode(f" {t}") for t in found])
+    slots = memory.slots[list(segment_of.values())].float()
+    targets = _weighted_sums(model, [processor.decoder_text.encode(f" {t}") for t in segment_of])
     targets = targets.to(slots.device)
     middle = targets.mean(dim=0)
     inputs = functional.rms_norm(slots, (slots.shape[1],), eps=1e-6)
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1, device=inputs.device)], dim=1).double()
     penalty = RIDGE * len(inputs) * torch.eye(inputs.shape[1], device=inputs.device).double()
-    wanted = (targets - middle).double()
-    weights = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ wanted)
+    centred = (targets - middle).double()
+    weights = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ centred)
     predicted = inputs @ weights
     scale = embedding_scale(model.decoder) / predicted.std()
     converter.norm.weight.fill_(1.0)
     converter.map.weight.copy_((weights[:-1] * scale).T)
     converter.map.bias.copy_(weights[-1] * scale)
-    missed = (predicted - wanted).pow(2).sum() / wanted.pow(2).sum()
+    missed = (predicted - centred).pow(2).sum() / centred.pow(2).sum()
     return 1 - missed.item()
 
 

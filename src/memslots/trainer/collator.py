@@ -165,13 +165,13 @@ class CompressorCollator:
         }
 
     def _add_text(self, text: str, until: int | None, spans: list[Span], rows: list[Row]) -> None:
-        own = self.processor.segment(text[:until])[: self.args.training_segments]
-        segments = list(range(len(spans), len(spans) + len(own)))
-        spans += own
-        literals = self._literals(text, own)
+        text_spans = self.processor.segment(text[:until])[: self.args.training_segments]
+        segments = list(range(len(spans), len(spans) + len(text_spans)))
+        spans += text_spans
+        literals = self._literals(text, text_spans)
         if self.args.completion_weight < 1:
-            self._add_reconstructions(text, own, segments, literals, rows)
-        following = text[own[-1].end :]
+            self._add_reconstructions(text, text_spans, segments, literals, rows)
+        following = text[text_spans[-1].end :]
         self._say_if_nothing_follows(bool(following))
         if self.args.completion_weight > 0 and following:
             # Enough characters for the tokens wanted: no token of a BPE spans a whole sentence.
@@ -184,9 +184,9 @@ class CompressorCollator:
 
     def _add_questions(self, example: dict[str, Any], spans: list[Span], rows: list[Row]) -> None:
         context = example["context"]
-        own = self.processor.segment(context)
-        segments = list(range(len(spans), len(spans) + len(own)))
-        spans += own
+        text_spans = self.processor.segment(context)
+        segments = list(range(len(spans), len(spans) + len(text_spans)))
+        spans += text_spans
         questions, answers = example["question"], example["answer"]
         if isinstance(questions, str):
             questions, answers = [questions], [answers]
@@ -195,7 +195,7 @@ class CompressorCollator:
             (self.processor.prompt(question=question), self.processor.answer_ids(answer))
             for question, answer in list(zip(questions, answers, strict=True))[:most]
         ]
-        literals = self._literals(context, own)
+        literals = self._literals(context, text_spans)
         if self.args.pack_questions:
             rows.append(self._pack(segments, asked, literals))
         else:
@@ -203,7 +203,7 @@ class CompressorCollator:
                 Row(segments, prompt, ids, task=ANSWER, literals=literals) for prompt, ids in asked
             ]
         if _drawn(context) < self.args.reconstruction_share:
-            self._add_reconstructions(context, own, segments, literals, rows)
+            self._add_reconstructions(context, text_spans, segments, literals, rows)
 
     def _teachers(self, text: str, spans: list[Span], rows: list[Row]) -> list[Row]:
         """Rows of completion and answers, with the text in place of its memory."""
@@ -233,11 +233,13 @@ class CompressorCollator:
                 self.args.training_segments * self.processor.segment_length,
             )
 
-    def _literals(self, text: str, own: list[Span]) -> list[list[int]]:
+    def _literals(self, text: str, text_spans: list[Span]) -> list[list[int]]:
         if _drawn(text, "literals") >= self.args.literals_share:
             return []
-        wanted = self.args.training_literals
-        return self.processor.literal_ids(self.processor.segment_literals(text, own, wanted))
+        detectors = self.args.training_literals
+        return self.processor.literal_ids(
+            self.processor.segment_literals(text, text_spans, detectors)
+        )
 
     def _pack(
         self,
@@ -261,12 +263,12 @@ class CompressorCollator:
     def _add_reconstructions(
         self,
         text: str,
-        own: list[Span],
+        text_spans: list[Span],
         segments: list[int],
         literals: list[list[int]],
         rows: list[Row],
     ) -> None:
-        for i, (span, segment) in enumerate(zip(own, segments, strict=True)):
+        for i, (span, segment) in enumerate(zip(text_spans, segments, strict=True)):
             ids = self.processor.decoder_text.encode(text[span.start : span.end])
             target = ids + self.processor.eos_ids
             beside = literals[i : i + 1]

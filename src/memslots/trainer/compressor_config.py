@@ -182,7 +182,7 @@ class CompressorConfig(SFTConfig):
 
 def recipe_fields() -> dict[str, list[str]]:
     """What a recipe may set in each place beside what it has there: see `apply_overrides`."""
-    training = [one.name for one in dataclasses.fields(CompressorConfig) if one.init]
+    training = [field.name for field in dataclasses.fields(CompressorConfig) if field.init]
     config = [name for name in MemslotsConfig.__annotations__ if not name.endswith("_config")]
     return {
         "compressor": ["checkpoint"],

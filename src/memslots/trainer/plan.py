@@ -20,7 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from memslots.data import ADAPTERS
 from memslots.data.schema import DataNotFound
-from memslots.making import decoder_config, decoder_tokenizer, linear_layers, only_place
+from memslots.making import (
+    decoder_config,
+    decoder_tokenizer,
+    linear_layers,
+    only_place,
+    processor_for,
+)
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.encoders_memslots import SHARED_ENCODER, first_layers_config
 from memslots.modeling.layout_memslots import ANSWER, COMPLETION, RECONSTRUCTION, Prompt, Row
@@ -219,10 +225,10 @@ class _Models:
         tokenizer = decoder_tokenizer(str(name), options)
         place = only_place(self.section.get("encoder_kwargs") or {})
         encoder = self.section["encoder"]
-        own = None
+        encoder_tokenizer = None
         if encoder != SHARED_ENCODER:
-            own = AutoTokenizer.from_pretrained(encoder, **place)
-        return MemslotsProcessor.for_config(config, tokenizer, own or tokenizer)
+            encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
+        return processor_for(config, tokenizer, encoder_tokenizer or tokenizer)
 
     def _named(self, stage: str) -> tuple[str | None, dict[str, Any]]:
         adapt = adaptation(self.section, stage)
@@ -241,8 +247,8 @@ def _machine_for(section: dict[str, Any]) -> Machine:
 
 def _config_of(checkpoint: str) -> dict[str, Any]:
     """What a checkpoint's configuration says beside its encoder's and decoder's."""
-    found = checkpoint_config(checkpoint).to_diff_dict()
-    return {k: v for k, v in found.items() if k not in ("encoder_config", "decoder_config")}
+    stated = checkpoint_config(checkpoint).to_diff_dict()
+    return {k: v for k, v in stated.items() if k not in ("encoder_config", "decoder_config")}
 
 
 def _planned_config(
@@ -260,8 +266,8 @@ def _planned_config(
         fields.setdefault("encoder_layers", encoder.num_hidden_layers)
         if "target_modules" not in lora:
             with torch.device("meta"):
-                one = AutoModelForCausalLM.from_config(first_layers_config(decoder, 1))
-            fields["encoder_lora"] = {**lora, "target_modules": linear_layers(one.base_model)}
+                shallow = AutoModelForCausalLM.from_config(first_layers_config(decoder, 1))
+            fields["encoder_lora"] = {**lora, "target_modules": linear_layers(shallow.base_model)}
     return MemslotsConfig(encoder_config=encoder, decoder_config=decoder, **fields)
 
 
@@ -362,15 +368,15 @@ def _sampled(
     try:
         processor = models.processor(config, settings["name"])
         rows = stage_dataset(limited, origin, processor)
-        found = list(itertools.islice(rows, _SAMPLED_ROWS))
+        sample = list(itertools.islice(rows, _SAMPLED_ROWS))
     except (OSError, DataNotFound):
-        found = []
-    if not found:
+        sample = []
+    if not sample:
         return []
     collate = CompressorCollator(processor, CompressorConfig(output_dir="unused", **arguments))
-    each = min(arguments.get("per_device_train_batch_size", 8), len(found))
-    starts = range(0, len(found) - each + 1, each)
-    return [collate(found[start : start + each])["batch"] for start in starts]
+    each = min(arguments.get("per_device_train_batch_size", 8), len(sample))
+    starts = range(0, len(sample) - each + 1, each)
+    return [collate(sample[start : start + each])["batch"] for start in starts]
 
 
 def _usual(

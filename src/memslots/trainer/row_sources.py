@@ -84,12 +84,12 @@ def contrast_of(sources: list[dict[str, Any]]) -> int:
     Raises:
         ValueError: the sources want different numbers, or rows that are no multiple of it.
     """
-    wanted = {source.get("contrast", 1) for source in sources}
-    if len(wanted) > 1:
+    contrasts = {source.get("contrast", 1) for source in sources}
+    if len(contrasts) > 1:
         raise ValueError(
-            f"all of a stage's sources must have the same contrast, they have {sorted(wanted)}."
+            f"all of a stage's sources must have the same contrast, they have {sorted(contrasts)}."
         )
-    contrast = wanted.pop()
+    contrast = contrasts.pop()
     uneven = [source["rows"] for source in sources if source.get("rows", 0) % contrast]
     if uneven:
         raise ValueError(

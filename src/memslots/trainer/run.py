@@ -124,15 +124,15 @@ def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
     """
     names = [settings["name"] for settings in stages]
     at = names.index(name)
-    wanted = stages[at].get("after")
-    if wanted is None and "after" in stages[at]:  # said to be nothing: a new compressor
+    earlier = stages[at].get("after")
+    if earlier is None and "after" in stages[at]:  # said to be nothing: a new compressor
         return None
-    if wanted is not None and wanted not in names[:at]:
+    if earlier is not None and earlier not in names[:at]:
         raise ValueError(
-            f"stage {name!r} comes after {wanted!r}, which is no earlier stage; the stages are "
+            f"stage {name!r} comes after {earlier!r}, which is no earlier stage; the stages are "
             f"{names}."
         )
-    return wanted or (names[at - 1] if at else None)
+    return earlier or (names[at - 1] if at else None)
 
 
 def install_checkpoint(source: Path, target: Path) -> None:
@@ -143,16 +143,16 @@ def install_checkpoint(source: Path, target: Path) -> None:
         for name in ("README.md", "results.json")
         if (target / name).is_file()
     }
-    made = target.with_name(target.name + ".new")
-    shutil.rmtree(made, ignore_errors=True)
-    with whole_or_removed(made, kept=str(source)):
-        model.save_pretrained(made)
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with whole_or_removed(fresh, kept=str(source)):
+        model.save_pretrained(fresh)
         for name, content in kept.items():
-            (made / name).write_bytes(content)
+            (fresh / name).write_bytes(content)
         if (source / "recipe.yaml").is_file():
-            shutil.copyfile(source / "recipe.yaml", made / "recipe.yaml")
+            shutil.copyfile(source / "recipe.yaml", fresh / "recipe.yaml")
     shutil.rmtree(target, ignore_errors=True)
-    made.rename(target)
+    fresh.rename(target)
 
 
 def training_arguments(

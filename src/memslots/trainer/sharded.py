@@ -20,7 +20,7 @@ def with_tasks(rows: list[Row], present: list[bool], token: int) -> tuple[list[R
     counts = [0] * len(TASKS)
     for row in rows:
         counts[row.task] += row.n_targets
-    made_up = [wanted and not count for wanted, count in zip(present, counts, strict=True)]
+    made_up = [is_present and not count for is_present, count in zip(present, counts, strict=True)]
     blank = Row(rows[0].segments[:1], Prompt([token]), [token])
     added = [replace(blank, task=task) for task, missing in enumerate(made_up) if missing]
     return [*rows, *added], made_up

@@ -96,9 +96,9 @@ class ShortcutCheck(TrainerCallback):
                 segment_rates=torch.full((len(slots),), rate, device=device),
                 **{name: tensor.to(device) for name, tensor in laid_out.items()},
             ).logits
-            wanted = labels[:, 1:]
-            is_target = wanted != IGNORE
-            right = (logits[:, :-1].argmax(dim=2).cpu() == wanted) | ~is_target
+            following = labels[:, 1:]
+            is_target = following != IGNORE
+            right = (logits[:, :-1].argmax(dim=2).cpu() == following) | ~is_target
             place = is_target.int().argmax(dim=1, keepdim=True)
             first += int(right.gather(1, place).sum())
             exact += int(right.all(dim=1).sum())

@@ -39,7 +39,7 @@ def cached_slots(model: MemslotsModel, most: int, file: Path | None = None) -> I
     kept: dict[bytes, torch.Tensor] = {}
     if file is not None and file.is_file():
         kept = _read(file, _identity(model))
-    found = len(kept)
+    loaded = len(kept)
     compute, patched = model.encode, vars(model).get("encode")
 
     def encode(
@@ -74,7 +74,7 @@ def cached_slots(model: MemslotsModel, most: int, file: Path | None = None) -> I
         del model.encode
         if patched is not None:
             model.encode = patched  # type: ignore[method-assign]
-        if file is not None and len(kept) > found:
+        if file is not None and len(kept) > loaded:
             _write(kept, file, _identity(model))
 
 
@@ -105,7 +105,7 @@ def _write(kept: dict[bytes, torch.Tensor], file: Path, identity: str) -> None:
     ids = [torch.frombuffer(bytearray(key), dtype=torch.long) for key in kept]
     tensors = {
         "ids": torch.cat(ids),
-        "ends": torch.tensor([len(one) for one in ids]).cumsum(dim=0),
+        "ends": torch.tensor([len(token_ids) for token_ids in ids]).cumsum(dim=0),
         "slots": torch.stack(list(kept.values())),
     }
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -75,8 +75,10 @@ def stage_dataset(
         if source["kind"] in ROW_SOURCES:
             parts.append(list(ROW_SOURCES[source["kind"]](drawn, origin, **options)))
         elif source["kind"] in SPLIT_SOURCES:
-            found = source_rows(source, "train", source["rows"], drawn)
-            parts.append([_question(r["context"], r["question"], r["answer"]) for r in found])
+            question_rows = source_rows(source, "train", source["rows"], drawn)
+            parts.append(
+                [_question(r["context"], r["question"], r["answer"]) for r in question_rows]
+            )
         elif source["kind"] in ADAPTERS:
             if ADAPTERS[source["kind"]].streaming:
                 options |= {"drawn": drawn, "origin": origin, "processor": processor}
@@ -223,13 +225,13 @@ def _books(
 ) -> Iterator[Row]:
     rng = random.Random(drawn)
     library = list(iterate_books(file or origin.books, limit=40))
-    made = 0
-    while made < rows:
+    count = 0
+    while count < rows:
         book = rng.choice(library)
         start = rng.randrange(max(1, len(book) - characters))
         text = book[start : start + characters].partition(" ")[2]  # from a word's beginning
         if text.strip():
-            made += 1
+            count += 1
             yield _text(text)
 
 

@@ -25,9 +25,8 @@ from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForCausalLM
 
 from memslots.modeling import MemslotsConfig, MemslotsModel
-from memslots.modeling.converters_memslots import convert
 from memslots.modeling.decoders_memslots import per_layer_inputs, reading
-from memslots.modeling.encoders_memslots import first_layers_config, pool_groups
+from memslots.modeling.encoders_memslots import convert, first_layers_config
 from memslots.modeling.layout_memslots import TASKS
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.collator import CompressorBatch
@@ -257,10 +256,8 @@ def _fake_slots(model: MemslotsModel, shape: StepShape) -> torch.Tensor:
     states = encoder(input_ids=ids).last_hidden_state.flatten(0, 1)
     slots = shape.segments * shape.slots
     groups = torch.zeros(len(states), dtype=torch.long)
-    if model.group_pool is not None:
-        places = -(-shape.tokens // shape.slots)
-        return model.group_pool(embeds.flatten(0, 1), states, groups, slots, places)
-    return pool_groups(states, groups, slots, config.pooling, model.pooling_query)
+    places = -(-shape.tokens // shape.slots)
+    return model.group_pool(embeds.flatten(0, 1), states, groups, slots, places)
 
 
 def _fake_loss(

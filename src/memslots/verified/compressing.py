@@ -123,7 +123,9 @@ def compress(
         keep_exact_spans(model, texts, parts, request.exact)
     for part in parts:
         if part.slots is None:  # what a cut divides is not whole in the text
-            part.literals = tuple(one for one in part.literals if one.end > part.span.end)
+            part.literals = tuple(
+                literal for literal in part.literals if literal.end > part.span.end
+            )
     return _memory(model, texts, parts, request, keep_text)
 
 
@@ -169,10 +171,10 @@ def request_of(
     if rates is not None:
         if isinstance(rates, int) or not list(rates):
             raise ValueError(f"rates is a list of rates to choose from, got {rates!r}.")
-        own = tuple(sorted({check_rate(one) for one in rates}))
+        allowed = tuple(sorted(set(map(check_rate, rates))))
     else:
-        own = tuple(sorted(model.config.compression_rates)) if chosen else (check_rate(rate),)
-    return Request(own, fidelity, max_slots, detectors, slot_dtype)
+        allowed = tuple(sorted(model.config.compression_rates)) if chosen else (check_rate(rate),)
+    return Request(allowed, fidelity, max_slots, detectors, slot_dtype)
 
 
 class _RateSlots:
@@ -201,15 +203,15 @@ class _RateSlots:
         if self._finest is not None and self._finest.coarsens_to(rate):
             memory = self._finest.at_rate(rate)
             slots = memory.slots.split([segment.slots for segment in memory.segments])
-            found = [slots[self._place[i]] for i in chosen]
+            part_slots = [slots[self._place[i]] for i in chosen]
         else:
             self._apart.add(rate)
             if len(self._apart) > 1:
                 self._say_apart()
             memory = self._encode(rate, chosen)
-            found = list(memory.slots.split([segment.slots for segment in memory.segments]))
+            part_slots = list(memory.slots.split([segment.slots for segment in memory.segments]))
         dtype = self.request.slot_dtype
-        return found if dtype is None else [one.to(dtype) for one in found]
+        return part_slots if dtype is None else [slots.to(dtype) for slots in part_slots]
 
     def _serves(self, finest: int) -> bool:
         """Whether one encoding at the finest rate gives another of the rates."""
@@ -239,9 +241,11 @@ def _choose_coarsest(
     """Coarsest first; only what failed is asked again, and what no rate serves stays text."""
     rest = [i for i, part in enumerate(parts) if part.span.ids]
     for rate in sorted(request.rates, reverse=True):
-        found = slots.at(rate, rest) if rest else []
-        for i, own, right in zip(rest, found, ask(model, parts, rest, found), strict=True):
-            parts[i].rate, parts[i].slots, parts[i].right = rate, own, right
+        rest_slots = slots.at(rate, rest) if rest else []
+        for i, part_slots, right in zip(
+            rest, rest_slots, ask(model, parts, rest, rest_slots), strict=True
+        ):
+            parts[i].rate, parts[i].slots, parts[i].right = rate, part_slots, right
         if request.fidelity is not None:
             rest = [i for i in rest if not _serves(parts[i], request.fidelity)]
     if request.fidelity is not None:
@@ -261,10 +265,12 @@ def _spend_budget(
     kept: dict[tuple[int, int], tuple[torch.Tensor, list[bool]]] = {}
     options: list[list[Option]] = [[] for _ in parts]
     for rate in sorted(request.rates, reverse=True):
-        found = slots.at(rate, chosen) if chosen else []
-        for i, own, right in zip(chosen, found, ask(model, parts, chosen, found), strict=True):
-            kept[i, rate] = own, right
-            options[i].append(Option(rate, len(own), parts[i].recovered(right)))
+        chosen_slots = slots.at(rate, chosen) if chosen else []
+        for i, part_slots, right in zip(
+            chosen, chosen_slots, ask(model, parts, chosen, chosen_slots), strict=True
+        ):
+            kept[i, rate] = part_slots, right
+            options[i].append(Option(rate, len(part_slots), parts[i].recovered(right)))
     for part, ways in zip(parts, options, strict=True):
         if request.fidelity is not None or not part.span.ids:
             tokens = len(part.reading.ids)
@@ -278,8 +284,8 @@ def _spend_budget(
         for i, option in zip(own_parts, picked, strict=True):
             parts[i].rate = option.rate
             if parts[i].span.ids:
-                own, parts[i].right = kept[i, option.rate or min(request.rates)]
-                parts[i].slots = own if option.rate else None
+                part_slots, parts[i].right = kept[i, option.rate or min(request.rates)]
+                parts[i].slots = part_slots if option.rate else None
 
 
 def _warn_if_untrained(model: MemslotsModel, parts: Sequence[Draft]) -> None:
@@ -291,13 +297,13 @@ def _warn_if_untrained(model: MemslotsModel, parts: Sequence[Draft]) -> None:
     few = asked[:FEW]
     blind = teacher_forced(model, None, [part.reading for part in few], [[] for _ in few])
     size = sum(map(len, blind))
-    own, guessed = (sum(sum(p.right) for p in few) / size, sum(map(sum, blind)) / size)
-    if own - guessed < NO_HELP:
+    given_back, guessed = (sum(sum(p.right) for p in few) / size, sum(map(sum, blind)) / size)
+    if given_back - guessed < NO_HELP:
         warnings.warn(
-            f"from the slots the decoder gives back {own:.0%} of the tokens of these segments, and "
-            f"{guessed:.0%} without them: this checkpoint was never trained to reconstruct (the "
-            "<AE> task), or never on such text. What is kept as text, literals or stored bytes "
-            "is exact all the same, but it saves little",
+            f"from the slots the decoder gives back {given_back:.0%} of the tokens of these "
+            f"segments, and {guessed:.0%} without them: this checkpoint was never trained to "
+            "reconstruct (the <AE> task), or never on such text. What is kept as text, literals or "
+            "stored bytes is exact all the same, but it saves little",
             stacklevel=2,
         )
 

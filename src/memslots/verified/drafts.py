@@ -38,7 +38,7 @@ class Draft:
     def held(self) -> Places:
         """Characters of its literals, from the segment's start."""
         shift = self.span.start
-        return [(one.start - shift, one.end - shift) for one in self.literals]
+        return [(literal.start - shift, literal.end - shift) for literal in self.literals]
 
     def lost(self, right: Sequence[bool] | None = None, held: bool = True) -> Places:
         """Characters `(start, end)` of the source that are lost, token by token."""
@@ -70,13 +70,13 @@ def drafts_of(
     for t, text in enumerate(texts):
         name = "context" if len(texts) == 1 else f"context[{t}]"
         spans = processor.spans(check_text(text, name))
-        found = (
+        span_literals = (
             processor.segment_literals(text, spans, literals)
             if spans[0].ids
             else [() for _ in spans]
         )
-        for span, own in zip(spans, found, strict=True):
-            yield Draft(t, span, read(processor, text[span.start : span.end]), own)
+        for span, beside in zip(spans, span_literals, strict=True):
+            yield Draft(t, span, read(processor, text[span.start : span.end]), beside)
 
 
 def ask(
@@ -109,5 +109,5 @@ def trial_memory(
 
 def beside_ids(model: MemslotsModel, parts: Sequence[Draft]) -> list[list[int]]:
     """Decoder tokens of each draft's literals."""
-    found = model.processor.literal_ids([part.literals for part in parts])
-    return found or [[] for _ in parts]
+    token_ids = model.processor.literal_ids([part.literals for part in parts])
+    return token_ids or [[] for _ in parts]

@@ -19,20 +19,20 @@ def keep_exact_spans(
     """Make literals of the spans of which anything is lost, teacher-forced or free-running."""
     open_spans: list[tuple[Literal, list[int]]] = []
     for t, text in enumerate(texts):
-        own = [i for i, part in enumerate(parts) if part.text == t]
-        found = _owners(exact_spans(text, detectors), [parts[i] for i in own])
-        open_spans += [(span, [own[n] for n in places]) for span, places in found if places]
+        text_parts = [i for i, part in enumerate(parts) if part.text == t]
+        placed = _owners(exact_spans(text, detectors), [parts[i] for i in text_parts])
+        open_spans += [(span, [text_parts[n] for n in places]) for span, places in placed if places]
     due = {i for _, places in open_spans for i in places}
     lost: dict[int, Places] = {}
     for round_ in range(ROUNDS + 1):
         lost.update(_lost_either_way(model, parts, sorted(due)))
-        hit = [one for one in open_spans if _hit(one, lost) and not _held(one, parts)]
+        hit = [exact for exact in open_spans if _hit(exact, lost) and not _held(exact, parts)]
         if round_ == ROUNDS:
             changed = {places[0] for _, places in hit}
-            hit = [one for one in open_spans if not changed.isdisjoint(one[1])]
+            hit = [exact for exact in open_spans if not changed.isdisjoint(exact[1])]
         if not hit:
             return
-        open_spans = [one for one in open_spans if one not in hit]
+        open_spans = [exact for exact in open_spans if exact not in hit]
         new: dict[int, list[Literal]] = {}
         for span, places in hit:
             if not _held((span, places), parts):
@@ -48,7 +48,7 @@ def keep_exact_spans(
 
 def _owners(spans: Sequence[Literal], parts: Sequence[Draft]) -> list[tuple[Literal, list[int]]]:
     """For each span, which of a text's parts it lies in and are not read as text."""
-    found: list[tuple[Literal, list[int]]] = []
+    placed: list[tuple[Literal, list[int]]] = []
     first = 0
     for span in spans:
         while first < len(parts) - 1 and parts[first].span.end <= span.start:
@@ -58,8 +58,8 @@ def _owners(spans: Sequence[Literal], parts: Sequence[Draft]) -> list[tuple[Lite
             if parts[n].slots is not None:
                 places.append(n)
             n += 1
-        found.append((span, places))
-    return found
+        placed.append((span, places))
+    return placed
 
 
 def _lost_either_way(
@@ -68,27 +68,31 @@ def _lost_either_way(
     """Characters that the chosen parts lose, teacher-forced or free-running."""
     if not chosen:
         return {}
-    own = [parts[i] for i in chosen]
-    trial = trial_memory(model, own, [part.slots for part in own if part.slots is not None])
-    readings, beside = [part.reading for part in own], beside_ids(model, own)
+    chosen_parts = [parts[i] for i in chosen]
+    trial = trial_memory(
+        model, chosen_parts, [part.slots for part in chosen_parts if part.slots is not None]
+    )
+    readings, beside = [part.reading for part in chosen_parts], beside_ids(model, chosen_parts)
     # What is lost nearly whole need not be written too.
-    some = [n for n, part in enumerate(own) if 2 * sum(part.right) > len(part.right)]
+    some = [n for n, part in enumerate(chosen_parts) if 2 * sum(part.right) > len(part.right)]
     free = dict(zip(some, free_running(model, trial, readings, beside, some), strict=True))
     lost = {}
-    for n, (i, part) in enumerate(zip(chosen, own, strict=True)):
+    for n, (i, part) in enumerate(zip(chosen, chosen_parts, strict=True)):
         again = free.get(n, [False] * len(part.right))
         both = [a and b for a, b in zip(part.right, again, strict=True)]
         lost[i] = part.lost(both, held=False)
     return lost
 
 
-def _hit(one: tuple[Literal, list[int]], lost: dict[int, Places]) -> bool:
-    span, places = one
+def _hit(exact: tuple[Literal, list[int]], lost: dict[int, Places]) -> bool:
+    span, places = exact
     return any(a < span.end and b > span.start for i in places for a, b in lost[i])
 
 
-def _held(one: tuple[Literal, list[int]], parts: Sequence[Draft]) -> bool:
-    span, places = one
+def _held(exact: tuple[Literal, list[int]], parts: Sequence[Draft]) -> bool:
+    span, places = exact
     return any(
-        own.start <= span.start and span.end <= own.end for i in places for own in parts[i].literals
+        literal.start <= span.start and span.end <= literal.end
+        for i in places
+        for literal in parts[i].literals
     )

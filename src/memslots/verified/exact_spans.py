@@ -37,24 +37,24 @@ def exact_detectors(exact: Exact | None) -> list[Detector]:
     if exact is True:
         return [_named(name, DETECTORS[name]) for name in DETECTORS]
     single = isinstance(exact, (str, re.Pattern)) or callable(exact)
-    found = []
-    for one in [exact] if single or not isinstance(exact, (list, tuple)) else exact:
-        if isinstance(one, re.Pattern):
-            found.append(_named(f"re.compile({one.pattern!r})", _by_pattern(one)))
-        elif isinstance(one, str) and one in DETECTORS:
-            found.append(_named(one, DETECTORS[one]))
-        elif callable(one):
-            found.append(_of_function(one))
+    detectors = []
+    for kind in [exact] if single or not isinstance(exact, (list, tuple)) else exact:
+        if isinstance(kind, re.Pattern):
+            detectors.append(_named(f"re.compile({kind.pattern!r})", _by_pattern(kind)))
+        elif isinstance(kind, str) and kind in DETECTORS:
+            detectors.append(_named(kind, DETECTORS[kind]))
+        elif callable(kind):
+            detectors.append(_of_function(kind))
         else:
             try:
-                check_detectors(one)
+                check_detectors(kind)
             except ValueError as error:
                 raise ValueError(
                     str(error).replace("literals=", "exact=", 1)
                     + " A regular expression is given as re.compile(...)."
                 ) from error
-            raise ValueError(f"exact={one!r} is not known; use names of {sorted(DETECTORS)}.")
-    return found
+            raise ValueError(f"exact={kind!r} is not known; use names of {sorted(DETECTORS)}.")
+    return detectors
 
 
 def exact_spans(text: str, detectors: Sequence[Detector]) -> list[Literal]:
@@ -99,9 +99,9 @@ def _of_function(function: Callable[[str], Any]) -> Detector:
     name = getattr(function, "__qualname__", None) or repr(function)
 
     def detect(text: str) -> Iterable[tuple[int, int]]:
-        found = _asked(name, function, text, 0, len(text))
-        if not isinstance(found, bool):
-            return _checked(name, found, text)
+        answer = _asked(name, function, text, 0, len(text))
+        if not isinstance(answer, bool):
+            return _checked(name, answer, text)
         words = [match.span() for match in _WORD.finditer(text)]  # a predicate says yes or no
         said = [_asked(name, function, text[a:b], a, b) for a, b in words]
         return [span for span, yes in zip(words, said, strict=True) if yes]
@@ -111,8 +111,8 @@ def _of_function(function: Callable[[str], Any]) -> Detector:
 
 def _asked(name: str, function: Callable[[str], Any], span: str, start: int, end: int) -> Any:
     try:
-        found = function(span)
-        return list(found) if isinstance(found, Iterator) else found
+        answer = function(span)
+        return list(answer) if isinstance(answer, Iterator) else answer
     except Exception as error:  # a user's function may raise anything; it is named
         raise _failed(name, span, 0, end - start, error, start) from error
 

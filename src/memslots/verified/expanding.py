@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
+from memslots.modeling.decoders_memslots import read_back
 from memslots.modeling.layout_memslots import beside_slots, reading_row
-from memslots.modeling.reading_back_memslots import read_back
 
 UNCERTAIN = 0.8
 """A token is marked where the decoder gave it less than this probability."""

@@ -95,7 +95,10 @@ def teacher_forced(
         hits = (logits[:, :-1].argmax(dim=-1) == inputs["labels"][:, start + 1 :]).tolist()
         for i, row_hits in zip(batch, hits, strict=True):
             right[i] = row_hits[n_targets - len(rows[i].target) :]
-    return [_without_unknown(processor, one, own) for one, own in zip(readings, right, strict=True)]
+    return [
+        _without_unknown(processor, reading, hits)
+        for reading, hits in zip(readings, right, strict=True)
+    ]
 
 
 def free_running(
@@ -122,7 +125,7 @@ def free_running(
     """
     processor = model.processor
     control = set(processor.eos_ids) | processor.decoder_text.control_ids
-    found: dict[int, list[bool]] = {}
+    right: dict[int, list[bool]] = {}
     order = sorted(chosen, key=lambda i: len(readings[i].ids))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -132,8 +135,8 @@ def free_running(
         output = model.generate_rows(rows, memory, kwargs)
         for i, ids in zip(batch, output.tolist(), strict=True):
             end = next((n for n, token in enumerate(ids) if token in control), len(ids))
-            found[i] = aligned(readings[i].ids, ids[: min(end, len(readings[i].ids) + 8)])
-    return [found[i] for i in chosen]
+            right[i] = aligned(readings[i].ids, ids[: min(end, len(readings[i].ids) + 8)])
+    return [right[i] for i in chosen]
 
 
 def aligned(truth: Sequence[int], produced: Sequence[int]) -> list[bool]:
@@ -181,11 +184,11 @@ def _batches(
     batches: list[list[int]] = []
     for i in sorted(order, key=lambda i: (len(rows[i].target), lengths[i])):
         if batches:
-            own = [*batches[-1], i]
-            positions = max(lengths[j] for j in own) * len(own)
-            logits = max(len(rows[j].target) + 1 for j in own) * len(own) * vocabulary
+            batch = [*batches[-1], i]
+            positions = max(lengths[j] for j in batch) * len(batch)
+            logits = max(len(rows[j].target) + 1 for j in batch) * len(batch) * vocabulary
             if positions <= BATCH_TOKENS and logits <= LOGITS:
-                batches[-1] = own
+                batches[-1] = batch
                 continue
         batches.append([i])
     return batches

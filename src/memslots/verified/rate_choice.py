@@ -66,11 +66,11 @@ def spend(
     Raises:
         ValueError: not even the cheapest options fit.
     """
-    chosen = [min(own, key=lambda one: (one.cost, -one.recovered)) for own in options]
-    left = budget - sum(one.cost for one in chosen)
+    chosen = [min(ways, key=lambda option: (option.cost, -option.recovered)) for ways in options]
+    left = budget - sum(option.cost for option in chosen)
     if left < 0:
-        least = sum(one.cost for one in chosen)
-        coarsest = max((one.rate for own in options for one in own), default=0)
+        least = sum(option.cost for option in chosen)
+        coarsest = max((option.rate for ways in options for option in ways), default=0)
         raise ValueError(
             f"max_slots={budget} is too little: the {len(options)} segments of {name} take {least} "
             f"slots at rate {coarsest}, the coarsest that may be used. Give max_slots={least} or "
@@ -102,9 +102,13 @@ def _offer(
     if now.recovered >= enough:
         return
     steps = [
-        one for one in options if one.recovered > now.recovered and 0 < one.cost - now.cost <= left
+        option
+        for option in options
+        if option.recovered > now.recovered and 0 < option.cost - now.cost <= left
     ]
     if steps:
-        best = max(steps, key=lambda one: (one.recovered - now.recovered) / (one.cost - now.cost))
+        best = max(
+            steps, key=lambda option: (option.recovered - now.recovered) / (option.cost - now.cost)
+        )
         gain = (best.recovered - now.recovered) / (best.cost - now.cost)
         heapq.heappush(queue, (-gain, i, best))

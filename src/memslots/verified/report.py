@@ -53,17 +53,17 @@ class SegmentReport:
 
 
 _COLUMNS = {
-    "segment": lambda one: str(one.index),
-    "characters": lambda one: f"{one.start}-{one.end}",
-    "tokens": lambda one: str(one.tokens),
-    "rate": lambda one: str(one.rate) if one.rate else "text",
-    "slots": lambda one: str(one.slots),
-    "literals": lambda one: str(one.literals),
-    "positions": lambda one: "?" if one.positions is None else str(one.positions),
-    "effective rate": lambda one: f"{one.effective_rate:.2f}",
-    "fidelity": lambda one: "?" if one.fidelity is None else f"{one.fidelity:.1%}",
-    "lost": lambda one: "?" if one.lost is None else str(one.lost),
-    "exact text": lambda one: one.exact or "-",
+    "segment": lambda line: str(line.index),
+    "characters": lambda line: f"{line.start}-{line.end}",
+    "tokens": lambda line: str(line.tokens),
+    "rate": lambda line: str(line.rate) if line.rate else "text",
+    "slots": lambda line: str(line.slots),
+    "literals": lambda line: str(line.literals),
+    "positions": lambda line: "?" if line.positions is None else str(line.positions),
+    "effective rate": lambda line: f"{line.effective_rate:.2f}",
+    "fidelity": lambda line: "?" if line.fidelity is None else f"{line.fidelity:.1%}",
+    "lost": lambda line: "?" if line.lost is None else str(line.lost),
+    "exact text": lambda line: line.exact or "-",
 }
 
 
@@ -86,19 +86,19 @@ class MemoryReport:
     def totals(self) -> dict[str, Any]:
         """Sums over all segments; effective rate and fidelity are those of the whole."""
         lines = self.segments
-        known = [one for one in lines if one.fidelity is not None and one.decoder_tokens]
+        known = [line for line in lines if line.fidelity is not None and line.decoder_tokens]
         positions = None
-        if all(one.positions is not None for one in lines):
-            positions = sum(one.positions or 0 for one in lines)
-        tokens, slots = sum(one.tokens for one in lines), sum(one.slots for one in lines)
-        decoder_tokens = sum(one.decoder_tokens or 0 for one in known)
-        lost = sum((one.lost or 0) for one in known if one.rate)
+        if all(line.positions is not None for line in lines):
+            positions = sum(line.positions or 0 for line in lines)
+        tokens, slots = sum(line.tokens for line in lines), sum(line.slots for line in lines)
+        decoder_tokens = sum(line.decoder_tokens or 0 for line in known)
+        lost = sum((line.lost or 0) for line in known if line.rate)
         return {
             "segments": len(lines),
             "tokens": tokens,
             "slots": slots,
-            "as_text": sum(one.rate == 0 for one in lines),
-            "literals": sum(one.literals for one in lines),
+            "as_text": sum(line.rate == 0 for line in lines),
+            "literals": sum(line.literals for line in lines),
             "positions": positions,
             "effective_rate": tokens / max(1, slots if positions is None else positions),
             "fidelity": 1 - lost / decoder_tokens if len(known) == len(lines) and known else None,
@@ -107,7 +107,7 @@ class MemoryReport:
 
     def __str__(self) -> str:
         rows = [list(_COLUMNS)] + [
-            [cell(one) for cell in _COLUMNS.values()] for one in self.segments
+            [cell(line) for cell in _COLUMNS.values()] for line in self.segments
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -119,21 +119,21 @@ class MemoryReport:
     @property
     def summary(self) -> str:
         """The totals as a sentence."""
-        found = self.totals
-        positions, fidelity = found["positions"], found["fidelity"]
-        takes = f"{found['slots']} slots"
-        takes += f" and {found['literals']} verbatim tokens" if found["literals"] else ""
-        takes += f", {found['as_text']} segments read as text" if found["as_text"] else ""
+        totals = self.totals
+        positions, fidelity = totals["positions"], totals["fidelity"]
+        takes = f"{totals['slots']} slots"
+        takes += f" and {totals['literals']} verbatim tokens" if totals["literals"] else ""
+        takes += f", {totals['as_text']} segments read as text" if totals["as_text"] else ""
         takes += "" if positions is None else f": {positions} prompt tokens"
         known = "not checked" if fidelity is None else f"{fidelity:.2%} of the tokens"
         return (
-            f"{found['tokens']} tokens in {takes}, an effective rate of "
-            f"{found['effective_rate']:.2f}; given back: {known}."
+            f"{totals['tokens']} tokens in {takes}, an effective rate of "
+            f"{totals['effective_rate']:.2f}; given back: {known}."
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Totals and a dict a segment, of what JSON can hold."""
-        return {"totals": self.totals, "segments": [asdict(one) for one in self.segments]}
+        return {"totals": self.totals, "segments": [asdict(line) for line in self.segments]}
 
     def to_json(self, indent: int | None = None) -> str:
         """`to_dict` as JSON."""
@@ -166,8 +166,10 @@ class MemoryReport:
                 f'style="--lost: {shade}">{body}</span>'
             )
         table = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(c(one))}</td>" for c in _COLUMNS.values()) + "</tr>"
-            for one in self.segments
+            "<tr>"
+            + "".join(f"<td>{html.escape(c(line))}</td>" for c in _COLUMNS.values())
+            + "</tr>"
+            for line in self.segments
         )
         head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
         shown = _MAP.format(

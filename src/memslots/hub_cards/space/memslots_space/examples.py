@@ -30,6 +30,6 @@ class Example:
 
 def examples(trained_on: str = "") -> list[Example]:
     """All examples, those of a kind that the compressor was trained on first."""
-    found = json.loads(Path(__file__).with_name("examples.json").read_text("utf-8"))
-    read = [Example(**{**each, "questions": tuple(each["questions"])}) for each in found]
+    listed = json.loads(Path(__file__).with_name("examples.json").read_text("utf-8"))
+    read = [Example(**{**each, "questions": tuple(each["questions"])}) for each in listed]
     return sorted(read, key=lambda example: not example.is_like(trained_on))

@@ -111,11 +111,11 @@ class Page:
         question, document = first.questions[0], self.kept[first.text]
         control = self._control(first.text, rate)
         for tokens in (2, settings.max_new_tokens):  # once to warm up: seconds are shown
-            found = list(answers.answer_all(self.model, document, control, question, tokens))
+            shown = list(answers.answer_all(self.model, document, control, question, tokens))
         self.document = gr.State(None, time_to_live=SESSION_SECONDS)
         self.chat = gr.State(None, time_to_live=SESSION_SECONDS)
         gr.Markdown(f"# {settings.title}", elem_classes="heading")
-        self.headline = gr.HTML(views.headline(found, document, question), elem_id="headline")
+        self.headline = gr.HTML(views.headline(shown, document, question), elem_id="headline")
         on_hub = not Path(settings.model).is_dir()
         at = f"@{settings.revision[:7]}" if settings.revision else ""
         link = f"Checkpoint: [{settings.model}{at}](https://huggingface.co/{settings.model})."
@@ -161,7 +161,7 @@ class Page:
                             question, label="Question", scale=4, min_width=280, elem_id="question"
                         )
                         self.ask_button = gr.Button("Ask", variant="primary", elem_id="ask")
-                    cards = views.cards(found, document, question)
+                    cards = views.cards(shown, document, question)
                     self.answers = gr.HTML(cards, elem_id="answers")
                     gr.HTML(views.hint(_COSTS))
                     self.picture = gr.HTML(self._picture(document), elem_id="picture")
@@ -258,12 +258,12 @@ class Page:
         question = documents.check_question(question)
         document = yield from self.compress(text, rate, document, question)
         yield {self.answers: views.cards([], document, question)}
-        control, found = self._control(text, rate), []
+        control, shown = self._control(text, rate), []
         most = self.settings.max_new_tokens
         for answer in answers.answer_all(self.model, document, control, question, most):
-            found.append(answer)
-            yield {self.answers: views.cards(found, document, question)}
-        yield {self.headline: views.headline(found, document, question)}
+            shown.append(answer)
+            yield {self.answers: views.cards(shown, document, question)}
+        yield {self.headline: views.headline(shown, document, question)}
 
     def verify(self, text: str, rate: int, document: Document | None) -> Iterator[Shown]:
         """Marks in the text what the slots do not give back."""
@@ -275,8 +275,8 @@ class Page:
         """Reconstructs the document."""
         document = yield from self.compress(text, rate, document)
         most = self.settings.max_segments_read_back
-        found = reading_back.read_back(self.model, document, most)
-        yield {self.restored: views.reconstruction(found, document)}
+        read = reading_back.read_back(self.model, document, most)
+        yield {self.restored: views.reconstruction(read, document)}
 
     def talk(
         self,

@@ -75,11 +75,11 @@ def compare(tokenizer: Any, source: str, produced: str) -> tuple[list[Piece], in
     Returns:
         The pieces in reading order, how many of the source's tokens are right, and how many it has.
     """
-    wanted, source_at = tokens_of(tokenizer, source)
-    found, produced_at = tokens_of(tokenizer, produced)
+    source_tokens, source_at = tokens_of(tokenizer, source)
+    produced_tokens, produced_at = tokens_of(tokenizer, produced)
     pieces: list[Piece] = []
     right = 0
-    matcher = SequenceMatcher(None, wanted, found, autojunk=False)
+    matcher = SequenceMatcher(None, source_tokens, produced_tokens, autojunk=False)
     for kind, i1, i2, j1, j2 in matcher.get_opcodes():
         if kind == "equal":
             right += i2 - i1
@@ -87,7 +87,7 @@ def compare(tokenizer: Any, source: str, produced: str) -> tuple[list[Piece], in
             continue
         pieces.append(Piece(source[source_at[i1] : source_at[i2]], MISSING))
         pieces.append(Piece(produced[produced_at[j1] : produced_at[j2]], WRONG))
-    return [piece for piece in pieces if piece.text], right, len(wanted)
+    return [piece for piece in pieces if piece.text], right, len(source_tokens)
 
 
 def tokens_of(tokenizer: Any, text: str) -> tuple[Sequence[int], list[int]]:

@@ -65,9 +65,9 @@ def read_settings(path: Path, variables: Mapping[str, str] = os.environ) -> Sett
     Raises:
         ValueError: a setting that is unknown, missing or cannot be.
     """
-    given: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    stated: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     known = {field.name: field.type for field in fields(Settings)}
-    unknown = sorted(set(given) - set(known))
+    unknown = sorted(set(stated) - set(known))
     if unknown:
         raise ValueError(f"{path.name} does not know {unknown}; it has {sorted(known)}.")
     told = {}
@@ -75,10 +75,10 @@ def read_settings(path: Path, variables: Mapping[str, str] = os.environ) -> Sett
         value = variables.get(f"{PREFIX}{name.upper()}")
         if value:
             told[name] = int(value) if kind == "int" and value.isdecimal() else value
-    if told.get("model", given.get("model")) != given.get("model"):
+    if told.get("model", stated.get("model")) != stated.get("model"):
         for name in ("revision", "trained_on"):  # they were the other checkpoint's
-            given.pop(name, None)
-    settings = replace(Settings(model="none"), **{"model": "", **given, **told})
+            stated.pop(name, None)
+    settings = replace(Settings(model="none"), **{"model": "", **stated, **told})
     if settings.revision is None and not Path(settings.model).is_dir():
         logger.warning(
             "%s is not pinned: its code and weights may change. Set MEMSLOTS_REVISION to a commit.",

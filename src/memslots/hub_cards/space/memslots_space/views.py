@@ -64,10 +64,10 @@ def about(document: Document, shown: Markup, question: str | None = None) -> Mar
 def mark(text: str) -> int:
     """A number by which the browser knows a text again: its UTF-16 units, hashed."""
     data = text.encode("utf-16-le", "surrogatepass")
-    found = 0
+    digest = 0
     for i in range(0, len(data), 2):
-        found = (found * 31 + data[i] + 256 * data[i + 1]) & 0xFFFFFFFF
-    return found
+        digest = (digest * 31 + data[i] + 256 * data[i + 1]) & 0xFFFFFFFF
+    return digest
 
 
 def compressed(document: Document, warning: str) -> Markup:
@@ -177,20 +177,20 @@ def chatted(document: Document, questions: int, prompt_tokens: int) -> Markup:
     return about(document, hint(f"{said}{prompt_tokens:,} prompt tokens."))
 
 
-def reconstruction(found: ReadBack, document: Document) -> Markup:
+def reconstruction(read: ReadBack, document: Document) -> Markup:
     """The text as the decoder reads it back, with what is wrong and what is missing marked."""
-    share = found.right / found.total if found.total else 0.0
+    share = read.right / read.total if read.total else 0.0
     head = Markup(
         "<p><b>{:,} of {:,} tokens come back</b> ({:.0%}, in order), in {:.1f} s</p>"
         '<p class="hint"><mark>red</mark> is not in the text, <del>struck out</del> is missing.</p>'
-    ).format(found.right, found.total, share, found.seconds)
+    ).format(read.right, read.total, share, read.seconds)
     parts = Markup("")
-    for i, pieces in enumerate(found.segments):
-        number = Markup("<sup>{}</sup>").format(i + 1) if len(found.segments) > 1 else ""
+    for i, pieces in enumerate(read.segments):
+        number = Markup("<sup>{}</sup>").format(i + 1) if len(read.segments) > 1 else ""
         parts += number
         for piece in pieces:
             parts += Markup("<{0}>{1}</{0}>").format(_TAGS[piece.kind], piece.text)
-    left_out = f"{plural(found.left_out, 'more segment')} not read back here."
-    more = hint(left_out) if found.left_out else ""
+    left_out = f"{plural(read.left_out, 'more segment')} not read back here."
+    more = hint(left_out) if read.left_out else ""
     shown = Markup('{}<div class="text">{}</div>{}').format(head, parts, more)
     return about(document, shown)
