@@ -140,6 +140,24 @@ def test_one_commit_holds_all_and_nothing_else(hub, bundled):
         assert TOKEN.encode() not in content, name
 
 
+def test_what_is_told_of_the_training_travels(bundled, tmp_path):
+    model, folder = bundled
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "recipe.yaml").unlink()
+    told = {
+        "curve.jsonl": '{"step": 5, "seen": 640, "held out": {"r2/64": [0.2, 0.9]}}\n',
+        "training.json": '{"data": ["books"], "runs": ["640 tokens on a CPU"]}',
+        "NOTICE": "whose data it was trained on",
+    }
+    for name, text in told.items():
+        (tmp_path / "copy" / name).write_text(text)
+    with staged(tmp_path / "copy", "me/model", model) as (_, files):
+        sent = {file.name: file.path for file in files}
+        assert {name: sent[name].read_text("utf-8") for name in told} == told
+        card = sent["README.md"].read_text("utf-8")
+    assert "- Data: books.\n- Runs: 640 tokens on a CPU.\n- Length: 5 steps" in card
+
+
 def test_second_push_takes_away_what_the_first_left(hub, bundled):
     _, folder = bundled
     old = {"model-00001-of-00002.safetensors": b"x", "old_memslots.py": b"x", "notes.md": b"kept"}
