@@ -120,7 +120,7 @@ def compress(
         _choose_coarsest(model, parts, slots, request)
     _warn_if_untrained(model, parts)
     if request.exact:
-        keep_exact_spans(model, texts, parts, request.exact)
+        keep_exact_spans(model, texts, parts, request.exact, progress)
     for part in parts:
         if part.slots is None:  # what a cut divides is not whole in the text
             part.literals = tuple(one for one in part.literals if one.end > part.span.end)
@@ -240,7 +240,8 @@ def _choose_coarsest(
     rest = [i for i, part in enumerate(parts) if part.span.ids]
     for rate in sorted(request.rates, reverse=True):
         found = slots.at(rate, rest) if rest else []
-        for i, own, right in zip(rest, found, ask(model, parts, rest, found), strict=True):
+        told = ask(model, parts, rest, found, slots.progress)
+        for i, own, right in zip(rest, found, told, strict=True):
             parts[i].rate, parts[i].slots, parts[i].right = rate, own, right
         if request.fidelity is not None:
             rest = [i for i in rest if not _serves(parts[i], request.fidelity)]
@@ -262,7 +263,8 @@ def _spend_budget(
     options: list[list[Option]] = [[] for _ in parts]
     for rate in sorted(request.rates, reverse=True):
         found = slots.at(rate, chosen) if chosen else []
-        for i, own, right in zip(chosen, found, ask(model, parts, chosen, found), strict=True):
+        told = ask(model, parts, chosen, found, slots.progress)
+        for i, own, right in zip(chosen, found, told, strict=True):
             kept[i, rate] = own, right
             options[i].append(Option(rate, len(own), parts[i].recovered(right)))
     for part, ways in zip(parts, options, strict=True):

@@ -84,13 +84,14 @@ def ask(
     parts: Sequence[Draft],
     chosen: Sequence[int],
     slots: Sequence[torch.Tensor],
+    progress: bool | None = None,
 ) -> list[list[bool]]:
     """What the decoder gets back of the chosen parts from these slots, teacher-forced."""
     if not chosen:
         return []
     trial = trial_memory(model, [parts[i] for i in chosen], slots)
     beside = beside_ids(model, [parts[i] for i in chosen])
-    return teacher_forced(model, trial, [parts[i].reading for i in chosen], beside)
+    return teacher_forced(model, trial, [parts[i].reading for i in chosen], beside, progress)
 
 
 def trial_memory(

@@ -5,11 +5,12 @@ wherever its argmax is not the next token, that token would be lost. Free-runnin
 writes the segment, and what it writes is aligned with the truth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
 from memslots.modeling.decoders_memslots import decoder_logits
@@ -54,6 +55,7 @@ def teacher_forced(
     memory: Memory | None,
     readings: Sequence[Reading],
     beside: Sequence[Sequence[int]],
+    progress: bool | None = None,
 ) -> list[list[bool]]:
     """Whether each token of each segment is the decoder's argmax after those before it.
 
@@ -62,6 +64,7 @@ def teacher_forced(
         memory: whose segments are read; None asks what the decoder guesses without any.
         readings: of each segment.
         beside: decoder tokens of each segment's literals.
+        progress: as for `model.compress`.
 
     Returns:
         A list a segment, a bool a decoder token; all False where the segment is too long to read.
@@ -81,7 +84,8 @@ def teacher_forced(
         for i, row in enumerate(rows)
         if 0 < len(row.target) <= longest and (most is None or lengths[i] <= most)
     ]
-    for batch in _batches(asked, rows, lengths, decoder.config.get_text_config().vocab_size):
+    vocabulary = decoder.config.get_text_config().vocab_size
+    for batch in in_view("checking", _batches(asked, rows, lengths, vocabulary), progress):
         inputs = model.row_inputs([rows[i] for i in batch], memory)
         n_targets = max(len(rows[i].target) for i in batch)  # they end together, at the right
         start = inputs["inputs_embeds"].shape[1] - n_targets - 1
@@ -105,6 +109,7 @@ def free_running(
     beside: Sequence[Sequence[int]],
     chosen: Sequence[int],
     batch_size: int = 32,
+    progress: bool | None = None,
 ) -> list[list[bool]]:
     """Whether each token of the `chosen` segments is in what the decoder writes, aligned.
 
@@ -115,6 +120,7 @@ def free_running(
         beside: decoder tokens of each segment's literals.
         chosen: indices of segments.
         batch_size: segments that are written at once.
+        progress: as for `model.compress`.
 
     Returns:
         A list for each of `chosen`, a bool a decoder token; tokens next to one that is not
@@ -124,8 +130,8 @@ def free_running(
     control = set(processor.eos_ids) | processor.decoder_text.control_ids
     found: dict[int, list[bool]] = {}
     order = sorted(chosen, key=lambda i: len(readings[i].ids))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for batch in in_view("writing back", batches, progress):
         rows = [reading_row(i, processor.bos_ids, [], beside[i]) for i in batch]
         most = max(len(readings[i].ids) for i in batch)
         kwargs = {"max_new_tokens": most + 8, "do_sample": False, "num_beams": 1}
@@ -134,6 +140,14 @@ def free_running(
             end = next((n for n, token in enumerate(ids) if token in control), len(ids))
             found[i] = aligned(readings[i].ids, ids[: min(end, len(readings[i].ids) + 8)])
     return [found[i] for i in chosen]
+
+
+def in_view(
+    label: str, batches: Sequence[Sequence[int]], progress: bool | None
+) -> Iterable[Sequence[int]]:
+    """The batches, with a bar and the time left; `progress` is as for `model.compress`."""
+    show = len(batches) > 20 if progress is None else progress
+    return tqdm(batches, desc=label, unit="batch", disable=not show)
 
 
 def aligned(truth: Sequence[int], produced: Sequence[int]) -> list[bool]:
