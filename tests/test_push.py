@@ -385,6 +385,11 @@ def test_dry_run_lists_and_sends_nothing(hub, bundled, capsys):
     assert re.search(rf"model\.safetensors\W+{weights:,}", printed)
     assert "handler.py" in printed
     assert "nothing was sent" in printed
+    command = ["push", "--model", str(bundled[1]), "--repo", "me/model", "--dry-run", "--json"]
+    assert main(command) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["repo"] == "me/model"
+    assert listed["files"]["model.safetensors"] == weights
     assert hub.requests == []
 
 
@@ -406,6 +411,10 @@ def test_command_line(hub, bundled, capsys):
     assert repository.branches["main"] in captured.out
     assert TOKEN not in captured.out + captured.err
     assert b"license: apache-2.0" in repository.find("main").files["README.md"]
+    assert main([*arguments, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["revision"] == repository.branches["main"]
+    assert "me/model" in made["url"]
     hub.fail("PUT /lfs", 403, times=100)
     hub.objects.clear()
     assert main(["push", "--model", str(bundled[1]), "--repo", "me/other"]) == 2
