@@ -85,7 +85,7 @@ def compress(
         exact: what must come back exactly: True for every kind of `texts_memslots.DETECTORS`
             and the whole text, a name of one, a compiled regular expression, a function (see
             `exact_spans`), or a list of these. Spans that the slots do not give back,
-            teacher-forced and free-running, become literals beside them. `[]` only checks.
+            teacher-forced and free-running, become verbatim tokens beside them. `[]` only checks.
         keep_text: as for `model.compress`; by default where `exact` is True.
         literals: as for `model.compress`.
         slot_dtype: what slots are rounded to before they are checked, such as the dtype of a store
@@ -298,8 +298,8 @@ def _warn_if_untrained(model: MemslotsModel, parts: Sequence[Draft]) -> None:
         warnings.warn(
             f"from the slots the decoder gives back {own:.0%} of the tokens of these segments, and "
             f"{guessed:.0%} without them: this checkpoint was never trained to reconstruct (the "
-            "<AE> task), or never on such text. What is kept as text, literals or stored bytes "
-            "is exact all the same, but it saves little",
+            "<AE> task), or never on such text. What is kept as text, verbatim tokens or stored "
+            "bytes is exact all the same, but it saves little",
             stacklevel=2,
         )
 

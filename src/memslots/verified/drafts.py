@@ -109,6 +109,6 @@ def trial_memory(
 
 
 def beside_ids(model: MemslotsModel, parts: Sequence[Draft]) -> list[list[int]]:
-    """Decoder tokens of each draft's literals."""
+    """Verbatim tokens of each draft."""
     found = model.processor.literal_ids([part.literals for part in parts])
     return found or [[] for _ in parts]

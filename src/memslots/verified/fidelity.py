@@ -20,7 +20,7 @@ LOGITS = 2**27
 """Most numbers of logits at once (0.5 GB in float32)."""
 
 BATCH_TOKENS = 16384
-"""Most decoder positions at once, padding included."""
+"""Most decoder tokens at once, padding included."""
 
 LONG = 8
 """A segment of more decoder tokens than this many times `segment_length` is not asked for: no
@@ -63,7 +63,7 @@ def teacher_forced(
         model: a `MemslotsModel` with its decoder.
         memory: whose segments are read; None asks what the decoder guesses without any.
         readings: of each segment.
-        beside: decoder tokens of each segment's literals.
+        beside: each segment's verbatim tokens.
         progress: as for `model.compress`.
 
     Returns:
@@ -117,7 +117,7 @@ def free_running(
         model: a `MemslotsModel` with its decoder.
         memory: whose segments are read.
         readings: of each segment.
-        beside: decoder tokens of each segment's literals.
+        beside: each segment's verbatim tokens.
         chosen: indices of segments.
         batch_size: segments that are written at once.
         progress: as for `model.compress`.
@@ -162,7 +162,7 @@ def aligned(truth: Sequence[int], produced: Sequence[int]) -> list[bool]:
 
 
 def lost_places(reading: Reading, right: Sequence[bool], held: Places) -> Places:
-    """Characters of the tokens that are not right, and not within what is held as literals."""
+    """Characters of the tokens that are not right, and not within what is kept verbatim."""
     return [
         place
         for place, ok in zip(reading.places, right, strict=True)
@@ -191,7 +191,7 @@ def _without_unknown(
 def _batches(
     order: Sequence[int], rows: Sequence[Row], lengths: Sequence[int], vocabulary: int
 ) -> list[list[int]]:
-    """Rows of like length, of bounded positions and logits."""
+    """Rows of like length, of bounded tokens and logits."""
     batches: list[list[int]] = []
     for i in sorted(order, key=lambda i: (len(rows[i].target), lengths[i])):
         if batches:
