@@ -247,8 +247,20 @@ def test_the_card_of_smol_says_how_long_it_was_trained_and_what_it_reaches(tmp_p
     assert f"- Length: {last['step']:,} steps over {last['seen']:,} tokens" in made
     assert f"before each: {last['held out']['r2/64'][1]:.0%} at rate 2, " in made
     assert "Answers to questions were not measured" in made
+    record = json.loads((folder / "training.json").read_text("utf-8"))
+    assert f"- Data: {'; '.join(record['data'])}." in made
+    assert f"- Runs: {', then '.join(record['runs'])}." in made
+    tokens = sum(float(run.partition(" M tokens")[0]) for run in record["runs"])
+    assert f"{tokens:.1f}" == f"{last['seen'] / 1e6:.1f}", "say in training.json how it was trained"
+    if "WordNet" in made:  # whose licence stands beside what was made of it
+        assert "Princeton University" in (folder / "NOTICE").read_text("utf-8")
+    assert "person" not in made
     (tmp_path / "curve.jsonl").write_text("{")
     with pytest.raises(ValueError, match="no curve of training"):
+        build_card(config(), tmp_path)
+    (tmp_path / "curve.jsonl").unlink()
+    (tmp_path / "training.json").write_text('{"data": ["books"]}')
+    with pytest.raises(ValueError, match=r"training\.json must hold the lists `data` and `runs`"):
         build_card(config(), tmp_path)
 
 

@@ -338,7 +338,7 @@ def test_bad_input_is_refused(decoder, texts, tmp_path):
         cram(decoder, [])
     with pytest.raises(ValueError, match="2 seeds for 1 texts"):
         cram(decoder, texts[:1], seeds=[1, 2])
-    with pytest.raises(ValueError, match=r"need 513 positions.*at most 511"):
+    with pytest.raises(ValueError, match=r"make 513 tokens.*at most 511"):
         cram(decoder, [[5] * 512])
     with pytest.raises(ValueError, match="at least 1"):
         cram(decoder, [[]])
@@ -402,7 +402,7 @@ def test_mistakes_on_the_command_line(zoo, tmp_path, capsys):
     command = ["cram", "--decoder", zoo.folder("llama", "decoder"), "--text", str(text)]
     for arguments, message in (
         (["--length", "5000"], "fewer than --length 5000"),
-        (["--length", "512"], "need 513 positions"),
+        (["--length", "512"], "make 513 tokens"),
         (["--length", "2", "--method", "dens"], "must be one of mem, dense"),
         (["--length", "2", "--method", "lora", "--targets", "up"], "must be one of qkv"),
         (["--length", "2", "--dtype", "int8"], "--dtype int8 cannot be used"),

@@ -1,6 +1,7 @@
 """The demonstration: what it reads, what it answers, and how it looks."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -123,6 +124,25 @@ def test_tiny_reads_its_notes(run):
     assert "Joseph Evans" in out
     (cost,) = (line for line in out.splitlines() if "memory, rate 4" in line and "MB" in line)
     assert "6 of 6" in cost
+
+
+def test_json_has_what_the_tables_show(run, tmp_path):
+    text = tmp_path / "note.txt"
+    text.write_text(TEXTS[0])
+    asked = ["demo", "--tiny", "--text", text, "--question", "Where?", "--rates", "8"]
+    code, out, err = run(*asked, "--json")
+    assert code == 0
+    shown = json.loads(out)
+    assert [reading["name"] for reading in shown["readings"]] == [
+        "full text",
+        "memory, rate 8",
+        "control, rate 8",
+    ]
+    assert all(len(reading["answers"]) == 1 for reading in shown["readings"])
+    assert shown["readings"][1]["prompt_tokens"] < shown["readings"][0]["prompt_tokens"]
+    assert shown["seconds"]["all"] >= shown["seconds"]["loading"] > 0
+    assert "loading" in err
+    assert run("demo", "--web", "--json")[0] == 2
 
 
 def test_without_smollm2_it_says_so_and_takes_tiny(run, monkeypatch, tmp_path):

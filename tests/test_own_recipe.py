@@ -180,6 +180,11 @@ def test_a_dry_run_says_what_it_would_do(zoo, texts, capsys):
     assert main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in ("begin", "grow", "read", "questions"))
+    assert main([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [stage["name"] for stage in plan["stages"]] == ["begin", "grow", "read", "questions"]
+    assert all(stage["seconds"] > 0 for stage in plan["stages"])
+    assert "give --dry-run too" in refused(capsys, *command[2:], "--json")
 
 
 @pytest.mark.parametrize(

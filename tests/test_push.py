@@ -140,6 +140,24 @@ def test_one_commit_holds_all_and_nothing_else(hub, bundled):
         assert TOKEN.encode() not in content, name
 
 
+def test_what_is_told_of_the_training_travels(bundled, tmp_path):
+    model, folder = bundled
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "recipe.yaml").unlink()
+    told = {
+        "curve.jsonl": '{"step": 5, "seen": 640, "held out": {"r2/64": [0.2, 0.9]}}\n',
+        "training.json": '{"data": ["books"], "runs": ["640 tokens on a CPU"]}',
+        "NOTICE": "whose data it was trained on",
+    }
+    for name, text in told.items():
+        (tmp_path / "copy" / name).write_text(text)
+    with staged(tmp_path / "copy", "me/model", model) as (_, files):
+        sent = {file.name: file.path for file in files}
+        assert {name: sent[name].read_text("utf-8") for name in told} == told
+        card = sent["README.md"].read_text("utf-8")
+    assert "- Data: books.\n- Runs: 640 tokens on a CPU.\n- Length: 5 steps" in card
+
+
 def test_second_push_takes_away_what_the_first_left(hub, bundled):
     _, folder = bundled
     old = {"model-00001-of-00002.safetensors": b"x", "old_memslots.py": b"x", "notes.md": b"kept"}
@@ -367,6 +385,11 @@ def test_dry_run_lists_and_sends_nothing(hub, bundled, capsys):
     assert re.search(rf"model\.safetensors\W+{weights:,}", printed)
     assert "handler.py" in printed
     assert "nothing was sent" in printed
+    command = ["push", "--model", str(bundled[1]), "--repo", "me/model", "--dry-run", "--json"]
+    assert main(command) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["repo"] == "me/model"
+    assert listed["files"]["model.safetensors"] == weights
     assert hub.requests == []
 
 
@@ -388,6 +411,10 @@ def test_command_line(hub, bundled, capsys):
     assert repository.branches["main"] in captured.out
     assert TOKEN not in captured.out + captured.err
     assert b"license: apache-2.0" in repository.find("main").files["README.md"]
+    assert main([*arguments, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["revision"] == repository.branches["main"]
+    assert "me/model" in made["url"]
     hub.fail("PUT /lfs", 403, times=100)
     hub.objects.clear()
     assert main(["push", "--model", str(bundled[1]), "--repo", "me/other"]) == 2

@@ -58,21 +58,25 @@ def test_costs_are_those_of_the_performance_page():
     assert f"it takes {saved:.0f} times the bytes" in section("When not to use it")
 
 
-def test_what_was_measured_beside_other_ways_is_on_the_page_of_results():
-    page = (ROOT / "docs" / "results.md").read_text("utf-8")
-    lines = re.findall(r"^\| qa, personas/test \| (.*?) \|$", page, re.MULTILINE)
-    measured = {}
-    for name, prompt, _, metric, value, _, _ in (line.split(" | ") for line in lines):
-        if metric == "exact_match":
-            measured.setdefault(name, [prompt, f"{float(value):.1%}"])
+def test_what_was_measured_beside_other_tools_is_on_the_page_of_the_comparison():
+    page = (ROOT / "docs" / "compare.md").read_text("utf-8")
+    questions, passages = (
+        {tuple(line.split(" | ")[:2]): line.split(" | ") for line in lines}
+        for lines in (
+            re.findall(r"^\| (.*?) \|$", part, re.MULTILINE) for part in page.split("\n## ")[1:]
+        )
+    )
     stated = rows(section("Beside its peers"))
-    for name, on_page in {
-        "the full text": "the full text",
-        "its memory at rate 4": "memory, rate 4",
-        "the text cut to the same length": "the text's head, as long as the memory at rate 4",
-        "the control: another text's memory": "control (another text's memory), rate 4",
+    for name, method in {
+        "the full text": ("text", ""),
+        "its memory": ("memory", "4"),
+        "the text cut to the same length": ("cut", "4"),
+        "the control: another text's memory": ("control", "4"),
+        "kvpress, ExpectedAttention": ("kvpress ExpectedAttention", "4"),
+        "LLMLingua, told rate 4": ("llmlingua", "4"),
     }.items():
-        assert stated[name] == measured[on_page]
+        asked, followed = questions[method], passages[method]
+        assert stated[name] == [asked[3], asked[5], followed[5], followed[-1]]
 
 
 def test_quoted_figures_are_those_of_the_papers():

@@ -118,9 +118,15 @@ TEXT = -1  # the last segment is read as text
         (put("checks", TEXT, 4, None), "whose text is not"),
         (put("checks", TEXT, 4, "x" * 9_000), "whose text is not"),
         (put("checks", TEXT, 4, [1]), "whose text is not"),
-        (put("literals", 0, [[10**9, 10**9 + 1, "x"]]), "literal that is not of its segment"),
-        (put("literals", 0, [[0, 1, "much more"]]), "literal that is not of its segment"),
-        (put("literals", 0, [[0, 1, "\ud800"]]), "literal that is not of its segment"),
+        (
+            put("literals", 0, [[10**9, 10**9 + 1, "x"]]),
+            "tokens that are not of their segment",
+        ),
+        (
+            put("literals", 0, [[0, 1, "much more"]]),
+            "tokens that are not of their segment",
+        ),
+        (put("literals", 0, [[0, 1, "\ud800"]]), "tokens that are not of their segment"),
         (put("literals", 0, [[0, 1]]), "no memory's"),
         (put("version", 1), "altered"),
     ],
@@ -235,7 +241,7 @@ def test_segments_are_in_their_texts_order_and_apart(model, memory, forged):
         return read_memory_file(model, forged(several(times), tensors), MOST)
 
     for times in (2, 20):
-        with pytest.raises(ValueError, match="not after the one before"):
+        with pytest.raises(ValueError, match="not after those before"):
             read(times)
     assert read(1)
 
@@ -262,7 +268,7 @@ def test_literals_are_in_their_texts_order_and_each_once(model, memory, forged):
     first = memory.segments[0]
     words = [[i, i + 1, text[i]] for i in range(first.start, first.end)]
     for literals in ([words[3]] * 2, [words[4], words[3]], [words[3]] * 1000):
-        with pytest.raises(ValueError, match=r"literal at .* not after the one before"):
+        with pytest.raises(ValueError, match=r"verbatim tokens at .* not after those before"):
             read_memory_file(model, forged(put("literals", 0, literals)), MOST)
     nested = [words[3], [words[3][0], words[3][0] + 2, text[words[3][0] :][:2]], words[4]]
     assert read_memory_file(model, forged(put("literals", 0, nested)), MOST)

@@ -211,8 +211,16 @@ def test_the_command_line_keeps_a_corpus(tmp_path, capsys, monkeypatch):
     assert main(["store", "list", "--store", "kept", "--where", "year=1920"]) == 0
     assert capsys.readouterr().out.split() == ["rows.jsonl#carla"]
     assert main(["store", "get", "sub/3.txt", "--store", "kept", "-o", "m.safetensors"]) == 0
-    assert main(["store", "delete", "sub/3.txt", "--store", "kept"]) == 0
-    assert main(["store", "compact", "--store", "kept"]) == 0
+    capsys.readouterr()
+    assert main(["store", "delete", "sub/3.txt", "--store", "kept", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"deleted": ["sub/3.txt"]}
+    assert main(["store", "compact", "--store", "kept", "--json"]) == 0
+    sizes = json.loads(capsys.readouterr().out)
+    assert sizes["before"]["bytes"] > sizes["after"]["bytes"] > 0
+    for catalogue in (tmp_path / "kept").glob("catalogue*"):
+        catalogue.unlink()
+    assert main(["store", "rebuild", "--store", "kept", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 8
     assert main(["store", "verify", "--store", "kept"]) == 0
     assert "8 documents read, all sound" in capsys.readouterr().out
     (file,) = (tmp_path / "kept" / "data").iterdir()

@@ -61,6 +61,14 @@ def test_budget_goes_where_it_recovers_most():
 # -- fidelity -------------------------------------------------------------------------------------
 
 
+def test_reading_back_shows_how_long_it_takes(embedded, capsys):
+    verified.compress(embedded, PERSON, rate=4, exact="numbers", progress=True)
+    shown = capsys.readouterr().err
+    assert all(label in shown for label in ("compressing: 100%", "checking: 100%", "writing back"))
+    verified.compress(embedded, PERSON, max_slots=40, progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_fidelity_is_the_same_in_a_batch_and_alone_and_by_the_forward(embedded):
     texts = [PERSON, PERSON[30:90], "Zq 77 !?"]
     memory = embedded.compress(texts, rate=8)

@@ -2,9 +2,12 @@
 
     python -m lab.smol.checkpoint RUN OUTPUT
     python -m lab.smol.checkpoint RUN src/memslots/assets/smol --package
+    python -m lab.smol.checkpoint src/memslots/assets/smol OUTPUT --hub
 
 The second writes what `memslots.embedded("smol")` lays out: the decoder by its name on the Hub, one
-tokenizer, and the slots in the files that training begins from (`lab.smol.train --start`).
+tokenizer, and the slots in the files that training begins from (`lab.smol.train --start`). The
+third writes what `memslots push` publishes. `training.json`, which the card reads, and `NOTICE` are
+kept by hand.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ FILES = (
     "chat_template.jinja",
 )
 """Of a checkpoint, beside its weights and its code."""
+
+RECORDS = ("curve.jsonl", "training.json", "NOTICE")
+"""What is told of a training, copied along where it is there."""
 
 ASKED = "\n\nQuestion: {question}\nAnswer:"
 """As `lab.smol.tasks` asks."""
@@ -84,8 +90,22 @@ def compressor(
     return model
 
 
+def name_by_hub(model: MemslotsModel) -> None:
+    """Names the decoder by its repository on the Hub, in place of a folder of this machine."""
+    model.config.decoder_name_or_path = model.config.encoder_name_or_path = HUB_ID
+    for part in (model.config.decoder_config, model.config.encoder_config):
+        part._name_or_path = HUB_ID
+
+
+def copy_records(run: Path, folder: Path) -> None:
+    """Copies what is told of a training beside the weights that came of it."""
+    for name in RECORDS:
+        if (run / name).is_file() and run.resolve() != folder.resolve():
+            shutil.copyfile(run / name, folder / name)
+
+
 def package(model: MemslotsModel, run: Path, folder: Path) -> None:
-    """Writes the checkpoint as the package carries it, with the curve of the run where it has one.
+    """Writes the checkpoint as the package carries it, with what is told of the run.
 
     Args:
         model: in the precision that it is carried in.
@@ -93,9 +113,7 @@ def package(model: MemslotsModel, run: Path, folder: Path) -> None:
         folder: of the package; what it has of an earlier checkpoint is replaced.
     """
     _, step, seen = load_slots(run)
-    model.config.decoder_name_or_path = model.config.encoder_name_or_path = HUB_ID
-    for part in (model.config.decoder_config, model.config.encoder_config):
-        part._name_or_path = HUB_ID  # in place of a folder of this machine
+    name_by_hub(model)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as draft:
         model.save_pretrained(draft)
@@ -112,8 +130,7 @@ def package(model: MemslotsModel, run: Path, folder: Path) -> None:
     }
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-    if (run / "curve.jsonl").is_file() and run.resolve() != folder.resolve():
-        shutil.copyfile(run / "curve.jsonl", folder / "curve.jsonl")
+    copy_records(run, folder)
 
 
 def main(given: list[str] | None = None) -> None:
@@ -123,6 +140,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="Folder of the checkpoint to write.")
     parser.add_argument("--segment-length", type=int, default=64)
     parser.add_argument("--package", action="store_true", help="As the package carries it.")
+    parser.add_argument("--hub", action="store_true", help="As it is published.")
     options = parser.parse_args(given)
     weights, step, seen = load_slots(options.run)
     model = compressor(weights, segment_length=options.segment_length)
@@ -131,7 +149,10 @@ def main(given: list[str] | None = None) -> None:
     if options.package:
         package(model, options.run, options.output)
     else:
+        if options.hub:
+            name_by_hub(model)
         model.save_pretrained(options.output)
+        copy_records(options.run, options.output)
     print(f"{options.output}: step {step}, {seen / 1e6:.2f} M tokens")
 
 

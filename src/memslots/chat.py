@@ -2,8 +2,8 @@
 
 The last turns are read as they were written. Turns that leave that window wait, still as text,
 until they fill a block; the block is then compressed, once, and never read as text again. So the
-decoder's positions grow by `1 / rate` of a position for each old token (and two markers a block)
-instead of by one, and what is read as text has a bound of its own: the window and one block. With
+prompt grows by `1 / rate` of a token for each old token (and two markers a block) instead of by
+one, and what is read as text has a bound of its own: the window and one block. With
 `max_positions`, the memory's share has a bound too: it is made coarser, where the compressor allows
 that without encoding again, and then loses its oldest blocks.
 """
@@ -42,7 +42,7 @@ class Turn:
 
 
 class ChatMemory:
-    """A chat of any length before a decoder of few positions.
+    """A chat of any length before a decoder that reads only so many tokens.
 
     Args:
         model: a `MemslotsModel` with its decoder.
@@ -51,8 +51,8 @@ class ChatMemory:
         block_tokens: encoder tokens of old turns that are compressed together; 0 compresses each
             turn by itself, as it leaves the window. By default one segment, or 0 where slots are
             those of sentences.
-        max_positions: most decoder positions of the memory; None sets no limit.
-        literals: what rides beside the slots, see `MemslotsModel.compress`.
+        max_positions: most prompt tokens of the memory; None sets no limit.
+        literals: verbatim tokens beside the slots, see `MemslotsModel.compress`.
         system: what stands before everything else and is never compressed.
         turn_format: text of a turn, with `{content}` and, if wanted, `{role}` in it.
 
@@ -139,8 +139,8 @@ class ChatMemory:
             generate_kwargs: as for `MemslotsModel.generate`.
 
         Raises:
-            ValueError: an empty question, refused arguments, or more positions than the decoder
-                has.
+            ValueError: an empty question, refused arguments, or more tokens than the decoder
+                reads.
 
         Examples:
             >>> isinstance(ChatMemory(model).ask("Who are you?", max_new_tokens=2), str)
@@ -168,7 +168,7 @@ class ChatMemory:
 
     @property
     def positions(self) -> int:
-        """Decoder positions that the chat takes: the memory, and the turns that are text."""
+        """Prompt tokens that the chat takes: the memory, and the turns that are text."""
         row = self._row("?")
         return self._length(row) - len(self._processor.prompt(question="?").after)
 
@@ -224,7 +224,7 @@ class ChatMemory:
             self._shrink(self.memory, self.max_positions)
 
     def _shrink(self, memory: Memory, most: int) -> None:
-        """Keep the memory within `most` positions: coarser first, then without its oldest part."""
+        """Keep the memory within `most` prompt tokens: first coarser, then without its oldest."""
         while self.model.memory_positions(memory)[0] > most:
             coarser = [r for r in memory.rates if r > memory.rate and memory.coarsens_to(r)]
             if coarser:
@@ -246,7 +246,7 @@ class ChatMemory:
 
         Raises:
             OSError: it cannot be written, as on a full disk; the chat that is there stays.
-            ValueError: literals that are found by a function, which cannot be written.
+            ValueError: verbatim tokens that are found by a function, which cannot be written.
 
         Examples:
             >>> ChatMemory(model, keep_last=1).save(folder / "chat")

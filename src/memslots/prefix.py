@@ -4,10 +4,10 @@
     model.generate(memory=prefix, question=["Who signed?", "Where?"])
 
 Kept are the decoder's keys and values of what stands before the first token that depends on the
-question: BOS, the template's text before the memory, markers, slots and literals. Each batch gets
-them copied into a cache of its own, cut where the batch's longest question begins: a shorter
+question: BOS, the template's text before the memory, markers, slots and verbatim tokens. Each batch
+gets them copied into a cache of its own, cut where the batch's longest question begins: a shorter
 question's row is padded on the left as in a run without a prefix, and reads the prefix's last few
-positions anew. So the rows of both runs are the same, sliding windows included.
+tokens anew. So the rows of both runs are the same, sliding windows included.
 """
 
 import inspect
@@ -66,7 +66,7 @@ class Prefix:
 
     @property
     def positions(self) -> list[int]:
-        """Decoder positions that are kept of each document."""
+        """Prompt tokens that are kept of each document."""
         return [next(iter(states.values()))[0].shape[1] for states in self.states]
 
     @property
@@ -157,8 +157,8 @@ def prefill(
 ) -> Prefix:
     """Let the decoder read a memory once, for any number of questions about it.
 
-    Worth it from the second question on: a prefix takes as many bytes as the decoder's cache of the
-    memory's positions (`Prefix.nbytes`), far more than the memory.
+    Worth it from the second question on: a prefix takes as many bytes as the decoder's KV cache of
+    the memory (`Prefix.nbytes`), far more than the memory.
 
     Args:
         model: a compressor with its decoder.
@@ -169,7 +169,7 @@ def prefill(
         chat_template_kwargs: passed to the chat template; as in `generate` later.
 
     Raises:
-        ValueError: another compressor's memory, more positions than the decoder has, or a decoder
+        ValueError: another compressor's memory, more tokens than the decoder reads, or a decoder
             whose state is more than keys and values (recurrent layers).
 
     Examples:

@@ -33,7 +33,7 @@ def load_sent_memory(model, path: str | os.PathLike, most_characters: int) -> An
     Args:
         model: a `MemslotsModel`.
         path: the file.
-        most_characters: of all texts together; of all literals too.
+        most_characters: of all texts together; of all verbatim tokens too.
 
     Raises:
         FileNotFoundError: no such file.
@@ -87,7 +87,7 @@ def check_sent(model, memory, most_characters: int) -> None:
     Args:
         model: a `MemslotsModel`.
         memory: somebody's.
-        most_characters: of all texts together; of all literals too.
+        most_characters: of all texts together; of all verbatim tokens too.
 
     Raises:
         ValueError: what is wrong.
@@ -117,7 +117,9 @@ def check_sent(model, memory, most_characters: int) -> None:
                 and type(end) is int
                 and _is_text(text, end - start)
             ):
-                raise ValueError(f"memory has a literal that is not of its segment, at {start!r}.")
+                raise ValueError(
+                    f"memory has verbatim tokens that are not of their segment, at {start!r}."
+                )
             beside += len(text)
         characters += segment.end - segment.start
         if max(characters, beside) > most_characters:
@@ -152,8 +154,8 @@ def check_order(memory) -> None:
             place = tuple(literal[:2])
             if place <= before.get(segment.text, (-1, -1)):
                 raise ValueError(
-                    f"memory has a literal at {_short(place)} that is not after the one before "
-                    "it: literals of a text are in its order, each once."
+                    f"memory has verbatim tokens at {_short(place)} that are not after those "
+                    "before them: those of a text are in its order, each once."
                 )
             before[segment.text] = place
 

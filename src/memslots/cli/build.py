@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -193,12 +194,15 @@ def train(
         bool,
         typer.Option("--dry-run", help="Print sizes, steps and estimates without training."),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a compressor by a recipe. Run the same command again to resume."""
     from memslots.configuration import load_recipe
 
     from .inspection import loading_arguments
 
+    if as_json and not dry_run:
+        raise ValueError("--json prints the plan of a training; give --dry-run too.")
     folder = output or Path("runs") / Path(recipe).stem
     try:
         from memslots.trainer.compressor_config import recipe_fields
@@ -233,7 +237,11 @@ def train(
 
         if plans is None or stage is not None:
             plans = plan_recipe(settings, stage=stage, books=books, data_dir=data_dir)
-        out.print(plan_table(recipe, plans, free_memory()))
+        if as_json:
+            stages = [dataclasses.asdict(plan) for plan in plans]
+            print_json({"recipe": recipe, "free_memory": free_memory(), "stages": stages})
+        else:
+            out.print(plan_table(recipe, plans, free_memory()))
         return
     from memslots.hub_cards.model_card import write_card
 

@@ -14,13 +14,16 @@ from .ask import check_typing, typed_questions
 from .options import (
     Device,
     Dtype,
+    Json,
     Model,
     Questions,
     Revision,
     Text,
+    err,
     load_model,
     numbers,
     out,
+    print_json,
     read_text,
     resolve_model,
     steps,
@@ -53,6 +56,7 @@ def demo(
             help="Listen on this port with --web. By default it is the first free one from 7860.",
         ),
     ] = None,
+    as_json: Json = False,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
@@ -66,8 +70,10 @@ def demo(
         raise ValueError(f"--tiny is a checkpoint and --model {model} is another; give one.")
     model = "tiny" if tiny else model
     if web:
-        if text is not None or question or rates is not None:
-            raise ValueError("--text, --question and --rates are for the terminal, without --web.")
+        if text is not None or question or rates is not None or as_json:
+            raise ValueError(
+                "--text, --question, --rates and --json are for the terminal, without --web."
+            )
         from .web import serve_page
 
         return serve_page(model, revision, device, dtype, host or "127.0.0.1", port)
@@ -76,7 +82,7 @@ def demo(
     if question and text is None:
         raise ValueError('--question goes with --text: --text notes.txt --question "Who signed?".')
     if text is not None and not question:
-        check_typing(text)
+        check_typing(text, as_json)
     text_page = None if text is None else read_text(text)
     chosen = numbers(rates, "--rates")
     if text_page is not None and not question:
@@ -86,12 +92,13 @@ def demo(
             return
     started = time.perf_counter()
     name = resolve_model(model)
-    out.print(f"memslots {__version__}: loading {name}", style="dim", soft_wrap=True)
+    say = err if as_json else out
+    say.print(f"memslots {__version__}: loading {name}", style="dim", soft_wrap=True)
     compressor = load_model(name, revision, device, dtype)
     loaded = time.perf_counter() - started
     from memslots.evaluation import demo as demonstration
 
-    from .demo_view import show_answers, show_first_tokens
+    from .demo_view import as_object, show_answers, show_first_tokens
 
     shown = demonstration.shown_rates(compressor, chosen)
     if text_page is not None:
@@ -100,17 +107,24 @@ def demo(
         page = demonstration.notes_page()
     else:
         page = demonstration.article_page()
-    out.print(f"Compressing and asking {page.title}.\n", style="dim", markup=False)
+    say.print(f"Compressing and asking {page.title}.\n", style="dim", markup=False)
     answers = sum(map(len, page.asked)) * (len(shown) + 2)
     with steps(answers) as step:
         readings = demonstration.run_demo(compressor, page, shown, step)
-    show_answers(out, page, readings)
+    if not as_json:
+        show_answers(out, page, readings)
+    waits = []
     if text_page is None and name != embedded("tiny"):
-        out.print()
         chapter = demonstration.chapter()
         with steps(len(shown) + 1) as step:
             waits = demonstration.first_tokens(compressor, chapter, shown, step)
-        show_first_tokens(out, "a chapter of The War of the Worlds", waits)
+        if not as_json:
+            out.print()
+            show_first_tokens(out, "a chapter of The War of the Worlds", waits)
     total = time.perf_counter() - started
+    if as_json:
+        seconds = {"loading": round(loaded, 3), "all": round(total, 3)}
+        print_json({"model": name, **as_object(page, readings, waits), "seconds": seconds})
+        return
     out.print(f"\nLoading took {loaded:.1f} s, all of it {total:.1f} s. Now with a text of yours:")
     out.print('  memslots demo --text FILE --question "Who signed the treaty?"')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -57,6 +58,46 @@ def show_answers(out: Console, page: Page, readings: Sequence[Reading]) -> None:
                 f"{reading.name}: {reading.positions:,.0f} prompt tokens do not fit the decoder.",
                 style="yellow",
             )
+
+
+def as_object(
+    page: Page, readings: Sequence[Reading], waits: Sequence[FirstToken]
+) -> dict[str, Any]:
+    """What the tables show, for `--json`: sizes in prompt tokens and bytes, times in seconds.
+
+    Args:
+        page: what was asked.
+        readings: what `run_demo` returned.
+        waits: what `first_tokens` returned.
+    """
+    asked = [each for questions in page.asked for each in questions]
+    return {
+        "texts": page.title,
+        "questions": [{"question": each.question, "expected": each.answer} for each in asked],
+        "readings": [
+            {
+                "name": reading.name,
+                "prompt_tokens": reading.positions,
+                "cache_bytes": reading.cache_bytes,
+                "compress_seconds": reading.compressing,
+                "read_seconds": reading.reading,
+                "answer_seconds": reading.answering,
+                "answers": reading.answers,
+                "nats_per_token": reading.nats,
+                "text_kept": reading.read_back,
+            }
+            for reading in readings
+        ],
+        "first_tokens": [
+            {
+                "name": wait.name,
+                "prompt_tokens": wait.positions,
+                "compress_seconds": wait.compressing,
+                "seconds": wait.seconds,
+            }
+            for wait in waits
+        ],
+    }
 
 
 def show_first_tokens(out: Console, title: str, waits: Sequence[FirstToken]) -> None:

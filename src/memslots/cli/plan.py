@@ -105,7 +105,7 @@ def plan(
         f"{_bytes(plan.slot_bytes)} as they are kept."
     )
     if not plan.fits_as_text:
-        err.print("The decoder has fewer positions than the context as text needs.", style="dim")
+        err.print("The context as text is longer than the decoder reads.", style="dim")
 
 
 def gigabytes(size: str) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from .options import ModelFolder, Repo, load_config, out, quiet
+from .options import Json, ModelFolder, Repo, load_config, out, print_json, quiet
 
 if TYPE_CHECKING:
     from memslots.hub_cards.hub_commit import StagedFile
@@ -72,6 +72,7 @@ def push(
     message: Annotated[
         str, typer.Option(help="Give the commit this message.")
     ] = "Upload memslots checkpoint",
+    as_json: Json = False,
 ) -> None:
     """Push a checkpoint in one commit: code, weights, processor, card and handler."""
     _check_folder(model)
@@ -80,7 +81,7 @@ def push(
     quiet()
     if dry_run:
         with staged(model, repo, license=license_id) as (_, files):
-            _list(files, repo)
+            _list(files, repo, as_json)
         return
     commit = push_checkpoint(
         model,
@@ -91,6 +92,9 @@ def push(
         commit_message=message,
         license=license_id,
     )
+    if as_json:
+        print_json({"url": commit.pr_url or commit.commit_url, "revision": commit.oid})
+        return
     out.print(f"{commit.pr_url or commit.commit_url}", soft_wrap=True)
     out.print(f'Pin it: from_pretrained("{repo}", revision="{commit.oid}")', soft_wrap=True)
 
@@ -115,6 +119,7 @@ def push_space(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List files and sizes without sending them.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Publish the page of `memslots demo --web` as a Space, in one commit."""
     from memslots.hub_cards import push_space as pushing
@@ -122,15 +127,21 @@ def push_space(
     quiet()
     if dry_run:
         with pushing.staged_space(repo, model, revision=revision, title=title, note=note) as files:
-            _list(files, repo)
+            _list(files, repo, as_json)
         return
     commit = pushing.push_space(
         repo, model, revision=revision, private=private or None, title=title, note=note
     )
+    if as_json:
+        print_json({"url": commit.commit_url, "revision": commit.oid})
+        return
     out.print(f"{commit.commit_url}", soft_wrap=True)
 
 
-def _list(files: list[StagedFile], repo: str) -> None:
+def _list(files: list[StagedFile], repo: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"repo": repo, "files": {file.name: file.size for file in files}})
+        return
     table = Table("file", Column("bytes", justify="right"))
     for file in files:
         table.add_row(file.name, f"{file.size:,}")

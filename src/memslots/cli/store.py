@@ -297,24 +297,31 @@ def get(
 
 
 @app.command(epilog="Example: memslots store delete a.txt --store memories")
-def delete(ids: Ids, store: Store) -> None:
+def delete(ids: Ids, store: Store, as_json: Json = False) -> None:
     """Delete documents. `memslots store compact` then removes their slots from the disk."""
     _open(store).delete(ids)
+    if as_json:
+        print_json({"deleted": ids})
+        return
     out.print(f"{len(ids)} deleted")
 
 
 @app.command(epilog="Example: memslots store compact --store memories")
-def compact(store: Store) -> None:
+def compact(store: Store, as_json: Json = False) -> None:
     """Remove deleted documents from the disk and join small files."""
     kept = _open(store)
     before = kept.info()
     kept.compact()
     after = kept.info()
+    if as_json:
+        sizes = {"before": before, "after": after}
+        print_json({name: {"files": of.files, "bytes": of.bytes} for name, of in sizes.items()})
+        return
     out.print(f"{before.files} files, {before.bytes:,} bytes -> {after.files}, {after.bytes:,}")
 
 
 @app.command(epilog="Example: memslots store rebuild --store memories")
-def rebuild(store: Store) -> int:
+def rebuild(store: Store, as_json: Json = False) -> int:
     """Make a lost catalogue again from the documents. The exit code is 1 if one cannot be read.
 
     Documents that were deleted but not yet compacted come back.
@@ -322,6 +329,9 @@ def rebuild(store: Store) -> int:
     from memslots.serving.maintenance import rebuild_catalogue
 
     rebuilt = rebuild_catalogue(store)
+    if as_json:
+        print_json(dataclasses.asdict(rebuilt))
+        return 1 if rebuilt.problems else 0
     for place, problem in rebuilt.problems.items():
         out.print(Text(f"{place}: {problem}"), soft_wrap=True)
     out.print(f"{rebuilt.documents} documents are there again")

@@ -74,13 +74,13 @@ class FrozenDecoder:
         return self.model.get_input_embeddings()(ids)
 
     def check_length(self, tokens: int, before: int) -> None:
-        """Raises `ValueError` unless `before` vectors and `tokens` tokens fit its positions."""
+        """Raises `ValueError` unless `before` vectors and `tokens` tokens fit it."""
         if tokens < 1:
             raise ValueError(f"a text of {tokens} tokens cannot be crammed; give at least 1.")
         if self.positions is not None and tokens + before > self.positions:
             raise ValueError(
-                f"{tokens} tokens behind {before} memory vectors need {tokens + before} positions, "
-                f"and {self.name} has {self.positions}; use a length of at most "
+                f"{tokens} tokens behind {before} memory vectors make {tokens + before} tokens, "
+                f"and {self.name} reads {self.positions}; use a length of at most "
                 f"{max(0, self.positions - before)}."
             )
 

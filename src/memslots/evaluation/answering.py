@@ -68,7 +68,7 @@ def answer_in_these_words(
         stop_ids: tokens that end an answer.
 
     Raises:
-        ValueError: prompts that the decoder's positions do not hold.
+        ValueError: prompts longer than the decoder reads.
     """
     if not model.has_decoder:
         raise ValueError("answers need the decoder; load the model with load_decoder=True.")

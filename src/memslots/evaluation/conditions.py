@@ -51,10 +51,10 @@ class Condition:
 
     Args:
         name: "memory" or one of `BASELINES`.
-        rate: of the memory, or of the one whose positions a cut gets; None where there is none.
+        rate: of the memory, or of the memory that a cut is as long as; None where there is none.
         contexts: the text of each question, None without any.
         memory: one document a question.
-        positions: decoder positions that the context takes, on the average.
+        positions: prompt tokens that the context takes, on average.
     """
 
     name: str

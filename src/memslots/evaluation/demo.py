@@ -71,10 +71,10 @@ class Reading(NamedTuple):
         compressing: seconds, once; None for plain text.
         reading: seconds until the decoder has read them; all texts.
         answering: seconds of one question, mean.
-        answers: in the order of the questions; None where the decoder has too few positions.
+        answers: in the order of the questions; None where they do not fit the decoder.
         nats: that a token of the expected answers costs, mean; None where none is known.
         read_back: share of the text's tokens that are the likeliest after its memory and the true
-            tokens before them, each segment by itself; None of another text's memory, or where it
+            tokens before them, each segment by itself; None of the control, or where it
             is not asked for.
     """
 
@@ -161,7 +161,7 @@ def run_demo(
     progress: Callable[[str], object] | None = None,
     read_back: bool = True,
 ) -> list[Reading]:
-    """Answers of the full text, of its memory at each rate, and of another text's memory.
+    """Answers of the full text, of its memory at each rate, and of the control.
 
     Args:
         model: a compressor with its decoder.
@@ -171,7 +171,7 @@ def run_demo(
         read_back: whether to measure `Reading.read_back` too, one more reading a rate.
 
     Raises:
-        ValueError: no decoder, or a memory that its positions do not hold.
+        ValueError: no decoder, or a memory longer than it reads.
 
     Examples:
         >>> readings = run_demo(model, article_page(), [4])  # doctest: +SKIP
@@ -200,7 +200,7 @@ class FirstToken(NamedTuple):
         name: of the condition.
         positions: decoder positions before the question.
         compressing: seconds, once; None for plain text.
-        seconds: from the question to the answer's first token; None where positions do not fit.
+        seconds: from the question to the answer's first token; None where the prompt does not fit.
     """
 
     name: str
@@ -310,7 +310,7 @@ def _row(
     document: int,
 ) -> tuple[Row, list[list[int]], int]:
     """What is read whatever the question is, the tokens after it of each question, and how many
-    positions the text or the document takes.
+    prompt tokens the text or the document takes.
     """
     processor = processor_of(model)
     if memory is not None:

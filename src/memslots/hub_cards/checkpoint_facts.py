@@ -23,7 +23,7 @@ from memslots.modeling import MemslotsConfig, MemslotsModel
 logger = logging.getLogger(__name__)
 
 CARD, HANDLER, RECIPE, RESULTS = "README.md", "handler.py", "recipe.yaml", "results.json"
-CURVE = "curve.jsonl"
+CURVE, TRAINING, NOTICE = "curve.jsonl", "training.json", "NOTICE"
 
 STATED = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 """Metadata that people state and no file of a checkpoint tells: kept from an earlier card."""
@@ -71,6 +71,7 @@ class CheckpointFacts:
         has_recipe: whether `recipe.yaml` is there.
         curve: the last measurement of `curve.jsonl` (`lab.smol.train`): `step`, `seen` tokens, and
             what is `held out`.
+        training: of `training.json`, where no recipe tells: the `data` and the `runs`, in words.
         trains_decoder: whether that recipe trains the decoder too, before the compressor.
         has_handler: whether `handler.py` is there.
         stated: metadata of an earlier card, see `STATED`.
@@ -82,6 +83,7 @@ class CheckpointFacts:
     stages: tuple[Stage, ...] = ()
     has_recipe: bool = False
     curve: dict[str, Any] | None = None
+    training: dict[str, list[str]] | None = None
     trains_decoder: bool = False
     has_handler: bool = False
     stated: dict[str, Any] = field(default_factory=dict)
@@ -129,11 +131,11 @@ def gather_facts(config: MemslotsConfig, folder: str | Path) -> CheckpointFacts:
 
     Args:
         config: the checkpoint's.
-        folder: its folder; `results.json`, `recipe.yaml`, `curve.jsonl` and `README.md` may be
-            missing.
+        folder: its folder; `results.json`, `recipe.yaml`, `curve.jsonl`, `training.json` and
+            `README.md` may be missing.
 
     Raises:
-        ValueError: a results or recipe file that cannot be read.
+        ValueError: a results, recipe or training file that cannot be read.
     """
     folder = Path(folder)
     recipe = _read_recipe(folder / RECIPE)
@@ -144,6 +146,7 @@ def gather_facts(config: MemslotsConfig, folder: str | Path) -> CheckpointFacts:
         stages=tuple(_stages(recipe, folder.name)) if recipe else (),
         has_recipe=recipe is not None,
         curve=_read_curve(folder / CURVE),
+        training=_read_training(folder / TRAINING),
         trains_decoder=recipe is not None and "decoder" in recipe,
         has_handler=(folder / HANDLER).is_file(),
         stated=_read_stated(folder / CARD),
@@ -237,6 +240,18 @@ def _read_curve(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is no curve of training ({error}); remove it.") from error
     measured = [line for line in lines if "held out" in line]
     return measured[-1] if measured else None
+
+
+def _read_training(path: Path) -> dict[str, list[str]] | None:
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        return {name: [str(words) for words in record[name]] for name in ("data", "runs")}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must hold the lists `data` and `runs` ({error!r}); correct it or remove it."
+        ) from error
 
 
 def _read_recipe(path: Path) -> dict[str, Any] | None:

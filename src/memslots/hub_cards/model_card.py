@@ -168,6 +168,7 @@ def _body(facts: CheckpointFacts, repo: str, context: str, question: str) -> dic
         "frozen": f"{facts.parameters['frozen']:,}",
         "frozen_parts": _frozen_parts(config),
         "stages": facts.stages,
+        "training": facts.training,
         "results": card_results.results_markdown(results) if results else None,
         "personas_measured": results is not None and card_results.is_tiny(results),
         "limits": card_results.measured_limits(results) if results else [],

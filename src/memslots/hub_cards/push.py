@@ -20,9 +20,12 @@ import memslots.modeling
 import memslots.sent_memories
 from memslots.hub_cards.checkpoint_facts import (
     CARD,
+    CURVE,
     HANDLER,
+    NOTICE,
     RECIPE,
     RESULTS,
+    TRAINING,
     hub_id,
     without_paths,
 )
@@ -40,7 +43,7 @@ from memslots.writing import saying_when_full
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_TAKEN_AS_THEY_ARE = (*WEIGHTS, RESULTS, "generation_config.json", "decoder/generation_config.json")
+_TAKEN_AS_THEY_ARE = (*WEIGHTS, NOTICE, "generation_config.json", "decoder/generation_config.json")
 _OURS = (*WEIGHTS, "*_memslots.py")
 """What an earlier push left behind in the repository and this one does not bring is removed."""
 
@@ -157,7 +160,7 @@ def staged(
         shutil.copyfile(Path(__file__).with_name(HANDLER), stage / HANDLER)
         checks = Path(memslots.sent_memories.__file__)  # what the handler imports
         shutil.copyfile(checks, stage / checks.name)
-        for name in (RESULTS, CARD):
+        for name in (RESULTS, CURVE, TRAINING, CARD):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, stage / name)
         _take_recipe(folder, stage)

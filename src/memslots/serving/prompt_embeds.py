@@ -33,7 +33,7 @@ def prompt_embeds(
     max_new_tokens: int = 1,
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[torch.Tensor]:
-    """What the decoder reads, markers, literals and chat template included.
+    """What the decoder reads, markers, verbatim tokens and chat template included.
 
     Args:
         model: The compressor; of its decoder only the input embeddings are used.
@@ -42,15 +42,15 @@ def prompt_embeds(
         question: A question or several.
         messages: A chat, or several, in place of `question`.
         rate: A coarser rate than the memory's own.
-        max_new_tokens: Positions to leave for the answer.
+        max_new_tokens: Tokens to leave for the answer.
         chat_template_kwargs: Passed to the chat template.
 
     Returns:
         For each answer a tensor `(positions, d_decoder)` on the CPU, in the decoder's dtype.
 
     Raises:
-        ValueError: Another compressor's memory, an empty question, more positions than the decoder
-            has, or a decoder that needs more than embeddings.
+        ValueError: Another compressor's memory, an empty question, more tokens than the decoder
+            reads, or a decoder that needs more than embeddings.
     """
     rows, memory = prompt_rows(
         model, memory, question, messages, rate, max_new_tokens, chat_template_kwargs
@@ -89,7 +89,7 @@ def prompt_rows(
 
 
 def _check_literals(model: MemslotsModel, memory: Memory) -> None:
-    """Refuse literals that cannot fit, of which each takes a position, before they are read."""
+    """Refuse verbatim tokens that cannot fit, which are prompt tokens too, before they are read."""
     most = max_positions(model.decoder.config)
     literals = max(memory.n_literals)
     if most is not None and literals > most:
@@ -99,7 +99,7 @@ def _check_literals(model: MemslotsModel, memory: Memory) -> None:
         )
     for held in memory.literals:
         for literal in held:
-            _check_length(model, "a literal", literal.text)
+            _check_length(model, "a verbatim string", literal.text)
 
 
 def _check_length(model: MemslotsModel, name: str, text: str, chat: bool = False) -> None:
@@ -110,9 +110,10 @@ def _check_length(model: MemslotsModel, name: str, text: str, chat: bool = False
         tokens = len(model.processor.decoder_text.encode(text[:window]))
         if most is not None and tokens > most + _CUT_TOKENS:
             raise ValueError(
-                f"{name} has {len(text)} characters, which are more than the {most} positions of "
-                f"the decoder; shorten it{' or leave out the oldest messages' if chat else ''}, or "
-                "send long texts as documents."
+                f"{name} has {len(text)} characters, which are more than the {most} tokens that "
+                f"the decoder reads; shorten it"
+                f"{' or leave out the oldest messages' if chat else ''}, or send long texts as "
+                "documents."
             )
         window *= 2
 
@@ -130,7 +131,7 @@ def _is_chat(value: list) -> bool:
 
 
 def _check_chats(model: MemslotsModel, rows: list[Row], max_new_tokens: int) -> None:
-    """Refuse chats without a context that the decoder's positions cannot hold."""
+    """Refuse chats without a context that are longer than the decoder reads."""
     most = max_positions(model.decoder.config)
     needed = max(model.processor.row_length(row, []) for row in rows) + max_new_tokens
     if most is not None and needed > most:

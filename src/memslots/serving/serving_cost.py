@@ -104,7 +104,7 @@ def cache_bytes(layers: list[CachedLayer], tokens: int, bits: float = 16) -> flo
 
     Args:
         layers: of `cached_layers`.
-        tokens: positions read.
+        tokens: that are read.
         bits: of a number in the cache.
     """
     return sum(layer.kept(tokens) for layer in layers) * bits / 8
@@ -222,7 +222,7 @@ class ServingCost:
         weights_bytes: of one copy of the decoder.
         plain: with the context as text.
         compressed: with the context as slots.
-        fits_as_text: whether the decoder has positions for the context as text.
+        fits_as_text: whether the decoder can read the context as text.
     """
 
     model_type: str
@@ -246,7 +246,7 @@ def plan_serving(config: PreTrainedConfig, demand: Demand) -> ServingCost:
         demand: what is to be served.
 
     Raises:
-        ValueError: attention that cannot be counted, or a context beyond the decoder's positions.
+        ValueError: attention that cannot be counted, or a context longer than the decoder reads.
     """
     layers = cached_layers(config)
     text = config.get_text_config()

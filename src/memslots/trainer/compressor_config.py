@@ -85,7 +85,8 @@ class CompressorConfig(SFTConfig):
         default=None, metadata={"help": "Literals beside the slots, by default the model's own."}
     )
     literals_share: float = field(
-        default=1.0, metadata={"help": "Share of contexts that have literals beside their slots."}
+        default=1.0,
+        metadata={"help": "Share of contexts that have verbatim tokens beside their slots."},
     )
     training_segments: int = field(
         default=1, metadata={"help": "Most segments of a text row that are compressed."}

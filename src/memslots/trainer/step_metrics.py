@@ -22,7 +22,7 @@ class StepMetrics:
         - `slots_read`: memory slots that decoder rows read, a step's mean since the last log, over
           all processes. A memory that four questions read counts four times. A mean and no running
           total, so that a resumed run logs what an unbroken one does.
-        - `tokens_per_second`: encoder tokens compressed and decoder positions read (slots, markers,
+        - `tokens_per_second`: encoder tokens compressed and decoder tokens read (slots, markers,
           prompts and targets), padding left out, over all processes, in the seconds since the last
           log that neither evaluation nor saving took.
         - `text_tokens_per_second`: likewise, of the encoder tokens alone: text that is compressed.

@@ -85,7 +85,7 @@ def compress(
         exact: what must come back exactly: True for every kind of `texts_memslots.DETECTORS`
             and the whole text, a name of one, a compiled regular expression, a function (see
             `exact_spans`), or a list of these. Spans that the slots do not give back,
-            teacher-forced and free-running, become literals beside them. `[]` only checks.
+            teacher-forced and free-running, become verbatim tokens beside them. `[]` only checks.
         keep_text: as for `model.compress`; by default where `exact` is True.
         literals: as for `model.compress`.
         slot_dtype: what slots are rounded to before they are checked, such as the dtype of a store
@@ -120,7 +120,7 @@ def compress(
         _choose_coarsest(model, parts, slots, request)
     _warn_if_untrained(model, parts)
     if request.exact:
-        keep_exact_spans(model, texts, parts, request.exact)
+        keep_exact_spans(model, texts, parts, request.exact, progress)
     for part in parts:
         if part.slots is None:  # what a cut divides is not whole in the text
             part.literals = tuple(
@@ -242,9 +242,8 @@ def _choose_coarsest(
     rest = [i for i, part in enumerate(parts) if part.span.ids]
     for rate in sorted(request.rates, reverse=True):
         rest_slots = slots.at(rate, rest) if rest else []
-        for i, part_slots, right in zip(
-            rest, rest_slots, ask(model, parts, rest, rest_slots), strict=True
-        ):
+        read_back = ask(model, parts, rest, rest_slots, slots.progress)
+        for i, part_slots, right in zip(rest, rest_slots, read_back, strict=True):
             parts[i].rate, parts[i].slots, parts[i].right = rate, part_slots, right
         if request.fidelity is not None:
             rest = [i for i in rest if not _serves(parts[i], request.fidelity)]
@@ -266,9 +265,8 @@ def _spend_budget(
     options: list[list[Option]] = [[] for _ in parts]
     for rate in sorted(request.rates, reverse=True):
         chosen_slots = slots.at(rate, chosen) if chosen else []
-        for i, part_slots, right in zip(
-            chosen, chosen_slots, ask(model, parts, chosen, chosen_slots), strict=True
-        ):
+        read_back = ask(model, parts, chosen, chosen_slots, slots.progress)
+        for i, part_slots, right in zip(chosen, chosen_slots, read_back, strict=True):
             kept[i, rate] = part_slots, right
             options[i].append(Option(rate, len(part_slots), parts[i].recovered(right)))
     for part, ways in zip(parts, options, strict=True):
@@ -302,8 +300,8 @@ def _warn_if_untrained(model: MemslotsModel, parts: Sequence[Draft]) -> None:
         warnings.warn(
             f"from the slots the decoder gives back {given_back:.0%} of the tokens of these "
             f"segments, and {guessed:.0%} without them: this checkpoint was never trained to "
-            "reconstruct (the <AE> task), or never on such text. What is kept as text, literals or "
-            "stored bytes is exact all the same, but it saves little",
+            "reconstruct (the <AE> task), or never on such text. What is kept as text, verbatim "
+            "tokens or stored bytes is exact all the same, but it saves little",
             stacklevel=2,
         )
 

@@ -84,13 +84,14 @@ def ask(
     parts: Sequence[Draft],
     chosen: Sequence[int],
     slots: Sequence[torch.Tensor],
+    progress: bool | None = None,
 ) -> list[list[bool]]:
     """What the decoder gets back of the chosen parts from these slots, teacher-forced."""
     if not chosen:
         return []
     trial = trial_memory(model, [parts[i] for i in chosen], slots)
     beside = beside_ids(model, [parts[i] for i in chosen])
-    return teacher_forced(model, trial, [parts[i].reading for i in chosen], beside)
+    return teacher_forced(model, trial, [parts[i].reading for i in chosen], beside, progress)
 
 
 def trial_memory(
@@ -108,6 +109,6 @@ def trial_memory(
 
 
 def beside_ids(model: MemslotsModel, parts: Sequence[Draft]) -> list[list[int]]:
-    """Decoder tokens of each draft's literals."""
+    """Verbatim tokens of each draft."""
     token_ids = model.processor.literal_ids([part.literals for part in parts])
     return token_ids or [[] for _ in parts]

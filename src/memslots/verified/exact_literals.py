@@ -14,7 +14,11 @@ ROUNDS = 3
 
 
 def keep_exact_spans(
-    model: MemslotsModel, texts: Sequence[str], parts: list[Draft], detectors: list[Detector]
+    model: MemslotsModel,
+    texts: Sequence[str],
+    parts: list[Draft],
+    detectors: list[Detector],
+    progress: bool | None = None,
 ) -> None:
     """Make literals of the spans of which anything is lost, teacher-forced or free-running."""
     open_spans: list[tuple[Literal, list[int]]] = []
@@ -25,7 +29,7 @@ def keep_exact_spans(
     due = {i for _, places in open_spans for i in places}
     lost: dict[int, Places] = {}
     for round_ in range(ROUNDS + 1):
-        lost.update(_lost_either_way(model, parts, sorted(due)))
+        lost.update(_lost_either_way(model, parts, sorted(due), progress))
         hit = [exact for exact in open_spans if _hit(exact, lost) and not _held(exact, parts)]
         if round_ == ROUNDS:
             changed = {places[0] for _, places in hit}
@@ -42,7 +46,7 @@ def keep_exact_spans(
         due = set(new)
         order = sorted(due)
         slots = [kept for i in order if (kept := parts[i].slots) is not None]
-        for i, right in zip(order, ask(model, parts, order, slots), strict=True):
+        for i, right in zip(order, ask(model, parts, order, slots, progress), strict=True):
             parts[i].right = right
 
 
@@ -63,7 +67,10 @@ def _owners(spans: Sequence[Literal], parts: Sequence[Draft]) -> list[tuple[Lite
 
 
 def _lost_either_way(
-    model: MemslotsModel, parts: Sequence[Draft], chosen: Sequence[int]
+    model: MemslotsModel,
+    parts: Sequence[Draft],
+    chosen: Sequence[int],
+    progress: bool | None,
 ) -> dict[int, Places]:
     """Characters that the chosen parts lose, teacher-forced or free-running."""
     if not chosen:
@@ -75,7 +82,8 @@ def _lost_either_way(
     readings, beside = [part.reading for part in chosen_parts], beside_ids(model, chosen_parts)
     # What is lost nearly whole need not be written too.
     some = [n for n, part in enumerate(chosen_parts) if 2 * sum(part.right) > len(part.right)]
-    free = dict(zip(some, free_running(model, trial, readings, beside, some), strict=True))
+    written = free_running(model, trial, readings, beside, some, progress=progress)
+    free = dict(zip(some, written, strict=True))
     lost = {}
     for n, (i, part) in enumerate(zip(chosen, chosen_parts, strict=True)):
         again = free.get(n, [False] * len(part.right))

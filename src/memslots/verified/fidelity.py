@@ -5,11 +5,12 @@ wherever its argmax is not the next token, that token would be lost. Free-runnin
 writes the segment, and what it writes is aligned with the truth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
 from memslots.modeling.decoders_memslots import decoder_logits
@@ -19,7 +20,7 @@ LOGITS = 2**27
 """Most numbers of logits at once (0.5 GB in float32)."""
 
 BATCH_TOKENS = 16384
-"""Most decoder positions at once, padding included."""
+"""Most decoder tokens at once, padding included."""
 
 LONG = 8
 """A segment of more decoder tokens than this many times `segment_length` is not asked for: no
@@ -54,6 +55,7 @@ def teacher_forced(
     memory: Memory | None,
     readings: Sequence[Reading],
     beside: Sequence[Sequence[int]],
+    progress: bool | None = None,
 ) -> list[list[bool]]:
     """Whether each token of each segment is the decoder's argmax after those before it.
 
@@ -61,7 +63,8 @@ def teacher_forced(
         model: a `MemslotsModel` with its decoder.
         memory: whose segments are read; None asks what the decoder guesses without any.
         readings: of each segment.
-        beside: decoder tokens of each segment's literals.
+        beside: each segment's verbatim tokens.
+        progress: as for `model.compress`.
 
     Returns:
         A list a segment, a bool a decoder token; all False where the segment is too long to read.
@@ -81,7 +84,8 @@ def teacher_forced(
         for i, row in enumerate(rows)
         if 0 < len(row.target) <= longest and (most is None or lengths[i] <= most)
     ]
-    for batch in _batches(asked, rows, lengths, decoder.config.get_text_config().vocab_size):
+    vocabulary = decoder.config.get_text_config().vocab_size
+    for batch in in_view("checking", _batches(asked, rows, lengths, vocabulary), progress):
         inputs = model.row_inputs([rows[i] for i in batch], memory)
         n_targets = max(len(rows[i].target) for i in batch)  # they end together, at the right
         start = inputs["inputs_embeds"].shape[1] - n_targets - 1
@@ -108,6 +112,7 @@ def free_running(
     beside: Sequence[Sequence[int]],
     chosen: Sequence[int],
     batch_size: int = 32,
+    progress: bool | None = None,
 ) -> list[list[bool]]:
     """Whether each token of the `chosen` segments is in what the decoder writes, aligned.
 
@@ -115,9 +120,10 @@ def free_running(
         model: a `MemslotsModel` with its decoder.
         memory: whose segments are read.
         readings: of each segment.
-        beside: decoder tokens of each segment's literals.
+        beside: each segment's verbatim tokens.
         chosen: indices of segments.
         batch_size: segments that are written at once.
+        progress: as for `model.compress`.
 
     Returns:
         A list for each of `chosen`, a bool a decoder token; tokens next to one that is not
@@ -127,8 +133,8 @@ def free_running(
     control = set(processor.eos_ids) | processor.decoder_text.control_ids
     right: dict[int, list[bool]] = {}
     order = sorted(chosen, key=lambda i: len(readings[i].ids))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for batch in in_view("writing back", batches, progress):
         rows = [reading_row(i, processor.bos_ids, [], beside[i]) for i in batch]
         most = max(len(readings[i].ids) for i in batch)
         kwargs = {"max_new_tokens": most + 8, "do_sample": False, "num_beams": 1}
@@ -137,6 +143,14 @@ def free_running(
             end = next((n for n, token in enumerate(ids) if token in control), len(ids))
             right[i] = aligned(readings[i].ids, ids[: min(end, len(readings[i].ids) + 8)])
     return [right[i] for i in chosen]
+
+
+def in_view(
+    label: str, batches: Sequence[Sequence[int]], progress: bool | None
+) -> Iterable[Sequence[int]]:
+    """The batches, with a bar and the time left; `progress` is as for `model.compress`."""
+    show = len(batches) > 20 if progress is None else progress
+    return tqdm(batches, desc=label, unit="batch", disable=not show)
 
 
 def aligned(truth: Sequence[int], produced: Sequence[int]) -> list[bool]:
@@ -151,7 +165,7 @@ def aligned(truth: Sequence[int], produced: Sequence[int]) -> list[bool]:
 
 
 def lost_places(reading: Reading, right: Sequence[bool], held: Places) -> Places:
-    """Characters of the tokens that are not right, and not within what is held as literals."""
+    """Characters of the tokens that are not right, and not within what is kept verbatim."""
     return [
         place
         for place, ok in zip(reading.places, right, strict=True)
@@ -180,7 +194,7 @@ def _without_unknown(
 def _batches(
     order: Sequence[int], rows: Sequence[Row], lengths: Sequence[int], vocabulary: int
 ) -> list[list[int]]:
-    """Rows of like length, of bounded positions and logits."""
+    """Rows of like length, of bounded tokens and logits."""
     batches: list[list[int]] = []
     for i in sorted(order, key=lambda i: (len(rows[i].target), lengths[i])):
         if batches:

@@ -23,7 +23,7 @@ def least_memory(
     rates: Sequence[int] | None = None,
     exact: Any = None,
 ) -> Memory:
-    """A memory that takes no more positions than `compress` with the same arguments will give.
+    """A memory that takes no more prompt tokens than `compress` with the same arguments will give.
 
     For `layout_memslots.check_room`: encoding a long text and reading it back takes minutes, that
     it does not fit is known at once.

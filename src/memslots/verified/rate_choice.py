@@ -10,7 +10,7 @@ class Option(NamedTuple):
 
     Args:
         rate: encoder tokens per slot; 0 for its text.
-        cost: decoder positions that it takes, without markers.
+        cost: prompt tokens that it takes, without markers.
         recovered: decoder tokens that the decoder gets back.
     """
 
@@ -52,14 +52,14 @@ def check_budget(max_slots: int | None) -> int | None:
 def spend(
     options: Sequence[Sequence[Option]], budget: int, enough: Sequence[float], name: str
 ) -> list[Option]:
-    """An option of each segment of a text, the positions going where they save most.
+    """An option of each segment of a text, the prompt tokens spent where they save most.
 
-    Greedy: of all steps to a dearer option the one with the most tokens recovered per position is
-    taken, as long as the budget holds; a segment that has enough takes no more.
+    Greedy: of all steps to a dearer option the one with the most tokens recovered per prompt token
+    is taken, as long as the budget holds; a segment that has enough takes no more.
 
     Args:
         options: of each segment.
-        budget: most positions of all together.
+        budget: most prompt tokens of all together.
         enough: tokens of each segment that are enough.
         name: of the text, for errors.
 

@@ -28,8 +28,9 @@ class SegmentReport:
         literal_positions: decoder positions that they take, or the text that is read as text.
         positions: all decoder positions of the segment, markers included; None where nothing was
             checked.
-        effective_rate: encoder tokens a decoder position; where nothing was checked, a slot.
-        fidelity: share of decoder tokens that slots, literals or text give; None if not known.
+        effective_rate: encoder tokens a prompt token; where nothing was checked, a slot.
+        fidelity: share of decoder tokens that slots, verbatim tokens or text give back; None if
+            not known.
         lost: decoder tokens that none of these gives; None if not known.
         exact: how the exact text is kept: "text" where it is read as text, "kept" beside the slots,
             or "" for not at all.
@@ -140,7 +141,7 @@ class MemoryReport:
         return json.dumps(self.to_dict(), indent=indent)
 
     def to_html(self, whole_page: bool = True) -> str:
-        """A page with the text, what is lost, literal or read as text marked in it.
+        """A page with the text, what is lost, kept verbatim or read as text marked in it.
 
         Everything of the text is escaped: nothing in it becomes markup.
 
