@@ -33,7 +33,7 @@ def reconstruct(
         'Ann is here.'
     """
     self.check_memory(memory)
-    check_generate_kwargs(generate_kwargs)
+    check_generate_kwargs({"batch_size": batch_size, **generate_kwargs})
     if exact and generate_kwargs:
         raise ValueError(
             f"exact=True leaves nothing to choose; leave out {sorted(generate_kwargs)}."
