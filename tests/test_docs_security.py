@@ -121,6 +121,8 @@ def test_the_limits_are_those_of_the_code():
     ]
     header = f"{sent_memories.MOST_HEADER // 2**20} MiB"
     assert rows["the header of a memory's file"] == [header, header]
+    lists = f"{sent_memories.MOST_LISTS:,}"
+    assert rows["its segments, verbatim strings and lost tokens"] == [lists, lists]
     assert rows["characters of a memory's texts"] == [
         f"{settings.max_characters:,}",
         f"{handler.MAX_CHARACTERS:,}",

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import QUESTIONS, TEXTS
@@ -15,6 +16,7 @@ from transformers import (
     TextStreamer,
 )
 
+from memslots.chat import ChatMemory
 from memslots.modeling.decoders_memslots import REFUSED, generation_defaults
 from memslots.modeling.layout_memslots import Row, max_positions, pair
 
@@ -408,3 +410,68 @@ def test_a_generation_config_sets_off_no_deprecation(model, memory, monkeypatch)
 def test_template_arguments_need_a_template(model, memory):
     with pytest.raises(ValueError, match=r"chat_template_kwargs .*plain"):
         model.generate(memory=memory, question="Why?", chat_template_kwargs={"think": True})
+
+
+NONE_OF = {
+    int: ["5", True, 2.5, float("nan"), float("inf"), [5], {}, -1],
+    float: ["0.5", True, float("nan"), [0.5], -1, 1e-45, float("inf")],
+    bool: ["no", 1, [], 0.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (int, "max_new_tokens max_length min_new_tokens min_length num_beams batch_size".split()),
+        (int, ["num_return_sequences", "top_k", "no_repeat_ngram_size"]),
+        (float, ["temperature", "repetition_penalty"]),
+        (bool, ["do_sample", "use_cache", "return_dict_in_generate"]),
+    ],
+)
+def test_values_of_a_wrong_type_or_size_are_named(model, memory, kind, names):
+    for name in names:
+        for value in NONE_OF[kind]:
+            with pytest.raises((TypeError, ValueError), match=rf"^{name} must be .*, got "):
+                model.generate(memory=memory, question="Why?", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_p", "1"),
+        ("top_p", 2),
+        ("top_p", float("nan")),
+        ("max_time", "1"),
+        ("length_penalty", float("nan")),
+        ("stop_strings", 5),
+        ("stop_strings", ""),
+        ("stop_strings", []),
+        ("stop_strings", [""]),
+        ("stop_strings", b"x"),
+        ("eos_token_id", "1"),
+        ("eos_token_id", [True]),
+        ("pad_token_id", 2.5),
+        ("generation_config", {}),
+        ("generation_config", "greedy"),
+        ("generation_config", GenerationConfig(max_new_tokens=2.5)),
+    ],
+)
+@pytest.mark.parametrize("method", ["generate", "reconstruct", "chat"])
+def test_other_values_of_a_wrong_type_are_named(model, memory, name, value, method):
+    asked = {
+        "generate": lambda **kwargs: model.generate(memory=memory, question="Why?", **kwargs),
+        "reconstruct": lambda **kwargs: model.reconstruct(memory, **kwargs),
+        "chat": lambda **kwargs: ChatMemory(model).ask("Why?", **kwargs),
+    }[method]
+    named = "max_new_tokens" if isinstance(value, GenerationConfig) else name
+    with pytest.raises((TypeError, ValueError), match=rf"^{named} must be .*, got "):
+        asked(**{name: value})
+
+
+def test_numbers_of_other_libraries_are_numbers(model, memory):
+    greedy = {"temperature": 0, "do_sample": False}
+    assert model.generate(memory=memory, question="Why?", max_new_tokens=np.int64(3), **greedy)
+    drawn = {"temperature": np.float64(0.5), "top_p": 1, "eos_token_id": [0, 1], "do_sample": True}
+    assert isinstance(
+        model.generate(memory=memory, question="Why?", max_new_tokens=3, **drawn), str
+    )

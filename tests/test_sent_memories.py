@@ -152,7 +152,7 @@ def test_files_of_many_characters_and_long_headers(model, forged, monkeypatch):
 
 
 def test_json_that_is_nested_deep(model, tmp_path):
-    save_file({"slots": torch.zeros(1, 1)}, tmp_path / "deep", {"memslots": "[" * 200_000})
+    save_file({"slots": torch.zeros(1, 1)}, tmp_path / "deep", {"memslots": "[" * 60_000})
     content = base64.b64encode((tmp_path / "deep").read_bytes()).decode()
     with pytest.raises(ValueError, match="memory cannot be read as a memory"):
         read_memory_file(model, content, MOST)
@@ -263,15 +263,47 @@ def test_a_pipe_is_not_replaced_by_a_memory(memory, tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_literals_are_in_their_texts_order_and_each_once(model, memory, forged):
-    text = "".join(TEXTS[:1])
-    first = memory.segments[0]
-    words = [[i, i + 1, text[i]] for i in range(first.start, first.end)]
-    for literals in ([words[3]] * 2, [words[4], words[3]], [words[3]] * 1000):
+def test_literals_are_in_their_texts_order_and_apart(model, memory, forged):
+    text, start = TEXTS[0], memory.segments[0].start
+
+    def literal(a, b):
+        return [start + a, start + b, text[start + a : start + b]]
+
+    apart = [literal(3, 5), literal(5, 7), literal(7, 8)]
+    assert read_memory_file(model, forged(put("literals", 0, apart)), MOST).literals[0]
+    for wrong in (
+        [literal(3, 5), literal(3, 5)],
+        [literal(5, 7), literal(3, 5)],
+        [literal(3, 5), literal(4, 6)],
+        [literal(3, 8), literal(4, 5)],
+        [literal(3, 4), literal(3, 8)],
+        [literal(3, 5)] * 100,
+    ):
         with pytest.raises(ValueError, match=r"verbatim tokens at .* not after those before"):
-            read_memory_file(model, forged(put("literals", 0, literals)), MOST)
-    nested = [words[3], [words[3][0], words[3][0] + 2, text[words[3][0] :][:2]], words[4]]
-    assert read_memory_file(model, forged(put("literals", 0, nested)), MOST)
+            read_memory_file(model, forged(put("literals", 0, wrong)), MOST)
+
+
+def test_more_parts_than_are_taken_are_refused_unparsed(model, memory, forged, monkeypatch):
+    for part in ("[0, 1]", "{}", '["\\u005b"]'):
+        many = json.loads(f"[{', '.join([part] * sent_memories.MOST_LISTS)}]")
+        content = forged(put("more", many))
+        with monkeypatch.context() as patched:
+            patched.setattr(json, "loads", lambda text: pytest.fail("it was parsed"))
+            with pytest.raises(ValueError, match=r"memory has \d+ segments, verbatim and lost"):
+                read_memory_file(model, content, MOST)
+
+
+def test_documents_beyond_the_decoders_positions_are_refused(model, memory, forged, monkeypatch):
+    parts = len(memory.segments) + sum(memory.n_literals)
+    for most, refused in ((parts, False), (parts - 1, True)):
+        monkeypatch.setattr(model.decoder.config, "max_position_embeddings", most)
+        if refused:
+            with pytest.raises(
+                ValueError, match=f"{parts} segments and verbatim tokens, .* {most} pos"
+            ):
+                read_memory_file(model, forged(), MOST)
+        else:
+            assert read_memory_file(model, forged(), MOST)
 
 
 def test_segments_of_no_token_are_read_as_text_alone(model, memory, forged):

@@ -6,6 +6,7 @@ import random
 import re
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tiny_models import LONG, QUESTIONS, TEXTS
 from memslots import Memory, MemslotsModel, checkpoints, verified
 from memslots.chat import without_oldest
 from memslots.modeling.memory_files_memslots import write_file
+from memslots.sent_memories import load_sent_memory
 from memslots.verified.expanding import marked
 from memslots.verified.fidelity import aligned, read, teacher_forced
 from memslots.verified.outline import least_memory
@@ -193,6 +195,26 @@ def test_no_exact_span_is_left_lost(model):
     found = [one for own in memory.literals for one in own]
     assert [one.text for one in found] == re.findall(r"(?<!\w)\d+(?!\w)", LONG)
     assert all(LONG[one.start : one.end] == one.text for one in found)
+
+
+def test_exact_spans_and_literals_that_overlap_are_one(model, tmp_path):
+    """The decoder reads no character twice; memories that are sent are refused with such."""
+    words = [match.span() for match in re.finditer(r"\w+", LONG)][:60]
+
+    def two_words(text):
+        return [(a, b) for (a, _), (_, b) in zip(words[::3], words[1::3], strict=True)]
+
+    def next_two_words(text):
+        return [(a, b) for (a, _), (_, b) in zip(words[1::3], words[2::3], strict=True)]
+
+    memory = verified.compress(model, LONG, rate=8, literals=two_words, exact=next_two_words)
+    literals = [one for literals in memory.literals for one in literals]
+    assert all(a.end <= b.start for a, b in pairwise(literals))
+    assert all(one.text == LONG[one.start : one.end] for one in literals)
+    for start, end in [*two_words(LONG), *next_two_words(LONG)]:
+        assert any(one.start <= start and end <= one.end for one in literals)
+    memory.save(tmp_path / "m")
+    assert load_sent_memory(model, tmp_path / "m", 10**6).literals == memory.literals
 
 
 # -- kept texts ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from memslots.modeling.decoders_memslots import reading, run_decoder
+from memslots.modeling.decoders_memslots import check_values, reading, run_decoder
 from memslots.modeling.layout_memslots import Prompt, Row, check_room
 from memslots.modeling.memory_memslots import Memory
 from memslots.modeling.modeling_memslots import MemslotsModel
@@ -178,8 +178,7 @@ def prefill(
         True
     """
     processor, decoder = model.processor, model.decoder
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_values({"batch_size": batch_size})
     model.check_memory(memory)
     check_keeps_states(decoder)
     template = chat_template_kwargs or {}

@@ -18,6 +18,9 @@ from safetensors import SafetensorError, safe_open
 MOST_HEADER = 8 * 2**20
 """Bytes of a sent file's JSON: numbers of segments, literals, and text that is read as text."""
 
+MOST_LISTS = 2**16
+"""In that JSON: each segment, literal and lost token is one, and costs some ten microseconds."""
+
 MORE_TOKENS = 64
 """A segment may be so much longer than `segment_length`, where one character is many tokens."""
 
@@ -25,6 +28,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Of slots that are sent."""
 
 _HASH = re.compile("[0-9a-f]{64}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load_sent_memory(model, path: str | os.PathLike, most_characters: int) -> Any:
@@ -43,8 +47,8 @@ def load_sent_memory(model, path: str | os.PathLike, most_characters: int) -> An
         >>> load_sent_memory(model, "memory.safetensors", 4_000_000)  # doctest: +SKIP
     """
     try:
-        check_header(path)
-        check_kept_sizes(path, most_characters)
+        check_size(path)
+        check_header(path, most_characters)
         memory = model.load_memory(path)
         check_sent(model, memory, most_characters)
     except (ValueError, FileNotFoundError):
@@ -54,7 +58,7 @@ def load_sent_memory(model, path: str | os.PathLike, most_characters: int) -> An
     return memory
 
 
-def check_header(path: str | os.PathLike) -> None:
+def check_size(path: str | os.PathLike) -> None:
     """Refuse a file whose JSON is too long to be read, before it is."""
     if os.path.exists(path) and not os.path.isfile(path):  # a folder, or a pipe that never ends
         raise ValueError(f"{str(path)!r} is no file; name the file that memory.save wrote.")
@@ -69,14 +73,24 @@ def check_header(path: str | os.PathLike) -> None:
         )
 
 
-def check_kept_sizes(path: str | os.PathLike, most_characters: int) -> None:
-    """Refuse a file that says it keeps more text than is taken, before any is inflated."""
+def check_header(path: str | os.PathLike, most_characters: int) -> None:
+    """Refuse a file of too many parts, or that says it keeps more text than is taken.
+
+    Nothing is made of the one, and nothing inflated of the other.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            sizes = json.loads(file.metadata()["memslots"])["texts"]
+            header = file.metadata()["memslots"]
+        lists = header.count("[") + header.count("{")
+        sizes = json.loads(header)["texts"] if lists <= MOST_LISTS else []
         total = sum(size for pair in sizes if pair is not None for size in pair[1:])
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return  # whatever it is, loading says so; and it sums up the sizes likewise
+    if lists > MOST_LISTS:
+        raise ValueError(
+            f"memory has {lists} segments, verbatim and lost tokens together, and {MOST_LISTS} are "
+            "taken of a file that was sent; send its documents one by one, or shorter texts."
+        )
     if total > 4 * most_characters:  # of UTF-8, at most
         raise ValueError(f"memory keeps {total} bytes of text, for {most_characters} characters.")
 
@@ -93,6 +107,7 @@ def check_sent(model, memory, most_characters: int) -> None:
         ValueError: what is wrong.
     """
     check_slots(model, memory)
+    check_room_of_parts(model, memory)
     empty = model.outline([], [], 1)
     for name in ("rates", "nested", "pooling"):
         value, expected = getattr(memory, name), getattr(empty, name)
@@ -132,6 +147,23 @@ def check_sent(model, memory, most_characters: int) -> None:
     check_order(memory)
 
 
+def check_room_of_parts(model, memory) -> None:
+    """Refuse a document that the decoder cannot read at any rate, before more is made of it.
+
+    Raises:
+        ValueError: more segments and literals, of a position each at least, than it has positions.
+    """
+    config = model.decoder.config.get_text_config() if model.has_decoder else None
+    most = getattr(config, "max_position_embeddings", None)
+    for document in memory.documents:
+        parts = len(document) + sum(len(segment.literals) for segment in document)
+        if isinstance(most, int) and 0 < most < parts:
+            raise ValueError(
+                f"memory has a document of {parts} segments and verbatim tokens, and the decoder has "
+                f"{most} positions; send shorter documents."
+            )
+
+
 def check_order(memory) -> None:
     """Refuse segments and literals that a text cannot be cut into: a small file would name many.
 
@@ -140,7 +172,7 @@ def check_order(memory) -> None:
             segment of no token that is read as slots.
     """
     ends: dict[object, int] = {}
-    before: dict[object, tuple] = {}
+    reached: dict[object, int] = {}
     for segment in memory.segments:
         if segment.start < ends.get(segment.text, 0):
             raise ValueError(
@@ -150,14 +182,13 @@ def check_order(memory) -> None:
         ends[segment.text] = segment.end
         if segment.rate and not segment.tokens:
             raise ValueError("memory has a segment of no tokens, which no slot stands for.")
-        for literal in segment.literals:
-            place = tuple(literal[:2])
-            if place <= before.get(segment.text, (-1, -1)):
+        for start, end, _ in segment.literals:
+            if start < reached.get(segment.text, 0):
                 raise ValueError(
-                    f"memory has verbatim tokens at {_short(place)} that are not after those "
-                    "before them: those of a text are in its order, each once."
+                    f"memory has verbatim tokens at {_short((start, end))} that are not after those "
+                    "before them: those of a text are in its order and do not overlap."
                 )
-            before[segment.text] = place
+            reached[segment.text] = end
 
 
 def check_slots(model, memory) -> None:
@@ -233,7 +264,7 @@ def _within(value: object, most: int) -> bool:
 def _is_text(value: object, length: int) -> bool:
     if not isinstance(value, str) or not value or len(value) != length:
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    return value.isascii() or not _SURROGATE.search(value)
 
 
 def _short(value: object) -> str:

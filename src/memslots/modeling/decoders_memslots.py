@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,20 @@ REFUSED = {
 
 _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0, "return_dict_in_generate": 0}
 """Values that ask for nothing; of other arguments, 0 and False do."""
+
+_AT_LEAST_1 = "max_new_tokens max_length num_beams num_return_sequences batch_size"
+_BOUNDS: dict[str, tuple[type, float, float]] = {
+    **dict.fromkeys(_AT_LEAST_1.split(), (Integral, 1, math.inf)),
+    **dict.fromkeys("min_new_tokens min_length top_k".split(), (Integral, 0, math.inf)),
+    **dict.fromkeys("top_p min_p typical_p".split(), (Real, 0, 1)),
+    **dict.fromkeys("temperature repetition_penalty".split(), (Real, 1e-4, 1e9)),
+    **dict.fromkeys("do_sample use_cache return_dict_in_generate".split(), (bool, 0, 1)),
+    "no_repeat_ngram_size": (Integral, 0, math.inf),
+    "length_penalty": (Real, -1e4, 1e4),
+    "max_time": (Real, 0, math.inf),
+}
+_ITEMS: dict[str, type] = {"stop_strings": str, "eos_token_id": Integral, "pad_token_id": Integral}
+_WORDS = {Integral: "a whole number", Real: "a number", bool: "True or False,", str: "a text"}
 
 _PACKED = ("Params4bit", "Int8Params")  # bitsandbytes' weights, under the names that they had
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -189,11 +204,15 @@ def task_targets(
 
 
 def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
-    """Raise `ValueError` for an argument of `generate` that cannot work, by name."""
-    values = dict(kwargs)
-    generation_config = kwargs.get("generation_config")
-    if isinstance(generation_config, GenerationConfig):
-        values.update(generation_config.to_diff_dict())
+    """Raise `ValueError` or `TypeError` for an argument of `generate` that cannot work, by name."""
+    config = kwargs.get("generation_config")
+    if not isinstance(config, GenerationConfig | None):
+        raise TypeError(
+            "generation_config must be a GenerationConfig of transformers, got "
+            f"{type(config).__name__}; give its settings as arguments of generate."
+        )
+    values = {**({} if config is None else config.to_diff_dict()), **kwargs}
+    check_values(values)
     for name, reason in REFUSED.items():
         value = values.get(name)
         if value is None:
@@ -201,6 +220,26 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
         if isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0):
             continue
         raise ValueError(f"generate does not take {name} here: {reason}.")
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raise `TypeError` or `ValueError` for a known argument of a wrong type or out of bounds."""
+    for name, value in values.items():
+        if value is None or (name == "temperature" and value == 0 and not values.get("do_sample")):
+            continue
+        if kind := _ITEMS.get(name):
+            items = value if isinstance(value, (list, tuple)) and value else [value]
+            if any(
+                isinstance(one, bool) or not isinstance(one, kind) or one == "" for one in items
+            ):
+                raise TypeError(f"{name} must be {_WORDS[kind]} or a list of such, got {value!r}.")
+        if name in _BOUNDS:
+            kind, least, most = _BOUNDS[name]
+            fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+            if not fits or not least <= value <= most:
+                raise (ValueError if fits else TypeError)(
+                    f"{name} must be {_WORDS[kind]} from {least:g} to {most:g}, got {value!r}."
+                )
 
 
 def generation_defaults(
@@ -275,7 +314,7 @@ def reconstruct(
         'Ann is here.'
     """
     self.check_memory(memory)
-    check_generate_kwargs(generate_kwargs)
+    check_generate_kwargs({"batch_size": batch_size, **generate_kwargs})
     if exact and generate_kwargs:
         raise ValueError(
             f"exact=True leaves nothing to choose; leave out {sorted(generate_kwargs)}."

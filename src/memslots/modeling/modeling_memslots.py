@@ -282,8 +282,8 @@ class MemslotsModel(SavedModel):
             (1, 4)
         """
         texts = as_list(text, "context")
-        if batch_tokens is not None and batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
+        if batch_tokens is not None and (type(batch_tokens) is not int or batch_tokens < 1):
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens!r}.")
         rate = self.processor.check_rate(rate)
         spans = self.segment(texts)
         memory = self.outline(texts, spans, rate, literals, keep_text)
@@ -542,14 +542,12 @@ class MemslotsModel(SavedModel):
             2
         """
         processor = self.processor
-        check_generate_kwargs(generate_kwargs)
+        check_generate_kwargs({"batch_size": batch_size, **generate_kwargs})
         if (context is None) == (memory is None):
             raise ValueError(
                 "give either context=... or memory=..., "
                 f"got {'both' if context is not None else 'neither'}."
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         prompts, single = processor.prompts(question, messages, chat_template_kwargs or {})
         if question is not None and processor.answer_end:
             generate_kwargs.setdefault("stop_strings", processor.answer_end)

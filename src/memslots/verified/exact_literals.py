@@ -37,17 +37,41 @@ def keep_exact_spans(
         if not hit:
             return
         open_spans = [exact for exact in open_spans if exact not in hit]
-        new: dict[int, list[Literal]] = {}
+        before = [part.literals for part in parts]
         for span, places in hit:
             if not _held((span, places), parts):
-                new.setdefault(places[0], []).append(span)
-        for i, spans in new.items():
-            parts[i].literals = tuple(sorted([*parts[i].literals, *spans]))
-        due = set(new)
+                parts[places[0]].literals += (span,)
+        _set_apart(texts, parts)
+        due = {
+            i
+            for i, part in enumerate(parts)
+            if part.slots is not None and part.literals != before[i]
+        }
         order = sorted(due)
         slots = [kept for i in order if (kept := parts[i].slots) is not None]
         for i, right in zip(order, ask(model, parts, order, slots, progress), strict=True):
             parts[i].right = right
+
+
+def _set_apart(texts: Sequence[str], parts: Sequence[Draft]) -> None:
+    """Order each text's literals; those that overlap become one, where the first of them is."""
+    apart: list[list[Literal]] = [[] for _ in parts]
+    owner: int | None = None  # of the literal before
+    for i, literal in sorted(
+        ((i, literal) for i, part in enumerate(parts) for literal in part.literals),
+        key=lambda pair: (parts[pair[0]].text, pair[1]),
+    ):
+        text = parts[i].text
+        same_text = owner is not None and parts[owner].text == text
+        if owner is not None and same_text and literal.start < apart[owner][-1].end:
+            first = apart[owner].pop()
+            end = max(first.end, literal.end)
+            apart[owner].append(Literal(first.start, end, texts[text][first.start : end]))
+        else:
+            apart[i].append(literal)
+            owner = i
+    for part, literals in zip(parts, apart, strict=True):
+        part.literals = tuple(literals)
 
 
 def _owners(spans: Sequence[Literal], parts: Sequence[Draft]) -> list[tuple[Literal, list[int]]]:
