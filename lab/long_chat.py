@@ -16,7 +16,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +113,12 @@ def held(asked: Asked, turns: Sequence[str], rate: int) -> ChatMemory:
     return chat
 
 
-def measure(asked: Asked, made: Sequence[Chat], lengths: Sequence[int] = TURNS) -> None:
-    """Asks every question of every way of reading each chat after so many turns."""
+def measure(asked: Asked, made: Sequence[Chat], lengths: Sequence[int] = TURNS) -> Iterator[Chat]:
+    """Asks every question of every way of reading each chat after so many turns.
+
+    Yields:
+        Each chat when all is asked.
+    """
     for i, chat in enumerate(made):
         for turns in lengths:
             for way in ways(asked.model.config.compression_rates):
@@ -132,6 +136,7 @@ def measure(asked: Asked, made: Sequence[Chat], lengths: Sequence[int] = TURNS) 
                     figures = asked.ask(sample, lambda: context, NEW_TOKENS)  # noqa: B023
                     f1 = squad_scores(figures["said"], [figures["answer"]])["f1"]
                     asked.keep({**place, **figures, "f1": f1, "read_s": seconds})
+        yield chat
 
 
 def ways(rates: Sequence[int]) -> list[str]:
@@ -225,8 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
     lines = max(map(spoken_lines, iterate_books(given.books, "validation")), key=len)
     made = chats(given.questions, lines, given.chats, max(TURNS))
     asked = Asked(given.model, given.results / "answers.jsonl")
-    measure(asked, made, given.turns)
-    replace_block(given.page, said(asked.records, asked.model.fingerprint))
+    for _ in measure(asked, made, given.turns):
+        replace_block(given.page, said(asked.records, asked.model.fingerprint))
 
 
 def said(records: Sequence[Record], fingerprint: str) -> str:
