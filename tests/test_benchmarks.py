@@ -1,5 +1,6 @@
 """The benchmarks' accounting at tiny shapes: what is counted and compared, not how fast it is."""
 
+import importlib
 import json
 import sys
 import types
@@ -36,6 +37,16 @@ def no_collection(monkeypatch):
 @pytest.fixture(scope="module")
 def model():
     return shapes.build("tiny", "cpu", torch.float32)
+
+
+def test_what_does_not_train_is_imported_without_the_training_extra(monkeypatch):
+    for name in ("trl", "memslots.trainer", "memslots.trainer.collator"):
+        monkeypatch.setitem(sys.modules, name, None)
+    names = ("against_published", "alternatives", "published_way", "scaling", "table_a7")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    for name in names:
+        assert importlib.import_module(name).__file__.startswith(str(BENCHMARKS))
 
 
 def test_a_context_has_exactly_its_tokens_for_encoder_and_decoder(model):

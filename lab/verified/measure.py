@@ -243,8 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     cost = given.results / "cost.json"
     check_same_compressor(given.results / "compressor.txt", asked.model.fingerprint)
     if not cost.is_file():
-        texts = [needle.sample.context for needle in made[:: len(made) // 2][:2]]
-        ratios = [ratio for text in texts for ratio in cost_ratios(asked.model, text)]
+        ratios = cost_ratios(asked.model, made[0].sample.context)
         cost.write_text(json.dumps(ratios), "utf-8")
     costs = json.loads(cost.read_text("utf-8"))
     for _ in measure_strings(asked, made):
