@@ -42,7 +42,7 @@ def page(records: Sequence[Record], costs: Sequence[Record], fingerprint: str) -
         Path(__file__).with_name("page.md.jinja"),
         compressor=fingerprint[:12],
         kinds=kinds,
-        lengths=lengths,
+        lengths=[f"{length:,} characters" for length in lengths],
         by_way=by_way,
         by_depth=by_depth,
         compress=[
