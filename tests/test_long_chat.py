@@ -7,7 +7,6 @@ import pytest
 
 from lab import long_chat
 from lab.asked import Asked
-from memslots.evaluation.report import BEGIN, END
 
 ARTICLE = "The bridge at Tolm was built in 1911 by Ada Wren. It is made of oak."
 QUESTIONS = {"Who built the bridge?": "Ada Wren", "What is it made of?": "oak"}
@@ -64,8 +63,6 @@ def test_every_way_is_asked_once_and_written_into_the_page(squad, tmp_path, monk
     again = Asked("tiny", tmp_path / "answers.jsonl")
     list(long_chat.measure(again, made[:1], [20]))
     assert again.records == asked.records
-    page = tmp_path / "chat.md"
-    page.write_text(f"{BEGIN}\n{END}\n")
     said = long_chat.said(again.records, again.model.fingerprint)
-    assert f"Compressor {again.model.fingerprint[:12]} in bfloat16; 1 chats of 2 questions" in said
-    assert all(f"| {name} |" in said for name in names)
+    assert f"Compressor {again.model.fingerprint[:12]} in bfloat16." in said
+    assert all(f"| 20 | {name} | 1 | 2 |" in said for name in names)

@@ -38,7 +38,6 @@ def test_every_answer_is_kept_and_none_is_asked_again(needles, tmp_path, monkeyp
     assert list(by_way) == [
         "rate 4",
         "rate 16",
-        "rate 8, exact spans",
         "rate 16, exact spans",
         "full text",
         "text cut to rate 16, exact spans",
@@ -46,7 +45,6 @@ def test_every_answer_is_kept_and_none_is_asked_again(needles, tmp_path, monkeyp
         "nothing",
     ]
     assert [way for way, record in by_way.items() if record["kept"]] == [
-        "rate 8, exact spans",
         "rate 16, exact spans",
         "full text",
         "text cut to rate 16, exact spans",  # the string stands at the start

@@ -92,17 +92,13 @@ def worked_strings() -> tuple[WorkedExample, ...]:
     return tuple(examples)
 
 
-def ways(rates: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Memories by name, as arguments of `verified.compress`; `exact` is said by True."""
+def ways(rates: Sequence[int]) -> dict[str, tuple[int, bool]]:
+    """Memories by name: their rate, and whether exact spans are kept beside the slots."""
     finest, coarsest = min(rates), max(rates)
     return {
-        f"rate {finest}": {"rate": finest},
-        f"rate {coarsest}": {"rate": coarsest},
-        **{
-            f"rate {rate}, exact spans": {"rate": rate, "exact": True}
-            for rate in sorted(rates)
-            if rate > finest
-        },
+        f"rate {finest}": (finest, False),
+        f"rate {coarsest}": (coarsest, False),
+        f"rate {coarsest}, exact spans": (coarsest, True),
     }
 
 
@@ -128,7 +124,7 @@ def measure_strings(asked: Asked, made: Sequence[Needle]) -> Iterator[Needle]:
             seconds = 0.0
             if way in ways(rates):
                 started = time.process_time()
-                memory = compress(model, text, ways(rates)[way])
+                memory = compress(model, text, *ways(rates)[way])
                 seconds = time.process_time() - started
                 if way == compared:
                     compressed[text] = memory
@@ -137,7 +133,7 @@ def measure_strings(asked: Asked, made: Sequence[Needle]) -> Iterator[Needle]:
             elif way == CONTROL.format(compared):
                 kept = False
                 other = sample.other
-                memory = compressed.get(other) or compress(model, other, ways(rates)[compared])
+                memory = compressed.get(other) or compress(model, other, *ways(rates)[compared])
                 make = partial(asked.of_memory, [sample], memory)
             else:
                 context = "" if way == NOTHING else text
@@ -162,11 +158,10 @@ def measure_strings(asked: Asked, made: Sequence[Needle]) -> Iterator[Needle]:
         yield needle
 
 
-def compress(model: MemslotsModel, text: str, arguments: dict[str, Any]) -> Memory:
-    """A verified memory; names, which are no kind of `DETECTORS`, are found by a function."""
-    # An empty list checks what is lost, and keeps nothing.
-    exact: list[Any] = ["numbers", "identifiers", names] if arguments.get("exact") else []
-    return verified.compress(model, text, progress=False, **{**arguments, "exact": exact})
+def compress(model: MemslotsModel, text: str, rate: int, keep: bool) -> Memory:
+    """A checked memory; names, which are no kind of `DETECTORS`, are found by a function."""
+    exact: list[Any] = ["numbers", "identifiers", names] if keep else []
+    return verified.compress(model, text, rate, exact=exact, progress=False)
 
 
 def names(text: str) -> list[tuple[int, int]]:
