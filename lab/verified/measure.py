@@ -41,7 +41,7 @@ FULL, CUT, CONTROL, NOTHING = "full text", "text cut to {}", "control: {}", "not
 
 
 class Needle(NamedTuple):
-    """A string in a passage; `sample.other` is the next passage, with a string of its own."""
+    """A string in a passage; `sample.other` is another of its length, with a string of its own."""
 
     sample: Sample
     value: str
@@ -60,6 +60,7 @@ def needles(books: Sequence[str], rounds: int, lengths: Sequence[int] = LENGTHS)
     made = []
     for round_ in range(rounds):
         for length in lengths:
+            drawn = []
             for depth in DEPTHS:
                 for kind, draw in VALUES.items():
                     rng = random.Random(f"{length}-{depth}-{kind}-{round_}")
@@ -73,11 +74,11 @@ def needles(books: Sequence[str], rounds: int, lengths: Sequence[int] = LENGTHS)
                         "question", shown, " ".join(parts), BETWEEN + asked, f" {value}", ""
                     )
                     fields = {"characters": length, "depth": depth, "kind": kind, "round": round_}
-                    made.append(Needle(sample, value, fields))
-    return [
-        needle._replace(sample=needle.sample._replace(other=made[i - 1].sample.context))
-        for i, needle in enumerate(made)
-    ]
+                    drawn.append(Needle(sample, value, fields))
+            for i, needle in enumerate(drawn):
+                other = drawn[i - 1].sample.context
+                made.append(needle._replace(sample=needle.sample._replace(other=other)))
+    return made
 
 
 def worked_strings() -> tuple[WorkedExample, ...]:

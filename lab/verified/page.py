@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ def page(records: Sequence[Record], costs: Sequence[Record], fingerprint: str) -
         fingerprint: of the compressor.
     """
     kinds, lengths = distinct(records, "kind"), sorted(distinct(records, "characters"))
+    depths = sorted(distinct(records, "depth"))
     by_way, by_depth = [], []
     for way in distinct(records, "way"):
         own = chosen(records, way=way)
@@ -32,12 +32,12 @@ def page(records: Sequence[Record], costs: Sequence[Record], fingerprint: str) -
                 len(own),
                 share(own, "kept"),
                 share(own, "answered"),
-                *(percent(mean(chosen(own, kind=kind), "answered"), 0) for kind in kinds),
+                *(answered(chosen(own, kind=kind)) for kind in kinds),
                 f"{nats(own):.2f}",
                 effective_rate(own),
             ]
         )
-        by_depth.append([way, *(depths(chosen(own, characters=n)) for n in lengths)])
+        by_depth.append([way, *(by_place(chosen(own, characters=n), depths) for n in lengths)])
     return render(
         Path(__file__).with_name("page.md.jinja"),
         compressor=fingerprint[:12],
@@ -63,8 +63,8 @@ def share(records: Sequence[Record], key: str) -> str:
 
 
 def mean(records: Sequence[Record], key: str) -> float:
-    """Of what is there; not a number without records."""
-    return statistics.mean(float(record[key]) for record in records) if records else math.nan
+    """Of one at least."""
+    return statistics.mean(float(record[key]) for record in records)
 
 
 def nats(records: Sequence[Record]) -> float:
@@ -78,15 +78,15 @@ def effective_rate(records: Sequence[Record]) -> str:
     return f"{sum(r['text_tokens'] for r in records) / positions:.2f}" if positions else "-"
 
 
-def depths(records: Sequence[Record]) -> str:
-    """Answered by depth, in percent, and the effective rate."""
-    if not records:
-        return "-"
-    shares = [
-        percent(mean(chosen(records, depth=depth), "answered"), 0)
-        for depth in sorted(distinct(records, "depth"))
-    ]
-    return f"{' / '.join(shares)}, at {effective_rate(records)}"
+def answered(records: Sequence[Record]) -> str:
+    """Percent of them; a dash where none was asked."""
+    return percent(mean(records, "answered"), 0) if records else "-"
+
+
+def by_place(records: Sequence[Record], depths: Sequence[float]) -> str:
+    """Answered by depth, and the effective rate."""
+    shares = " / ".join(answered(chosen(records, depth=depth)) for depth in depths)
+    return f"{shares}, at {effective_rate(records)}" if records else "-"
 
 
 def prefills(records: Sequence[Record], way: str, length: int) -> str:
