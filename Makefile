@@ -23,7 +23,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-compressors tables-verified tables-sentence tables-sentence-smollm2 bench clean
+.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-chat tables-compressors tables-verified tables-sentence tables-sentence-smollm2 bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -41,7 +41,8 @@ help:
 	@echo "make compare    memory beside kvpress and LLMLingua on SmolLM2, written to docs/compare.md (sets up .venv-compare, 2 GB; hours; resumes)"
 	@echo "make smol-shown put the slots of runs/smol (SMOL=folder) into the package, and what they answer where it is shown"
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
-	@echo "make tables-verified  what verified memory keeps and costs, written to docs/verified.md (a quarter of an hour; resumes)"
+	@echo "make tables-verified  exact strings read by SmolLM2, written to docs/verified.md (an hour; resumes)"
+	@echo "make tables-chat  a long chat read by SmolLM2, written to docs/how-to/chat.md (an hour; resumes)"
 	@echo "make tables-smol  what SmolLM2 reads from the slots of smol, written to docs/smollm2.md (minutes; resumes)"
 	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
 	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
@@ -147,7 +148,12 @@ tables: $(VENV)/.dev
 	$(BIN)/python -m lab tables $(if $(BOOKS),--books "$(BOOKS)") --output runs/tables --report docs/results.md
 
 tables-verified: $(VENV)/.dev
-	$(BIN)/python -m lab.verified.measure --results runs/verified --page docs/verified.md --samples 1 $(if $(DATA),--data "$(DATA)")
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab.verified.measure runs/verified --books "$(BOOKS)" \
+		--page docs/verified.md
+
+tables-chat: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab.long_chat runs/long_chat --questions "$(QUESTIONS)" \
+		--books "$(BOOKS)" --page docs/how-to/chat.md
 
 tables-smol: $(VENV)/.dev
 	$(BIN)/python -m lab.smol.real_text runs/real_text --books "$(BOOKS)" --page docs/smollm2.md

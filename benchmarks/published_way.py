@@ -9,6 +9,8 @@ the same losses, which `tests/test_benchmarks.py` holds.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -17,7 +19,9 @@ from memslots import MemslotsModel
 from memslots.modeling.encoders_memslots import convert
 from memslots.modeling.layout_memslots import IGNORE, Row
 from memslots.modeling.memory_memslots import slots_for
-from memslots.trainer.collator import CompressorBatch
+
+if TYPE_CHECKING:  # training needs trl, which compressing does without
+    from memslots.trainer.collator import CompressorBatch
 
 
 def with_head(model: MemslotsModel) -> PreTrainedModel:

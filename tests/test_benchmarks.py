@@ -1,5 +1,6 @@
 """The benchmarks' accounting at tiny shapes: what is counted and compared, not how fast it is."""
 
+import importlib
 import json
 import sys
 import types
@@ -9,9 +10,6 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from lab import long_chat
-from memslots import MemslotsModel, embedded
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -39,6 +37,16 @@ def no_collection(monkeypatch):
 @pytest.fixture(scope="module")
 def model():
     return shapes.build("tiny", "cpu", torch.float32)
+
+
+def test_what_does_not_train_is_imported_without_the_training_extra(monkeypatch):
+    for name in ("trl", "memslots.trainer", "memslots.trainer.collator"):
+        monkeypatch.setitem(sys.modules, name, None)
+    names = ("against_published", "alternatives", "published_way", "scaling", "table_a7")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    for name in names:
+        assert importlib.import_module(name).__file__.startswith(str(BENCHMARKS))
 
 
 def test_a_context_has_exactly_its_tokens_for_encoder_and_decoder(model):
@@ -420,15 +428,3 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
     for picture in ("table-a7", "table-a7-memory", "against-published", "scaling", "alternatives"):
         assert f"(speed/{picture}.png)" in text
         assert (speed.with_suffix("") / f"{picture}.png").stat().st_size > 1000
-
-
-def test_long_chats_are_read_in_every_way():
-    model = MemslotsModel.from_pretrained(embedded("tiny"))
-    found = list(long_chat.measure(model, people=1, turns=30, seed=5))
-    assert len(found) == 8  # three rates, with and without recent turns, and two ways of text
-    positions = {name: most for name, _, most in found}
-    assert max(positions.values()) == positions["all turns as text"]
-    assert positions["last turns as text"] <= positions["slots, rate 16, no turn kept as text"]
-    assert all(len(right) == long_chat.QUESTIONS for _, right, _ in found)
-    by_name = {name: sum(right) for name, right, _ in found}
-    assert by_name["all turns as text"] > by_name["last turns as text"] == 0

@@ -244,7 +244,7 @@ def test_facts_of_the_first_turn_are_answered_after_200_turns(keep_last):
         for question, answer in zip(row["question"], row["answer"], strict=True):
             right += chat.ask(question, remember=False, max_new_tokens=14).strip() == answer
             asked += 1
-    # 73% and 57% of 30; the same decoder with all turns as text: none (docs/how-to/chat.md).
+    # 73% and 57% of 30; the same decoder with all turns as text: none.
     assert right >= 0.4 * asked
 
 

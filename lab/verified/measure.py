@@ -1,204 +1,203 @@
-"""Measures verified memory on one checkpoint and writes docs/verified.md (`make tables-verified`).
+"""What verified memory keeps of exact strings on SmolLM2, and what it costs (docs/verified.md).
 
-    python -m lab.verified.measure --results runs/verified --page docs/verified.md --data DATA
+    python -m lab.verified.measure runs/verified --books BOOKS --page docs/verified.md
 
-Each part is kept as JSON under `--results` and not run again. DATA is a folder with
-`books-train.jsonl.gz`, `books-validation.jsonl.gz` and `gsm8k-test.jsonl.gz`; without it the parts
-on books and GSM8K are left out. The strings are asked a second time of what the recipe
-`exact_strings` trains, since the embedded checkpoint's decoder does not answer with strings that it
-never saw.
+A number, a UUID, a name or a code stands in a passage of a held-out book and is asked for after
+worked examples with other strings, from memories, from the text, from the text cut to the memory's
+prompt tokens, from another passage's memory and from nothing. Every answer is kept as soon as it is
+there, so a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.shapes import build, context
-from lab.data.conversations import conversation_rows, small_talk
+from lab.asked import Asked, Record
+from lab.compare.samples import Sample
 from lab.data.exact_strings import BOILERPLATE, VALUES, asked_for, places_of, stated
-from lab.data.personas import join_biographies, personas
-from lab.recipes import lab_recipe
-from lab.training.run import run_recipe
-from lab.verified.page import Record, page
+from lab.verified.page import page
 from memslots import Memory, MemslotsModel, verified
-from memslots.cli.options import resolve_model
-from memslots.evaluation.answering import answer_from_text
-from memslots.evaluation.metrics import exact_match
+from memslots.data.books import iterate_books
+from memslots.evaluation.asking import BETWEEN, INSTRUCTION, Asking
+from memslots.evaluation.worked_examples import WorkedExample
 from memslots.verified.fidelity import read, teacher_forced
 
 DEPTHS = (0.0, 0.5, 1.0)
-NUMBERS = ("age", "count")
+LENGTHS = (2_000, 8_000)
+"""Of passages, in characters."""
 FIDELITY = 0.85
-RATES = (4, 8, 16)
+FULL, CUT, CONTROL, NOTHING = "full text", "text cut to {}", "control: {}", "nothing"
 
 
-def haystacks(books: Sequence[str]) -> dict[str, Callable[[random.Random], list[str]]]:
-    """Parts to hide a string between: biographies, dense with facts, and passages of books."""
-    people = list(islice(personas("test"), 60))
+class Needle(NamedTuple):
+    """A string in a passage; `sample.other` is another of its length, with a string of its own."""
 
-    def biographies(count: int) -> Callable[[random.Random], list[str]]:
-        return lambda rng: [p.text(rng, True) for p in rng.sample(people, count)]
-
-    def passage(characters: int) -> Callable[[random.Random], list[str]]:
-        def parts(rng: random.Random) -> list[str]:
-            book = rng.choice(books)
-            start = rng.randrange(len(book) // 2)
-            return re.split(r"(?<=[.!?])\s+", book[start : start + characters])
-
-        return parts
-
-    found = {f"{count} biographies": biographies(count) for count in (2, 5)}
-    lengths = (2_000, 8_000) if books else ()
-    return found | {f"{n:,} characters of a book": passage(n) for n in lengths}
+    sample: Sample
+    value: str
+    fields: Record
 
 
-def needle_texts(samples: int, books: Sequence[str]) -> list[Record]:
-    """Texts with one string in them, by what it is hidden in, depth and kind."""
-    rows = []
-    for hidden_in, make_parts in haystacks(books).items():
-        for depth in DEPTHS:
-            for kind, make in VALUES.items():
-                for sample in range(samples):
-                    rng = random.Random(f"{hidden_in}-{depth}-{kind}-{sample}")
-                    parts = make_parts(rng)
-                    place, value = rng.choice(places_of("test")), make(rng)
+def needles(books: Sequence[str], rounds: int, lengths: Sequence[int] = LENGTHS) -> list[Needle]:
+    """Passages with a string in each, every round of all lengths, depths and kinds.
+
+    Args:
+        books: to take passages from.
+        rounds: how often other passages and strings are drawn.
+        lengths: of passages in characters.
+    """
+    shown = Asking(instruction=INSTRUCTION, examples=worked_strings()).shown()
+    made = []
+    for round_ in range(rounds):
+        for length in lengths:
+            drawn = []
+            for depth in DEPTHS:
+                for kind, draw in VALUES.items():
+                    rng = random.Random(f"{length}-{depth}-{kind}-{round_}")
+                    book = rng.choice(books)
+                    start = rng.randrange(len(book) - length)
+                    parts = re.split(r"(?<=[.!?])\s+", book[start : start + length])
+                    place, value = rng.choice(places_of("test")), draw(rng)
                     parts.insert(round(depth * len(parts)), stated(kind, place, value))
-                    rows.append(
-                        {
-                            "text": ("\n\n" if "biographies" in hidden_in else " ").join(parts),
-                            "value": value,
-                            "kind": kind,
-                            "question": asked_for(kind, place),
-                            "hidden_in": hidden_in,
-                            "depth": depth,
-                        }
+                    asked = Asking().question.replace("{question}", asked_for(kind, place))
+                    sample = Sample(
+                        "question", shown, " ".join(parts), BETWEEN + asked, f" {value}", ""
                     )
-    return rows
+                    fields = {"characters": length, "depth": depth, "kind": kind, "round": round_}
+                    drawn.append(Needle(sample, value, fields))
+            for i, needle in enumerate(drawn):
+                other = drawn[i - 1].sample.context
+                made.append(needle._replace(sample=needle.sample._replace(other=other)))
+    return made
 
 
-def ways(model: MemslotsModel, texts: list[str], names: set[str]) -> dict[str, Memory]:
-    """Memories of texts: fixed rates, a rate a segment, exact spans, and all of it."""
-
-    def named(text: str) -> list[tuple[int, int]]:
-        # Names are no kind of DETECTORS: the user's own function knows them.
-        return [(text.find(one), text.find(one) + len(one)) for one in names if one in text]
-
-    spans: list[Any] = ["numbers", "identifiers", named]
-    found = {f"fixed rate {rate}": model.compress(texts, rate=rate) for rate in RATES}
-    found["per-segment rates"] = verified.compress(model, texts, fidelity=FIDELITY)
-    found["rate 16, exact spans"] = verified.compress(model, texts, rate=16, exact=spans)
-    found["all together"] = verified.compress(model, texts, fidelity=FIDELITY, exact=spans)
-    return found
+def worked_strings() -> tuple[WorkedExample, ...]:
+    """One example of each kind of string, at places of the training split among stock sentences."""
+    rng = random.Random(0)
+    examples = []
+    for kind, draw in VALUES.items():
+        place, value = rng.choice(places_of("train")), draw(rng)
+        before, after = (rng.choice(BOILERPLATE).partition(". ")[0] for _ in range(2))
+        passage = f"{before}. {stated(kind, place, value)} {after}."
+        examples.append(WorkedExample(passage, asked_for(kind, place), value))
+    return tuple(examples)
 
 
-def cut_texts(
-    model: MemslotsModel, texts: list[str], memories: dict[str, Memory]
-) -> dict[str, list[str]]:
-    """What is left of texts that are cut to the decoder positions that each way's memory takes."""
-    encode = model.processor.decoder_text.encode_with_places
-    ends = [[end for _, end in encode(text)[1]] for text in texts]
+def ways(rates: Sequence[int]) -> dict[str, tuple[int, bool]]:
+    """Memories by name: their rate, and whether exact spans are kept beside the slots."""
+    finest, coarsest = min(rates), max(rates)
     return {
-        f"text cut to {name}": [
-            text[: own[min(most, len(own)) - 1]]
-            for text, own, most in zip(texts, ends, model.memory_positions(memory), strict=True)
-        ]
-        for name, memory in memories.items()
+        f"rate {finest}": (finest, False),
+        f"rate {coarsest}": (coarsest, False),
+        f"rate {coarsest}, exact spans": (coarsest, True),
     }
 
 
-def measure_strings(model: MemslotsModel, samples: int, books: Sequence[str]) -> list[Record]:
-    """Is the string in what the decoder reads or reads back, and in its answer?"""
-    rows = needle_texts(samples, books)
-    texts = [row["text"] for row in rows]
-    by_way = ways(model, texts, {row["value"] for row in rows if row["kind"] == "name"})
-    hits, first = [], 0
-    for row, document in zip(rows, by_way["fixed rate 16"].documents, strict=True):
-        at = row["text"].index(row["value"])
-        end = at + len(row["value"])
-        hits += [first + n for n, s in enumerate(document) if s.start < end and at < s.end]
-        first += len(document)
-    # The segments that an agent would ask for; their exact text is stored or patched.
-    whole = by_way["fixed rate 16"]
-    asked_for = {i: texts[whole.segments[i].text] for i in hits}
-    asked_for = {
-        i: t[whole.segments[i].start : whole.segments[i].end] for i, t in asked_for.items()
-    }
-    by_way["rate 16, expand"] = whole.as_text(asked_for)
-    records = []
-    asked = [row["question"] for row in rows]
-    tokens = whole.n_tokens
-    kept_fields = ("value", "kind", "hidden_in", "depth")
-    for name, memory in by_way.items():
-        backs = model.reconstruct(memory, max_new_tokens=160)
-        answers = model.generate(memory=memory, question=asked, max_new_tokens=40)
-        positions = model.memory_positions(memory)
-        for i, row in enumerate(rows):
-            one = memory[i]
-            held = [literal.text for own in one.literals for literal in own]
-            seen = " ".join([*held, *(text or "" for text in one.segment_texts), backs[i]])
-            record = {key: row[key] for key in kept_fields}
-            record |= {"way": name, "kept": row["value"] in seen, "tokens": tokens[i]}
-            record |= {"answered": row["value"] in answers[i], "positions": positions[i]}
-            records.append(record)
-    encode = model.processor.decoder_text.encode_with_places
-    plain = {"full text": texts, **cut_texts(model, texts, by_way)}
-    for name, given in plain.items():
-        answers = answer_from_text(model, given, asked, 40)
-        for i, (row, text) in enumerate(zip(rows, given, strict=True)):
-            record = {key: row[key] for key in kept_fields}
-            record |= {"way": name, "kept": row["value"] in text, "tokens": tokens[i]}
-            record |= {"answered": row["value"] in answers[i], "positions": len(encode(text)[0])}
-            records.append(record)
-    return records
+def measure_strings(asked: Asked, made: Sequence[Needle]) -> Iterator[Needle]:
+    """Is the string in what the decoder reads or reads back, and in its answer?
 
-
-def measure_questions(
-    model: MemslotsModel, samples: int, compress: Callable[[list[str]], dict[str, Memory]]
-) -> list[Record]:
-    """Questions about one person each, numbers apart, from the memories that `compress` makes."""
-    people = list(islice(personas("test"), samples))
-    facts = ("age", "count", "city", "profession", "team")
-    texts = [join_biographies([one], random.Random(n)) for n, one in enumerate(people)]
-    records = []
-    memories = compress(texts)
-    plain = {"full text": texts, **cut_texts(model, texts, memories)}
-    for name in (*memories, *plain):
-        if name in plain:
-            positions = [len(model.processor.decoder_text.encode(text)) for text in plain[name]]
-        else:
-            positions = model.memory_positions(memories[name])
-        for fact in facts:
-            asked = [one.question(fact, one.name) for one in people]
-            if name in plain:
-                answers = answer_from_text(model, plain[name], asked, 12)
+    Yields:
+        Each needle when it was asked for in every way.
+    """
+    model = asked.model
+    rates = model.config.compression_rates
+    compared = f"rate {max(rates)}, exact spans"
+    compressed: dict[str, Memory] = {}  # by text, for the control of the next needle
+    for needle in made:
+        sample, text = needle.sample, needle.sample.context
+        start = text.index(needle.value)
+        tokens = len(asked.reader.ids(text))
+        most = len(asked.reader.ids(sample.answer)) + 4
+        for way in [*ways(rates), FULL, CUT.format(compared), CONTROL.format(compared), NOTHING]:
+            place = {"way": way, **needle.fields}
+            if asked.find(**place):
+                continue
+            seconds = 0.0
+            if way in ways(rates):
+                started = time.process_time()
+                memory = compress(model, text, *ways(rates)[way])
+                seconds = time.process_time() - started
+                if way == compared:
+                    compressed[text] = memory
+                kept = keeps(memory, start, start + len(needle.value))
+                make = partial(asked.of_memory, [sample], memory)
+            elif way == CONTROL.format(compared):
+                kept = False
+                other = sample.other
+                memory = compressed.get(other) or compress(model, other, *ways(rates)[compared])
+                make = partial(asked.of_memory, [sample], memory)
             else:
-                answers = model.generate(memory=memories[name], question=asked, max_new_tokens=12)
-            for i, person in enumerate(people):
-                record = {"way": name, "number": fact in NUMBERS, "fact": fact}
-                record |= {"right": exact_match(answers[i], person.answer(fact))}
-                record |= {
-                    "positions": positions[i],
-                    "tokens": next(iter(memories.values())).n_tokens[i],
+                context = "" if way == NOTHING else text
+                if way == CUT.format(compared):
+                    positions = asked.find(**{**place, "way": compared})
+                    assert positions is not None, "memories come before what is cut to them"
+                    context = asked.cut(text, positions["context_tokens"])
+                kept = needle.value in context
+                make = partial(asked.of_text, [sample], context)
+            figures = asked.ask(sample, lambda: make()[0], most)  # noqa: B023
+            answered = needle.value in figures["said"]
+            asked.keep(
+                {
+                    **place,
+                    **figures,
+                    "kept": kept,
+                    "answered": answered,
+                    "text_tokens": tokens,
+                    "compress_s": seconds,
                 }
-                records.append(record)
+            )
+        yield needle
+
+
+def compress(model: MemslotsModel, text: str, rate: int, keep: bool) -> Memory:
+    """A checked memory; names, which are no kind of `DETECTORS`, are found by a function."""
+    exact: list[Any] = ["numbers", "identifiers", names] if keep else []
+    return verified.compress(model, text, rate, exact=exact, progress=False)
+
+
+def names(text: str) -> list[tuple[int, int]]:
+    """Two capitalised words in a row, as a user may look for names."""
+    return [match.span() for match in re.finditer(r"\b[A-Z][a-z]+ [A-Z][a-z]+\b", text)]
+
+
+def keeps(memory: Memory, start: int, end: int) -> bool:
+    """Whether all characters from `start` to `end` come back: read back, verbatim or as text."""
+    lost = [place for check in memory.checks if check.text is None for place in check.lost or ()]
+    return not any(first < end and start < last for first, last in lost)
+
+
+@torch.no_grad()
+def cost_ratios(model: MemslotsModel, text: str) -> list[Record]:
+    """CPU seconds of verification at each rate, as a ratio of one prefill of the text; in turns."""
+    processor = model.processor
+    ids = torch.tensor([processor.decoder_text.encode(text)])
+    records = []
+    for rate in model.config.compression_rates:
+        memory = model.compress(text, rate=rate, progress=False)
+        readings = [read(processor, text[s.start : s.end]) for s in memory.segments]
+        beside: list[list[int]] = [[] for _ in readings]
+        times: dict[str, list[float]] = {"prefill": [], "verify": []}
+        for _ in range(4):
+            for what in times:
+                started = time.process_time()
+                if what == "prefill":
+                    model.decoder(input_ids=ids, logits_to_keep=1)
+                else:
+                    teacher_forced(model, memory, readings, beside)
+                times[what].append(time.process_time() - started)
+        prefill, verify = (statistics.median(one[1:]) for one in times.values())
+        records.append({"rate": rate, "tokens": ids.shape[1], "ratio": verify / prefill})
     return records
-
-
-def measure_losses(model: MemslotsModel, texts: dict[str, list[str]]) -> list[Record]:
-    """Of every text, see `lost_tokens`."""
-    return [lost_tokens(model, name, text) for name, own in texts.items() for text in own]
 
 
 def lost_tokens(model: MemslotsModel, name: str, text: str) -> Record:
@@ -219,96 +218,6 @@ def lost_tokens(model: MemslotsModel, name: str, text: str) -> Record:
     }
 
 
-def measure_cost(
-    model: MemslotsModel,
-    texts: dict[str, list[str]],
-    lengths: Sequence[int] = (1024, 4096, 8192),
-    preset: str = "small",
-) -> list[Record]:
-    """Cost ratios of the checkpoint on its texts, and of a larger decoder by length of the text."""
-    records = [
-        {"set": name, "measured": "texts", **record}
-        for name, own in texts.items()
-        for text in own[:2]
-        for record in cost_ratios(model, text)
-    ]
-    shaped = build(preset, "cpu", torch.float32)
-    return records + [
-        {"set": f"{length:,} tokens", "measured": "shapes", **record}
-        for length in lengths
-        for record in cost_ratios(shaped, context(length))
-    ]
-
-
-@torch.no_grad()
-def cost_ratios(model: MemslotsModel, text: str) -> list[Record]:
-    """Seconds of verification at each rate, as a ratio of one prefill of the text; in turns."""
-    processor = model.processor
-    ids = torch.tensor([processor.decoder_text.encode(text)])
-    records = []
-    for rate in model.config.compression_rates:
-        memory = model.compress(text, rate=rate)
-        readings = [read(processor, text[s.start : s.end]) for s in memory.segments]
-        beside: list[list[int]] = [[] for _ in readings]
-        times: dict[str, list[float]] = {"prefill": [], "verify": []}
-        for _ in range(4):
-            for what in times:
-                started = time.perf_counter()
-                if what == "prefill":
-                    model.decoder(input_ids=ids, logits_to_keep=1)
-                else:
-                    teacher_forced(model, memory, readings, beside)
-                times[what].append(time.perf_counter() - started)
-        prefill, verify = (statistics.median(one[1:]) for one in times.values())
-        records.append({"rate": rate, "ratio": verify / prefill})
-    return records
-
-
-def read_books(data: Path | None) -> list[str]:
-    """Books that nothing here was trained on; none without `data`."""
-    if data is None:
-        return []
-    with gzip.open(data / "books-validation.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file]
-
-
-def passages(data: Path | None, samples: int) -> dict[str, list[str]]:
-    """Texts of several segments by kind: biographies, and what `data` has."""
-    people = list(islice(personas("test"), 3 * samples))
-    found = {
-        "biographies": [
-            "\n\n".join(p.text(random.Random(i), True) for p in people[3 * i : 3 * i + 3])
-            for i in range(samples)
-        ]
-    }
-    rng = random.Random("letters")
-    found["letters"] = [
-        " ".join(
-            [
-                *rng.sample(BOILERPLATE, 3),
-                people[i].text(rng, True),
-                *(small_talk("test", rng) for _ in range(8)),
-            ]
-        )
-        for i in range(samples)
-    ]
-    talks = conversation_rows("test", samples, turns=40)
-    found["conversations"] = [row["context"] for row in talks]
-    if data is not None:
-        with gzip.open(data / "gsm8k-test.jsonl.gz", "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in islice(file, 6 * samples)]
-        found["GSM8K"] = [
-            "\n\n".join(f"{r['question']} {r['answer']}" for r in rows[6 * i : 6 * i + 6])
-            for i in range(samples)
-        ]
-        found["books"] = [book[20_000:22_500] for book in read_books(data)[:samples]]
-        found["mixed"] = [
-            "\n\n".join(parts)
-            for parts in zip(found["biographies"], found["GSM8K"], found["books"], strict=False)
-        ]
-    return found
-
-
 def check_same_compressor(file: Path, fingerprint: str) -> None:
     """Remember whose results a folder holds; `ValueError` where they are another compressor's."""
     if file.is_file() and (measured := file.read_text("utf-8")) != fingerprint:
@@ -319,46 +228,25 @@ def check_same_compressor(file: Path, fingerprint: str) -> None:
     file.write_text(fingerprint, "utf-8")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure what is missing, then write the page."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--results", type=Path, default=Path("runs/verified"))
-    arguments.add_argument("--page", type=Path, default=Path("docs/verified.md"))
-    arguments.add_argument("--data", type=Path)
-    arguments.add_argument("--model", default="tiny")
-    arguments.add_argument("--samples", type=int, default=2)
-    given = arguments.parse_args()
-    model = MemslotsModel.from_pretrained(resolve_model(given.model)).eval()
-    texts = passages(given.data, 4 * given.samples)
-    books = read_books(given.data)
-
-    def strings_after_training() -> list[Record]:
-        folder = run_recipe(
-            lab_recipe("exact_strings"),
-            given.results / "exact_strings",
-            books=None if given.data is None else str(given.data),
-        )
-        trained = MemslotsModel.from_pretrained(folder).eval()
-        return measure_strings(trained, given.samples, books)
-
-    parts: dict[str, Callable[[], list[Record]]] = {
-        "losses": lambda: measure_losses(model, texts),
-        "questions": lambda: measure_questions(
-            model, 15 * given.samples, lambda texts: ways(model, texts, set())
-        ),
-        "strings": lambda: measure_strings(model, given.samples, books),
-        "strings_after_training": strings_after_training,
-        "cost": lambda: measure_cost(model, texts),
-    }
-    given.results.mkdir(parents=True, exist_ok=True)
-    check_same_compressor(given.results / "compressor.txt", model.fingerprint)
-    results = {}
-    for name, measure in parts.items():
-        file = given.results / f"{name}.json"
-        if not file.is_file():
-            file.write_text(json.dumps(measure()), "utf-8")
-        results[name] = json.loads(file.read_text("utf-8"))
-    given.page.write_text(page(results, model.fingerprint), "utf-8")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("results", type=Path, help="Folder to go on with.")
+    parser.add_argument("--books", required=True, help="Folder or file of held-out books.")
+    parser.add_argument("--page", type=Path, required=True, help="Markdown to write.")
+    parser.add_argument("--model", default="smol")
+    parser.add_argument("--rounds", type=int, default=1, help="Of 24 strings each.")
+    given = parser.parse_args(arguments)
+    made = needles(list(iterate_books(given.books, "validation")), given.rounds)
+    asked = Asked(given.model, given.results / "strings.jsonl")
+    cost = given.results / "cost.json"
+    check_same_compressor(given.results / "compressor.txt", asked.model.fingerprint)
+    if not cost.is_file():
+        ratios = cost_ratios(asked.model, made[0].sample.context)
+        cost.write_text(json.dumps(ratios), "utf-8")
+    costs = json.loads(cost.read_text("utf-8"))
+    for _ in measure_strings(asked, made):
+        given.page.write_text(page(asked.records, costs, asked.model.fingerprint), "utf-8")
 
 
 if __name__ == "__main__":

@@ -13,124 +13,108 @@ from memslots.evaluation.intervals import with_interval
 Record = dict[str, Any]
 
 
-def page(results: dict[str, list[Record]], fingerprint: str) -> str:
-    """docs/verified.md, of results that the compressor of this fingerprint gave."""
-    strings, losses = results["strings"], results["losses"]
-    kinds, places = distinct(strings, "kind"), distinct(strings, "hidden_in")
-    kept, by_depth = [], []
-    for way in distinct(strings, "way"):
-        own = chosen(strings, way=way)
-        shares = [share(own, "kept"), share(own, "answered"), f"{effective_rate(own):.2f}"]
-        kept.append([way, *_by_kind(own, kinds, "kept"), *shares])
-        by_depth.append([way, *(_depths(chosen(own, hidden_in=place)) for place in places)])
-    questions = []
-    for way in distinct(results["questions"], "way"):
-        own = chosen(results["questions"], way=way)
-        shares = [share(chosen(own, number=number), "right") for number in (True, False)]
-        questions.append([way, *shares, f"{effective_rate(own):.2f}"])
+def page(records: Sequence[Record], costs: Sequence[Record], fingerprint: str) -> str:
+    """docs/verified.md.
+
+    Args:
+        records: answers of `measure_strings`.
+        costs: of `cost_ratios`.
+        fingerprint: of the compressor.
+    """
+    kinds, lengths = distinct(records, "kind"), sorted(distinct(records, "characters"))
+    depths = sorted(distinct(records, "depth"))
+    by_way, by_depth = [], []
+    for way in distinct(records, "way"):
+        own = chosen(records, way=way)
+        by_way.append(
+            [
+                way,
+                len(own),
+                share(own, "kept"),
+                share(own, "answered"),
+                *(answered(chosen(own, kind=kind)) for kind in kinds),
+                f"{nats(own):.2f}",
+                effective_rate(own),
+            ]
+        )
+        by_depth.append([way, *(by_place(chosen(own, characters=n), depths) for n in lengths)])
     return render(
         Path(__file__).with_name("page.md.jinja"),
         compressor=fingerprint[:12],
         kinds=kinds,
-        places=places,
-        kept=kept,
+        lengths=[f"{length:,} characters" for length in lengths],
+        by_way=by_way,
         by_depth=by_depth,
-        answered=answered(results["strings_after_training"], kinds),
-        questions=questions,
-        losses=[_lost(name, chosen(losses, set=name)) for name in distinct(losses, "set")],
-        costs=[
-            _costs(measured, chosen(results["cost"], measured=measured))
-            for measured in ("texts", "shapes")
+        compress=[
+            [way, *(prefills(records, way, n) for n in lengths)]
+            for way in distinct(records, "way")
+            if any(record["compress_s"] for record in chosen(records, way=way))
         ],
-        bars=bars(results),
+        costs=[
+            [record["rate"], f"{record['tokens']:,}", f"{record['ratio']:.2f}"] for record in costs
+        ],
+        bars=bars(records, costs),
     )
 
 
 def share(records: Sequence[Record], key: str) -> str:
     """A mean with its interval, in percent."""
-    return interval(with_interval([float(record[key]) for record in records]))
+    return interval(with_interval([float(record[key]) for record in records]), 0)
 
 
-def effective_rate(records: Sequence[Record]) -> float:
-    """Encoder tokens a decoder position."""
-    return sum(r["tokens"] for r in records) / sum(r["positions"] for r in records)
+def mean(records: Sequence[Record], key: str) -> float:
+    """Of one at least."""
+    return statistics.mean(float(record[key]) for record in records)
 
 
-def answered(records: Sequence[Record], kinds: Sequence[str]) -> list[list[str]]:
-    """The strings answered by kind, a row a way."""
-    ways = ((way, chosen(records, way=way)) for way in distinct(records, "way"))
-    return [[way, *_by_kind(own, kinds, "answered"), share(own, "answered")] for way, own in ways]
+def nats(records: Sequence[Record]) -> float:
+    """Of a token of the right answer."""
+    return sum(r["nats"] for r in records) / sum(r["tokens"] for r in records)
 
 
-def _by_kind(records: Sequence[Record], kinds: Sequence[str], key: str) -> list[str]:
-    return [percent(_mean(chosen(records, kind=kind), key), 0) for kind in kinds]
+def effective_rate(records: Sequence[Record]) -> str:
+    """Tokens of the text for each prompt token that stands for it; nothing where none does."""
+    positions = sum(record["context_tokens"] for record in records)
+    return f"{sum(r['text_tokens'] for r in records) / positions:.2f}" if positions else "-"
 
 
-def _mean(records: Sequence[Record], key: str) -> float:
-    return statistics.mean(record[key] for record in records)
+def answered(records: Sequence[Record]) -> str:
+    """Percent of them; a dash where none was asked."""
+    return percent(mean(records, "answered"), 0) if records else "-"
 
 
-def _depths(records: Sequence[Record]) -> str:
-    depths = sorted(distinct(records, "depth"))
-    shares = " / ".join(percent(_mean(chosen(records, depth=d), "kept"), 0) for d in depths)
-    return f"{shares}, at {effective_rate(records):.2f}"
+def by_place(records: Sequence[Record], depths: Sequence[float]) -> str:
+    """Answered by depth, and the effective rate."""
+    shares = " / ".join(answered(chosen(records, depth=depth)) for depth in depths)
+    return f"{shares}, at {effective_rate(records)}" if records else "-"
 
 
-def _lost(name: str, records: Sequence[Record]) -> list[str]:
-    total = {key: sum(r[key] for r in records) for key in records[0] if key != "set"}
-    cut = sum(max(0, r["tokens"] - r["positions"]) for r in records)
-    ratio = with_interval(
-        records, lambda rs: sum(r["budget"] for r in rs) / max(1, sum(r["fixed"] for r in rs))
-    )
-    fixed, budget, lost, served = (
-        percent(part / total["tokens"])
-        for part in (total["fixed"], total["budget"], cut, total["served"])
-    )
-    return [
-        name,
-        str(total["tokens"]),
-        fixed,
-        budget,
-        f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-        lost,
-        served,
-        f"{total['as_text']} of {total['segments']}",
-        f"{total['served_positions'] / total['positions']:.2f}",
-    ]
+def prefills(records: Sequence[Record], way: str, length: int) -> str:
+    """CPU time of compression and verification, in readings of the full text by the decoder."""
+    own = chosen(records, way=way, characters=length)
+    full = chosen(records, way="full text", characters=length)
+    if not own or not full:
+        return "-"
+    text = statistics.median(record["prepare_s"] for record in full)
+    return f"{statistics.median(record['compress_s'] for record in own) / text:.1f}"
 
 
-def _costs(measured: str, records: Sequence[Record]) -> tuple[str, list[str], list[list[str]]]:
-    rates = sorted(distinct(records, "rate"))
-    rows = [
-        [name, *(f"{_median(chosen(records, set=name, rate=rate)):.2f}" for rate in rates)]
-        for name in distinct(records, "set")
-    ]
-    return measured, [f"rate {rate}" for rate in rates], rows
-
-
-def _median(records: Sequence[Record]) -> float:
-    return statistics.median(record["ratio"] for record in records)
-
-
-def bars(results: dict[str, list[Record]]) -> dict[str, Any]:
+def bars(records: Sequence[Record], costs: Sequence[Record]) -> dict[str, Any]:
     """What was aimed at, and what was reached of it."""
-    strings = chosen(results["strings"], way="rate 16, exact spans")
-    by_place = []
-    for place in distinct(strings, "hidden_in"):
-        own = chosen(strings, hidden_in=place)
-        kept, rate = _mean(own, "kept"), effective_rate(own)
-        reached = kept >= 0.99 and rate >= 8
-        by_place.append({"place": place, "kept": kept, "rate": rate, "reached": reached})
-    costs = []
-    for measured, what in (("texts", "this checkpoint"), ("shapes", "the larger decoder")):
-        own = chosen(results["cost"], measured=measured)
-        worst = max(record["ratio"] for record in own)
-        costs.append({"what": what, "median": _median(own), "worst": worst})
-    losses = results["losses"]
-    return {
-        "strings": by_place,
-        "fixed": _mean(chosen(results["strings"], way="fixed rate 16"), "kept"),
-        "answered": _mean(strings, "answered"),
-        "ratio": sum(r["budget"] for r in losses) / sum(r["fixed"] for r in losses),
-        "costs": costs,
-    }
+    full = mean(chosen(records, way="full text"), "answered")
+    ways = []
+    for way in distinct(records, "way"):
+        if not way.endswith("exact spans") or way.startswith(("control", "text cut")):
+            continue
+        own = chosen(records, way=way)
+        kept, answered = mean(own, "kept"), mean(own, "answered")
+        ways.append(
+            {
+                "way": way,
+                "rate": effective_rate(own),
+                "kept": kept,
+                "behind": 100 * (full - answered),
+            }
+        )
+    ratios = [record["ratio"] for record in costs]
+    return {"ways": ways, "median": statistics.median(ratios), "worst": max(ratios)}

@@ -159,8 +159,8 @@ def check_room_of_parts(model, memory) -> None:
         parts = len(document) + sum(len(segment.literals) for segment in document)
         if isinstance(most, int) and 0 < most < parts:
             raise ValueError(
-                f"memory has a document of {parts} segments and verbatim tokens, and the decoder has "
-                f"{most} positions; send shorter documents."
+                f"memory has a document of {parts} segments and verbatim tokens, and the decoder "
+                f"has {most} positions; send shorter documents."
             )
 
 
@@ -185,8 +185,8 @@ def check_order(memory) -> None:
         for start, end, _ in segment.literals:
             if start < reached.get(segment.text, 0):
                 raise ValueError(
-                    f"memory has verbatim tokens at {_short((start, end))} that are not after those "
-                    "before them: those of a text are in its order and do not overlap."
+                    f"memory has verbatim tokens at {_short((start, end))} that are not after "
+                    "those before them: those of a text are in its order and do not overlap."
                 )
             reached[segment.text] = end
 
