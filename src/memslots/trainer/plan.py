@@ -43,7 +43,7 @@ from memslots.trainer.run import (
     training_arguments,
 )
 from memslots.trainer.stage_data import stage_dataset
-from memslots.trainer.start_checkpoint import checkpoint_config
+from memslots.trainer.start_checkpoint import checkpoint_config, checkpoint_folder
 from memslots.trainer.step_cost import Cost, Machine, measured_machine, shape_of, step_cost
 
 _SENTENCE_TOKENS = 24
@@ -218,8 +218,6 @@ class _Models:
             OSError: a tokenizer is not here.
         """
         if "checkpoint" in self.section:
-            from memslots.trainer.start_checkpoint import checkpoint_folder
-
             return MemslotsProcessor.from_pretrained(checkpoint_folder(self.section["checkpoint"]))
         name, options = self._named(stage)
         tokenizer = decoder_tokenizer(str(name), options)
@@ -279,10 +277,8 @@ def _plan_stage(
     world_size: int,
     machine: Machine,
 ) -> StagePlan:
-    config, part = (
-        _planned_config(section, settings, models),
-        trained_part(section, settings["name"]),
-    )
+    config = _planned_config(section, settings, models)
+    part = trained_part(section, settings["name"])
     with torch.device("meta"):
         model = MemslotsModel(config)
         reader = AutoModelForCausalLM.from_config(config.decoder_config)

@@ -37,4 +37,6 @@ def pooled_plan(hidden_size: int, segment_length: int) -> dict:
         hidden_size: of the encoder's backbone.
         segment_length: longest unit, in encoder tokens.
     """
-    return {"head": [], "slot_size": hidden_size, "window": segment_length}
+    head = [{"kind": "pooling", "modes": ["mean"]}]
+    ids = {"prefix_ids": [0], "suffix_ids": [0]}
+    return {"head": head, "slot_size": hidden_size, "window": segment_length, **ids}

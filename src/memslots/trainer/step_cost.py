@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.decoders_memslots import per_layer_inputs, reading
-from memslots.modeling.encoders_memslots import convert, first_layers_config
+from memslots.modeling.encoders_memslots import StatesRead, convert, first_layers_config
 from memslots.modeling.layout_memslots import TASKS
 from memslots.trainer.adapt import choose_trained
 from memslots.trainer.collator import CompressorBatch
@@ -241,23 +241,15 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _fake_slots(model: MemslotsModel, shape: StepShape) -> torch.Tensor:
-    """What `MemslotsModel.encode` does, for segments of one length."""
-    encoder, config = model.encoder, model.config
+    """Slots of segments of one length, by the encoder's own code; nothing of it reads a value."""
+    pooled = model.memory_tokens is None
+    width = shape.tokens + (0 if pooled else shape.slots)
+    count = shape.segments * shape.slots
+    places = torch.zeros(shape.segments * shape.tokens if pooled else count, dtype=torch.long)
+    rate = -(-shape.tokens // shape.slots)
     ids = torch.zeros(shape.segments, shape.tokens, dtype=torch.long)
-    if config.pooling == "sentence":
-        states = encoder(input_ids=ids).last_hidden_state
-        return states.mean(dim=1)  # whatever head there is costs next to nothing
-    embeds = encoder.get_input_embeddings()(ids)
-    if model.memory_tokens is not None:
-        memory = model.memory_tokens[: shape.slots].expand(shape.segments, -1, -1)
-        inputs = torch.cat([embeds, memory.to(embeds.dtype)], dim=1)
-        states = encoder(inputs_embeds=inputs).last_hidden_state
-        return states[:, shape.tokens :].flatten(0, 1)
-    states = encoder(input_ids=ids).last_hidden_state.flatten(0, 1)
-    slots = shape.segments * shape.slots
-    groups = torch.zeros(len(states), dtype=torch.long)
-    places = -(-shape.tokens // shape.slots)
-    return model.group_pool(embeds.flatten(0, 1), states, groups, slots, places)
+    rates = torch.full((shape.segments,), rate)
+    return model.encode(ids, torch.ones_like(ids), rates, StatesRead(width, places, count, rate))
 
 
 def _fake_loss(
