@@ -183,6 +183,16 @@ def test_bad_parameters_are_named(parameters, message):
         read_parameters(parameters)
 
 
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_values_of_other_types_are_refused_by_name(name):
+    kind, _, _ = PARAMETERS[name]
+    wrong = ["1", "", None, [1], {}, float("nan"), float("inf"), -float("inf"), 10**400, -(10**400)]
+    wrong += [1, 0, 0.5] if kind is bool else [True, False]
+    for value in wrong:
+        with pytest.raises(BadRequest, match=rf"parameter {name} must be .*, got"):
+            read_parameters({name: value})
+
+
 def test_every_parameter_is_one_that_generate_takes(local):
     sampled = dict.fromkeys(("temperature", "top_p", "repetition_penalty"), 0.9)
     given = {name: least for name, (_, least, _) in PARAMETERS.items()} | sampled

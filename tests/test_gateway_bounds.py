@@ -157,8 +157,7 @@ def test_searching_for_what_must_be_exact_ends_too(model, monkeypatch, asked):
         go.set()
         until(lambda: gateway.admission.inside == 0)
     assert not others
-    if "literals" in asked:  # an exact detector's spans are checked together
-        assert len(given) <= EVERY + 1
+    assert len(given) <= EVERY + 1
 
 
 @pytest.mark.parametrize(

@@ -414,7 +414,7 @@ def test_template_arguments_need_a_template(model, memory):
 
 NONE_OF = {
     int: ["5", True, 2.5, float("nan"), float("inf"), [5], {}, -1],
-    float: ["0.5", True, float("nan"), [0.5], -1, 1e-45, float("inf")],
+    float: ["0.5", True, False, float("nan"), [0.5], -1, 1e-45, float("inf")],
     bool: ["no", 1, [], 0.0],
 }
 

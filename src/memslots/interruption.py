@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Span = tuple[int, int]
 
 EVERY = 256
-"""Spans of a detector between two looks."""
+"""Spans of a detector, and other small items, between two looks."""
 
 _thread = threading.local()
 
@@ -40,6 +41,19 @@ def look(*_: object) -> None:
         raise Stopped("nobody waits for this any more")
 
 
+def between(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, with a look before every `EVERY`th of them.
+
+    Examples:
+        >>> list(between("27"))
+        ['2', '7']
+    """
+    for number, item in enumerate(items):
+        if number % EVERY == 0:
+            look()
+        yield item
+
+
 def looking(
     detectors: Sequence[Callable[[str], Iterable[Span]]],
 ) -> list[Callable[[str], Iterable[Span]]]:
@@ -54,10 +68,7 @@ def looking(
     def with_look(detector: Callable[[str], Iterable[Span]]) -> Callable[[str], Iterator[Span]]:
         def detect(text: str) -> Iterator[Span]:
             look()
-            for number, span in enumerate(detector(text)):
-                if number % EVERY == 0:
-                    look()
-                yield span
+            yield from between(detector(text))
 
         return detect
 

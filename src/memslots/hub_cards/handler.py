@@ -183,7 +183,7 @@ def read_parameters(parameters: Any) -> dict[str, Any]:
         kind, least, most = PARAMETERS[name]
         # In Python True is an int, in JSON it is none.
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if name == "temperature" and value == 0 and not parameters.get("do_sample"):
+        if name == "temperature" and fits and value == 0 and not parameters.get("do_sample"):
             continue  # what many clients send for no sampling
         if not fits or not least <= value <= most:
             words = "true or false" if kind is bool else f"a number from {least:g} to {most:g}"

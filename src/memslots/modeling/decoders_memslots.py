@@ -225,7 +225,7 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
 def check_values(values: Mapping[str, Any]) -> None:
     """Raise `TypeError` or `ValueError` for a known argument of a wrong type or out of bounds."""
     for name, value in values.items():
-        if value is None or (name == "temperature" and value == 0 and not values.get("do_sample")):
+        if value is None:
             continue
         if kind := _ITEMS.get(name):
             items = value if isinstance(value, (list, tuple)) and value else [value]
@@ -236,7 +236,8 @@ def check_values(values: Mapping[str, Any]) -> None:
         if name in _BOUNDS:
             kind, least, most = _BOUNDS[name]
             fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-            if not fits or not least <= value <= most:
+            greedy = name == "temperature" and value == 0 and not values.get("do_sample")
+            if not fits or not (greedy or least <= value <= most):
                 raise (ValueError if fits else TypeError)(
                     f"{name} must be {_WORDS[kind]} from {least:g} to {most:g}, got {value!r}."
                 )

@@ -9,7 +9,7 @@ prose.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -381,12 +381,10 @@ def by_pattern(*patterns: str) -> Detector:
     """A detector of all matches of regular expressions, or of their group `kept`."""
     compiled = [re.compile(pattern) for pattern in patterns]
 
-    def detect(text: str) -> list[tuple[int, int]]:
-        return [
-            match.span("kept" if "kept" in pattern.groupindex else 0)
-            for pattern in compiled
-            for match in pattern.finditer(text)
-        ]
+    def detect(text: str) -> Iterator[tuple[int, int]]:
+        for pattern in compiled:
+            for match in pattern.finditer(text):
+                yield match.span("kept" if "kept" in pattern.groupindex else 0)
 
     return detect
 
@@ -418,8 +416,8 @@ DETECTORS: dict[str, Detector] = {
     ),
     "quotes": by_pattern(
         r'"(?P<kept>[^"\n]{1,300})"',
-        r"“(?P<kept>[^”\n]{1,300})”",
-        r"«\s?(?P<kept>[^»\n]{1,300}?)\s?»",
+        r"“(?P<kept>[^“”\n]{1,300})”",
+        r"«\s?(?P<kept>[^«»\n]{1,300}?)\s?»",
     ),
 }
 """Detectors by name; add your own by a new name, or give a function in a name's place."""
@@ -464,12 +462,13 @@ def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
             while end > start and text[end - 1].isspace():
                 end -= 1
             if start < end:
-                spans.add((start, end))
+                spans.add((start, -end))  # which sorts the longest first
     chosen: list[tuple[int, int]] = []
     reached = 0
     # Of overlapping spans the one that begins first, and of those the longest; what a longer one
     # begins before is part of it nearly always ("2024" in "5 March 2024").
-    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+    for start, minus_end in sorted(spans):
+        end = -minus_end
         if start >= reached:
             chosen.append((start, end))
             reached = end

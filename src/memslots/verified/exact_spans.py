@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from memslots.interruption import looking
+from memslots.interruption import Stopped, between, looking
 from memslots.modeling.texts_memslots import (
     DETECTORS,
     Detector,
@@ -67,7 +67,7 @@ def exact_spans(text: str, detectors: Sequence[Detector]) -> list[Literal]:
 
 
 def _by_pattern(pattern: re.Pattern) -> Detector:
-    return lambda text: [match.span() for match in pattern.finditer(text)]
+    return lambda text: (match.span() for match in pattern.finditer(text))
 
 
 def _named(name: str, detector: Callable[[str], Iterable[tuple[int, int]]]) -> Detector:
@@ -85,7 +85,7 @@ def _checked(name: str, spans: Any, text: str) -> list[tuple[int, int]]:
     """
     if isinstance(spans, Iterable) and not isinstance(spans, str):
         try:
-            return [check_span(span, text) for span in spans]
+            return [check_span(span, text) for span in between(spans)]
         except ValueError as error:
             raise ValueError(f"exact: {name}: {error}") from error
     shown = text if len(text) <= 60 else text[:60] + "..."
@@ -102,8 +102,9 @@ def _of_function(function: Callable[[str], Any]) -> Detector:
         answer = _asked(name, function, text, 0, len(text))
         if not isinstance(answer, bool):
             return _checked(name, answer, text)
-        words = [match.span() for match in _WORD.finditer(text)]  # a predicate says yes or no
-        said = [_asked(name, function, text[a:b], a, b) for a, b in words]
+        # A predicate, which says yes or no.
+        words = [match.span() for match in between(_WORD.finditer(text))]
+        said = [_asked(name, function, text[a:b], a, b) for a, b in between(words)]
         return [span for span, yes in zip(words, said, strict=True) if yes]
 
     return detect
@@ -112,7 +113,9 @@ def _of_function(function: Callable[[str], Any]) -> Detector:
 def _asked(name: str, function: Callable[[str], Any], span: str, start: int, end: int) -> Any:
     try:
         answer = function(span)
-        return list(answer) if isinstance(answer, Iterator) else answer
+        return list(between(answer)) if isinstance(answer, Iterator) else answer
+    except Stopped:
+        raise
     except Exception as error:  # a user's function may raise anything; it is named
         raise _failed(name, span, 0, end - start, error, start) from error
 
