@@ -84,7 +84,7 @@ def test_the_tables_show_every_way_and_its_cut(embedded, monkeypatch):
     assert "compressor 0123456789ab, the checkpoint inside" in page
     assert "| text cut to rate 16, exact spans |" in page
     assert "| one | 100 | 50.0 | 40.0 | 0.80 (0.80 to 0.80) | 70.0 | 0.0 | 1 of 2 | 2.00 |" in page
-    assert "they lose\n  0.80 of it (missed)." in page
+    assert "they lose 0.80 times as many (missed)." in page
     assert "this checkpoint 0.50 in the median (reached), 0.50 at worst;" in page
 
 
