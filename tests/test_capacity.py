@@ -207,7 +207,7 @@ def test_the_page_has_every_table_and_picture(cells, results, tmp_path):
         assert picture in text
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     write_capacity_page(records[:3], page, missing=9)
-    assert "**9 cells have not been run yet**" in page.read_text()
+    assert "**9 of the planned measurements have not been run yet**" in page.read_text()
 
 
 def test_the_command_goes_on_where_it_was(books, folder, tmp_path, capsys, monkeypatch):

@@ -43,7 +43,7 @@ def test_it_names_the_checkpoint_that_is_here(page, fingerprint):
     named = NAMED.findall(text)
     if not named:  # what was trained for the page alone
         assert re.search(r"trained for (them|their tables) \(`lab/[\w./]+`, seed \d+\)", text), page
-        assert "not carried" in text
+        assert "do not come with the package" in text
     smol = json.loads((ASSETS / "smol" / "config.json").read_text("utf-8"))["fingerprint"][:12]
     for found, earlier in named:
         assert (found in (fingerprint, smol)) != bool(earlier), (page, found)

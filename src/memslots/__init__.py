@@ -1,4 +1,4 @@
-"""memslots turns a long context into a few memory slots that any frozen Hugging Face LLM reads."""
+"""memslots turns a long context into a few memory slots that your Hugging Face LLM reads."""
 
 from importlib import import_module
 

@@ -174,7 +174,7 @@ def _footnote(results: dict[str, Any]) -> str:
     return footnote(
         results,
         f"held-out people, seed {results['seed']}, Wilson intervals. Prompt tokens are "
-        "those of the context, markers included; means",
+        "means over contexts, markers included",
     )
 
 
