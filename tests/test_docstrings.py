@@ -43,7 +43,7 @@ PUBLIC += [
     pytest.param(name, member, id=f"CompressorTrainer.{name}")
     for name, member in [
         ("CompressorTrainer", CompressorTrainer),
-        *((n, getattr(CompressorTrainer, n)) for n in ("rate_of_step", "gathered_weights")),
+        *methods(CompressorTrainer),  # the class's own example trains
     ]
 ]
 

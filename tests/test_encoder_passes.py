@@ -89,3 +89,22 @@ def test_a_gpu_fetches_from_pinned_memory(monkeypatch):
     calls.clear()
     to_device(torch.zeros(1), torch.device("cpu"))
     assert calls == [(torch.device("cpu"), False)]
+
+
+def test_equal_segments_are_encoded_once(zoo, monkeypatch):
+    model = zoo.compressor().eval()
+    once = model.compress([TEXTS[0], LONG], rate=4)
+    encoded = []
+    encode = model.encode
+
+    def counted(segment_input_ids, **arguments):
+        encoded.append(len(segment_input_ids))
+        return encode(segment_input_ids, **arguments)
+
+    monkeypatch.setattr(model, "encode", counted)
+    memory = model.compress([TEXTS[0], LONG, TEXTS[0]], rate=4)
+    spans = [span for document in model.segment([TEXTS[0], LONG]) for span in document]
+    assert sum(encoded) == len({tuple(span.ids) for span in spans})
+    assert memory.n_slots == (*once.n_slots, once.n_slots[0])
+    expected = torch.cat([once.slots, once[0].slots])
+    torch.testing.assert_close(memory.slots, expected)

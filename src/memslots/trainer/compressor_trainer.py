@@ -169,12 +169,24 @@ class CompressorTrainer(SFTTrainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer.evaluate`; its time is left out of `tokens_per_second`."""
+        """As `Trainer.evaluate`; its time is left out of `tokens_per_second`.
+
+        Examples:
+            >>> metrics = trainer.evaluate(trainer.train_dataset)
+            >>> metrics["eval_loss"] > 0
+            True
+        """
         with self.step_metrics.paused():
             return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As `SFTTrainer.log`, with the values of `StepMetrics`."""
+        """As `SFTTrainer.log`, with the values of `StepMetrics`.
+
+        Examples:
+            >>> trainer.log({"loss": 1.5})
+            >>> trainer.state.log_history[-1]["loss"]
+            1.5
+        """
         mode = "train" if self.model.training else "eval"
         values = self.step_metrics.flush(mode, self.state.global_step, self._over_processes)
         for name, value in values.items():
@@ -256,7 +268,13 @@ class CompressorTrainer(SFTTrainer):
         return totals
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The weighted sum of the tasks' mean losses, at the step's rate."""
+        """The weighted sum of the tasks' mean losses, at the step's rate.
+
+        Examples:
+            >>> inputs = trainer.data_collator([{"text": "Ann is here."}])
+            >>> trainer.compute_loss(trainer.model, inputs).shape
+            torch.Size([])
+        """
         batch: CompressorBatch = inputs["batch"]
         training = self.model.training
         if training:
@@ -371,7 +389,11 @@ class CompressorTrainer(SFTTrainer):
         super()._issue_warnings_after_load(load_result)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Write the card with `card_writer`, where one was given."""
+        """Write the card with `card_writer`, where one was given.
+
+        Examples:
+            >>> trainer.create_model_card()  # writes nothing: this one has no card_writer
+        """
         if self.card_writer is not None and self.is_world_process_zero():
             self.card_writer(self.model, Path(self.args.output_dir))
 
@@ -395,6 +417,9 @@ class CompressorTrainer(SFTTrainer):
             revision: `hub_revision` by default.
             private: of a repository that is made; `hub_private_repo` by default.
             kwargs: for the card; the compressor's card needs none.
+
+        Examples:
+            >>> trainer.push_to_hub()  # doctest: +SKIP
         """
         if not blocking:
             raise ValueError("a compressor is pushed whole, while the call lasts: blocking=True.")
