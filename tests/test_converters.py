@@ -205,7 +205,7 @@ def test_slots_pool_the_states_of_rate_tokens(pooler, rate):
 
 
 def test_coarser_rates_are_refused(pooler):
-    with pytest.raises(ValueError, match=r"states that they pool are not kept.*rate=4"):
+    with pytest.raises(ValueError, match=r"cannot be made of those.*rate=4"):
         pooler.compress(TEXTS, rate=2).at_rate(4)
 
 

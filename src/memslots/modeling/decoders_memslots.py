@@ -31,18 +31,16 @@ from .memory_memslots import Memory
 
 DEFAULT_NEW_TOKENS = 256
 
+_ASSISTED = "assisted generation needs token ids, not embeddings"
 REFUSED = {
-    "input_ids": "give context=, memory= and question=",
-    "inputs": "give context=, memory= and question=",
-    "inputs_embeds": "give context=, memory= and question=",
-    "attention_mask": "memslots makes it",
-    "position_ids": "memslots makes them",
+    **dict.fromkeys(
+        "input_ids inputs inputs_embeds".split(), "give context=, memory= and question="
+    ),
+    **dict.fromkeys(("attention_mask", "position_ids"), "memslots makes them"),
     "past_key_values": "a memory takes its place",
-    "assistant_model": "assisted generation needs token ids, not embeddings",
-    "assistant_tokenizer": "assisted generation needs token ids, not embeddings",
-    "assistant_early_exit": "assisted generation needs token ids, not embeddings",
+    **dict.fromkeys("assistant_model assistant_tokenizer assistant_early_exit".split(), _ASSISTED),
+    "use_mtp": _ASSISTED,
     "prompt_lookup_num_tokens": "prompt lookup needs token ids, not embeddings",
-    "use_mtp": "assisted generation needs token ids, not embeddings",
     "guidance_scale": "classifier-free guidance needs token ids, not embeddings",
     "negative_prompt_ids": "classifier-free guidance needs token ids, not embeddings",
     "negative_prompt_attention_mask": "classifier-free guidance needs token ids, not embeddings",
@@ -56,18 +54,16 @@ _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0, "return_di
 """Values that ask for nothing; of other arguments, 0 and False do."""
 
 _AT_LEAST_1 = "max_new_tokens max_length num_beams num_return_sequences batch_size"
+_AT_LEAST_0 = "min_new_tokens min_length top_k no_repeat_ngram_size"
 _BOUNDS: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_AT_LEAST_1.split(), (Integral, 1, math.inf)),
-    **dict.fromkeys("min_new_tokens min_length top_k".split(), (Integral, 0, math.inf)),
-    **dict.fromkeys("top_p min_p typical_p".split(), (Real, 0, 1)),
-    **dict.fromkeys("temperature repetition_penalty".split(), (Real, 1e-4, 1e9)),
-    **dict.fromkeys("do_sample use_cache return_dict_in_generate".split(), (bool, 0, 1)),
-    "no_repeat_ngram_size": (Integral, 0, math.inf),
-    "length_penalty": (Real, -1e4, 1e4),
-    "max_time": (Real, 0, math.inf),
+    **dict.fromkeys(_AT_LEAST_0.split(), (Integral, 0, math.inf)),
+    **dict.fromkeys(("top_p", "min_p", "typical_p"), (Real, 0, 1)),
+    **dict.fromkeys(("temperature", "repetition_penalty"), (Real, 1e-4, 1e9)),
+    **dict.fromkeys(("length_penalty", "max_time"), (Real, -1e9, 1e9)),
+    **dict.fromkeys(("do_sample", "use_cache", "return_dict_in_generate"), (bool, 0, 1)),
 }
-_ITEMS: dict[str, type] = {"stop_strings": str, "eos_token_id": Integral, "pad_token_id": Integral}
-_WORDS = {Integral: "a whole number", Real: "a number", bool: "True or False,", str: "a text"}
+_WORDS = {Integral: "a whole number", Real: "a number", bool: "True or False,"}
 
 _PACKED = ("Params4bit", "Int8Params")  # bitsandbytes' weights, under the names that they had
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -178,8 +174,10 @@ def task_targets(
     per_layer: torch.Tensor | None,
 ) -> Iterator[TaskTargets]:
     """Of each task in turn: one run of the decoder over its rows, no wider than they are."""
-
-    def of_task(task: int, rows: torch.Tensor) -> TaskTargets:
+    for task in range(len(TASKS)):
+        rows = (task_ids == task).nonzero().squeeze(1)
+        if not rows.numel():
+            continue
         used = attention_mask[rows].any(dim=0).nonzero()
         place = slice(int(used[0]), int(used[-1]) + 1)
         task_labels = labels[rows, place]
@@ -195,12 +193,7 @@ def task_targets(
         )
         task_labels = task_labels[:, start + 1 :]
         is_target = task_labels != IGNORE
-        return TaskTargets(task, logits[:, :-1][is_target], task_labels[is_target])
-
-    for task in range(len(TASKS)):
-        rows = (task_ids == task).nonzero().squeeze(1)
-        if rows.numel():
-            yield of_task(task, rows)
+        yield TaskTargets(task, logits[:, :-1][is_target], task_labels[is_target])
 
 
 def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
@@ -224,23 +217,15 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
 
 def check_values(values: Mapping[str, Any]) -> None:
     """Raise `TypeError` or `ValueError` for a known argument of a wrong type or out of bounds."""
-    for name, value in values.items():
-        if value is None:
-            continue
-        if kind := _ITEMS.get(name):
-            items = value if isinstance(value, (list, tuple)) and value else [value]
-            if any(
-                isinstance(one, bool) or not isinstance(one, kind) or one == "" for one in items
-            ):
-                raise TypeError(f"{name} must be {_WORDS[kind]} or a list of such, got {value!r}.")
-        if name in _BOUNDS:
-            kind, least, most = _BOUNDS[name]
-            fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-            greedy = name == "temperature" and value == 0 and not values.get("do_sample")
-            if not fits or not (greedy or least <= value <= most):
-                raise (ValueError if fits else TypeError)(
-                    f"{name} must be {_WORDS[kind]} from {least:g} to {most:g}, got {value!r}."
-                )
+    for name in _BOUNDS.keys() & values.keys():
+        value, (kind, least, most) = values[name], _BOUNDS[name]
+        if name == "temperature" and not values.get("do_sample"):
+            least = 0  # greedy
+        fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        if value is not None and not (fits and least <= value <= most):
+            raise (ValueError if fits else TypeError)(
+                f"{name} must be {_WORDS[kind]} from {least:g} to {most:g}, got {value!r}."
+            )
 
 
 def generation_defaults(

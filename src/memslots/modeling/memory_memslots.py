@@ -264,14 +264,9 @@ class Memory:
         if rate == self.rate:
             return self
         if not self.coarsens_to(rate):
-            reasons = {
-                "mean": "only those of its multiples can",
-                "memory_tokens": "the encoder is not causal",
-            }
             raise ValueError(
-                f"the slots of rate {rate} cannot be made of those of rate {self.rate} "
-                f"({reasons.get(self.pooling, 'the states that they pool are not kept')}); "
-                f"compress the text again with rate={rate}."
+                f"the slots of rate {rate} cannot be made of those of rate {self.rate}, which this "
+                f"encoder pools by {self.pooling!r}; compress the text again with rate={rate}."
             )
         checked = sum(
             0 < s.rate < rate and s.check is not None and s.check.lost is not None

@@ -6,7 +6,6 @@
 """
 
 import os
-from collections.abc import Iterator
 from types import GeneratorType
 from typing import Any
 
@@ -18,10 +17,6 @@ from .memory_memslots import Memory
 from .texts_memslots import as_list
 
 Item = dict[str, Any]
-
-_KEYS = {"question", "context", "memory"}
-_STREAMED = 32
-"""Items of a stream that are answered together, where no `batch_size` says how many."""
 
 
 class MemoryQuestionAnsweringPipeline(Pipeline):
@@ -80,8 +75,10 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         elif not question is context is memory is None:
             raise ValueError("give either inputs, or question= with context= or memory=, not both.")
         elif isinstance(inputs, (GeneratorType, Dataset)):
-            stream: Any = inputs  # a Dataset by index is iterable too
-            return self._stream(stream, settings, size or _STREAMED)
+            rows: Any = inputs
+            if not hasattr(rows, "__iter__"):  # a Dataset by index
+                rows = map(rows.__getitem__, range(len(rows)))
+            return (answer for item in rows for answer in self([item], **settings))
         else:
             items, single = _spread(inputs)
         answers = self.postprocess(self.forward(self.preprocess(items), **settings))
@@ -138,22 +135,11 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         """One result an item."""
         return model_outputs["results"]
 
-    def _stream(self, inputs: Any, settings: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
-        waiting: list[Item] = []
-        indexed = isinstance(inputs, Dataset) and not hasattr(inputs, "__iter__")
-        for item in (inputs[i] for i in range(len(inputs))) if indexed else inputs:
-            waiting += _spread(item)[0]
-            while len(waiting) >= size:
-                batch, waiting = waiting[:size], waiting[size:]
-                yield from self.postprocess(self.forward(self.preprocess(batch), **settings))
-        if waiting:
-            yield from self.postprocess(self.forward(self.preprocess(waiting), **settings))
-
 
 def _spread(inputs) -> tuple[list[Item], bool]:
     """Items of a dict or a list of dicts, and whether one answer is to come back."""
     if isinstance(inputs, dict):
-        unknown = sorted(set(inputs) - _KEYS)
+        unknown = sorted(set(inputs) - {"question", "context", "memory"})
         if unknown:
             raise ValueError(
                 f"an input has the keys {unknown}; allowed are question with context or memory."
