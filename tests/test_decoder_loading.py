@@ -361,7 +361,8 @@ def test_pins_are_kept_and_used_again(zoo, tmp_path, monkeypatch):
         load = loader.from_pretrained
 
         def from_pretrained(name, *args, **kwargs):
-            asked.append((loader.__name__, str(name), kwargs.get("revision")))
+            pin = kwargs.get("revision"), kwargs.get("code_revision")
+            asked.append((loader.__name__, str(name), pin))
             return load(name, *args, **kwargs)
 
         monkeypatch.setattr(loader, "from_pretrained", from_pretrained)
@@ -373,22 +374,22 @@ def test_pins_are_kept_and_used_again(zoo, tmp_path, monkeypatch):
     model = new_compressor(
         encoder,
         decoder,
-        encoder_kwargs={"revision": "e1"},
-        decoder_kwargs={"revision": "d1"},
+        encoder_kwargs={"revision": "e1", "code_revision": "e2"},
+        decoder_kwargs={"revision": "d1", "code_revision": "d2"},
         encoder_lora={"r": 2},
         **SETTINGS,
     )
-    pins = {encoder: "e1", decoder: "d1"}
+    pins = {encoder: ("e1", "e2"), decoder: ("d1", "d2")}
     assert {a[:2] for a in asked} >= {
         (kind, name) for kind in ("AutoConfig", "AutoTokenizer") for name in pins
     }
-    assert all(revision == pins[name] for _, name, revision in asked if name in pins)
+    assert all(pin == pins[name] for _, name, pin in asked if name in pins)
     model.save_pretrained(tmp_path / "made")
     asked.clear()
     loaded = MemslotsModel.from_pretrained(tmp_path / "made")
     assert (loaded.config.encoder_revision, loaded.config.decoder_revision) == ("e1", "d1")
-    assert ("AutoModel", encoder, "e1") in asked
-    assert ("AutoModelForCausalLM", decoder, "d1") in asked
+    assert ("AutoModel", encoder, pins[encoder]) in asked
+    assert ("AutoModelForCausalLM", decoder, pins[decoder]) in asked
 
 
 def test_another_decoder_is_found_again_where_it_was(zoo, tmp_path, monkeypatch):

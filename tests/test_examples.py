@@ -82,11 +82,19 @@ def test_an_agent_expands_a_segment(run):
     assert "effective rate of" in printed
 
 
+def shown_on(page: str) -> str:
+    """What a page says that a script prints."""
+    text = (EXAMPLES.parent / "docs" / page).read_text("utf-8")
+    (shown,) = re.findall(r"prints:\n\n```text\n(.*?)```", text, re.DOTALL)
+    return shown
+
+
 def test_rag_finds_the_documents_and_answers_from_their_memories(run):
     names, printed = run("rag.py")
     assert names["right"] == 6
     assert names["store"].slot_dtype == "int8"
     assert f"{names['right']} of 6 right" in printed
+    assert shown_on("how-to/rag.md") in printed
 
 
 def test_rag_over_a_folder_compresses_a_text_once(run, tmp_path, monkeypatch):
@@ -187,6 +195,7 @@ def test_serve(run):
     assert names["answer"]["choices"][0]["message"]["content"].strip() == "Mumbai"
     assert names["memory"]["id"] in printed
     assert names["key"] not in printed
+    assert shown_on("serving.md") in printed
     assert not names["thread"].is_alive()
 
 

@@ -1,6 +1,7 @@
 """Memory on disk: what is written is read back, and anything else is one clear error."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -190,3 +191,10 @@ def test_headers_of_other_types(memory, tmp_path, name, value):
     write_file(path, {**header, name: value}, {"slots": slots})
     with pytest.raises(ValueError, match=r"odd|literals go with segments|a check of 0 parts"):
         Memory.load(path)
+
+
+def test_paths_of_bytes_are_taken_as_open_takes_them(model, tmp_path):
+    memory = model.compress("Ann owns 27 maps.")
+    memory.save(os.fsencode(tmp_path / "m"))
+    assert Memory.load(os.fsencode(tmp_path / "m")).documents == memory.documents
+    assert model.load_memory(os.fsencode(tmp_path / "m")).documents == memory.documents

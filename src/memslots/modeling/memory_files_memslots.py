@@ -158,7 +158,7 @@ def write_file(
     Raises:
         ValueError: `path` is a folder, or its folder does not exist.
     """
-    path = Path(path)
+    path = Path(os.fsdecode(path))
     if (path.exists() and not path.is_file()) or not path.parent.is_dir():  # a device, a pipe
         raise ValueError(
             f"cannot save a memory to {str(path)!r}: give a file name in an existing folder."
@@ -208,7 +208,7 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
         FileNotFoundError: no such file.
         ValueError: no memory, a newer format, or a file that was cut off or altered.
     """
-    path = Path(path)
+    path = Path(os.fsdecode(path))
     if not path.is_file():
         raise FileNotFoundError(f"there is no memory file at {str(path)!r}.")
     try:
