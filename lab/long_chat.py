@@ -246,8 +246,8 @@ def said(records: Sequence[Record], fingerprint: str) -> str:
     """The block of the page."""
     made = table(whole(records, "turns", "chat", "question"))
     return (
-        f"{made}\n\nCompressor {fingerprint[:12]} in bfloat16. Intervals are over chats; nats are of "
-        "a token of the right answer.\n"
+        f"{made}\n\nCompressor {fingerprint[:12]} in bfloat16. Intervals are over chats; nats are "
+        "of a token of the right answer.\n"
     )
 
 
