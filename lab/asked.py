@@ -121,3 +121,17 @@ def read_records(file: Path, fingerprint: str = "") -> list[Record]:
                 f"{fingerprint[:12]}; give another --results."
             )
     return records
+
+
+def whole(records: Sequence[Record], *keys: str) -> list[Record]:
+    """Records of what was asked in every way; a run that was stopped leaves some that were not.
+
+    Args:
+        records: with a `way` each.
+        keys: what tells apart what is asked about.
+    """
+    ways = {record["way"] for record in records}
+    asked: dict[tuple[Any, ...], set[str]] = {}
+    for record in records:
+        asked.setdefault(tuple(record[key] for key in keys), set()).add(record["way"])
+    return [r for r in records if asked[tuple(r[key] for key in keys)] == ways]

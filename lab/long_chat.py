@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab import pages
-from lab.asked import Asked, Record
+from lab.asked import Asked, Record, whole
 from lab.compare.reading import Context
 from lab.compare.samples import Sample
 from memslots import ChatMemory
@@ -244,9 +244,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def said(records: Sequence[Record], fingerprint: str) -> str:
     """The block of the page."""
+    made = table(whole(records, "turns", "chat", "question"))
     return (
-        f"{table(records)}\n\nCompressor {fingerprint[:12]} in bfloat16. Intervals are over "
-        "chats; nats are of a token of the right answer.\n"
+        f"{made}\n\nCompressor {fingerprint[:12]} in bfloat16. Intervals are over chats; nats are "
+        "of a token of the right answer.\n"
     )
 
 

@@ -18,6 +18,7 @@ PAGES = [
         for name in (
             "results",
             "verified",
+            "how-to/chat",
             "compare",
             "smollm2",
             "sentence_pools",

@@ -59,9 +59,11 @@ def test_every_answer_is_kept_and_none_is_asked_again(needles, tmp_path, monkeyp
     assert len(list(verified.measure_strings(again, needles[:1]))) == 1
     assert again.records == asked.records
     costs = [{"rate": 4, "tokens": 90, "ratio": 0.5}, {"rate": 16, "tokens": 90, "ratio": 1.5}]
-    made = page(again.records, costs, again.model.fingerprint)
+    begun = {**again.records[0], "round": 1}  # of a text that was not asked in every way
+    made = page([*again.records, begun], costs, again.model.fingerprint)
     assert f"compressor {again.model.fingerprint[:12]}" in made
     assert "| control: rate 16, exact spans | 1 |" in made
+    assert "| rate 4 | 1 |" in made
     assert "1.00 in the\n  median (reached), 1.50 at worst" in made
 
 
@@ -70,6 +72,19 @@ def test_another_checkpoints_answers_are_refused(tmp_path):
     file.write_text('{"fingerprint": "0123456789abcdef"}\n')
     with pytest.raises(ValueError, match=r"answers of compressor 0123456789ab.*give another"):
         Asked("tiny", file)
+
+
+def test_a_string_is_kept_that_a_literal_holds_across_segments():
+    model = MemslotsModel.from_pretrained(checkpoints.embedded("tiny")).eval()
+    texts = [f"{'cold ' * n}4839201 is the number." for n in range(150)]
+    text = next(
+        text
+        for n, text in enumerate(texts)
+        if any(5 * n < span.start < 5 * n + 7 for span in model.segment([text])[0])
+    )
+    memory = verified.compress(model, text, 16, True)
+    assert verified.keeps(memory, text, "4839201")
+    assert not verified.keeps(verified.compress(model, text, 16, False), text, "4839201")
 
 
 def test_the_targets_compare_with_the_full_text():

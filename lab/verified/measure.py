@@ -115,7 +115,6 @@ def measure_strings(asked: Asked, made: Sequence[Needle]) -> Iterator[Needle]:
     compressed: dict[str, Memory] = {}  # by text, for the control of the next needle
     for needle in made:
         sample, text = needle.sample, needle.sample.context
-        start = text.index(needle.value)
         tokens = len(asked.reader.ids(text))
         most = len(asked.reader.ids(sample.answer)) + 4
         for way in [*ways(rates), FULL, CUT.format(compared), CONTROL.format(compared), NOTHING]:
@@ -129,7 +128,7 @@ def measure_strings(asked: Asked, made: Sequence[Needle]) -> Iterator[Needle]:
                 seconds = time.process_time() - started
                 if way == compared:
                     compressed[text] = memory
-                kept = keeps(memory, start, start + len(needle.value))
+                kept = keeps(memory, text, needle.value)
                 make = partial(asked.of_memory, [sample], memory)
             elif way == CONTROL.format(compared):
                 kept = False
@@ -170,10 +169,13 @@ def names(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(r"\b[A-Z][a-z]+ [A-Z][a-z]+\b", text)]
 
 
-def keeps(memory: Memory, start: int, end: int) -> bool:
-    """Whether all characters from `start` to `end` come back: read back, verbatim or as text."""
+def keeps(memory: Memory, text: str, value: str) -> bool:
+    """Whether all of a string comes back: verbatim, as text or read back from the slots."""
+    if any(value in literal.text for held in memory.literals for literal in held):
+        return True  # held by the segment that it begins in, wherever it ends
+    start = text.index(value)
     lost = [place for check in memory.checks if check.text is None for place in check.lost or ()]
-    return not any(first < end and start < last for first, last in lost)
+    return not any(first < start + len(value) and start < last for first, last in lost)
 
 
 @torch.no_grad()

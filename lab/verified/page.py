@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.asked import whole
 from lab.pages import chosen, distinct, interval, percent, render
 from memslots.evaluation.intervals import with_interval
 
@@ -21,6 +22,7 @@ def page(records: Sequence[Record], costs: Sequence[Record], fingerprint: str) -
         costs: of `cost_ratios`.
         fingerprint: of the compressor.
     """
+    records = whole(records, "characters", "depth", "kind", "round")
     kinds, lengths = distinct(records, "kind"), sorted(distinct(records, "characters"))
     depths = sorted(distinct(records, "depth"))
     by_way, by_depth = [], []
