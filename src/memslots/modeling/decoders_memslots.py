@@ -219,7 +219,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     """Raise `TypeError` or `ValueError` for a known argument of a wrong type or out of bounds."""
     for name in _BOUNDS.keys() & values.keys():
         value, (kind, least, most) = values[name], _BOUNDS[name]
-        if name == "temperature" and values.get("do_sample") in (None, False):
+        if name == "temperature" and value == 0 and not values.get("do_sample"):
             least = 0  # greedy
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
         if value is not None and not (fits and least <= value <= most):
