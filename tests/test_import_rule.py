@@ -51,7 +51,7 @@ MODELING_LIBRARIES = {
     "tqdm",  # a dependency of transformers
 }
 MODELING_GUARDED_LIBRARIES = {"peft", "sentencex"}
-MOST_LINES = {"room": 4_700, "core": 1_789}
+MOST_LINES = {"room": 4_700, "core": 1_782}
 """Of the travelling room, and of what one reads of it first, docstrings with their examples
 counted. The contract is 4,700 and 1,800: lower these with every cut, and never raise them."""
 
