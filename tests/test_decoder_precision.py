@@ -21,7 +21,7 @@ QUANTIZED = {
 
 @pytest.fixture
 def wide_decoder(zoo, tmp_path):
-    """A decoder that bitsandbytes holds in 4 bit as it would a large one, packed where it can be."""
+    """A decoder that bitsandbytes holds in 4 bit as it does a large one, packed where it can."""
     tokenizer = AutoTokenizer.from_pretrained(zoo.folder("llama", "decoder"))
     config = AutoConfig.from_pretrained(zoo.folder("llama", "decoder"))
     config.hidden_size = config.intermediate_size = 256
