@@ -214,9 +214,10 @@ class Page:
         now = [self.text, self.rate, self.question]
         js = (HERE / "page.js").read_text("utf-8")
         js = js.replace("MOST", str(self.settings.max_characters))
-        given = [each.change for each in (*now, self.message)]
-        gr.on(given, None, [*now, self.status], self.status, js=js, **LIGHT)
-        said = [self.status, self.headline, self.answers, self.picture, self.report]
+        given: list[Any] = [*now, self.message]
+        changed = [each.change for each in given]
+        gr.on(changed, None, [*now, self.status], self.status, js=js, **LIGHT)
+        said: list[Any] = [self.status, self.headline, self.answers, self.picture, self.report]
         said += [self.restored, self.used]
         gr.on([each.change for each in said], None, now, None, js=js, **LIGHT)
 
