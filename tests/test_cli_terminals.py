@@ -47,7 +47,7 @@ def test_every_command_shows_what_it_has(run, zoo):
     assert (code, "tokens in" in out) == (0, True), err
     store = ["--store", "店"]
     code, out, err = run("store", "add", "文.txt", *store, *model)
-    assert (code, "1 documents added" in out, "\\u5e97" in out) == (0, True, True), (out, err)
+    assert (code, "documents: 1 added" in out, "\\u5e97" in out) == (0, True, True), (out, err)
     for name in ("list", "info", "verify", "compact"):
         code, out, err = run("store", name, *store)
         assert (code, bool(out.strip())) == (0, True), (name, err)

@@ -84,13 +84,13 @@ def test_a_store_of_verified_memories(checkpoint, tmp_path, capsys):
     ):
         path = str(tmp_path / name)
         assert main([*add, path, *options]) == 0
-        assert "2 documents added" in capsys.readouterr().out
+        assert "documents: 2 added" in capsys.readouterr().out
         store = MemoryStore(path)
         for one, body in bodies.items():
             assert model.reconstruct(store.get(one), exact=True) == body
             assert store.get(one).checks
         assert main([*add, path, *options]) == 0  # also where each segment has its own rate
-        assert "0 documents added, 2 were there" in " ".join(capsys.readouterr().out.split())
+        assert "documents: 0 added, 2 there before" in " ".join(capsys.readouterr().out.split())
     path = str(tmp_path / "beside")
     assert main([*add, path, "--literals", "numbers"]) == 0
     memory = MemoryStore(path).get("1.txt")
@@ -101,7 +101,7 @@ def test_a_store_of_verified_memories(checkpoint, tmp_path, capsys):
     chosen = [*add, str(tmp_path / "chosen"), *options]
     assert main(chosen) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "1 documents added, 2 were there, 1 have a text that is there" in told
+    assert "documents: 1 added, 2 there before, 1 with a text that is there" in told
 
 
 def test_a_store_knows_what_its_documents_were_made_with(checkpoint, tmp_path, capsys):
@@ -116,24 +116,24 @@ def test_a_store_knows_what_its_documents_were_made_with(checkpoint, tmp_path, c
         return code, " ".join((shown.out + shown.err).split())
 
     assert run("--rate", "8")[0] == 0
-    assert "0 documents added, 1 were there" in run("--rate", "8")[1]
+    assert "documents: 0 added, 1 there before" in run("--rate", "8")[1]
     made = ["--fidelity", "0.02", "--rates", "8,4", "--exact", "numbers"]
     for other in (made, ["--rate", "8", "--exact", "numbers"], ["--rate", "8", "--keep-text"]):
         code, told = run(*other)  # was asked for, and is not what is there: not passed over
         assert code == 1
-        assert "0 documents added, 0 were there" in told
-        assert "1 changed and were left as they are (--replace takes the new ones): 1.txt" in told
-    assert "1 documents added" in run(*made, "--replace")[1]
+        assert "documents: 0 added, 0 there before" in told
+        assert "1 changed and left alone (--replace takes the new ones): 1.txt" in told
+    assert "documents: 1 added" in run(*made, "--replace")[1]
     again = ["--fidelity", "0.02", "--rates", "4,8", "--exact", "numbers"]
-    assert "0 documents added, 1 were there" in run(*again, "--replace")[1]
+    assert "documents: 0 added, 1 there before" in run(*again, "--replace")[1]
     wanted = {"fidelity": 0.02, "rates": [4, 8], "exact": ["numbers"]}
     store = MemoryStore(path)
     assert store.find({"memslots_made_with": wanted}) == ["1.txt"]
     store.compact()
     assert store.places(["1.txt"])["1.txt"].made_with == wanted
     (tmp_path / "texts" / "2.txt").write_text(TEXT, "utf-8")  # the same text by another id
-    assert "1 have a text that is there" in run(*made)[1]
-    assert "1 documents added" in run("--fidelity", "0.03")[1]
+    assert "1 with a text that is there" in run(*made)[1]
+    assert "documents: 1 added" in run("--fidelity", "0.03")[1]
 
 
 def test_what_is_measured_is_read_with_these_literals(checkpoint, monkeypatch, tmp_path):

@@ -21,11 +21,7 @@ QUANTIZED = {
 
 @pytest.fixture
 def wide_decoder(zoo, tmp_path):
-    """A decoder that bitsandbytes can hold in 4 bit on every CPU.
-
-    With AVX512-BF16 it packs weights again in blocks of 64 rows and columns, and fails on layers
-    that are narrower than that.
-    """
+    """A decoder that bitsandbytes holds in 4 bit as it does a large one, packed where it can."""
     tokenizer = AutoTokenizer.from_pretrained(zoo.folder("llama", "decoder"))
     config = AutoConfig.from_pretrained(zoo.folder("llama", "decoder"))
     config.hidden_size = config.intermediate_size = 256
@@ -34,6 +30,33 @@ def wide_decoder(zoo, tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
     tokenizer.save_pretrained(tmp_path / "wide")
     return str(tmp_path / "wide")
+
+
+@pytest.mark.parametrize(("width", "inner"), [(32, 32), (96, 200), (128, 96)])
+def test_a_narrow_decoder_answers_in_4_bit(zoo, tmp_path, width, inner):
+    pytest.importorskip("bitsandbytes")
+    config = AutoConfig.from_pretrained(zoo.folder("llama", "decoder"))
+    config.hidden_size, config.intermediate_size = width, inner
+    config.head_dim = width // config.num_attention_heads
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "narrow")
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folder("llama", "decoder"))
+    tokenizer.save_pretrained(tmp_path / "narrow")
+    model = new_compressor(
+        zoo.folder("qwen3", "encoder"),
+        str(tmp_path / "narrow"),
+        decoder_kwargs={"quantization_config": QUANTIZED["Linear4bit"]},
+        compression_rates=[4],
+        segment_length=16,
+    )
+    asked = {"question": "who?", "max_new_tokens": 4}
+    answer = model.generate(context=words(20), **asked)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = MemslotsModel.from_pretrained(
+        tmp_path / "saved", quantization_config=QUANTIZED["Linear4bit"]
+    )
+    assert "Linear4bit" in kinds(loaded.decoder)
+    assert loaded.generate(context=words(20), **asked) == answer
 
 
 def kinds(module):

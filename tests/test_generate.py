@@ -412,6 +412,13 @@ def test_template_arguments_need_a_template(model, memory):
         model.generate(memory=memory, question="Why?", chat_template_kwargs={"think": True})
 
 
+@pytest.mark.parametrize("wrong", ["think", 5, [("think", True)], b"x"])
+def test_template_arguments_are_a_dict(model, memory, wrong):
+    for asked in ({"question": "Why?"}, {"messages": [{"role": "user", "content": "Why?"}]}):
+        with pytest.raises(TypeError, match=r"chat_template_kwargs must be a dict, got "):
+            model.generate(memory=memory, chat_template_kwargs=wrong, **asked)
+
+
 NONE_OF = {
     int: ["5", True, 2.5, float("nan"), float("inf"), [5], {}, -1],
     float: ["0.5", True, False, float("nan"), [0.5], -1, 1e-45, float("inf")],
@@ -463,7 +470,7 @@ def test_other_values_of_a_wrong_type_are_named(model, memory, name, value, meth
 def test_numbers_of_other_libraries_are_numbers(model, memory):
     greedy = {"temperature": 0, "do_sample": False}
     assert model.generate(memory=memory, question="Why?", max_new_tokens=np.int64(3), **greedy)
-    drawn = {"temperature": np.float64(0.5), "top_p": 1, "eos_token_id": [0, 1], "do_sample": True}
-    assert isinstance(
-        model.generate(memory=memory, question="Why?", max_new_tokens=3, **drawn), str
-    )
+    drawn = {"top_p": 1, "eos_token_id": [0, 1], "do_sample": True, "max_new_tokens": 3}
+    for number in (np.float64(0.5), np.float32(0.5), 2):
+        drawn |= {"temperature": number, "repetition_penalty": number}
+        assert isinstance(model.generate(memory=memory, question="Why?", **drawn), str)

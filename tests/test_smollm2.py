@@ -54,6 +54,13 @@ def test_it_is_dequantised_once_under_its_hash(folder, monkeypatch):
 
 
 @needs_weights
+def test_the_page_of_capacity_measured_these_weights(folder):
+    page = (Path(__file__).parents[1] / "docs" / "capacity.md").read_text("utf-8")
+    digest = smollm2.sha256_of(Path(folder) / "model.safetensors")[:12]
+    assert f"(fingerprint of its weights: `{digest}`)" in " ".join(page.split())
+
+
+@needs_weights
 def test_a_text_makes_its_answers_likely(folder, decoder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     question, answer = "Question: Who built the lighthouse?\nAnswer:", " Agnes Marwick"

@@ -496,7 +496,7 @@ def test_a_visitors_mistake_is_one_line(page, text, message):
         after(page, page.ask_button, text, 2, None, "Who?")["answers"],
         after(page, page.verify_button, text, 2, None)["report"],
         after(page, page.read_back_button, text, 2, None)["restored"],
-        after(page, page.send, text, 2, None, None, [], "Who?")["used"],
+        after(page, page.send, text, 2, None, None, [], "Who?")["refused"],
     ]
     for line in shown:
         assert 'role="alert"' in line

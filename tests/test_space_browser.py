@@ -223,6 +223,48 @@ def test_nothing_is_cut_off_in_silence(wide):
     playwright.expect(wide.page.locator(".notice:visible")).to_have_count(0)
 
 
+def test_a_refusal_ends_with_its_cause_and_can_come_again(wide):
+    notice = wide.page.locator(".notice:visible")
+    for place, box, button in (
+        ("#answers", "#question", "#ask"),
+        ("#refused", "#message", "#send"),
+    ):
+        wide.open("Chat" if button == "#send" else "Ask")
+        for _ in range(2):  # word for word the same
+            wide.write("x", box)
+            wide.write("", box)
+            wide.press(button)
+            wide.wait_for(place, "Type a question first.")
+            playwright.expect(notice).to_have_count(1)
+            wide.write("Who?", box)
+            playwright.expect(notice).to_have_count(0)
+    wide.open("Ask")
+    wide.write("w" * 20_000)
+    wide.page.get_by_label("4×", exact=True).click()
+    wide.press("#ask")
+    wide.wait_for("#answers", "rate=8 would fit")
+    wide.page.get_by_label("16×").click()
+    wide.wait_for("#status", "20 kB of text became")
+    playwright.expect(notice).to_have_count(0)
+    wide.page.get_by_label("4×", exact=True).click()
+
+
+def test_turns_of_another_document_stay_dim_when_a_message_is_refused(wide):
+    wide.page.locator("#example-0 button").first.click()
+    wide.wait_for("#headline", "same answer")
+    wide.open("Chat")
+    wide.write("How old is the person?", "#message")
+    wide.press("#send")
+    wide.wait_for("#turns", "47")
+    wide.write("Ann Lee is 31 years old.")
+    wide.press("#send")  # an empty message
+    wide.wait_for("#refused", "Type a question first.")
+    dim = "(turns) => Number(getComputedStyle(turns).opacity) < 0.5"
+    assert wide.page.locator("#turns").evaluate(dim)
+    wide.press("#clear")
+    playwright.expect(wide.page.locator(".notice:visible")).to_have_count(0)
+
+
 def test_read_back(wide):
     wide.page.locator("#example-0 button").first.click()
     wide.wait_for("#headline", "same answer")

@@ -203,7 +203,7 @@ def test_the_command_line_keeps_a_corpus(tmp_path, capsys, monkeypatch):
     write_corpus(tmp_path / "corpus")
     assert main(["store", "add", "corpus", "--store", "kept", "--rate", "8"]) == 1
     printed = capsys.readouterr()
-    assert "9 documents added, 0 were there, 1 have a text" in printed.out
+    assert "documents: 9 added, 0 there before, 1 with a text" in printed.out
     assert "8 could not be used" in printed.err
     assert main(["store", "info", "--store", "kept", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -313,7 +313,7 @@ def test_a_local_ray_cluster_does_what_one_process_does(tmp_path, model):
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     run = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert "150 documents added" in run.stdout
+    assert "documents: 150 added" in run.stdout
     check_store(MemoryStore(tmp_path / "store"), texts, model)
 
 

@@ -44,6 +44,28 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_folder(folder: Path) -> Iterator[None]:
+    """Removes what the block wrote to `folder` where writing fails, so that it can be made again.
+
+    Args:
+        folder: absent or empty.
+
+    Raises:
+        OSError: see `saying_when_full`.
+
+    Examples:
+        >>> with whole_folder(folder / "made"):
+        ...     model.save_pretrained(folder / "made")
+    """
+    try:
+        with saying_when_full(folder):
+            yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def saying_when_full(place: Path) -> Iterator[None]:
     """Turns what libraries raise where a write fails into one line that says what to do.
 
@@ -56,7 +78,7 @@ def saying_when_full(place: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # `tokenizers` raises nothing more special
         if is_full(error):
             raise OSError(
                 f"no room to write {place} ({free_space(place)} free on its disk); free some "

@@ -116,7 +116,7 @@ def init(
     import torch
 
     from memslots.making import new_compressor, usual_settings
-    from memslots.writing import saying_when_full
+    from memslots.writing import whole_folder
 
     quiet()
     usual = usual_settings(encoder, decoder, encoder_kwargs, decoder_kwargs)
@@ -133,7 +133,7 @@ def init(
         decoder_kwargs=decoder_kwargs,
         **{**chosen, **settings},
     )
-    with saying_when_full(output):
+    with whole_folder(output):
         compressor.save_pretrained(output)
     out.print(
         f"{output}: new compressor, rates {compressor.config.compression_rates}; it is untrained."

@@ -190,13 +190,13 @@ def add(
 
 def _show(report: CorpusReport, store: MemoryStore) -> int:
     out.print(
-        f"{report.added} documents added, {report.there} were there, {report.duplicates} have a "
+        f"documents: {report.added} added, {report.there} there before, {report.duplicates} with a "
         f"text that is there by another id, {report.seconds:.1f} s",
         soft_wrap=True,
     )
     out.print(Text(repr(store)), style="dim", soft_wrap=True)
     _list("could not be used", [f"{at}: {why}" for at, why in report.unusable.items()])
-    _list("changed and were left as they are (--replace takes the new ones)", report.changed)
+    _list("changed and left alone (--replace takes the new ones)", report.changed)
     return _code(report)
 
 

@@ -175,11 +175,9 @@ class SavedModel(PreTrainedModel):
             True
         """
         if not isinstance(decoder, PreTrainedModel):
-            adapter = hasattr(decoder, "merge_and_unload")
-            raise TypeError(
-                f"attach_decoder takes a transformers causal LM, got {type(decoder).__name__}"
-                + ("; give it llm.merge_and_unload()." if adapter else ".")
-            )
+            kind, adapter = type(decoder).__name__, hasattr(decoder, "merge_and_unload")
+            hint = "; give it llm.merge_and_unload()." if adapter else "."
+            raise TypeError(f"attach_decoder takes a transformers causal LM, got {kind}{hint}")
         for field in ("hidden_size", "vocab_size"):
             expected = getattr(self.config.get_text_config(decoder=True), field)
             actual = getattr(decoder.config.get_text_config(), field)
@@ -191,14 +189,16 @@ class SavedModel(PreTrainedModel):
                 )
         if self.config.encoder_layers is not None:
             fold_adapter(decoder)
-        sample = self.config.decoder_fingerprint
-        if sample is not None and has_other_weights(decoder, sample):
+        if (sample := self.config.decoder_fingerprint) and has_other_weights(decoder, sample):
             warnings.warn(
                 f"decoder {decoder.name_or_path!r} has other weights than the one that this "
                 f"compressor was trained for ({self.config.decoder_name_or_path or 'bundled'}), "
                 "and may misread memories; attach that one, or train on with this one.",
                 stacklevel=2,
             )
+        for layer in decoder.modules():  # bitsandbytes packs 4 bit again on CPUs, in whole blocks
+            if getattr(layer, "support_avx512bf16_for_cpu", False):
+                layer.support_avx512bf16_for_cpu = not (layer.in_features | layer.out_features) % 64
         decoder.requires_grad_(False)
         self.decoder = decoder.eval()
         if self.config.encoder_layers is not None:

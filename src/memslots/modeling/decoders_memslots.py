@@ -236,7 +236,9 @@ def generation_defaults(
     Raises:
         ValueError: a `max_length` that leaves no new token.
     """
-    processor, kwargs = model.processor, dict(kwargs)
+    real = {k for k, v in kwargs.items() if v is not None and _BOUNDS.get(k, "?")[0] is Real}
+    kwargs = {**kwargs, **{k: float(kwargs[k]) for k in real}}  # transformers refuses NumPy's
+    processor = model.processor
     counts = [] if memory is None else [segment.slots for segment in memory.segments]
     length = max((processor.row_length(row, counts) for row in rows), default=0)
     defaults = model.decoder.generation_config

@@ -544,10 +544,8 @@ class MemslotsModel(SavedModel):
         processor = self.processor
         check_generate_kwargs({"batch_size": batch_size, **generate_kwargs})
         if (context is None) == (memory is None):
-            raise ValueError(
-                "give either context=... or memory=..., "
-                f"got {'both' if context is not None else 'neither'}."
-            )
+            count = "neither" if context is None else "both"
+            raise ValueError(f"give either context=... or memory=..., got {count}.")
         prompts, single = processor.prompts(question, messages, chat_template_kwargs or {})
         if question is not None and processor.answer_end:
             generate_kwargs.setdefault("stop_strings", processor.answer_end)

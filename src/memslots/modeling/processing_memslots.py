@@ -250,6 +250,8 @@ class MemslotsProcessor(ProcessorMixin):
             (2, False)
         """
         _check_either(question, messages)
+        if not isinstance(template_kwargs, dict):
+            raise TypeError(f"chat_template_kwargs must be a dict, got {template_kwargs!r}.")
         if messages is None:
             questions = as_list(question, "question")
             prompts = [self.prompt(question=text, **template_kwargs) for text in questions]
@@ -384,7 +386,5 @@ class MemslotsProcessor(ProcessorMixin):
 
 def _check_either(question: object, messages: object) -> None:
     if (question is None) == (messages is None):
-        raise ValueError(
-            "give either question=... or messages=[...], "
-            f"got {'both' if question is not None else 'neither'}."
-        )
+        count = "neither" if question is None else "both"
+        raise ValueError(f"give either question=... or messages=[...], got {count}.")

@@ -11,13 +11,15 @@
     shown.classList.toggle("stale", !fits);
   }), 60);
   if (status === undefined) return [];
-  // The text has changed: what was refused before goes, and what would be refused now is said.
+  // Something else is given: what was refused before goes, and what would be refused now is said.
   document.querySelectorAll(".toast-close").forEach((button) => button.click());
+  document.querySelectorAll(".notice").forEach((notice) => {
+    if (!notice.closest("#status")) notice.classList.add("past");
+  });
   const size = [...text].length, most = MOST;
   if (size > most) return `<p class="notice" role="alert">The document is too long: ` +
     `${size.toLocaleString("en")} characters, at most ${most.toLocaleString("en")} fit here. ` +
     "Nothing is cut off: shorten it.</p>";
-  document.querySelectorAll(".notice").forEach((notice) => notice.classList.add("past"));
   if (!text.trim()) return '<p class="hint">Paste a text, or upload one.</p>';
   return status.includes('class="notice"') ? "" : {__type__: "update"};
 }

@@ -185,6 +185,7 @@ class Page:
                         elem_id="turns",
                     )
                     self.message = gr.Textbox(label="Message", elem_id="message")
+                    self.refused = gr.HTML(elem_id="refused")  # beside `used`, which dims the turns
                     with gr.Row():
                         self.send = gr.Button("Send", elem_id="send")
                         self.clear = gr.Button("New chat", elem_id="clear")
@@ -199,22 +200,26 @@ class Page:
         self._on(self.question.submit, *ask)
         self._on(self.verify_button.click, self.verify, changed=[self.report])
         self._on(self.read_back_button.click, self.read_back, changed=[self.restored])
-        self._on(self.send.click, self.talk, chat, [self.used, *chat])
-        self._on(self.message.submit, self.talk, chat, [self.used, *chat])
+        talked = self.talk, chat, [self.refused, self.used, *chat]
+        self._on(self.send.click, *talked)
+        self._on(self.message.submit, *talked)
         self._on(self.upload.upload, self.read, [self.upload], [self.status, self.text])
         for dataset, example in zip(self.asked, self.examples, strict=True):
             fill = partial(lambda text, sample: (text, sample[0]), example.text)
             chosen = dataset.click(fill, dataset, [self.text, self.question], **LIGHT)
             self._on(chosen.then, *ask)
-        restart = {"inputs": None, "outputs": [self.chat, self.turns, self.used], **LIGHT}
-        gr.on([self.clear.click, self.turns.clear], lambda: (None, [], ""), **restart)
+        begun = [self.chat, self.turns, self.used, self.refused]
+        restart = {"inputs": None, "outputs": begun, **LIGHT}
+        gr.on([self.clear.click, self.turns.clear], lambda: (None, [], "", ""), **restart)
         now = [self.text, self.rate, self.question]
         js = (HERE / "page.js").read_text("utf-8")
         js = js.replace("MOST", str(self.settings.max_characters))
-        self.text.change(None, [*now, self.status], self.status, js=js, **LIGHT)
-        shown: list[Any] = [self.status, self.headline, self.answers, self.picture, self.report]
-        shown += [self.restored, self.used, self.rate, self.question]
-        gr.on([each.change for each in shown], None, now, None, js=js, **LIGHT)
+        given: list[Any] = [*now, self.message]
+        changed = [each.change for each in given]
+        gr.on(changed, None, [*now, self.status], self.status, js=js, **LIGHT)
+        said: list[Any] = [self.status, self.headline, self.answers, self.picture, self.report]
+        said += [self.restored, self.used]
+        gr.on([each.change for each in said], None, now, None, js=js, **LIGHT)
 
     def _on(self, event: Any, action: Callable, taken: Any = (), changed: Any = ()) -> None:
         """Runs a generator of `Shown` on an event; what goes wrong is said in `changed[0]`."""

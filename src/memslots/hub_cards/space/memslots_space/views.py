@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -38,8 +39,9 @@ def plural(count: int, word: str) -> str:
 
 
 def notice(message: str) -> Markup:
-    """A mistake and what to do about it."""
-    return Markup('<p class="notice" role="alert">{}</p>').format(message)
+    """A mistake and what to do about it; with a time, as Gradio draws again only what is new."""
+    shown = Markup('<p class="notice" role="alert" data-time="{}">{}</p>')
+    return shown.format(time.time_ns(), message)
 
 
 def hint(message: str) -> Markup:
