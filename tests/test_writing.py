@@ -12,6 +12,7 @@ from tiny_models import SENTENCES
 
 from lab.smol.train import load_slots, save_slots
 from memslots.cli import main
+from memslots.hub_cards.push import staged
 from memslots.making import new_compressor
 from memslots.trainer.slot_cache import cached_slots
 from memslots.writing import whole_file
@@ -78,6 +79,15 @@ def test_a_new_compressor(zoo, tmp_path, capsys, most):
     assert "no room to write" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
     assert main(["init", *made]) == 0  # the same command again, once there is room
+
+
+def test_the_files_of_a_push(zoo, tmp_path):
+    model = zoo.compressor(bundle_decoder=True)
+    model.save_pretrained(tmp_path / "saved")
+    for most in (160, 13_000):
+        said = pytest.raises(OSError, match=FULL.format("memslots-push-[^ ]*"))
+        with no_room(most), said, staged(tmp_path / "saved", "me/model", model):
+            raise AssertionError("it was staged")
 
 
 def test_other_failures_are_named_and_keep_what_was_there(tmp_path):

@@ -153,18 +153,19 @@ def staged(
     config = publishable(model.config)
     with tempfile.TemporaryDirectory(prefix="memslots-push-") as parent:
         stage = Path(parent)
-        config.save_pretrained(stage)
-        model.processor.save_pretrained(stage)
-        for source in sorted(Path(memslots.modeling.__file__).parent.glob("*_memslots.py")):
-            shutil.copyfile(source, stage / source.name)
-        shutil.copyfile(Path(__file__).with_name(HANDLER), stage / HANDLER)
-        checks = Path(memslots.sent_memories.__file__)  # what the handler imports
-        shutil.copyfile(checks, stage / checks.name)
-        for name in (RESULTS, CURVE, TRAINING, CARD):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, stage / name)
-        _take_recipe(folder, stage)
-        save_card(build_card(config, stage, repo_id, **stated), stage)
+        with saying_when_full(stage):
+            config.save_pretrained(stage)
+            model.processor.save_pretrained(stage)
+            for source in sorted(Path(memslots.modeling.__file__).parent.glob("*_memslots.py")):
+                shutil.copyfile(source, stage / source.name)
+            shutil.copyfile(Path(__file__).with_name(HANDLER), stage / HANDLER)
+            checks = Path(memslots.sent_memories.__file__)  # what the handler imports
+            shutil.copyfile(checks, stage / checks.name)
+            for name in (RESULTS, CURVE, TRAINING, CARD):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, stage / name)
+            _take_recipe(folder, stage)
+            save_card(build_card(config, stage, repo_id, **stated), stage)
         files = {
             path.relative_to(stage).as_posix(): path
             for path in sorted(stage.rglob("*"))
