@@ -152,7 +152,7 @@ def test_the_page_is_written_from_the_steps_that_are_there(tmp_path):
     assert "## Rates" not in page
     assert "20 parameters" in page
     assert "it must mean without the context (19.79)" in page
-    assert "*Quoted, not measured here: PCC, table 5." in page
+    assert "*Quoted, not measured here: PCC, table 5; " in page
 
 
 def test_quoted_figures_are_marked_as_such():

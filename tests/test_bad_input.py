@@ -43,7 +43,7 @@ def memory(model):
         ({"rate": "4"}, ValueError, r"rate '4' is not one .* \[2, 4, 8\]"),
         ({"rate": 4.0}, ValueError, r"rate 4.0 is not one"),
         ({"rate": 0}, ValueError, "rate 0 is not one"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a whole number from 1 to inf, got 0"),
     ],
 )
 def test_generate(model, arguments, kind, message):

@@ -51,7 +51,7 @@ PUBLIC += [
 @pytest.fixture(scope="module")
 def trainer(zoo, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("trainer"))
-    args = CompressorConfig(folder, report_to="none", use_cpu=True)
+    args = CompressorConfig(folder, report_to="none", use_cpu=True, disable_tqdm=False)
     return CompressorTrainer(zoo.compressor(), args, Dataset.from_list([{"text": "Ann."}]))
 
 

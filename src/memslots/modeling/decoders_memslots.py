@@ -59,8 +59,7 @@ _BOUNDS: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_AT_LEAST_1.split(), (Integral, 1, math.inf)),
     **dict.fromkeys(_AT_LEAST_0.split(), (Integral, 0, math.inf)),
     **dict.fromkeys(("top_p", "min_p", "typical_p"), (Real, 0, 1)),
-    **dict.fromkeys(("temperature", "repetition_penalty"), (Real, 1e-4, 1e9)),
-    **dict.fromkeys(("length_penalty", "max_time"), (Real, -1e9, 1e9)),
+    **dict.fromkeys(("temperature", "repetition_penalty", "max_time"), (Real, 1e-4, 1e9)),
     **dict.fromkeys(("do_sample", "use_cache", "return_dict_in_generate"), (bool, 0, 1)),
 }
 _WORDS = {Integral: "a whole number", Real: "a number", bool: "True or False,"}
@@ -236,9 +235,10 @@ def generation_defaults(
     Raises:
         ValueError: a `max_length` that leaves no new token.
     """
-    real = {k for k, v in kwargs.items() if v is not None and _BOUNDS.get(k, "?")[0] is Real}
-    kwargs = {**kwargs, **{k: float(kwargs[k]) for k in real}}  # transformers refuses NumPy's
-    processor = model.processor
+    processor, kwargs = model.processor, dict(kwargs)
+    for name, (kind, *_) in _BOUNDS.items():
+        if kind is Real and kwargs.get(name) is not None:
+            kwargs[name] = float(kwargs[name])  # transformers refuses NumPy's
     counts = [] if memory is None else [segment.slots for segment in memory.segments]
     length = max((processor.row_length(row, counts) for row in rows), default=0)
     defaults = model.decoder.generation_config
