@@ -118,7 +118,7 @@ def read_records(file: Path, fingerprint: str = "") -> list[Record]:
         if fingerprint and found != fingerprint:
             raise ValueError(
                 f"{file} holds answers of compressor {found[:12]}, and this one is "
-                f"{fingerprint[:12]}; give another --results."
+                f"{fingerprint[:12]}; give another folder of results."
             )
     return records
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,13 @@ def distinct(records: Iterable[dict[str, Any]], key: str) -> list[Any]:
 def chosen(records: Sequence[dict[str, Any]], **values: Any) -> list[dict[str, Any]]:
     """The records that have these values."""
     return [r for r in records if all(r[key] == value for key, value in values.items())]
+
+
+def books_to_page(description: str) -> argparse.ArgumentParser:
+    """The arguments of what measures a checkpoint on held-out books and writes a page of it."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("results", type=Path, help="Folder to go on with.")
+    parser.add_argument("--books", required=True, help="Folder or file of held-out books.")
+    parser.add_argument("--page", type=Path, required=True, help="Markdown to write.")
+    parser.add_argument("--model", default="smol")
+    return parser

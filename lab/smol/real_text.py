@@ -8,7 +8,6 @@ back, and what a rate for each segment saves. Each part is kept as JSON and not 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lab.pages import chosen, distinct, interval, render
+from lab.pages import books_to_page, chosen, distinct, interval, render
 from lab.verified.measure import check_same_compressor, lost_tokens
 from memslots import MemslotsModel
 from memslots.cli.options import resolve_model
@@ -144,11 +143,7 @@ def lost_row(records: Sequence[Record]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("results", type=Path, help="Folder to go on with.")
-    parser.add_argument("--books", required=True, help="Folder or file of held-out books.")
-    parser.add_argument("--page", type=Path, required=True, help="Markdown to write.")
-    parser.add_argument("--model", default="smol")
+    parser = books_to_page((__doc__ or "").partition("\n")[0])
     parser.add_argument("--samples", type=int, default=8, help="Passages of each table.")
     given = parser.parse_args(arguments)
     name = resolve_model(given.model)

@@ -10,7 +10,6 @@ there, so a stopped run goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -26,6 +25,7 @@ import torch
 from lab.asked import Asked, Record
 from lab.compare.samples import Sample
 from lab.data.exact_strings import BOILERPLATE, VALUES, asked_for, places_of, stated
+from lab.pages import books_to_page
 from lab.verified.page import page
 from memslots import Memory, MemslotsModel, verified
 from memslots.data.books import iterate_books
@@ -225,18 +225,14 @@ def check_same_compressor(file: Path, fingerprint: str) -> None:
     if file.is_file() and (measured := file.read_text("utf-8")) != fingerprint:
         raise ValueError(
             f"{file.parent} holds results of compressor {measured[:12]}, and this one is "
-            f"{fingerprint[:12]}; give another --results."
+            f"{fingerprint[:12]}; give another folder of results."
         )
     file.write_text(fingerprint, "utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("results", type=Path, help="Folder to go on with.")
-    parser.add_argument("--books", required=True, help="Folder or file of held-out books.")
-    parser.add_argument("--page", type=Path, required=True, help="Markdown to write.")
-    parser.add_argument("--model", default="smol")
+    parser = books_to_page((__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=1, help="Of 24 strings each.")
     given = parser.parse_args(arguments)
     made = needles(list(iterate_books(given.books, "validation")), given.rounds)
