@@ -345,12 +345,7 @@ def train(options: argparse.Namespace) -> None:
             scores = slots.complete(**rows._asdict(), rate=rate)
         optimizer.zero_grad()
         (weight * scores.loss).backward()
-        # One norm for all tasks: what follows a text gives gradients a fifth of repeating's size,
-        # of which Adam makes next to nothing (docs/log.md).
-        norm = nn.utils.clip_grad_norm_(weights.values(), math.inf)
-        for parameter in weights.values():
-            if parameter.grad is not None:
-                parameter.grad.mul_(weight / norm)
+        nn.utils.clip_grad_norm_(weights.values(), weight)
         optimizer.step()
         step += 1
         seen += rows.ids.numel()
