@@ -101,9 +101,9 @@ def run_layer(
     return x + project(functional.silu(gate) * up, down)
 
 
-def compile_layers(model: nn.Module) -> None:
-    """Compiles each layer of a `LlamaModel` in place; without a backend for it a layer fails."""
-    compiled = torch.compile(run_layer)
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Compiles each layer of a `LlamaModel` in place, before its first call or later."""
+    compiled = torch.compile(run_layer, backend=backend)
     config: Any = model.config
     for module in model.layers:  # type: ignore[union-attr]
         layer: Any = module

@@ -21,7 +21,6 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +31,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lab.smol import factbook, wordnet
 from lab.smol.compiled import compile_layers
-from lab.smol.slots import Slots, _Head, score_part
+from lab.smol.slots import Slots
 from lab.smol.tasks import (
     CLOZE,
     COMPLETE,
@@ -145,7 +143,7 @@ def unchanged(drawn: Any) -> Any:
 
 
 def texts_of(folder: Path, split: str) -> Iterator[str]:
-    """The books of a split; to train on also GSM8K's problems and speeches, where they are there."""
+    """The books of a split; to train on also GSM8K's problems and speeches, where these are."""
     with gzip.open(folder / f"books-{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
@@ -225,15 +223,6 @@ def load_trained(slots: Slots, weights: dict[str, torch.Tensor], file: Path) -> 
     slots.load_state_dict(weights, strict=False)
 
 
-def fuse_norms(decoder: nn.Module) -> None:
-    """A kernel a norm in place of eight: a third of all that a step launches."""
-    for module in decoder.modules():
-        if isinstance(module, LlamaRMSNorm):
-            shape = tuple(module.weight.shape)
-            settings = {"weight": module.weight, "eps": module.variance_epsilon}
-            module.forward = partial(nn.functional.rms_norm, normalized_shape=shape, **settings)
-
-
 def scale_gradients(weights: list[nn.Parameter], norm: float) -> None:
     """Gives all gradients together this norm, but never scales them up by more than MOST_SCALED."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -300,15 +289,12 @@ def train(options: argparse.Namespace) -> None:
     name = options.decoder or smollm2()
     decoder = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
     decoder = decoder.to(options.device).eval().requires_grad_(False)
-    if options.device != "cpu":
-        fuse_norms(decoder)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(name)
     slots = Slots(decoder, tokenizer, options.layers, options.rank)
-    if options.compile:
+    if options.device != "cpu":
         compile_layers(decoder.model)
         compile_layers(slots.encoder)
-        _Head.compiled = torch.compile(score_part)
     world = factbook.load(options.factbook, folder / "factbook.json")
     known = [country for country in world if not country.held_out]
     unknown = [country for country in world if country.held_out]
@@ -422,7 +408,6 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.0, help="Minutes of falling rate at end.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
-    parser.add_argument("--compile", action="store_true", help="Layers in few kernels, on a GPU.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--scale", type=int, default=1, help="Times the segments of a step.")
     parser.add_argument("--layers", type=int, default=8, help="Layers of the decoder that encode.")
