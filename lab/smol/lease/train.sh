@@ -1,6 +1,6 @@
 # train.sh MINUTES DECAY LINGER, with `.gpu/ab` carried: trains in the background, so that the machine
 # is held by a second call where the first one's limit ends before the lease does.
-cat ~/smol/aa/gguf-aa .gpu/ab/gguf-ab > ~/smol/SmolLM2.gguf
+mkdir -p ~/smol && cat ~/smol/aa/gguf-aa .gpu/ab/gguf-ab > ~/smol/SmolLM2.gguf
 . ~/smol/env.sh
 python3 -m lab.smol.lease.decoder ~/smol/SmolLM2.gguf ~/smol/decoder
 for second in $(seq 45); do grep -q ^warm ~/smol/warm.log && break; sleep 1; done
