@@ -77,7 +77,7 @@ def gateway(running: int, waiting: int, folder: Path) -> Iterator[tuple[str, int
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / "gateway.log"
-    command = [sys.executable, "-m", "memslots.cli", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "memslots", "serve", "--port", str(port)]
     command += ["--concurrency", str(running), "--queue", str(waiting)]
     with log.open("w") as output:
         process = subprocess.Popen(

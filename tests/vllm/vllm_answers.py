@@ -86,7 +86,7 @@ def test_in_process(llm, model, expected):
     assert got == expected
 
 
-@pytest.mark.filterwarnings("ignore:from the slots the decoder")
+@pytest.mark.filterwarnings("ignore:the exact text of segments")
 def test_text_and_literals_among_the_slots(llm, model):
     text = "\n\n".join(CONTEXTS * 3)
     options = {"max_new_tokens": NEW, "do_sample": False}
@@ -166,7 +166,7 @@ def gateway(server, *options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "memslots.cli", "serve", "--vllm", server, *options]
+    command = [sys.executable, "-m", "memslots", "serve", "--vllm", server, *options]
     process = subprocess.Popen(
         [*command, "--port", str(port)], env={**os.environ, "MEMSLOTS_API_KEY": "secret"}
     )
@@ -229,10 +229,10 @@ def test_through_the_gateway(model, server, expected):
             assert asked(client, None, question, **told) == wanted
 
 
-@pytest.mark.filterwarnings("ignore:from the slots the decoder")
+@pytest.mark.filterwarnings("ignore:the exact text of segments")
 def test_verified_memories_through_the_gateway(model, server):
-    text, fields = "\n\n".join(CONTEXTS * 3), {"rate": 16, "exact": ["numbers"], "patches": True}
-    memory = model.compress(text, **fields)
+    text, fields = "\n\n".join(CONTEXTS * 3), {"rate": 16, "exact": ["numbers"]}
+    memory = verified.compress(model, text, **fields)
     assert sum(memory.n_literals) > 0
     last = len(memory.segments) - 1
     assert last > 0
