@@ -218,7 +218,7 @@ $(COMPARE_VENV)/.tools:
 
 $(VLLM_VENV)/.vllm: pyproject.toml $(VLLM_VENV)/.engine
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check \
-		"transformers<5.20" -e ".[serve]" pytest pytest-timeout
+		"transformers<5.20" -e ".[serve]" peft pytest pytest-timeout
 	@touch $@
 
 $(BIN)/python:
