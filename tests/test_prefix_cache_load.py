@@ -32,19 +32,18 @@ BOOKS = [
     }
     for month in ("May", "June")
 ]
-ROW = {
+TURN = {
     "way": "full text",
     "rate": 0,
-    "seconds": 60.0,
-    "answers_a_second": 0.5,
-    "first_median": 2.0,
-    "first_99": 4.0,
-    "answer_median": 2.5,
-    "hit_rate": 0.5,
+    "answers": 4,
+    "seconds": 8.0,
+    "firsts": [1.0, 2.0, 4.0, 2.0],
+    "looked": 6000.0,
+    "found": 3000.0,
     "preempted": 0.0,
-    "busy_seconds": 1.5,
-    "prompt_tokens": 1500.0,
-    "answer_tokens": 8.0,
+    "busy_seconds": 6.0,
+    "prompt_tokens": 6000,
+    "answer_tokens": 32,
     "load": 2.0,
 }
 
@@ -140,11 +139,11 @@ def test_text_and_memory_are_asked_and_counted(zoo, load):
                 assert len(streamed) == 2 + 7  # with those that come before the cache is emptied
                 assert {one["max_tokens"] for one in streamed} == {4}
                 assert {one["temperature"] for one in streamed} == {0}
-                assert 0.4 < row["hit_rate"] <= 0.5
-                assert 0 < row["first_median"] <= row["first_99"] <= row["seconds"]
-                assert row["answers_a_second"] == pytest.approx(7 / row["seconds"])
-                assert row["prompt_tokens"] > 5
-                assert row.keys() == ROW.keys()
+                assert 0.4 < row["found"] / row["looked"] <= 0.5
+                assert row["answers"] == len(row["firsts"]) == 7
+                assert 0 < min(row["firsts"]) <= max(row["firsts"]) <= row["seconds"]
+                assert row["prompt_tokens"] >= 7 * 7
+                assert row.keys() == TURN.keys()
     assert standin.forgotten == 3  # it refused once, and was asked again
 
 
@@ -209,14 +208,18 @@ def test_the_page_compares_with_the_text_of_the_same_size(tmp_path):
     }
     kept = prefix_cache.Kept(tmp_path, settings)
     kept.add({"way": "compression", "rate": 4, "ids": [], "bytes": 24 * 4096, "seconds": 48.0})
-    memory = {"way": "memory, rate 4", "rate": 4, "answers_a_second": 2.0, "first_median": 0.5}
-    memory |= {"first_99": 1.0, "prompt_tokens": 500.0, "busy_seconds": 0.75}
+    memory = {"way": "memory, rate 4", "rate": 4, "seconds": 2.0, "firsts": [0.25, 0.5, 1.0, 0.5]}
+    memory |= {"prompt_tokens": 2000, "busy_seconds": 3.0}
     for cache, blocks in ((1.5, 2000), (0.5, 640)):
-        kept.add({**ROW, "cache": cache, "blocks": blocks})
-        kept.add({**ROW, **memory, "cache": cache, "blocks": blocks})
+        for turn in range(2):
+            place = {"cache": cache, "blocks": blocks, "turn": turn}
+            kept.add({**TURN, **place})
+            kept.add({**TURN, **memory, **place, "load": 3.0 + turn})
     page = tmp_path / "page.md"
     prefix_cache.write_page(kept, measuring.machine_facts("cpu"), page)
     text = page.read_text()
+    assert "in each of 2 turns" in text
+    assert "load 2 to 4" in text
     assert "640 MiB, 50% of what the text of all documents takes" in text
     assert "answer 4.0 times as many questions a second" in text
     assert "holds 41 documents instead of 14" in text
