@@ -69,10 +69,9 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a client saw: seconds to the first part and to the end, and OpenAI's `usage`."""
+    """What a client saw: seconds to the first part, and OpenAI's `usage`."""
 
     first: float
-    seconds: float
     usage: Results
 
 
@@ -167,7 +166,7 @@ async def ask(client: httpx.AsyncClient, url: str, body: Results) -> Answer:
                 usage = json.loads(last).get("usage") or usage
     if last != "[DONE]" or usage is None:
         raise RuntimeError(f"{url}: an answer ended in {last[:200]!r}.")
-    return Answer(first, time.perf_counter() - started, usage)
+    return Answer(first, usage)
 
 
 async def ask_all(
@@ -250,16 +249,16 @@ def empty_cache(vllm: str) -> None:
     raise RuntimeError("vLLM did not empty its prefix cache within five seconds.")
 
 
-def counters(vllm: str) -> dict[str, float]:
-    """What vLLM has looked up in its prefix cache and found there, in positions, and preempted."""
+def counters(vllm: str) -> list[float]:
+    """Positions that vLLM has looked up in its prefix cache, and those that it found there."""
     page = httpx.get(f"{vllm}/metrics", timeout=60).text
-    names = ("prefix_cache_queries_total", "prefix_cache_hits_total", "num_preemptions_total")
-    found = {
-        name: re.findall(rf"^vllm:{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE) for name in names
-    }
-    if missing := [name for name, values in found.items() if not values]:
-        raise RuntimeError(f"vLLM's /metrics has no {', '.join(missing)}.")
-    return {name: sum(map(float, values)) for name, values in found.items()}
+    counts = []
+    for name in ("prefix_cache_queries_total", "prefix_cache_hits_total"):
+        found = re.findall(rf"^vllm:{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
+        if not found:
+            raise RuntimeError(f"vLLM's /metrics has no {name}.")
+        counts.append(sum(map(float, found)))
+    return counts
 
 
 def processor_seconds(processes: Sequence[int]) -> float:
@@ -287,8 +286,7 @@ def measure_way(load: Load, way: Way, vllm: str, processes: Sequence[int]) -> Re
     answers = answers_to(load.requests, options.clients)
     seconds = time.perf_counter() - started
     busy = processor_seconds(processes) - busy
-    after = counters(vllm)
-    looked, found, preempted = (after[name] - before[name] for name in after)
+    looked, found = (after - then for after, then in zip(counters(vllm), before, strict=True))
     return {
         "way": way.name,
         "rate": way.rate,
@@ -297,7 +295,6 @@ def measure_way(load: Load, way: Way, vllm: str, processes: Sequence[int]) -> Re
         "firsts": [round(answer.first, 4) for answer in answers],
         "looked": looked,
         "found": found,
-        "preempted": preempted,
         "busy_seconds": busy,
         "prompt_tokens": sum(answer.usage["prompt_tokens"] for answer in answers),
         "answer_tokens": sum(answer.usage["completion_tokens"] for answer in answers),
@@ -332,10 +329,13 @@ def measure(options: argparse.Namespace) -> Kept:
     """Every cache size and way that is not in the results yet.
 
     Raises:
-        ValueError: a cache that is too small for a document, or results of other settings.
+        ValueError: a cache that is too small for a document, a rate that the checkpoint was not
+            trained for, or results of other settings.
     """
     folder = embedded(MODEL)
     processor = MemslotsProcessor.from_pretrained(folder)
+    for rate in options.rates:
+        processor.check_rate(rate)
     documents = read_documents(
         options.books, processor, options.documents, options.tokens, options.seed
     )
@@ -433,7 +433,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("runs/prefix_cache"), help="a folder to go on with")
     add("--page", type=Path, default=Path("docs/performance/prefix-cache.md"))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not 0 < options.tokens[0] <= options.tokens[1]:
+        parser.error(f"--tokens are the least and the most of a document, got {options.tokens}.")
+    return options
 
 
 def together(turns: Sequence[Results]) -> Results:

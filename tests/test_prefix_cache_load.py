@@ -3,6 +3,7 @@
 A stand-in answers where vLLM would, and the gateway before it is the real one.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -40,7 +41,6 @@ TURN = {
     "firsts": [1.0, 2.0, 4.0, 2.0],
     "looked": 6000.0,
     "found": 3000.0,
-    "preempted": 0.0,
     "busy_seconds": 6.0,
     "prompt_tokens": 6000,
     "answer_tokens": 32,
@@ -67,7 +67,6 @@ class Engine(StandIn):
             "# TYPE vllm:prefix_cache_queries counter\n"
             f"vllm:prefix_cache_queries_total{labels} {self.looked}.0\n"
             f"vllm:prefix_cache_hits_total{labels} {self.found}.0\n"
-            f"vllm:num_preemptions_total{labels} 0.0\n"
         )
 
     async def forget(self, request):
@@ -182,11 +181,15 @@ def test_a_run_goes_on_and_refuses_results_of_another(tmp_path):
         prefix_cache.Kept(tmp_path, {"requests": 8, "tokens": (1, 2)})
 
 
-def test_a_cache_that_holds_no_document_is_refused(zoo, books, tmp_path, monkeypatch):
+def test_what_cannot_be_measured_is_refused_first(
+    zoo, books, tmp_path, monkeypatch
+):
     monkeypatch.setattr(prefix_cache, "MODEL", "tiny")
     monkeypatch.setattr(prefix_cache, "smollm2", lambda: zoo.folder("llama", "decoder"))
     options = prefix_cache.parse(["--books", books, "--documents", "2", "--tokens", "20", "30"])
     options.cache, options.output = [0.5], tmp_path
+    with pytest.raises(ValueError, match="rate 2 is not one that this checkpoint was trained for"):
+        prefix_cache.measure(argparse.Namespace(**{**vars(options), "rates": [4, 2]}))
     with pytest.raises(ValueError, match=r"--cache 0.5 is too little .* give at least \d"):
         prefix_cache.measure(options)
 
