@@ -181,9 +181,7 @@ def test_a_run_goes_on_and_refuses_results_of_another(tmp_path):
         prefix_cache.Kept(tmp_path, {"requests": 8, "tokens": (1, 2)})
 
 
-def test_what_cannot_be_measured_is_refused_first(
-    zoo, books, tmp_path, monkeypatch
-):
+def test_what_cannot_be_measured_is_refused_first(zoo, books, tmp_path, monkeypatch):
     monkeypatch.setattr(prefix_cache, "MODEL", "tiny")
     monkeypatch.setattr(prefix_cache, "smollm2", lambda: zoo.folder("llama", "decoder"))
     options = prefix_cache.parse(["--books", books, "--documents", "2", "--tokens", "20", "30"])
