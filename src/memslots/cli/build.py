@@ -175,8 +175,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Train on the questions in this JSONL file too, whose rows have context, "
-            "question and answer.",
+            help="Train on the questions in this JSON file too, whose rows have context, "
+            "question and answer; a SQuAD release works as well.",
             rich_help_panel=OWN_PANEL,
         ),
     ] = None,
@@ -349,8 +349,10 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TASK=SET/SPLIT",
-            help="Use another data set for a task. Repeat it for more tasks.",
+            metavar="TASK=SET/SPLIT|FILE",
+            help="Use another data set for a task, such as qa=squad/validation, or a file of your "
+            "own, such as qa=asked.jsonl, whose rows have context, question and answer. Repeat it "
+            "for more.",
         ),
     ] = None,
     data_dir: DataFolder = None,
@@ -391,16 +393,17 @@ def evaluate(
     dtype: Dtype = None,
 ) -> None:
     """Measure a checkpoint against the full text, parts of it, the control and no context."""
-    from .measure import check_output, measure
+    from .measure import check_output, measure, task_sources
 
     check_output(output)
+    sets = task_sources(data or [])
     beside = literal_names(literals)
     measure(
         load_model(model, revision, device, dtype),
         tasks,
         rates,
         baselines,
-        data or [],
+        sets,
         data_dir,
         samples,
         lengths,

@@ -113,7 +113,7 @@ def local_rows(adapter: Adapter, files: list[Path]) -> Callable[[], Iterator[Raw
     """
     readers: list[Callable[[], Iterator[RawRow]]] = []
     for file in files:
-        ending = Path(file.name.removesuffix(".gz")).suffix.lower()
+        ending = ending_of(file)
         if ending not in _READERS:
             raise ValueError(
                 f"{file} cannot be read: its name ends in {ending or 'nothing'!r}; allowed are "
@@ -126,6 +126,11 @@ def local_rows(adapter: Adapter, files: list[Path]) -> Callable[[], Iterator[Raw
             yield from reader()
 
     return open_all
+
+
+def ending_of(file: Path) -> str:
+    """How a file's name ends, such as `.jsonl`, whether or not it is packed by gzip."""
+    return Path(file.name.removesuffix(".gz")).suffix.lower()
 
 
 def _stream(builder: str, file: Path, **options: Any) -> Iterator[Mapping[str, Any]]:
