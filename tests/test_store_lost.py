@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from fractions import Fraction
 
 import pytest
@@ -53,6 +54,21 @@ def test_a_lost_catalogue_is_no_empty_store(store, lost):
         assert torch.equal(kept.slots, memory.slots)
     with pytest.raises(ValueError, match="has a catalogue"):
         rebuild_catalogue(store.path)
+
+
+def test_all_that_goes_through_a_store_says_how_far_it_is(store, capsys):
+    """By a bar of all rows, with the time left; a store as small as this shows it if asked."""
+    store.compact()
+    store.delete("b.txt")
+    assert store.verify().ok
+    assert capsys.readouterr().err == ""
+    store.verify(progress=True)
+    assert "verifying: 100%" in capsys.readouterr().err
+    store.compact(progress=True)
+    assert re.search(r"compacting: 100%.* 4/4 ", capsys.readouterr().err)
+    (store.path / NAME).unlink()
+    rebuild_catalogue(store.path, progress=True)
+    assert re.search(r"rebuilding: 100%.* 4/4 ", capsys.readouterr().err)
 
 
 def test_of_documents_that_were_replaced_the_newest_comes_back(store):

@@ -384,13 +384,16 @@ class MemoryStore:
                     report.problems[key] = str(error)
         return report
 
-    def compact(self) -> None:
+    def compact(self, progress: bool | None = None) -> None:
         """Joins small files, and removes deleted documents and left-over files from the disk.
 
         Other writers wait meanwhile, readers do not. A file with damaged rows is left as it is.
+
+        Args:
+            progress: Show a progress bar; by default from 1,000 documents on.
         """
         with self._writing() as (db, written):
-            for files, rows in compacted(db, self._data):
+            for files, rows in compacted(db, self._data, progress):
                 self._catalogue.forget_files(db, files)
                 if len(rows):
                     self._enter(db, rows, written)
