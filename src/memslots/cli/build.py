@@ -33,6 +33,7 @@ from .options import (
     print_json,
     quiet,
     resolve_model,
+    steps,
 )
 
 
@@ -207,7 +208,7 @@ def train(
     try:
         from memslots.trainer.compressor_config import recipe_fields
         from memslots.trainer.plan import free_memory, plan_recipe
-        from memslots.trainer.run import install_checkpoint, run_recipe
+        from memslots.trainer.run import install_checkpoint, run_recipe, stages_to_run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("memslots"):
             raise
@@ -236,7 +237,14 @@ def train(
         from .plan_view import plan_table
 
         if plans is None or stage is not None:
-            plans = plan_recipe(settings, stage=stage, books=books, data_dir=data_dir)
+            with steps(len(stages_to_run(settings["compressor"], stage))) as step:
+                plans = plan_recipe(
+                    settings,
+                    stage=stage,
+                    books=books,
+                    data_dir=data_dir,
+                    progress=lambda stage: step(f"planned {stage}"),
+                )
         if as_json:
             stages = [dataclasses.asdict(plan) for plan in plans]
             print_json({"recipe": recipe, "free_memory": free_memory(), "stages": stages})
@@ -312,7 +320,8 @@ def _own(
     begun = yaml.safe_load(saved.read_text("utf-8")) if saved.is_file() else None
     if begun in recipes:  # goes on as it began, however much memory is free today
         recipes = [begun]
-    return plan_that_fits(recipes)
+    with steps(len(recipes[0]["compressor"]["stages"])) as step:
+        return plan_that_fits(recipes, progress=lambda stage: step(f"planned {stage}"))
 
 
 def evaluate(

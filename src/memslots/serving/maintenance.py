@@ -104,9 +104,7 @@ def compacted(
             if live[file]:
                 query = "SELECT row FROM documents WHERE file = ? ORDER BY row"
                 numbers = [number for (number,) in db.execute(query, (file,))]
-                sound = 0
-                for sound, _ in enumerate(sound_rows(data / name, {}, numbers), start=1):
-                    bar.update()
+                sound = sum(bar.update() or 1 for _ in sound_rows(data / name, {}, numbers))
                 if sound < len(numbers):
                     continue  # `verify` says what is wrong with it
                 kept.append(open_file(data / name).take(pa.array(numbers, pa.int64())))
