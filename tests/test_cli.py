@@ -422,7 +422,7 @@ def test_bad_memories(refused, run, checkpoints, text, tmp_path):
 def test_another_kind_of_checkpoint(refused, zoo, text):
     folder = zoo.folder("llama", "decoder")
     message = refused("ask", "--question", "Who?", "--text", text, "--model", folder)
-    assert "no memslots checkpoint but a 'llama' model" in message
+    assert "is not a memslots checkpoint but a 'llama' model" in message
 
 
 def test_bad_recipes(refused):

@@ -1,4 +1,4 @@
-"""A store that lost its catalogue, and searches and ids that are no plain text."""
+"""A store that lost its catalogue, and searches and ids that are not plain text."""
 
 import dataclasses
 import itertools

@@ -159,9 +159,9 @@ def new_compressor(
         base_fields = base.config.to_dict()
         if is_quantized(base):
             raise ValueError(
-                f"the encoder {encoder!r} is quantized, and what it writes could not be told from "
-                "what it writes in full; name one that is not (quantization_config goes to the "
-                "decoder)."
+                f"the encoder {encoder!r} is quantized, so its memories could not be told from "
+                "those of the full encoder; name an unquantized one (quantization_config goes to "
+                "the decoder)."
             )
         if "gguf_file" in encoder_kwargs:  # whose weights are dequantised
             base_fields.pop("quantization_config", None)
@@ -350,8 +350,8 @@ def _start_among_embeddings(model: MemslotsModel) -> None:
     shared = len(shared_tokens(*tokenizers)[0])
     if shared < 2 * model.slot_size:
         logger.warning(
-            "encoder and decoder share %d tokens, and a start among the decoder's embeddings is "
-            "fitted on at least %d: the converter starts anywhere, and learns later",
+            "encoder and decoder share %d tokens, and starting from the decoder's embeddings "
+            "needs at least %d: the converter starts from random weights, and learns more slowly",
             shared,
             2 * model.slot_size,
         )
@@ -394,7 +394,8 @@ def _named(what: str, name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"the {what} {name!r} is no folder here, and cannot be had from the Hub ({error})."
+            f"the {what} {name!r} is not a folder here, and cannot be loaded from the Hub "
+            f"({error})."
         ) from error
 
 
@@ -519,7 +520,7 @@ def read_sentence_encoder(
                 "of a transformer with Pooling, Dense, LayerNorm and Normalize."
             )
     if [layer["kind"] for layer in layers].count("pooling") != 1:
-        raise ValueError(f"{name!r} pools no token states, so it gives no vector of a sentence.")
+        raise ValueError(f"{name!r} does not pool token states, so it makes no sentence vector.")
     head = SentenceHead(layers).to(backbone.dtype)
     loaded = [layer for layer in head.layers if any(True for _ in layer.parameters())]
     for module, state in zip(loaded, states, strict=True):
@@ -551,8 +552,8 @@ def _pooling_modes(name: str, fields: dict[str, Any]) -> list[str]:
     unknown = sorted(set(modes) - set(POOLINGS))
     if unknown or not fields.get("include_prompt", True):
         raise ValueError(
-            f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot; "
-            f"it knows {list(POOLINGS)} over all tokens."
+            f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot "
+            f"do; it supports {list(POOLINGS)} over all tokens."
         )
     return modes
 
@@ -561,8 +562,8 @@ def _dense(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     activation = str(fields["activation_function"]).rpartition(".")[2]
     if activation not in ACTIVATIONS or fields.get("use_residual"):
         raise ValueError(
-            f"{name!r} has a dense layer that memslots cannot keep: {fields}; it knows the "
-            f"activations {sorted(ACTIVATIONS)}, and no residual."
+            f"{name!r} has a dense layer that memslots cannot keep: {fields}; it supports the "
+            f"activations {sorted(ACTIVATIONS)}, without a residual."
         )
     return {
         "kind": "dense",
@@ -582,5 +583,6 @@ def _around(tokenizer, plain: PlainText) -> tuple[list[int], list[int]]:
             return list(whole[:start]), list(whole[start + len(alone) :])
     raise ValueError(
         f"the sentence encoder's {type(tokenizer).__name__} reads {probe!r} as {whole}, in which "
-        f"its plain tokens {alone} do not stand together; memslots cannot tell text from specials."
+        f"the text's tokens {alone} are not adjacent; memslots cannot tell text from special "
+        "tokens."
     )

@@ -95,8 +95,8 @@ class Prefix:
         self.marks.check(model)
         if rate not in (None, self.memory.rate):
             raise ValueError(
-                f"this prefix was read at rate {self.memory.rate}, so rate={rate} needs one of its "
-                "own: prefill(model, memory.at_rate(rate))."
+                f"this prefix was read at rate {self.memory.rate}, so rate={rate} needs another "
+                "one: prefill(model, memory.at_rate(rate))."
             )
         if kwargs.get("cache_implementation") is not None:
             raise ValueError(
@@ -295,7 +295,7 @@ class _Marks:
             )
         if self._versions != _versions(decoder) or not _equal(self._sample, _sample(model)):
             raise ValueError(
-                "weights that read this prefix (decoder, converter, markers or decoder_lora) were "
+                "weights that read this prefix (decoder, converter, markers or decoder_lora) have "
                 "changed since; call prefill(model, memory) again."
             )
 

@@ -141,7 +141,7 @@ def init(
     )
     if chosen:
         told = ", ".join(f"{name}={value}" for name, value in chosen.items())
-        out.print(f"Chosen: {told}; --set KEY=VALUE chooses otherwise.", style="dim")
+        out.print(f"Chosen: {told}; --set KEY=VALUE changes a value.", style="dim")
 
 
 def train(
@@ -203,7 +203,7 @@ def train(
     from .inspection import loading_arguments
 
     if as_json and not dry_run:
-        raise ValueError("--json prints the plan of a training; give --dry-run too.")
+        raise ValueError("--json prints the plan of --dry-run; give that too.")
     folder = output or Path("runs") / Path(recipe).stem
     try:
         from memslots.trainer.compressor_config import recipe_fields

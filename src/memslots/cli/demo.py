@@ -67,7 +67,7 @@ def demo(
     Without --text it is an article that comes with the package, and six questions about it.
     """
     if tiny and model is not None:
-        raise ValueError(f"--tiny is a checkpoint and --model {model} is another; give one.")
+        raise ValueError(f"--tiny and --model {model} name two checkpoints; give only one.")
     model = "tiny" if tiny else model
     if web:
         if text is not None or question or rates is not None or as_json:

@@ -63,7 +63,9 @@ def measure(
     names = words(tasks)
     unasked = sorted(set(sets) - set(names))
     if unasked:
-        raise ValueError(f"--data names {', '.join(unasked)}, which --tasks {tasks} does not ask.")
+        raise ValueError(
+            f"--data names {', '.join(unasked)}, which --tasks {tasks} does not measure."
+        )
     read_beside(model, literals)
     partial = output.with_suffix(".partial.jsonl")
     results = evaluate_tasks(

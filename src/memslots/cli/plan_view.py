@@ -21,8 +21,8 @@ def plan_table(recipe: str, stages: list[StagePlan], free: float) -> Table:
     """
     # Folded where a terminal is narrow: a number that is cut short would be another number.
     table = Table(
-        title=f"{recipe}: nothing was trained; memory and time are estimates for a machine "
-        f"that does nothing else, {free / 2**30:,.1f} GiB are free",
+        title=f"{recipe}: nothing was trained; memory and time are estimates, "
+        f"{free / 2**30:,.1f} GiB are free",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,

@@ -183,5 +183,5 @@ def minutes_of(budget: str) -> float:
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?", budget.strip())
     if match is None or not budget.strip():
-        raise ValueError(f"--budget {budget!r} is no time; give 2h, 90m or 1h30m.")
+        raise ValueError(f"--budget {budget!r} is not a length of time; give 2h, 90m or 1h30m.")
     return 60 * float(match[1] or 0) + float(match[2] or 0)

@@ -160,7 +160,9 @@ def cram(
     if not texts:
         raise ValueError("there is no text to cram; give at least one.")
     if len(starts) != len(texts):
-        raise ValueError(f"{len(starts)} seeds for {len(texts)} texts; give one, or one a text.")
+        raise ValueError(
+            f"{len(starts)} seeds for {len(texts)} texts; give one seed, or one for each text."
+        )
     reader = MemoryReader(decoder, settings)
     shortest = 1 if reader.prefix else 2
     for ids in texts:
@@ -298,7 +300,7 @@ class _Batch:
             best = self.best_accuracy[text]
             if accuracy < best or (accuracy == best and loss >= self.best_loss[text]):
                 continue
-            if accuracy > best:  # a lower loss alone is no progress: the published code's rule
+            if accuracy > best:  # a lower loss alone is not progress: the published code's rule
                 self.best_accuracy[text] = accuracy
                 self.best_step[text] = step
             self.best_loss[text] = loss

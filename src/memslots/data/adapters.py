@@ -115,8 +115,8 @@ class LoadedRows:
         """Tells a set without a needed column from one with some bad rows."""
         if not first:
             raise ValueError(
-                f"{self.adapter.name}/{self.split} is empty: {self.source} has no rows; get its "
-                f"files again, or choose another split."
+                f"{self.adapter.name}/{self.split} is empty: {self.source} has no rows; download "
+                "its files again, or choose another split."
             )
         # Rows read from JSON need not have the same columns.
         columns = list(dict.fromkeys(c for raw in first if isinstance(raw, Mapping) for c in raw))

@@ -86,11 +86,11 @@ def cloze_rows(
         kinds: what may be asked, of `KINDS`.
 
     Raises:
-        ValueError: an unknown kind, no question, or lengths that are no range.
+        ValueError: an unknown kind, no question, or lengths that are not a range.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:
-        raise ValueError(f"cloze kinds {unknown} are unknown; there are {', '.join(KINDS)}.")
+        raise ValueError(f"cloze kinds {unknown} are unknown; choose from {', '.join(KINDS)}.")
     shortest, longest = characters
     if not 0 < shortest <= longest:
         raise ValueError(

@@ -174,13 +174,13 @@ def _json(adapter: Adapter, file: Path) -> Callable[[], Iterator[RawRow]]:
                 if error.msg == "Extra data":  # JSON lines by the name of .json
                     yield from _parsed_lines(text.split("\n"))
                     continue
-                raise ValueError(f"{file} is not JSON ({error}); get it again.") from error
+                raise ValueError(f"{file} is not JSON ({error}); download it again.") from error
             try:
                 yield from (_record(item) for item in adapter.unnest(document))
             except (BadRow, LookupError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{file} does not have the layout of {adapter.title}: "
-                    f"{type(error).__name__}: {error}. Get its release again."
+                    f"{file} does not have the layout of {adapter.title}: {type(error).__name__}: "
+                    f"{error}. Download its release again."
                 ) from error
 
     return read

@@ -56,7 +56,7 @@ FINEWEB = Adapter(
     title="FineWeb",
     licence="ODC-By 1.0",
     # The paper's 5 B tokens are half of this sample. Its 19,167,479 training samples are pieces
-    # of about 256 tokens, not documents, so they are no split of the set.
+    # of about 256 tokens, not documents, so they are not a split of the set.
     hub_id="HuggingFaceFW/fineweb",
     hub_config="sample-10BT",
     streaming=True,

@@ -54,11 +54,13 @@ class Asking:
     def __post_init__(self):
         if self.question.count("{question}") != 1 or self.question != self.question.rstrip():
             raise ValueError(
-                "the words of a question must contain '{question}' exactly once and end without "
-                f"white space (a small LLM reads no lone space), got {self.question!r}."
+                "the words of a question must contain '{{question}}' exactly once and end without "
+                f"white space (a small LLM reads a trailing space badly), got {self.question!r}."
             )
         if self.format not in FORMATS:
-            raise ValueError(f"format={self.format!r} is unknown; there are {', '.join(FORMATS)}.")
+            raise ValueError(
+                f"format={self.format!r} is unknown; choose from {', '.join(FORMATS)}."
+            )
 
     @classmethod
     def of(

@@ -34,7 +34,7 @@ def default_baselines() -> tuple[str, ...]:
 
 
 def check_baselines(names: Sequence[str]) -> None:
-    """Refuse names that are no baseline.
+    """Refuse names that are not baselines.
 
     Raises:
         ValueError: one is unknown.
@@ -42,7 +42,7 @@ def check_baselines(names: Sequence[str]) -> None:
     known = (*BASELINES, LLMLINGUA2)
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(f"baselines {unknown} are unknown; there are {', '.join(known)}.")
+        raise ValueError(f"baselines {unknown} are unknown; choose from {', '.join(known)}.")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ def other_texts(contexts: Sequence[str]) -> list[str]:
     """
     n = len(contexts)
     if len(set(contexts)) < 2:
-        raise ValueError("another text's memory needs two contexts that differ, and there is one.")
+        raise ValueError(
+            "the control, another text's memory, needs two different contexts; give more than one."
+        )
     return [
         next(contexts[(i + step) % n] for step in range(1, n) if contexts[(i + step) % n] != text)
         for i, text in enumerate(contexts)

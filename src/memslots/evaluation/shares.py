@@ -1,6 +1,6 @@
 """Scores of samples as records: means over them, and the share of a gap that a memory closes.
 
-Questions about one context are no independent samples, so intervals draw whole contexts.
+Questions about one context are not independent samples, so intervals draw whole contexts.
 """
 
 from __future__ import annotations

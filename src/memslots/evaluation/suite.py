@@ -90,7 +90,8 @@ def evaluate_tasks(
         raise ValueError("measuring needs the decoder; load the model with load_decoder=True.")
     if finetuned_decoder is not None and "roleplay" not in names:
         raise ValueError(
-            f"finetuned_decoder {finetuned_decoder!r} is for the task roleplay, which is not asked."
+            f"finetuned_decoder {finetuned_decoder!r} is for the task roleplay, which is not "
+            "among the tasks."
         )
     check_baselines(baselines)
     for rate in rates or ():
@@ -268,5 +269,5 @@ class _Options:
 
 
 def _without_cuts(baselines: Sequence[str]) -> list[str]:
-    """A cut finds a needle exactly when the needle stands in it, which is no measurement."""
+    """A cut finds a needle exactly when the needle stands in it, which is not a measurement."""
     return [name for name in baselines if name not in ("head", "tail")]

@@ -237,7 +237,7 @@ def _read_curve(path: Path) -> dict[str, Any] | None:
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no curve of training ({error}); remove it.") from error
+        raise ValueError(f"{path} is not a curve of training ({error}); remove it.") from error
     measured = [line for line in lines if "held out" in line]
     return measured[-1] if measured else None
 
@@ -260,9 +260,9 @@ def _read_recipe(path: Path) -> dict[str, Any] | None:
     try:
         recipe = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no recipe: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict) or "stages" not in recipe.get("compressor", {}):
-        raise ValueError(f"{path} is no recipe: it has no compressor.stages.")
+        raise ValueError(f"{path} is not a recipe: it has no compressor.stages.")
     return recipe
 
 

@@ -201,7 +201,7 @@ def _decode(memory: Any, limit: int) -> bytes:
     try:
         return base64.b64decode(memory, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"memory is no base64: {error}.") from error
+        raise BadRequest(f"memory is not base64: {error}.") from error
 
 
 def _error(kind: str, message: str) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def pinned(model: str, revision: str | None, token: str | bool | None = None) ->
     check_parts(api, config)
     if info.private:
         logger.warning(
-            "%s is private: give the Space a secret HF_TOKEN that can read it (Settings, Variables "
-            "and secrets). A Space that is public then answers anybody from it.",
+            "%s is private: give the Space a secret HF_TOKEN that can read it (Settings, "
+            "Variables and secrets). A public Space then answers everyone from it.",
             model,
         )
     return str(info.sha)

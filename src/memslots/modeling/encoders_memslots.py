@@ -112,8 +112,8 @@ def _body_and_layers(decoder: PreTrainedModel) -> tuple[PreTrainedModel, str, nn
     if len(places) != 1:
         raise ValueError(
             f"encoder {SHARED_ENCODER!r} needs a decoder whose {total} layers stand in one list, "
-            f"and {type(decoder).__name__} has {len(places)} such lists; name an encoder of its "
-            "own instead."
+            f"and {type(decoder).__name__} has {len(places)} such lists; name a separate encoder "
+            "instead."
         )
     return places[0]
 

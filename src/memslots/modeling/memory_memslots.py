@@ -246,7 +246,7 @@ class Memory:
         which a warning says where it was.
 
         Raises:
-            ValueError: an untrained or finer rate, or slots that are no part of the coarse rate's.
+            ValueError: an untrained or finer rate, or slots that are not part of the coarse rate's.
 
         Examples:
             >>> model.compress("Ann owns 27 maps of Lagos.", rate=2).at_rate(8).rate
@@ -275,9 +275,9 @@ class Memory:
         if checked:
             warnings.warn(
                 f"at rate {rate} {checked} of {len(self.segments)} segments have other slots than "
-                "those that were checked: what these lose is not known. Literals, kept texts and "
-                "segments read as text stay. To have it checked, call verified.compress with "
-                f"rate={rate} or rates=[{rate}]",
+                "those that were checked: what these lose is not known. Verbatim tokens, kept "
+                "texts and segments read as text stay. To have it checked, call verified.compress "
+                f"with rate={rate} or rates=[{rate}]",
                 stacklevel=2,
             )
         coarser = []
@@ -419,5 +419,5 @@ class Memory:
             return cls(**memory_fields(header, tensors)).to(device)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(
-                f"{str(path)!r} holds what is no memory's ({error}); compress the text again."
+                f"{str(path)!r} is not a sound memory ({error}); compress the text again."
             ) from error

@@ -175,7 +175,7 @@ class MemslotsModel(SavedModel):
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
         super().train(mode)
-        if mode:  # fused optimizers change weights without counting it, so the version is no proof
+        if mode:  # fused optimizers change weights without counting it, so the version is not proof
             self._name_weights()
             self._fingerprint = None
         if self.has_decoder:
@@ -422,8 +422,8 @@ class MemslotsModel(SavedModel):
         limit = max_positions(self.decoder.config)
         if limit is not None and input_ids.shape[1] > limit:
             raise ValueError(
-                f"a row of slots, markers, prompt and target takes {input_ids.shape[1]} positions, "
-                f"and the decoder has {limit}; use a coarser rate, a shorter context or target, "
+                f"a row of slots, markers, prompt and target takes {input_ids.shape[1]} tokens, "
+                f"and the decoder reads {limit}; use a coarser rate, a shorter context or target, "
                 "or, in training, fewer training_segments, questions_per_context or a smaller "
                 "completion_length."
             )

@@ -204,7 +204,7 @@ class Demand:
             if not math.isfinite(value) or value <= 0:
                 raise ValueError(f"{name}={value!r} must be greater than 0.")
         if self.rate < 1:
-            raise ValueError(f"rate={self.rate!r} must be at least 1 context token a slot.")
+            raise ValueError(f"rate={self.rate} must be at least 1 context token per slot.")
 
 
 @dataclass(frozen=True)

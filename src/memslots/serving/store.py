@@ -134,10 +134,10 @@ class MemoryStore:
         # Looked at again, since another process may be making this store now.
         if self._data.is_dir() and any(self._data.iterdir()) and not self._exists():
             raise ValueError(
-                f"{str(self.path)!r} holds documents, and the {NAME} that says which is lost: make "
-                f"it again from the documents with `memslots store rebuild --store {self.path}`, "
-                "or put back a copy. (It does not know what was added since, and compacting "
-                "removes that.)"
+                f"{str(self.path)!r} holds documents, but the catalogue {NAME} that lists them is "
+                "lost: make it again from the documents with `memslots store rebuild --store "
+                f"{self.path}`, or restore a backup of it. (A backup lacks the documents that were "
+                "added since, and compacting would remove those.)"
             )
 
     def __repr__(self) -> str:
@@ -341,7 +341,7 @@ class MemoryStore:
             elif there and existing == "refuse":
                 raise ValueError(
                     f"{shorten(sorted(there))} in the store {str(self.path)!r} already; choose "
-                    "other ids, delete those, or say replace=True (--replace)."
+                    "other ids, delete those, or replace them (replace=True, --replace)."
                 )
             if len(rows):
                 self._enter(db, rows, written)

@@ -84,7 +84,7 @@ def check_ids(ids: str | Sequence[str], new: bool = False) -> list[str]:
             lists, logs and addresses would not show or would drop.
 
     Raises:
-        ValueError: An id that is no string, is empty, too long or no valid Unicode, or comes twice.
+        ValueError: An id is no string, empty, too long or not valid Unicode, or comes twice.
     """
     ids = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
     for key in ids:

@@ -49,7 +49,7 @@ def adapt_to_decoder(
         raise ValueError(
             "this compressor's encoder is its decoder's own layers, so it cannot be adapted to "
             "another decoder: train one for that decoder (memslots train own --decoder ...), or "
-            "give the encoder weights of its own first, with memslots.making.merge_encoder(model)."
+            "give the encoder its own weights first, with memslots.making.merge_encoder(model)."
         )
     old = model.decoder if model.has_decoder else None
     if start == "embeddings" and old is None:

@@ -66,8 +66,8 @@ def source_rows(source: dict[str, Any], split: str, n: int, seed: int) -> Iterat
     kind = source["kind"]
     if kind not in SPLIT_SOURCES:
         raise ValueError(
-            f"source kind {kind!r} has no held-out rows with another's context; those of "
-            f"{sorted(SPLIT_SOURCES)} have."
+            f"source kind {kind!r} has no held-out rows with another text's context; choose from "
+            f"{sorted(SPLIT_SOURCES)}."
         )
     options = {key: value for key, value in source.items() if key not in ("kind", "rows", "seed")}
     try:
@@ -82,7 +82,7 @@ def contrast_of(sources: list[dict[str, Any]]) -> int:
     """Rows in a row that a stage's sources want in one batch.
 
     Raises:
-        ValueError: the sources want different numbers, or rows that are no multiple of it.
+        ValueError: the sources want different numbers, or rows that are not a multiple of it.
     """
     contrasts = {source.get("contrast", 1) for source in sources}
     if len(contrasts) > 1:

@@ -75,8 +75,8 @@ def run_recipe(
     """
     if "decoder" in recipe and first_model is None:
         raise ValueError(
-            "this recipe makes its own decoder, which is not the package's work: run it in a "
-            "checkout of memslots with `python -m lab train`."
+            "this recipe makes its own decoder, which the installed package cannot do: run it in "
+            "a checkout of memslots with `python -m lab train`."
         )
     chosen = stages_to_run(recipe["compressor"], stage)
     sources = Sources(recipe["compressor"]["seed"], books, data_dir)
@@ -129,8 +129,8 @@ def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
         return None
     if earlier is not None and earlier not in names[:at]:
         raise ValueError(
-            f"stage {name!r} comes after {earlier!r}, which is no earlier stage; the stages are "
-            f"{names}."
+            f"stage {name!r} comes after {earlier!r}, which is not an earlier stage; the stages "
+            f"are {names}."
         )
     return earlier or (names[at - 1] if at else None)
 
@@ -178,7 +178,7 @@ def training_arguments(
     if batch is not None:
         if batch % each:
             raise ValueError(
-                f"stage {settings['name']!r} has batch_size {batch}, which is no multiple of "
+                f"stage {settings['name']!r} has batch_size {batch}, which is not a multiple of "
                 f"{each} ({each // world_size} rows on each of {world_size} processes); set "
                 "compressor.training.per_device_train_batch_size to a divisor."
             )
