@@ -192,13 +192,19 @@ def without_paths(lines: Iterable[str]) -> list[str]:
 
 
 def count_parameters(config: MemslotsConfig) -> dict[str, int]:
-    """Parameters that training changes and those it leaves, the decoder's among the latter."""
+    """Parameters that training changes and those it leaves, the decoder's among the latter.
+
+    An encoder of the decoder's own layers has no others.
+    """
     with torch.device("meta"):  # shapes only: a decoder of any size costs nothing
         compressor = MemslotsModel(config, load_decoder=False)
         decoder = AutoModelForCausalLM.from_config(config.decoder_config)
     counts = {"trained": 0, "frozen": sum(p.numel() for p in decoder.parameters())}
     for parameter in compressor.parameters():
-        counts["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+        if parameter.requires_grad:
+            counts["trained"] += parameter.numel()
+        elif config.encoder_layers is None:
+            counts["frozen"] += parameter.numel()
     return counts
 
 
