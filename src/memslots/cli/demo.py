@@ -126,5 +126,5 @@ def demo(
         seconds = {"loading": round(loaded, 3), "all": round(total, 3)}
         print_json({"model": name, **as_object(page, readings, waits), "seconds": seconds})
         return
-    out.print(f"\nLoading took {loaded:.1f} s, all of it {total:.1f} s. Now with a text of yours:")
+    out.print(f"\nLoading took {loaded:.1f} s of {total:.1f} s in all. Now try a text of your own:")
     out.print('  memslots demo --text FILE --question "Who signed the treaty?"')
