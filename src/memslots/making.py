@@ -76,10 +76,10 @@ def new_compressor(
             "decoder": the decoder's own first `encoder_layers` layers (all by default), weights
             shared, with a LoRA (`encoder_lora`, by default on all their linear layers).
         decoder: repository or folder of the decoder, a causal LM that stays as it is.
-        dtype: of both; float32 where there is no accelerator and nothing is said.
-        device_map: of both.
-        encoder_kwargs: for the encoder's `from_pretrained` alone.
-        decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
+        dtype: the precision of both; by default float32 if there is no accelerator.
+        device_map: the placement of both.
+        encoder_kwargs: arguments of the encoder's `from_pretrained` alone.
+        decoder_kwargs: arguments of the decoder's alone (`quantization_config`, ...).
             What says which model it is (`revision`, `subfolder`, `gguf_file`) is kept in the
             configuration, and used again by `from_pretrained`.
         config_kwargs: fields of `MemslotsConfig`, such as `compression_rates=[4, 16]`,
@@ -194,8 +194,8 @@ def usual_settings(
     Args:
         encoder: repository or folder, or "decoder": the decoder's own first layers.
         decoder: repository or folder.
-        encoder_kwargs: for the encoder's loading.
-        decoder_kwargs: for the decoder's.
+        encoder_kwargs: arguments of the encoder's loading.
+        decoder_kwargs: arguments of the decoder's loading.
 
     Returns:
         Fields of `MemslotsConfig`: the chat format where the tokenizer has a template, else answers
@@ -228,7 +228,7 @@ def processor_for(config: MemslotsConfig, tokenizer, encoder_tokenizer) -> Memsl
     """A processor that segments and prompts as `config` says.
 
     Args:
-        config: of a compressor.
+        config: a compressor's configuration.
         tokenizer: the decoder's.
         encoder_tokenizer: the encoder's.
     """
@@ -389,7 +389,7 @@ def absolute(name: str | os.PathLike, what: str = "model") -> str:
 
 @contextmanager
 def _named(what: str, name: str) -> Iterator[None]:
-    """Where a model is not to be had, say which: the Hub's errors do not."""
+    """If a model cannot be loaded, say which one: the Hub's errors do not."""
     try:
         yield
     except OSError as error:

@@ -260,7 +260,7 @@ def resolve_model(model: str | None, option: str = "--model") -> str:
 
     Raises:
         ValueError: No embedded checkpoint in this installation, or a path that is not a folder.
-        FileNotFoundError: `smol` is named, and SmolLM2 is not to be had.
+        FileNotFoundError: `smol` is named, and SmolLM2 is not available.
     """
     named_by = f"{option} "
     if model is None and (model := os.environ.get("MEMSLOTS_CHECKPOINT") or None) is not None:

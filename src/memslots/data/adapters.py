@@ -53,7 +53,7 @@ class LoadedRows:
         split: One of its splits or of its paper's splits.
         source: Where the rows come from, for the report.
         open_rows: Opens the source and yields its raw rows.
-        limit: Rows to hand out at most; all without it.
+        limit: Rows to hand out at most; None hands out all.
         seed: Of the order; without it the source's own order.
 
     Attributes:

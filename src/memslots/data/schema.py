@@ -72,7 +72,7 @@ def by_context(rows: Iterable[QuestionRow], most: int | None = None) -> list[Que
     """The questions of each context in one row, in the order in which contexts first come.
 
     Args:
-        rows: of any order; the same context may come often.
+        rows: question rows in any order; the same context may come often.
         most: questions of a row; a context with more gives several rows.
 
     Raises:

@@ -51,7 +51,7 @@ class Condition:
 
     Args:
         name: "memory" or one of `BASELINES`.
-        rate: of the memory, or of the memory that a cut is as long as; None where there is none.
+        rate: the memory's rate, or that of the memory that a cut is as long as; None without.
         contexts: the text of each question, None without any.
         memory: one document a question.
         positions: prompt tokens that the context takes, on average.
@@ -102,9 +102,9 @@ def conditions(
 
     Args:
         model: the compressor with its decoder.
-        contexts: one a question, none empty; the same text may come often.
+        contexts: one per question, none empty; the same text may come often.
         rates: encoder tokens per slot, each one of the checkpoint's.
-        baselines: of `BASELINES`, and `LLMLINGUA2` where it is installed.
+        baselines: names of `BASELINES`, and `LLMLINGUA2` where it is installed.
         others: another text for each context, by default the next one that differs.
 
     Raises:

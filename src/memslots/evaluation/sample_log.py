@@ -90,7 +90,7 @@ class SampleLog:
 
         Args:
             of: what names the set: task, data, and a length where there are several.
-            count: of samples.
+            count: how many samples there are.
             measure: scores the samples of these places under every condition.
 
         Returns:

@@ -56,7 +56,7 @@ def evaluate_tasks(
 
     Args:
         model: the compressor with its decoder.
-        names: of `TASKS`.
+        names: names of `TASKS`.
         rates: encoder tokens per slot, by default all of the checkpoint's.
         baselines: see `conditions`.
         data: sets of a task as "name/split", in place of `TASKS`', or paths of files whose rows
@@ -65,7 +65,7 @@ def evaluate_tasks(
             replaced by its stand-in, where it has one, and the records and `notes` say so.
         samples: most rows of a set.
         lengths: decoder tokens of the inputs, for tasks that have several (the paper's without).
-        seed: of every draw.
+        seed: the seed of every draw.
         progress: called with a line before each set and after each batch of samples, with the
             time that the set still takes.
         finetuned_decoder: folder or repository of the decoder fine-tuned on plain text, which role

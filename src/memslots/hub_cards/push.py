@@ -67,11 +67,11 @@ def push_checkpoint(
     Args:
         folder: what `save_pretrained` wrote; it is loaded first, and not changed.
         repo_id: `owner/name`; made if it does not exist.
-        private: of a repository that is made.
+        private: whether a new repository is private.
         revision: branch; made if it does not exist.
         create_pr: open a pull request instead of committing.
         token: as everywhere in huggingface_hub; by default the one that is logged in.
-        commit_message: of the one commit.
+        commit_message: the message of the one commit.
         commit_description: likewise.
         stated: the card's metadata that no file tells (`license`, `language`, ...).
 
@@ -105,14 +105,14 @@ def push_model(
     Args:
         model: the compressor.
         repo_id: as for `push_checkpoint`, as are the arguments that are not listed.
-        private: of a repository that is made.
+        private: whether a new repository is private.
         revision: branch; made if it does not exist.
         create_pr: open a pull request instead of committing.
         token: as everywhere in huggingface_hub.
-        commit_message: of the one commit.
+        commit_message: the message of the one commit.
         commit_description: likewise.
-        max_shard_size: of a weights file.
-        tags: of the card, beside its own.
+        max_shard_size: the most bytes of a weights file.
+        tags: tags to add to the card's own.
 
     Raises:
         ValueError: a model that others could not load.
@@ -139,7 +139,7 @@ def staged(
     """The loaded model and the files that a push of it would bring, while the block runs.
 
     Args:
-        folder: of the checkpoint.
+        folder: the checkpoint's folder.
         repo_id: `owner/name`.
         model: what was saved there; it is loaded without.
         stated: see `push_checkpoint`.

@@ -81,7 +81,7 @@ class SavedModel(PreTrainedModel):
             pretrained_model_name_or_path: repository or folder.
             *model_args: as for any `PreTrainedModel`.
             load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
-            decoder_kwargs: for the decoder's `from_pretrained` alone.
+            decoder_kwargs: arguments of the decoder's `from_pretrained` alone.
             kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too,
                 and `quantization_config` to it alone.
 

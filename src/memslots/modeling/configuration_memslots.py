@@ -79,7 +79,7 @@ class MemslotsConfig(PreTrainedConfig):
             names its base model.
         decoder_revision: commit, branch or tag of `decoder_name_or_path`.
         decoder_loading: `subfolder` and `gguf_file` of the decoder inside `decoder_name_or_path`.
-        decoder_fingerprint: of its weights, by `weights_sample`; `attach_decoder` compares it.
+        decoder_fingerprint: a hash of its weights (`weights_sample`); `attach_decoder` compares it.
         encoder_loading: likewise of the encoder, where the checkpoint holds its adapter alone.
         bundle_decoder: whether `save_pretrained` puts the decoder's weights into the checkpoint.
         compression_rates: the rates (encoder tokens per slot) that may be asked of `compress`.
@@ -199,7 +199,7 @@ class MemslotsConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if rates[-1] > length:
             raise ValueError(
-                f"compression rate {rates[-1]} is coarser than one slot a segment of {length} "
+                f"compression rate {rates[-1]} is coarser than one slot per segment of {length} "
                 "tokens; use rates up to segment_length."
             )
         added = {"converter_type": [*CONVERTERS], "pooling": ["memory_tokens", *POOLS, "sentence"]}

@@ -1,6 +1,6 @@
 """The one place where a frozen decoder is touched: run, made to write, and hooked into.
 
-Hooks are there only while a memory is read (`reading`), and a lock a decoder is held that long: its
+Hooks are there only while a memory is read (`reading`); a lock per decoder is held that long. Its
 modules, weights and state stay as they are, be they quantized, shared or used by several threads.
 That is why `DecoderLora` is not a peft adapter, which would put its own layers into the decoder.
 

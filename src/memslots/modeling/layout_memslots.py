@@ -100,7 +100,7 @@ def lay_out_row(
 
     Args:
         row: the row.
-        slot_ids: of every segment of the batch, the `memory_ids` of its slots.
+        slot_ids: the `memory_ids` of the slots of every segment of the batch.
         pad_id: any token id, masked.
         markers: as in `MemslotsConfig`.
         spread: whether memory tokens were spread over their segment; the decoder then reads its

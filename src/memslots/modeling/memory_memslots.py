@@ -39,16 +39,16 @@ class Memory:
 
     Args:
         slots: `(total_slots, d_encoder)`, all segments of all documents one after another.
-        documents: for each document its segments, in reading order.
+        documents: the segments of each document, in reading order.
         text_sha256: SHA-256 of each source text (UTF-8).
-        unknown_tokens: of each source text, tokens that the encoder's tokenizer could not
+        unknown_tokens: for each source text, tokens that the encoder's tokenizer could not
             represent ([UNK]); they are lost.
         rate: encoder tokens per slot; where segments have rates of their own, the finest of them.
         rates: the rates that the compressor was trained for.
         nested: whether the slots of a coarse rate are the first of a finer one (causal encoders).
         fingerprint: identity of the compressor that wrote the slots.
         pooling: how the encoder makes slots (`MemslotsConfig.pooling`).
-        texts: of each of `text_sha256`, the text itself where it was kept, else None; empty where
+        texts: for each of `text_sha256`, the text itself if it was kept, else None; empty where
             none was.
     """
 

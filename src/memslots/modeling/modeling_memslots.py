@@ -228,7 +228,7 @@ class MemslotsModel(SavedModel):
             segment_input_ids: `(segments, tokens)`, right-padded.
             segment_attention_mask: `(segments, tokens)`, 1 for tokens.
             segment_rates: `(segments,)`, encoder tokens per slot of each.
-            read: of `states_read` for these segments, where a GPU is not to be waited for.
+            read: `states_read` of these segments, so that a GPU need not be waited for.
 
         Examples:
             >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
@@ -522,7 +522,7 @@ class MemslotsModel(SavedModel):
             rate: encoder tokens per slot for `context`; for `memory`, a coarser rate than its own.
             batch_size: rows that the decoder generates for at once.
             chat_template_kwargs: passed to the chat template.
-            literals: for `context`, as for `compress`.
+            literals: kinds of verbatim tokens for `context`, as in `compress`.
             generate_kwargs: any argument of `transformers`' `generate`; those that cannot work with
                 embeddings are refused by name.
 
@@ -594,7 +594,7 @@ class MemslotsModel(SavedModel):
             memory: what they read; None where they read tokens alone.
             batch_size: rows that the decoder generates for at once.
             generate_kwargs: arguments of `generate`, checked.
-            prefix: of `memory`, where the decoder has read it.
+            prefix: the prefix of `memory`, if the decoder has read it.
 
         Examples:
             >>> memory = model.compress("Ann is here.")

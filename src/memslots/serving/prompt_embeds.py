@@ -21,7 +21,7 @@ from memslots.modeling.layout_memslots import Row, check_room, max_positions, pa
 from memslots.sent_memories import check_slots
 
 _CUT_TOKENS = 16
-"""So many more tokens a text may have where it is cut."""
+"""How many more tokens a text may have where it is cut."""
 
 
 def prompt_embeds(

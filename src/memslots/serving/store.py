@@ -292,9 +292,9 @@ class MemoryStore:
         """Stores documents; when this returns they are on the disk, and before, none of them is.
 
         Args:
-            ids: One a document.
+            ids: One per document.
             memory: n documents.
-            metadata: One dict a document, of what JSON can hold; a single dict is for all of them.
+            metadata: One dict per document, of what JSON can hold; a single dict is for them all.
             replace: Whether ids that are there get the new documents; otherwise they are an error.
 
         Raises:

@@ -157,7 +157,7 @@ def encode_metadata(metadata: Mapping[str, Any] | None) -> str:
 def encode_memory(
     ids: Sequence[str], memory: Memory, metadata: Sequence[str], slot_dtype: str
 ) -> pa.Table:
-    """Rows of `SCHEMA`, one a document.
+    """Rows of `SCHEMA`, one per document.
 
     Args:
         ids: One a document, checked.

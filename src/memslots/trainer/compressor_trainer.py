@@ -411,12 +411,12 @@ class CompressorTrainer(SFTTrainer):
         The Trainer's own would upload the output folder, pickled training arguments included.
 
         Args:
-            commit_message: of the commit.
+            commit_message: the message of the commit.
             blocking: must be True.
             token: `hub_token` by default.
             revision: `hub_revision` by default.
-            private: of a repository that is made; `hub_private_repo` by default.
-            kwargs: for the card; the compressor's card needs none.
+            private: whether a new repository is private; by default `hub_private_repo`.
+            kwargs: arguments of the card; the compressor's card needs none.
 
         Examples:
             >>> trainer.push_to_hub()  # doctest: +SKIP

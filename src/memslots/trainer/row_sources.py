@@ -14,7 +14,7 @@ class Sources:
     """Where a run's data come from, and its seed.
 
     Args:
-        seed: of the drawing.
+        seed: the seed of the draw.
         books: where the books are; see `iterate_books`.
         data_dir: folder with local copies of the data sets; the Hub without it.
     """
@@ -55,7 +55,7 @@ def source_rows(source: dict[str, Any], split: str, n: int, seed: int) -> Iterat
         source: `{"kind", ...}` as a stage lists it; its `rows` and `seed` do not count here.
         split: "train", "validation" or "test".
         n: number of rows.
-        seed: of the drawing.
+        seed: the seed of the draw.
 
     Yields:
         `{"context", "question", "answer", "fact", "other_context"}`, the middle three as lists.

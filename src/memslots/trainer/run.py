@@ -162,7 +162,7 @@ def training_arguments(
 
     Args:
         recipe: the recipe's `compressor` section.
-        settings: the stage. `batch_size` rows a step, over all processes and accumulated batches,
+        settings: the stage. `batch_size` rows per step, over all processes and accumulated batches,
             becomes `gradient_accumulation_steps`; `tokens` of compressed text become `max_steps`;
             `minutes` limit the stage by time (`TimeBudget`).
         world_size: processes that train together.
@@ -326,7 +326,7 @@ def decoder_kwargs(section: dict[str, Any], name: str) -> dict[str, Any] | None:
 
     Args:
         section: the recipe's `compressor` section.
-        name: of the stage.
+        name: the stage's name.
     """
     adapt = adaptation(section, name)
     return section.get("decoder_kwargs") if adapt is None else adapt.get("decoder_kwargs")
@@ -337,7 +337,7 @@ def adaptation(section: dict[str, Any], name: str) -> dict[str, Any] | None:
 
     Args:
         section: the recipe's `compressor` section.
-        name: of the stage.
+        name: the stage's name.
     """
     stage = next(settings for settings in section["stages"] if settings["name"] == name)
     if "adapt" in stage:
@@ -351,7 +351,7 @@ def trained_part(section: dict[str, Any], name: str) -> str:
 
     Args:
         section: the recipe's `compressor` section.
-        name: of the stage.
+        name: the stage's name.
     """
     return (adaptation(section, name) or {}).get("train", "all")
 

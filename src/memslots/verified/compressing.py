@@ -81,7 +81,7 @@ def compress(
             text where none does.
         max_slots: most slots of each text, spent where they give back most; with `fidelity`,
             segments that have that take no more, and the tokens of those left as text count.
-        rates: with `fidelity` or `max_slots`, the rates to choose from, by default all.
+        rates: the rates that `fidelity` or `max_slots` choose from, by default all.
         exact: what must come back exactly: True for every kind of `texts_memslots.DETECTORS`
             and the whole text, a name of one, a compiled regular expression, a function (see
             `exact_spans`), or a list of these. Spans that the slots do not give back,

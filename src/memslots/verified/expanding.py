@@ -95,9 +95,9 @@ def marked(processor: MemslotsProcessor, ids: Sequence[int], sure: Sequence[bool
     """The text of tokens, with marks around those that are not sure.
 
     Args:
-        processor: that decodes.
+        processor: the processor that decodes.
         ids: decoder tokens.
-        sure: for each of them.
+        sure: whether the decoder is sure, for each of them.
     """
     text, pending = "", False
     parts: list[tuple[str, bool]] = []

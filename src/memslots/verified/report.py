@@ -16,8 +16,8 @@ class SegmentReport:
     """One line of a report.
 
     Args:
-        index: of the segment in the memory.
-        document: of the memory.
+        index: the segment's index in the memory.
+        document: the document's index in the memory.
         start: first character in its text.
         end: one past the last.
         tokens: encoder tokens.
@@ -28,7 +28,7 @@ class SegmentReport:
         literal_positions: decoder positions that they take, or the text that is read as text.
         positions: all decoder positions of the segment, markers included; None where nothing was
             checked.
-        effective_rate: encoder tokens a prompt token; where nothing was checked, a slot.
+        effective_rate: encoder tokens per prompt token; where nothing was checked, a slot.
         fidelity: share of decoder tokens that slots, verbatim tokens or text give back; None if
             not known.
         lost: decoder tokens that none of these gives; None if not known.
@@ -74,8 +74,8 @@ class MemoryReport:
 
     Args:
         segments: a line each.
-        texts: of each segment, where it is known.
-        marks: of each segment, the characters of its text that are lost, and of its literals, as
+        texts: the text of each segment, if it is known.
+        marks: for each segment, the characters of its text that are lost, and of its literals, as
             `(start, end, kind)` counted from its start; kinds are "lost" and "literal".
     """
 
@@ -133,7 +133,7 @@ class MemoryReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Totals and a dict a segment, of what JSON can hold."""
+        """Totals and a dict per segment, of what JSON can hold."""
         return {"totals": self.totals, "segments": [asdict(line) for line in self.segments]}
 
     def to_json(self, indent: int | None = None) -> str:
