@@ -425,6 +425,16 @@ def test_another_kind_of_checkpoint(refused, zoo, text):
     assert "is not a memslots checkpoint but a 'llama' model" in message
 
 
+def test_a_folder_that_holds_no_checkpoint_itself(refused, text, tmp_path):
+    """As that of a training, which is named in place of its last stage."""
+    ask = ["ask", "--question", "Who?", "--text", text, "--model", tmp_path]
+    assert f"{tmp_path} has no config.json, so it is not a checkpoint" in refused(*ask)
+    stage = tmp_path / "compressor" / "questions"
+    stage.mkdir(parents=True)
+    (stage / "config.json").write_text("{}")
+    assert f"is the folder of a training; its newest checkpoint is {stage}." in refused(*ask)
+
+
 def test_bad_recipes(refused):
     assert "did you mean 'pcc_lite'" in refused("train", "pcc_light")
     assert "did you mean 'seed'" in refused("train", "pcc_lite", "--set", "compressor.sed=1")

@@ -34,10 +34,8 @@ def test_a_lost_catalogue_is_no_empty_store(store, lost):
     catalogue.unlink() if lost == "unlink" else catalogue.write_bytes(b"")
     files = sorted((store.path / "data").iterdir())
     for create in (True, False):
-        with pytest.raises((ValueError, FileNotFoundError)):
+        with pytest.raises(ValueError, match="store rebuild --store"):
             MemoryStore(store.path, create=create)
-    with pytest.raises(ValueError, match="store rebuild --store"):
-        MemoryStore(store.path)
     assert sorted((store.path / "data").iterdir()) == files
     (store.path / f"{NAME}-journal").write_bytes(b"of the lost one")
     rebuilt = rebuild_catalogue(store.path)

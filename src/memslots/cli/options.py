@@ -405,6 +405,14 @@ def load_config(name: str, revision: str | None = None):
     """A checkpoint's configuration, after checking that it is a memslots one."""
     from memslots.modeling import MemslotsConfig
 
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        stages = sorted(folder.glob("compressor/*/config.json"), key=os.path.getmtime)
+        if stages:
+            raise ValueError(
+                f"{name} is the folder of a training; its newest checkpoint is {stages[-1].parent}."
+            )
+        raise ValueError(f"{name} has no config.json, so it is not a checkpoint's folder.")
     place = {"revision": revision} if revision else {}
     try:
         stated, _ = MemslotsConfig.get_config_dict(name, **place)
@@ -417,8 +425,8 @@ def load_config(name: str, revision: str | None = None):
         ) from error
     if stated.get("model_type") != MemslotsConfig.model_type:
         raise ValueError(
-            f"{name} is not a memslots checkpoint but a {stated.get('model_type', 'nameless')!r} "
-            "model; make a compressor for it with `memslots init`."
+            f"{name} is not a memslots checkpoint but a {stated.get('model_type')!r} model; "
+            "make a compressor for it with `memslots init`."
         )
     return MemslotsConfig.from_dict(stated)
 

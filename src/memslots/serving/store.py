@@ -104,6 +104,7 @@ class MemoryStore:
             check_slot_dtype(slot_dtype)
         if not self._exists():
             if not create:
+                self._check_not_lost()
                 raise FileNotFoundError(
                     f"there is no memory store at {str(self.path)!r}; `memslots store add` or "
                     "MemoryStore(path) makes one."
@@ -131,6 +132,9 @@ class MemoryStore:
             raise ValueError(
                 f"{str(self.path)!r} is not a memory store and not empty; name a new folder."
             )
+        self._check_not_lost()
+
+    def _check_not_lost(self) -> None:
         # Looked at again, since another process may be making this store now.
         if self._data.is_dir() and any(self._data.iterdir()) and not self._exists():
             raise ValueError(
