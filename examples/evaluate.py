@@ -18,7 +18,7 @@ from memslots.evaluation.tables import markdown
 
 parser = argparse.ArgumentParser()
 parser.add_argument("checkpoint", nargs="?", default=embedded("tiny"))
-parser.add_argument("--data", default="squad/validation", help="set/split with questions")
+parser.add_argument("--data", default="squad/validation", help="set/split, or a file of questions")
 parser.add_argument("--data-dir", help="folder with local copies of the sets; else the Hub")
 parser.add_argument("--samples", type=int, default=50)
 parser.add_argument("--output", default="results.json")

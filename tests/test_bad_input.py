@@ -122,7 +122,7 @@ def test_context_longer_than_the_decoder_holds(model):
     assert tokens / 2 <= slots <= tokens / 2 + 200
     fit = int(re.search(r"(\d+) slots fit", text).group(1))
     assert 0 < fit < 512
-    assert "the decoder has 512" in text
+    assert "the decoder reads 512" in text
     assert "no rate of this checkpoint would fit, so split the context" in text
 
 
@@ -181,7 +181,7 @@ def test_processor_lists(model):
         ({"prompt_format": "xml"}, r"one of \['plain', 'chat'\], got 'xml'"),
         ({"plain_prompt": "Q:"}, "exactly once, got 'Q:'"),
         ({"plain_prompt": "{question} {question}"}, "exactly once"),
-        ({"segment_length": 1000, "compression_rates": [4]}, "need 1250 positions.*has 1024"),
+        ({"segment_length": 1000, "compression_rates": [4]}, "are 1250 tokens.*reads 1024"),
         ({"encoder_lora": {"rnk": 3}}, r"unknown keys \['rnk'\]"),
     ],
 )
@@ -205,7 +205,7 @@ def test_training_rows_longer_than_the_decoders_positions(zoo, tmp_path, decoder
     """GPT-2 would end in an IndexError, and Llama would read positions it never learned."""
     model = zoo.compressor("llama", decoder)
     room = model.config.decoder_config.max_position_embeddings
-    message = f"takes [0-9]+ positions, and the decoder has {room}; use a coarser rate, a shorter"
+    message = f"takes [0-9]+ tokens, and the decoder reads {room}; use a coarser rate, a shorter"
     with pytest.raises(ValueError, match=message):
         model(**model.processor(LONG, "Why?", "So."))
     rows = Dataset.from_list([{"context": LONG, "question": "Why?", "answer": "So."}])

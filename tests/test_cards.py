@@ -25,8 +25,14 @@ from memslots.checkpoints import ASSETS
 from memslots.cli import main
 from memslots.configuration import load_recipe
 from memslots.evaluation.demo import demo_paragraphs
-from memslots.hub_cards.checkpoint_facts import gather_facts, hub_id, without_paths
+from memslots.hub_cards.checkpoint_facts import (
+    count_parameters,
+    gather_facts,
+    hub_id,
+    without_paths,
+)
 from memslots.hub_cards.model_card import PLACEHOLDER, build_card, write_card
+from memslots.making import new_compressor
 from memslots.modeling import MemslotsConfig
 from memslots.modeling.memory_files_memslots import FORMAT_VERSION
 from memslots.trainer.run import run_recipe
@@ -256,7 +262,7 @@ def test_the_card_of_smol_says_how_long_it_was_trained_and_what_it_reaches(tmp_p
         assert "Princeton University" in (folder / "NOTICE").read_text("utf-8")
     assert "person" not in made
     (tmp_path / "curve.jsonl").write_text("{")
-    with pytest.raises(ValueError, match="no curve of training"):
+    with pytest.raises(ValueError, match="not a curve of training"):
         build_card(config(), tmp_path)
     (tmp_path / "curve.jsonl").unlink()
     (tmp_path / "training.json").write_text('{"data": ["books"]}')
@@ -397,3 +403,13 @@ def test_every_stage_of_a_recipe_gets_its_card(zoo, tmp_path):
     assert (second.data.language, second.data.base_model) == ("en", None)
     assert str(tmp_path) not in str(second)
     assert zoo.folder("llama", "decoder") not in str(second)
+
+
+def test_the_layers_that_encoder_and_decoder_share_are_counted_once(zoo, tmp_path):
+    shared = {"pooling": "groups", "converter_type": "residual", "encoder_layers": 1}
+    model = new_compressor("decoder", zoo.folder("llama", "decoder"), **shared)
+    counted = count_parameters(model.config)
+    assert counted["frozen"] == sum(p.numel() for p in model.decoder.parameters())
+    assert counted["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    card = str(build_card(model.config, tmp_path))
+    assert f"Frozen: {counted['frozen']:,} parameters (the decoder, whose first layers" in card

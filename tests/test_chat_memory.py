@@ -152,7 +152,7 @@ def test_what_cannot_be_loaded(zoo, compressor, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no chat"):
         ChatMemory.load(tmp_path, compressor)
     (tmp_path / "chat.json").write_text("[]")
-    with pytest.raises(ValueError, match="is no chat of memslots"):
+    with pytest.raises(ValueError, match="is not a chat of memslots"):
         ChatMemory.load(tmp_path, compressor)
     (tmp_path / "chat.json").write_text(json.dumps({"format": "memslots.chat", "version": 9}))
     with pytest.raises(ValueError, match="version 9; this memslots reads"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_loaded(zoo, compressor, tmp_path):
         ChatMemory.load(tmp_path, compressor)
     chat = ChatMemory(compressor, keep_last=0, block_tokens=0, literals=lambda text: [])
     chat.add("user", SENTENCES[0])
-    with pytest.raises(ValueError, match="is no detector of literals; use names"):
+    with pytest.raises(ValueError, match="is not a kind of verbatim tokens; choose from"):
         chat.save(tmp_path / "a")
     chat.literals = None
     chat.save(tmp_path / "a")
@@ -184,7 +184,7 @@ def test_what_cannot_be_loaded(zoo, compressor, tmp_path):
         ({"block_tokens": "many"}, "block_tokens must be an integer"),
         ({"max_positions": 2}, "max_positions must be an integer of at least 3"),
         ({"turn_format": "no place"}, "turn_format must contain"),
-        ({"literals": "phones"}, "is no detector"),
+        ({"literals": "phones"}, "is not a kind of verbatim tokens"),
         ({"system": " "}, "system is empty"),
     ],
 )

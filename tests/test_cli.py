@@ -422,7 +422,17 @@ def test_bad_memories(refused, run, checkpoints, text, tmp_path):
 def test_another_kind_of_checkpoint(refused, zoo, text):
     folder = zoo.folder("llama", "decoder")
     message = refused("ask", "--question", "Who?", "--text", text, "--model", folder)
-    assert "no memslots checkpoint but a 'llama' model" in message
+    assert "is not a memslots checkpoint but a 'llama' model" in message
+
+
+def test_a_folder_that_holds_no_checkpoint_itself(refused, text, tmp_path):
+    """As that of a training, which is named in place of its last stage."""
+    ask = ["ask", "--question", "Who?", "--text", text, "--model", tmp_path]
+    assert f"{tmp_path} has no config.json, so it is not a checkpoint" in refused(*ask)
+    stage = tmp_path / "compressor" / "questions"
+    stage.mkdir(parents=True)
+    (stage / "config.json").write_text("{}")
+    assert f"is the folder of a training; its newest checkpoint is {stage}." in refused(*ask)
 
 
 def test_bad_recipes(refused):

@@ -57,10 +57,16 @@ def test_reconstruct_reads_with_them(checkpoint, text, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ask", "--text", "x", "-q", "?", "--literals", "names"], "names is no detector"),
+        (
+            ["ask", "--text", "x", "-q", "?", "--literals", "names"],
+            "names is not a kind of verbatim tokens",
+        ),
         (["ask", "--memory", "x", "-q", "?", "--literals", "dates"], "goes with --text"),
         (["reconstruct", "--memory", "x", "--literals", "dates"], "goes with --text"),
-        (["compress", "x", "-o", "y", "--literals", ","], "nothing is no detector"),
+        (
+            ["compress", "x", "-o", "y", "--literals", ","],
+            "nothing is not a kind of verbatim tokens",
+        ),
     ],
 )
 def test_mistakes(capsys, tmp_path, monkeypatch, arguments, message):

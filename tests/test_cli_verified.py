@@ -90,7 +90,7 @@ def test_a_store_of_verified_memories(checkpoint, tmp_path, capsys):
             assert model.reconstruct(store.get(one), exact=True) == body
             assert store.get(one).checks
         assert main([*add, path, *options]) == 0  # also where each segment has its own rate
-        assert "documents: 0 added, 2 there before" in " ".join(capsys.readouterr().out.split())
+        assert "documents: 0 added, 2 stored before" in " ".join(capsys.readouterr().out.split())
     path = str(tmp_path / "beside")
     assert main([*add, path, "--literals", "numbers"]) == 0
     memory = MemoryStore(path).get("1.txt")
@@ -101,7 +101,7 @@ def test_a_store_of_verified_memories(checkpoint, tmp_path, capsys):
     chosen = [*add, str(tmp_path / "chosen"), *options]
     assert main(chosen) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "documents: 1 added, 2 there before, 1 with a text that is there" in told
+    assert "documents: 1 added, 2 stored before, 1 with a text that is stored" in told
 
 
 def test_a_store_knows_what_its_documents_were_made_with(checkpoint, tmp_path, capsys):
@@ -116,23 +116,23 @@ def test_a_store_knows_what_its_documents_were_made_with(checkpoint, tmp_path, c
         return code, " ".join((shown.out + shown.err).split())
 
     assert run("--rate", "8")[0] == 0
-    assert "documents: 0 added, 1 there before" in run("--rate", "8")[1]
+    assert "documents: 0 added, 1 stored before" in run("--rate", "8")[1]
     made = ["--fidelity", "0.02", "--rates", "8,4", "--exact", "numbers"]
     for other in (made, ["--rate", "8", "--exact", "numbers"], ["--rate", "8", "--keep-text"]):
         code, told = run(*other)  # was asked for, and is not what is there: not passed over
         assert code == 1
-        assert "documents: 0 added, 0 there before" in told
+        assert "documents: 0 added, 0 stored before" in told
         assert "1 changed and left alone (--replace takes the new ones): 1.txt" in told
     assert "documents: 1 added" in run(*made, "--replace")[1]
     again = ["--fidelity", "0.02", "--rates", "4,8", "--exact", "numbers"]
-    assert "documents: 0 added, 1 there before" in run(*again, "--replace")[1]
+    assert "documents: 0 added, 1 stored before" in run(*again, "--replace")[1]
     wanted = {"fidelity": 0.02, "rates": [4, 8], "exact": ["numbers"]}
     store = MemoryStore(path)
     assert store.find({"memslots_made_with": wanted}) == ["1.txt"]
     store.compact()
     assert store.places(["1.txt"])["1.txt"].made_with == wanted
     (tmp_path / "texts" / "2.txt").write_text(TEXT, "utf-8")  # the same text by another id
-    assert "1 with a text that is there" in run(*made)[1]
+    assert "1 with a text that is stored" in run(*made)[1]
     assert "documents: 1 added" in run("--fidelity", "0.03")[1]
 
 
@@ -174,13 +174,19 @@ def test_serve_is_told_its_literals(checkpoint, monkeypatch):
         (["--fidelity", "nan"], "--fidelity nan: must be above 0"),
         (["--max-slots", "0"], "--max-slots 0: must be 1 or more"),
         (["--max-slots", "1"], "max_slots=1 is too little"),
-        (["--rates", "4"], "--rates 4 are to choose from, by --fidelity or --max-slots"),
-        (["--rates", "4,x", "--fidelity", "0.5"], "--rates 4,x: must be numbers with commas"),
-        (["--rates", ",", "--fidelity", "0.5"], "must be numbers with commas"),
+        (["--rates", "4"], "--rates 4 needs --fidelity or --max-slots"),
+        (
+            ["--rates", "4,x", "--fidelity", "0.5"],
+            "--rates 4,x: must be numbers separated by commas",
+        ),
+        (["--rates", ",", "--fidelity", "0.5"], "must be numbers separated by commas"),
         (["--rates", "3", "--fidelity", "0.5"], "rate 3 is not one"),
-        (["--rate", "4", "--fidelity", "0.5"], "give --rates 4"),
-        (["--exact", "phones"], "--exact phones: phones is no detector; name some of numbers"),
-        (["--exact", "phones"], "with commas between, all, or none"),
+        (["--rate", "4", "--fidelity", "0.5"], "give --rates instead"),
+        (
+            ["--exact", "phones"],
+            "--exact phones: phones is not a kind of verbatim tokens; choose from numbers",
+        ),
+        (["--exact", "phones"], "quotes, all, separated by commas, or none"),
     ],
 )
 def test_mistakes_of_compress(checkpoint, text, tmp_path, capsys, options, message):
@@ -202,8 +208,8 @@ def test_mistakes_of_compress(checkpoint, text, tmp_path, capsys, options, messa
             "--max-slots, --literals go with --text",
         ),
         (["store", "add", ".", "--store", "s", "--fidelity", "3"], "must be above 0 and up to 1"),
-        (["eval", "--literals", "names"], "names is no detector"),
-        (["serve", "--literals", "names"], "names is no detector"),
+        (["eval", "--literals", "names"], "names is not a kind of verbatim tokens"),
+        (["serve", "--literals", "names"], "names is not a kind of verbatim tokens"),
     ],
 )
 def test_mistakes_of_the_others(capsys, tmp_path, monkeypatch, command, message):

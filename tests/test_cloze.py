@@ -184,7 +184,7 @@ def test_texts_that_nothing_follows_are_said_once(zoo, tmp_path, caplog):
     for _ in range(3):
         collate([{"text": words(5)}] * 40)
     assert len(caplog.records) == 1
-    assert "completion_weight=0.5 only takes from reconstruction" in caplog.text
+    assert "completion_weight=0.5 only lowers the weight of reconstruction" in caplog.text
 
 
 def bad(tmp_path, **files):

@@ -73,7 +73,10 @@ def test_they_are_written_as_a_chat_memory_writes_them(zoo):
         (lambda: next(conversation_rows("train", 1, turns=0)), "turns must be 1 or more, got 0"),
         (lambda: small_talk("dev", random.Random(0)), r"one of \['train', .*got 'dev'"),
         (lambda: CompressorConfig("x", literals_share=1.5), "literals_share must be between 0"),
-        (lambda: CompressorConfig("x", training_literals=["digits"]), "'digits' is no detector"),
+        (
+            lambda: CompressorConfig("x", training_literals=["digits"]),
+            "'digits' is not a kind of verbatim tokens",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -155,7 +155,7 @@ def test_the_divergence_enters_the_gradient_with_its_weight(zoo):
         ({"converter_type": "ae"}, r"converter_type must be one of .*'linear', 'residual'"),
         (
             {"pooling": "min", "memory_positions": "spread"},
-            "and this one is 'min'",
+            "got 'min'",
         ),
     ],
 )
@@ -254,8 +254,8 @@ def test_a_pool_that_is_not_there_names_the_code_that_has_it(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"inject_layer": 1}, "inject_layer was tried, gained nothing"),
-        ({"converter_queries": 8}, "converter_queries was tried, gained nothing"),
+        ({"inject_layer": 1}, "inject_layer was removed, since it gained nothing"),
+        ({"converter_queries": 8}, "converter_queries was removed, since it gained nothing"),
         ({"converter_type": "queries"}, "converter_type must be one of"),
     ],
 )

@@ -9,7 +9,7 @@ from dataset_rows import ROWS, FakeHub, assert_counted
 from datasets import Dataset
 
 from lab import sources  # noqa: F401, which names stand-ins
-from memslots.data import DataNotFound, load_rows, raw_rows
+from memslots.data import DataNotFound, load_rows, raw_rows, source_rows
 
 
 @pytest.mark.parametrize(
@@ -271,3 +271,39 @@ def test_a_missing_library_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ImportError, match=r"pip install .*trl"):
         list(load_rows("squad", "train", ROWS / "squad.jsonl"))
+
+
+def test_a_file_is_named_in_place_of_a_set(tmp_path):
+    """By its path; the ending says how it is read, and a SQuAD release is known by its layout."""
+    row = {"context": "Ida has a red kite.", "question": "What has Ida?", "answer": "a kite"}
+    lines = tmp_path / "asked.jsonl"
+    lines.write_text(json.dumps(row))
+    assert [r["answers"] for r in source_rows(str(lines))] == [["a kite"]]
+    release = source_rows(str(ROWS / "squad-release.json"))
+    assert [row["answers"] for row in release] == [["288 km", "288"], ["Thun"]]
+    assert (release.report.left_out, release.report.bad) == (
+        {"unanswerable": 1},
+        {"no 'answer'": 1},
+    )
+    flat = source_rows(str(ROWS / "squad.jsonl"))
+    assert [row["id"] for row in flat] == ["s1", "s4"]
+    assert flat.report.left_out == {"unanswerable": 1}
+    assert len(list(source_rows("squad/train", ROWS / "squad.jsonl"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{}/asked.json", r"there is no file .*asked\.json"),
+        ("nowhere.parquet", r"there is no file nowhere\.parquet"),
+        ("{}", r"is a folder; name one file in it, or give the folder as data_dir"),
+        ("{}/asked.doc", r"ends in '\.doc'; allowed are .*\.jsonl.*\.parquet"),
+        ("squat/train", r"dataset 'squat' is unknown \(did you mean 'squad'\?\).* path of a file"),
+        ("squad/tested", r"'tested' is not a split of squad; choose one of train"),
+        ("squad", r"'squad' must be a set and its split, such as squad/validation, or the path"),
+    ],
+)
+def test_what_is_neither_set_nor_file_is_refused(tmp_path, source, message):
+    (tmp_path / "asked.doc").touch()
+    with pytest.raises(ValueError, match=message):
+        source_rows(source.format(tmp_path))

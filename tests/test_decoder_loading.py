@@ -150,7 +150,7 @@ def test_a_quantized_encoder_is_refused_before_it_is_trained(wide_decoder, quant
     layer, folder = quantized
     encoder = folder if how == "on disk" else wide_decoder
     loading = {"quantization_config": QUANTIZED[layer]} if how == "on loading" else None
-    with pytest.raises(ValueError, match=r"is quantized.*name one that is not"):
+    with pytest.raises(ValueError, match=r"is quantized.*name an unquantized one"):
         new_compressor(encoder, wide_decoder, encoder_kwargs=loading, **config, **SETTINGS)
 
 
@@ -305,7 +305,7 @@ def test_an_adapter_of_a_decoder_is_read_as_that_decoder_tuned(shares, zoo, tmp_
         ("/nowhere/llm", FileNotFoundError, "no folder '/nowhere/llm'"),
         ("~nobody/llm", FileNotFoundError, "no folder"),
         (Path("llm"), FileNotFoundError, "no folder '.*/llm'"),
-        ("runs/no-such-llm", OSError, "the {} 'runs/no-such-llm' is no folder here"),
+        ("runs/no-such-llm", OSError, "the {} 'runs/no-such-llm' is not a folder here"),
         ("model.gguf", ValueError, "is a file.*gguf_file"),
     ],
 )

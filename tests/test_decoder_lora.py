@@ -79,7 +79,7 @@ def test_batched_equals_single_and_saved_equals_loaded(model, tmp_path):
     assert batch == [model.generate(context=t, question=q, **GREEDY) for t, q in pairs]
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        kinds = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118, it is no mapping
+        kinds = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118, it is not a mapping
     assert kinds == {"encoder", "memory_tokens", "converter", "markers", "decoder_lora"}
     loaded = MemslotsModel.from_pretrained(tmp_path)
     assert loaded.generate(context=TEXTS, question=QUESTIONS, **GREEDY) == batch

@@ -222,7 +222,7 @@ def test_memories_are_bounded_and_checked(local, saved, zoo, tmp_path, monkeypat
         assert str(Path(os.environ.get("TMPDIR", "/tmp"))) not in found["error"]["message"]
         return found["error"]["message"]
 
-    assert "no base64" in refused("*" * 8)
+    assert "not base64" in refused("*" * 8)
     assert "must be the base64" in refused(["a"])
     assert "cannot be read as a memory" in refused(base64.b64encode(b"pickle").decode())
     changed = bytearray(base64.b64decode(saved))
@@ -231,8 +231,8 @@ def test_memories_are_bounded_and_checked(local, saved, zoo, tmp_path, monkeypat
     zoo.compressor(seed=5).compress(TEXTS).save(tmp_path / "other.safetensors")
     other = base64.b64encode((tmp_path / "other.safetensors").read_bytes()).decode()
     assert "written by compressor" in refused(other)
-    # A path is no memory: nothing of the endpoint's disk is read.
-    assert "cannot be read" in refused("/etc/passwd/") or "no base64" in refused("/etc/passwd")
+    # A path is not a memory: nothing of the endpoint's disk is read.
+    assert "cannot be read" in refused("/etc/passwd/") or "not base64" in refused("/etc/passwd")
     # All memories of a request count together.
     item = {"question": "Why?", "memory": saved}
     monkeypatch.setattr(handler, "MAX_MEMORY_BYTES", len(base64.b64decode(saved)) + 10)
@@ -306,4 +306,4 @@ def test_what_does_not_fit_is_not_compressed(local, model, monkeypatch):
         for parameters in ({}, {"rate": 8}, {"max_new_tokens": 400}):
             error = local({"inputs": inputs, "parameters": parameters})["error"]
             assert error["type"] == "invalid_request"
-            assert "positions, and the decoder has" in error["message"]
+            assert "tokens, and the decoder reads" in error["message"]

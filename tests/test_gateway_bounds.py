@@ -500,7 +500,7 @@ def test_what_does_not_fit_is_not_compressed(zoo, monkeypatch):
             {"documents": [TEXTS[0]], "expand": [0], "max_tokens": 60},
         ):
             response = client.post(CHAT, json=asking(**{"max_tokens": 4, **fields}))
-            refused(response, 400, "positions, and the decoder has 64")
+            refused(response, 400, "tokens, and the decoder reads 64")
         monkeypatch.undo()
         short = asking(documents=["A text."], rate=8, max_tokens=4)
         assert client.post(CHAT, json=short).status_code == 200

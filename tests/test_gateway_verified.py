@@ -104,10 +104,10 @@ def test_memories_are_those_that_compress_makes(client, model, tmp_path, fields)
         ({"rates": [8]}, "goes with fidelity"),
         ({"max_slots": 0}, "max_slots: Input should be greater than or equal to 1"),
         ({"max_slots": 1}, "max_slots=1 is too little"),
-        ({"exact": ["phones"]}, "'phones' is no detector"),
+        ({"exact": ["phones"]}, "'phones' is not a kind of verbatim tokens"),
         ({"exact": "numbers"}, "exact"),
         ({"keep_text": "yes"}, "keep_text: Input should be a valid boolean"),
-        ({"literals": ["names"]}, "'names' is no detector"),
+        ({"literals": ["names"]}, "'names' is not a kind of verbatim tokens"),
         ({"slot_dtype": "int8"}, "slot_dtype: this gateway does not know"),
     ],
 )

@@ -65,9 +65,9 @@ def test_several_detectors_and_functions_overlap_to_the_longest():
 @pytest.mark.parametrize(
     ("literals", "message"),
     [
-        ("phones", r"literals='phones' is no detector.*\['code', 'dates'"),
-        (["numbers", 3], r"literals=3 is no detector"),
-        (7, "literals=7 is no detector"),
+        ("phones", r"literals='phones' is not a kind of verbatim tokens.*\['code', 'dates'"),
+        (["numbers", 3], r"literals=3 is not a kind of verbatim tokens"),
+        (7, "literals=7 is not a kind of verbatim tokens"),
         (lambda text: [(0, 10_000)], r"0 <= start <= end <= 13.*got \(0, 10000\)"),
         (lambda text: ["27"], "a detector of literals gives"),
     ],
@@ -75,7 +75,7 @@ def test_several_detectors_and_functions_overlap_to_the_longest():
 def test_what_is_no_detector_is_refused(model, literals, message):
     with pytest.raises(ValueError, match=message):
         model.compress("It costs 27 $", literals=literals)
-    with pytest.raises(ValueError, match="is no detector"):
+    with pytest.raises(ValueError, match="is not a kind of verbatim tokens"):
         type(model.config)(literals=["numbers", "phones"])
 
 
@@ -193,14 +193,14 @@ def test_the_room_check_counts_them(zoo):
     plain = model.compress(text, rate=4)
     assert model.memory_positions(plain)[0] < 180
     model.generate(context=text, **arguments)
-    message = r"\d+ tokens of literals, prompt and 4 new tokens that is \d+ positions"
+    message = r"\d+ verbatim tokens, prompt and 4 new tokens it takes \d+ tokens"
     with pytest.raises(ValueError, match=message) as error:
         model.generate(context=text, literals="numbers", **arguments)
     beside = model.compress(text, rate=4, literals="numbers")
     prompt = model.processor.prompt(question=QUESTIONS[0])
     around = len(prompt.before) + len(prompt.after) + 4
-    assert f"is {model.memory_positions(beside)[0] + around} positions" in str(error.value)
-    with pytest.raises(ValueError, match="tokens of literals"):
+    assert f"takes {model.memory_positions(beside)[0] + around} tokens" in str(error.value)
+    with pytest.raises(ValueError, match="verbatim tokens"):
         model.generate(memory=beside, **arguments)
 
 

@@ -184,7 +184,7 @@ def test_a_dry_run_says_what_it_would_do(zoo, texts, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert [stage["name"] for stage in plan["stages"]] == ["begin", "grow", "read", "questions"]
     assert all(stage["seconds"] > 0 for stage in plan["stages"])
-    assert "give --dry-run too" in refused(capsys, *command[2:], "--json")
+    assert "prints the plan of --dry-run" in refused(capsys, *command[2:], "--json")
 
 
 @pytest.mark.parametrize(

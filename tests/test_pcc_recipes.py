@@ -209,7 +209,7 @@ def test_batch_sizes_and_tokens_become_steps():
     assert on_four["gradient_accumulation_steps"] == 256 // (4 * 8)
     assert on_four["max_steps"] == 32_000_000 // (256 * 128)
     assert training_arguments(recipe, pretrain)["max_steps"] == 5_000_000_000 // (256 * 256)
-    with pytest.raises(ValueError, match=r"batch_size 256, which is no multiple of 24"):
+    with pytest.raises(ValueError, match=r"batch_size 256, which is not a multiple of 24"):
         training_arguments(recipe, warmup, world_size=3)
 
 
@@ -248,7 +248,7 @@ def test_the_plan_of_a_70b_encoder_needs_no_memory(zoo, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"after": "adapt"}, "which is no earlier stage"),
+        ({"after": "adapt"}, "which is not an earlier stage"),
         ({"data": [{"kind": "fine_web", "tokens": 8}]}, "source kind 'fine_web' is unknown"),
         ({"adapt": {"decoder": "x", "train": "encoder"}}, "train must be one of"),
         ({"adapt": {"decoder": "x", "start": "old"}}, "start must be one of"),

@@ -103,7 +103,7 @@ def test_a_lora_on_the_decoder_reads_the_prefix_too(zoo):
     with torch.no_grad():
         for pair in model.decoder_lora.pairs.values():
             torch.nn.init.normal_(pair.up.weight, std=0.5)
-    with pytest.raises(ValueError, match="changed since"):
+    with pytest.raises(ValueError, match="have changed since"):
         model.generate(memory=plain, question=QUESTIONS, max_new_tokens=NEW)
     prefix = prefill(model, memory)
     assert not torch.equal(kept_states(prefix)[-1], kept_states(plain)[-1])
@@ -182,11 +182,11 @@ def test_a_prefix_of_other_weights_or_another_place_is_refused(zoo):
     decoder.float()
     with torch.no_grad():
         model.markers.data += 1  # as fused optimizers do it: uncounted
-    refused("changed since")
+    refused("have changed since")
     prefix = prefill(model, memory)
     with torch.no_grad():
         decoder.get_input_embeddings().weight.mul_(1.1)
-    refused("changed since")
+    refused("have changed since")
 
 
 def test_decoders_that_keep_more_than_keys_and_values_are_refused():

@@ -320,7 +320,7 @@ def test_local_decoder_is_refused_and_one_on_the_hub_taken(hub, zoo, tmp_path):
         push_checkpoint(tmp_path / "c", "me/model")
     model.config.decoder_name_or_path = "runs/decoder"  # looks like a repository
     model.save_pretrained(tmp_path / "c")
-    with pytest.raises(ValueError, match="'runs/decoder' is no repository on the Hub"):
+    with pytest.raises(ValueError, match="'runs/decoder' is not a repository on the Hub"):
         push_checkpoint(tmp_path / "c", "me/model")
     assert not hub.repositories
     hub.repository("runs/decoder")

@@ -64,7 +64,7 @@ def test_positions_are_checked_with_what_parts_them(model):
     inputs = model.row_inputs([row], memory)["inputs_embeds"]
     limit = model.decoder.config.max_position_embeddings
     room = limit - inputs.shape[1]
-    with pytest.raises(ValueError, match=f"that is {limit + 1} positions"):
+    with pytest.raises(ValueError, match=f"takes {limit + 1} tokens"):
         model.generate(memory=memory, question=QUESTIONS[0], max_new_tokens=room + 1)
 
 

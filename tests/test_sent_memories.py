@@ -84,14 +84,14 @@ TEXT = -1  # the last segment is read as text
         (put("rates", "all"), "memory has rates|rates is"),
         (put("nested", "yes"), "memory has nested 'yes'"),
         (put("pooling", "mean"), "memory has pooling 'mean'"),
-        (put("fingerprint", 7), "no memory's"),
+        (put("fingerprint", 7), "not a sound memory|not that of a memory"),
         (
             put("text_sha256", 0, "0" * 63),
-            "text_sha256 that is none|not the one that was compressed",
+            "text_sha256 that is not|not the one that was compressed",
         ),
-        (put("text_sha256", 0, {}), "text_sha256 that is none|not the one that was compressed"),
-        (put("unknown_tokens", []), "unknown tokens"),
-        (put("unknown_tokens", 0, -1), "unknown tokens"),
+        (put("text_sha256", 0, {}), "text_sha256 that is not|not the one that was compressed"),
+        (put("unknown_tokens", []), "how many tokens were unknown"),
+        (put("unknown_tokens", 0, -1), "how many tokens were unknown"),
         (put("documents", []), "segments, its documents"),
         (put("documents", [1]), "segments, its documents"),
         (put("documents", [-1]), "segments, its documents"),
@@ -100,9 +100,9 @@ TEXT = -1  # the last segment is read as text
         (put("segments", 0, 2, 0), "segment of numbers"),
         (put("segments", 0, 2, 10**30), "segment of numbers"),
         (put("segments", TEXT, 3, 10**9), "segment of numbers"),
-        (put("segments", 0, 3, "8"), "no memory's"),
-        (put("segments", 0, [1]), "no memory's"),
-        (put("checks", 0, []), "no memory's|not enough values"),
+        (put("segments", 0, 3, "8"), "not a sound memory|not that of a memory"),
+        (put("segments", 0, [1]), "not a sound memory|not that of a memory"),
+        (put("checks", 0, []), "not a sound memory|not that of a memory|not enough values"),
         (put("checks", 0, 0, 0), "not how rate 0"),
         (put("checks", 0, 1, -1), "not counted right"),
         (put("checks", 0, 3, [[0, 10**9]]), "lost token outside"),
@@ -127,7 +127,7 @@ TEXT = -1  # the last segment is read as text
             "tokens that are not of their segment",
         ),
         (put("literals", 0, [[0, 1, "\ud800"]]), "tokens that are not of their segment"),
-        (put("literals", 0, [[0, 1]]), "no memory's"),
+        (put("literals", 0, [[0, 1]]), "not a sound memory|not that of a memory"),
         (put("version", 1), "altered"),
     ],
 )
@@ -146,7 +146,7 @@ def test_files_of_many_characters_and_long_headers(model, forged, monkeypatch):
         header["more"] = "x" * 5000
 
     monkeypatch.setattr(sent_memories, "MOST_HEADER", 5000)
-    with pytest.raises(ValueError, match=r"header of \d+ bytes, and 5000 are read"):
+    with pytest.raises(ValueError, match=r"header of \d+ bytes, and at most 5000 are accepted"):
         read_memory_file(model, forged(stuffed), MOST)
     monkeypatch.undo()
 
@@ -251,7 +251,7 @@ def test_texts_without_a_segment_are_refused(model, memory, forged):
         for name in ("text_sha256", "unknown_tokens", "texts"):
             header[name] += [None if name == "texts" else header[name][-1]] * 1000
 
-    with pytest.raises(ValueError, match="texts that no segment is of"):
+    with pytest.raises(ValueError, match="texts that no segment belongs to"):
         read_memory_file(model, forged(change), MOST)
 
 
@@ -299,7 +299,7 @@ def test_documents_beyond_the_decoders_positions_are_refused(model, memory, forg
         monkeypatch.setattr(model.decoder.config, "max_position_embeddings", most)
         if refused:
             with pytest.raises(
-                ValueError, match=f"{parts} segments and verbatim tokens, .* {most} pos"
+                ValueError, match=f"{parts} segments and verbatim tokens, .* reads {most} tok"
             ):
                 read_memory_file(model, forged(), MOST)
         else:
@@ -311,7 +311,7 @@ def test_segments_of_no_token_are_read_as_text_alone(model, memory, forged):
         header["segments"][0][3:] = [0, 0]
 
     slots = memory.slots[memory.segments[0].slots :].clone()
-    with pytest.raises(ValueError, match="segment of no tokens"):
+    with pytest.raises(ValueError, match="segment without tokens"):
         read_memory_file(model, forged(emptied, {"slots": slots}), MOST)
 
 
@@ -327,13 +327,13 @@ def test_slots_that_are_finite_only_in_the_file(model, memory, forged, dtype, va
 
 def test_what_is_no_file_is_refused_at_once(model, tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         load_sent_memory(model, tmp_path / "folder", MOST)
     with pytest.raises(FileNotFoundError, match="no memory file"):
         load_sent_memory(model, tmp_path / "nothing", MOST)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(ValueError, match="is no file"):
+        with pytest.raises(ValueError, match="is not a file"):
             load_sent_memory(model, tmp_path / "pipe", MOST)
         (tmp_path / "a").symlink_to(tmp_path / "b")
         (tmp_path / "b").symlink_to(tmp_path / "a")

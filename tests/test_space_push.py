@@ -148,7 +148,7 @@ def test_what_a_space_could_not_load_is_refused(hub, checkpoint, tmp_path):  # n
     config = json.loads(files["config.json"])
     config |= {"bundle_decoder": False, "decoder_name_or_path": "me/decoder"}
     hub.repository("me/named", {**files, "config.json": json.dumps(config).encode()})
-    refused("the decoder 'me/decoder' is no repository on the Hub", "me/named")
+    refused("the decoder 'me/decoder' is not a repository on the Hub", "me/named")
     hub.repository("me/decoder")
     with staged_space("me/demo", "me/named"):
         pass

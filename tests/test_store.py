@@ -334,7 +334,7 @@ def test_a_catalogue_that_disagrees_with_the_files_is_noticed(tmp_path):
     assert set(store.verify().problems) == {IDS[0]}
     catalogue = store.path / "catalogue.sqlite"
     catalogue.write_bytes(b"not a database, but long enough to be looked at" * 100)
-    with pytest.raises(ValueError, match=r"damaged or no catalogue.*move it away.*store rebuild"):
+    with pytest.raises(ValueError, match=r"or not a catalogue.*move it away.*store rebuild"):
         store.get(IDS[0])
     catalogue.unlink()
     assert rebuild_catalogue(store.path).documents == len(store)

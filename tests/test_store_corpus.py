@@ -203,7 +203,7 @@ def test_the_command_line_keeps_a_corpus(tmp_path, capsys, monkeypatch):
     write_corpus(tmp_path / "corpus")
     assert main(["store", "add", "corpus", "--store", "kept", "--rate", "8"]) == 1
     printed = capsys.readouterr()
-    assert "documents: 9 added, 0 there before, 1 with a text" in printed.out
+    assert "documents: 9 added, 0 stored before, 1 with a text" in printed.out
     assert "8 could not be used" in printed.err
     assert main(["store", "info", "--store", "kept", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -269,6 +269,17 @@ def test_every_task_runs_from_local_data_and_is_reported(model, tmp_path, capsys
     assert sum("scores" in json.loads(line) for line in kept) == 3 * 5
     assert not (tmp_path / "out.partial.jsonl").exists()
     assert list((tmp_path / "out").glob("*.png"))
+    arguments[6] = f"qa={tmp_path / 'jsonl' / 'test.jsonl'}"  # a file in place of a set
+    assert main([*arguments[:7], *arguments[9:], "--output", str(output)]) == 0
+    assert {r["data"] for r in json.loads(output.read_text())["records"]} == {arguments[6][3:]}
     capsys.readouterr()
+    for data, message in (
+        ("qa=nowhere/asked.json", "--data qa=nowhere/asked.json: there is no file nowhere/"),
+        ("squad/validation", "must be TASK=SET/SPLIT or TASK=FILE"),
+    ):
+        assert main(["eval", "--model", "nowhere/at/all", "--data", data]) == 2
+        assert message in capsys.readouterr().err  # before the checkpoint is looked for
+    with pytest.raises(ValueError, match=r"the file .*test\.jsonl lacks; name a set"):
+        evaluate_tasks(model, ["icl"], data={"icl": [arguments[6][3:]]})
     assert main(["eval", "--model", str(folder), "--tasks", "quiz"]) == 2
     assert "choose some of reconstruction" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_control_strings_are_kept_as_text(name):
 
 def test_ordinary_text_is_encoded_as_the_tokenizer_does(name):
     tokenizer = TOKENIZERS[name]
-    if name == "byte_bpe":  # but for its added white space, which is no piece of text
+    if name == "byte_bpe":  # but for its added white space, which is not a piece of text
         assert PlainText(tokenizer).encode("a  b") != []
     plain = PlainText(tokenizer)
     for text in TEXTS:

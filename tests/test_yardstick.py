@@ -311,7 +311,7 @@ def test_a_broken_run_goes_on_where_it_was(tmp_path):
     with pytest.raises(ValueError, match=r"with rates \[4\] \(now \[8\]\): remove it"):
         SampleLog(file, {"rates": [8]})
     (tmp_path / "other.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="no file of partial results"):
+    with pytest.raises(ValueError, match="not a file of partial results"):
         SampleLog(tmp_path / "other.jsonl", {})
 
 

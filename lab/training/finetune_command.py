@@ -25,9 +25,6 @@ def finetune(
     dtype: Dtype = None,
 ) -> None:
     """Fine-tune a copy of a checkpoint's decoder on plain text, for `eval --finetuned-decoder`."""
-    name, slash, split = data.partition("/")
-    if not slash:
-        raise ValueError(f"--data {data}: must be SET/SPLIT, for example hpd/paper_train.")
     try:
         from lab.training.finetune_decoder import LORA, finetune_decoder
     except ModuleNotFoundError as error:
@@ -36,9 +33,9 @@ def finetune(
         raise ValueError(
             f"training needs {error.name}, which is not installed: {install_extra('train')}."
         ) from error
-    from memslots.data import load_rows
+    from memslots.data import source_rows
 
-    loaded = load_rows(name, split, data_dir=data_dir, allow_stand_in=True)
+    loaded = source_rows(data, data_dir=data_dir, allow_stand_in=True)
     rows: list[Any] = [row for row in loaded if "question" in row]
     err.print(loaded.report.summary(), style="dim")
     model = load_model(checkpoint, revision, device, dtype)

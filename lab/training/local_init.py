@@ -27,7 +27,7 @@ _CONSTANT = 0.25
 def initialize_local(model: MemslotsModel, rows: torch.Tensor) -> None:
     """Writes encoder, memory tokens and converter in place (torch's global random state is used).
 
-    Where slots are pooled there are no memory tokens to write, and a converter that is no MLP is
+    Where slots are pooled there are no memory tokens to write, and a converter other than an MLP is
     left as it is.
 
     Args:

@@ -159,7 +159,7 @@ def measure_strings(asked: Asked, made: Sequence[Needle]) -> Iterator[Needle]:
 
 
 def compress(model: MemslotsModel, text: str, rate: int, keep: bool) -> Memory:
-    """A checked memory; names, which are no kind of `DETECTORS`, are found by a function."""
+    """A checked memory; names, which are not a kind of `DETECTORS`, are found by a function."""
     exact: list[Any] = ["numbers", "identifiers", names] if keep else []
     return verified.compress(model, text, rate, exact=exact, progress=False)
 

@@ -42,7 +42,7 @@ def embedded(name: str = "tiny") -> str:
     known = embedded_names()
     if name not in known:
         raise ValueError(
-            f"there is no embedded checkpoint {name!r}; there is "
+            f"there is no embedded checkpoint {name!r}; choose from "
             f"{', '.join(known) or 'none, until `make tiny` has trained it'}."
         )
     folder = ASSETS / name

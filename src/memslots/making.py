@@ -76,10 +76,10 @@ def new_compressor(
             "decoder": the decoder's own first `encoder_layers` layers (all by default), weights
             shared, with a LoRA (`encoder_lora`, by default on all their linear layers).
         decoder: repository or folder of the decoder, a causal LM that stays as it is.
-        dtype: of both; float32 where there is no accelerator and nothing is said.
-        device_map: of both.
-        encoder_kwargs: for the encoder's `from_pretrained` alone.
-        decoder_kwargs: for the decoder's `from_pretrained` alone (`quantization_config`, ...).
+        dtype: the precision of both; by default float32 if there is no accelerator.
+        device_map: the placement of both.
+        encoder_kwargs: arguments of the encoder's `from_pretrained` alone.
+        decoder_kwargs: arguments of the decoder's alone (`quantization_config`, ...).
             What says which model it is (`revision`, `subfolder`, `gguf_file`) is kept in the
             configuration, and used again by `from_pretrained`.
         config_kwargs: fields of `MemslotsConfig`, such as `compression_rates=[4, 16]`,
@@ -159,9 +159,9 @@ def new_compressor(
         base_fields = base.config.to_dict()
         if is_quantized(base):
             raise ValueError(
-                f"the encoder {encoder!r} is quantized, and what it writes could not be told from "
-                "what it writes in full; name one that is not (quantization_config goes to the "
-                "decoder)."
+                f"the encoder {encoder!r} is quantized, so its memories could not be told from "
+                "those of the full encoder; name an unquantized one (quantization_config goes to "
+                "the decoder)."
             )
         if "gguf_file" in encoder_kwargs:  # whose weights are dequantised
             base_fields.pop("quantization_config", None)
@@ -194,8 +194,8 @@ def usual_settings(
     Args:
         encoder: repository or folder, or "decoder": the decoder's own first layers.
         decoder: repository or folder.
-        encoder_kwargs: for the encoder's loading.
-        decoder_kwargs: for the decoder's.
+        encoder_kwargs: arguments of the encoder's loading.
+        decoder_kwargs: arguments of the decoder's loading.
 
     Returns:
         Fields of `MemslotsConfig`: the chat format where the tokenizer has a template, else answers
@@ -228,7 +228,7 @@ def processor_for(config: MemslotsConfig, tokenizer, encoder_tokenizer) -> Memsl
     """A processor that segments and prompts as `config` says.
 
     Args:
-        config: of a compressor.
+        config: a compressor's configuration.
         tokenizer: the decoder's.
         encoder_tokenizer: the encoder's.
     """
@@ -350,8 +350,8 @@ def _start_among_embeddings(model: MemslotsModel) -> None:
     shared = len(shared_tokens(*tokenizers)[0])
     if shared < 2 * model.slot_size:
         logger.warning(
-            "encoder and decoder share %d tokens, and a start among the decoder's embeddings is "
-            "fitted on at least %d: the converter starts anywhere, and learns later",
+            "encoder and decoder share %d tokens, and starting from the decoder's embeddings "
+            "needs at least %d: the converter starts from random weights, and learns more slowly",
             shared,
             2 * model.slot_size,
         )
@@ -389,12 +389,13 @@ def absolute(name: str | os.PathLike, what: str = "model") -> str:
 
 @contextmanager
 def _named(what: str, name: str) -> Iterator[None]:
-    """Where a model is not to be had, say which: the Hub's errors do not."""
+    """If a model cannot be loaded, say which one: the Hub's errors do not."""
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"the {what} {name!r} is no folder here, and cannot be had from the Hub ({error})."
+            f"the {what} {name!r} is not a folder here, and cannot be loaded from the Hub "
+            f"({error})."
         ) from error
 
 
@@ -519,7 +520,7 @@ def read_sentence_encoder(
                 "of a transformer with Pooling, Dense, LayerNorm and Normalize."
             )
     if [layer["kind"] for layer in layers].count("pooling") != 1:
-        raise ValueError(f"{name!r} pools no token states, so it gives no vector of a sentence.")
+        raise ValueError(f"{name!r} does not pool token states, so it makes no sentence vector.")
     head = SentenceHead(layers).to(backbone.dtype)
     loaded = [layer for layer in head.layers if any(True for _ in layer.parameters())]
     for module, state in zip(loaded, states, strict=True):
@@ -551,8 +552,8 @@ def _pooling_modes(name: str, fields: dict[str, Any]) -> list[str]:
     unknown = sorted(set(modes) - set(POOLINGS))
     if unknown or not fields.get("include_prompt", True):
         raise ValueError(
-            f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot; "
-            f"it knows {list(POOLINGS)} over all tokens."
+            f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot "
+            f"do; it supports {list(POOLINGS)} over all tokens."
         )
     return modes
 
@@ -561,8 +562,8 @@ def _dense(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     activation = str(fields["activation_function"]).rpartition(".")[2]
     if activation not in ACTIVATIONS or fields.get("use_residual"):
         raise ValueError(
-            f"{name!r} has a dense layer that memslots cannot keep: {fields}; it knows the "
-            f"activations {sorted(ACTIVATIONS)}, and no residual."
+            f"{name!r} has a dense layer that memslots cannot keep: {fields}; it supports the "
+            f"activations {sorted(ACTIVATIONS)}, without a residual."
         )
     return {
         "kind": "dense",
@@ -582,5 +583,6 @@ def _around(tokenizer, plain: PlainText) -> tuple[list[int], list[int]]:
             return list(whole[:start]), list(whole[start + len(alone) :])
     raise ValueError(
         f"the sentence encoder's {type(tokenizer).__name__} reads {probe!r} as {whole}, in which "
-        f"its plain tokens {alone} do not stand together; memslots cannot tell text from specials."
+        f"the text's tokens {alone} are not adjacent; memslots cannot tell text from special "
+        "tokens."
     )

@@ -40,8 +40,8 @@ class Prefix:
     Args:
         memory: what was read.
         before: decoder tokens before the memory.
-        states: of each document of `memory`, by layer.
-        marks: of the weights that read it, see `_Marks`.
+        states: the states of each document of `memory`, by layer.
+        marks: the marks of the weights that read it, see `_Marks`.
     """
 
     memory: Memory
@@ -83,9 +83,9 @@ class Prefix:
         """Refuse what this prefix was not made for.
 
         Args:
-            model: that is asked.
-            prompts: of the questions.
-            rate: that is asked for, or None.
+            model: the model that is asked.
+            prompts: the prompts of the questions.
+            rate: the rate that is asked for, or None.
             kwargs: arguments of `generate`.
 
         Raises:
@@ -95,8 +95,8 @@ class Prefix:
         self.marks.check(model)
         if rate not in (None, self.memory.rate):
             raise ValueError(
-                f"this prefix was read at rate {self.memory.rate}, so rate={rate} needs one of its "
-                "own: prefill(model, memory.at_rate(rate))."
+                f"this prefix was read at rate {self.memory.rate}, so rate={rate} needs another "
+                "one: prefill(model, memory.at_rate(rate))."
             )
         if kwargs.get("cache_implementation") is not None:
             raise ValueError(
@@ -118,8 +118,8 @@ class Prefix:
         """A cache of its own for a batch of rows that read this memory.
 
         Args:
-            decoder: that goes on from it.
-            rows: of one batch, laid out left-padded.
+            decoder: the decoder that continues it.
+            rows: the rows of one batch, padded on the left.
             kwargs: arguments of `generate`.
 
         Returns:
@@ -163,7 +163,7 @@ def prefill(
     Args:
         model: a compressor with its decoder.
         memory: one document or several.
-        messages: for chats, what stands before the memory, a system message for instance; what
+        messages: what stands before the memory in a chat, such as a system message; what
             follows it is ignored. By default what stands there for `question=...`.
         batch_size: documents that are read at once.
         chat_template_kwargs: passed to the chat template; as in `generate` later.
@@ -295,7 +295,7 @@ class _Marks:
             )
         if self._versions != _versions(decoder) or not _equal(self._sample, _sample(model)):
             raise ValueError(
-                "weights that read this prefix (decoder, converter, markers or decoder_lora) were "
+                "weights that read this prefix (decoder, converter, markers or decoder_lora) have "
                 "changed since; call prefill(model, memory) again."
             )
 

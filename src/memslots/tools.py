@@ -44,7 +44,7 @@ expand: dict[str, Any] = {
 
 
 def segment_list(memory: Memory) -> str:
-    """A line a segment: its number, place and how much of it the slots give back."""
+    """A line per segment: its number, place and how much of it the slots give back."""
     lines = []
     for line in verified.report(memory).segments:
         known = "" if line.fidelity is None else f", {line.fidelity:.0%} certain"

@@ -126,6 +126,6 @@ def _lose_nothing() -> None:
 def _is_mistake(error: Exception) -> bool:
     """Whether a user can mend it: what our code and the libraries that read files raise so."""
     libraries = ("huggingface_hub", "safetensors")
-    # FloatingPointError: a loss that is no number, which other settings may mend.
+    # FloatingPointError: a loss that is not a number, which other settings may mend.
     kinds = ValueError | TypeError | OSError | ImportError | FloatingPointError
     return isinstance(error, kinds) or (type(error).__module__.split(".")[0] in libraries)

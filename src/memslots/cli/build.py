@@ -33,6 +33,7 @@ from .options import (
     print_json,
     quiet,
     resolve_model,
+    steps,
 )
 
 
@@ -140,7 +141,7 @@ def init(
     )
     if chosen:
         told = ", ".join(f"{name}={value}" for name, value in chosen.items())
-        out.print(f"Chosen: {told}; --set KEY=VALUE chooses otherwise.", style="dim")
+        out.print(f"Chosen: {told}; --set KEY=VALUE changes a value.", style="dim")
 
 
 def train(
@@ -175,8 +176,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Train on the questions in this JSONL file too, whose rows have context, "
-            "question and answer.",
+            help="Train on the questions in this JSON file too, whose rows have context, "
+            "question and answer; a SQuAD release works as well.",
             rich_help_panel=OWN_PANEL,
         ),
     ] = None,
@@ -202,12 +203,12 @@ def train(
     from .inspection import loading_arguments
 
     if as_json and not dry_run:
-        raise ValueError("--json prints the plan of a training; give --dry-run too.")
+        raise ValueError("--json prints the plan of --dry-run; give that too.")
     folder = output or Path("runs") / Path(recipe).stem
     try:
         from memslots.trainer.compressor_config import recipe_fields
         from memslots.trainer.plan import free_memory, plan_recipe
-        from memslots.trainer.run import install_checkpoint, run_recipe
+        from memslots.trainer.run import install_checkpoint, run_recipe, stages_to_run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("memslots"):
             raise
@@ -236,7 +237,14 @@ def train(
         from .plan_view import plan_table
 
         if plans is None or stage is not None:
-            plans = plan_recipe(settings, stage=stage, books=books, data_dir=data_dir)
+            with steps(len(stages_to_run(settings["compressor"], stage))) as step:
+                plans = plan_recipe(
+                    settings,
+                    stage=stage,
+                    books=books,
+                    data_dir=data_dir,
+                    progress=lambda stage: step(f"planned {stage}"),
+                )
         if as_json:
             stages = [dataclasses.asdict(plan) for plan in plans]
             print_json({"recipe": recipe, "free_memory": free_memory(), "stages": stages})
@@ -312,7 +320,8 @@ def _own(
     begun = yaml.safe_load(saved.read_text("utf-8")) if saved.is_file() else None
     if begun in recipes:  # goes on as it began, however much memory is free today
         recipes = [begun]
-    return plan_that_fits(recipes)
+    with steps(len(recipes[0]["compressor"]["stages"])) as step:
+        return plan_that_fits(recipes, progress=lambda stage: step(f"planned {stage}"))
 
 
 def evaluate(
@@ -349,8 +358,10 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TASK=SET/SPLIT",
-            help="Use another data set for a task. Repeat it for more tasks.",
+            metavar="TASK=SET/SPLIT|FILE",
+            help="Use another data set for a task, such as qa=squad/validation, or a file of your "
+            "own, such as qa=asked.jsonl, whose rows have context, question and answer. Repeat it "
+            "for more.",
         ),
     ] = None,
     data_dir: DataFolder = None,
@@ -391,16 +402,17 @@ def evaluate(
     dtype: Dtype = None,
 ) -> None:
     """Measure a checkpoint against the full text, parts of it, the control and no context."""
-    from .measure import check_output, measure
+    from .measure import check_output, measure, task_sources
 
     check_output(output)
+    sets = task_sources(data or [])
     beside = literal_names(literals)
     measure(
         load_model(model, revision, device, dtype),
         tasks,
         rates,
         baselines,
-        data or [],
+        sets,
         data_dir,
         samples,
         lengths,

@@ -101,7 +101,8 @@ def cram(
     """Optimise vectors for each text until a frozen decoder writes the text out."""
     if output is not None and search:
         raise ValueError(
-            "--output keeps one length's vectors, and --search tries several; name one."
+            "--output saves the vectors of one length, and --search tries several lengths; "
+            "give only one of the two."
         )
     if output is not None:
         new_file(output, force=True)
@@ -186,7 +187,7 @@ def cram(
         return
     _save(output, crammed, frozen, record["decoder"])  # last: a full disk hides no result
     if not as_json:
-        out.print(f"{output}: what was kept of {len(rows)} text{'s' * (len(rows) > 1)}")
+        out.print(f"{output}: the vectors of {len(rows)} text{'s' * (len(rows) > 1)}")
 
 
 def _head(decoder: FrozenDecoder, name: str, text: str, length: int | None) -> list[int]:

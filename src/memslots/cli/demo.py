@@ -67,7 +67,7 @@ def demo(
     Without --text it is an article that comes with the package, and six questions about it.
     """
     if tiny and model is not None:
-        raise ValueError(f"--tiny is a checkpoint and --model {model} is another; give one.")
+        raise ValueError(f"--tiny and --model {model} name two checkpoints; give only one.")
     model = "tiny" if tiny else model
     if web:
         if text is not None or question or rates is not None or as_json:
@@ -126,5 +126,5 @@ def demo(
         seconds = {"loading": round(loaded, 3), "all": round(total, 3)}
         print_json({"model": name, **as_object(page, readings, waits), "seconds": seconds})
         return
-    out.print(f"\nLoading took {loaded:.1f} s, all of it {total:.1f} s. Now with a text of yours:")
+    out.print(f"\nLoading took {loaded:.1f} s of {total:.1f} s in all. Now try a text of your own:")
     out.print('  memslots demo --text FILE --question "Who signed the treaty?"')

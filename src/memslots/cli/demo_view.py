@@ -41,15 +41,15 @@ def show_answers(out: Console, page: Page, readings: Sequence[Reading]) -> None:
         answers.add_row(_question(each), *expected, *read)
     out.print(answers)
     if known:
-        out.print("✓ has the expected words, ✗ has not.", style="dim")
+        out.print("✓: the answer has the expected words; ✗: it does not.", style="dim")
     out.print()
     out.print(_costs(asked, readings, known))
     out.print(
         "Prompt tokens and KV cache: of the text or its slots, without the question. Texts are "
-        "compressed and read once for all questions. Nats a token: "
-        "what the expected answers cost; fewer is better. Text kept: tokens of the text that the "
-        "decoder gets right when it repeats the text from the slots, given the true ones before. "
-        "Control: another text's memory, so what it gets right is guessed.",
+        "compressed and read once for all questions. Nats a token: the loss of the expected "
+        "answers; lower is better. Text kept: the share of the text's tokens that the decoder "
+        "gets right when it repeats the text from the slots, given the true tokens before each. "
+        "Control: the answers from another text's memory; what is right there is guessed.",
         style="dim",
     )
     for reading in readings:

@@ -52,7 +52,7 @@ def loading_arguments(option: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Arguments of `from_pretrained` from `KEY=VALUE`, the value in YAML.
 
     Raises:
-        ValueError: no `=`, or a value that is no YAML.
+        ValueError: no `=`, or a value that is not YAML.
     """
     arguments = {}
     for text in pairs:
@@ -62,7 +62,7 @@ def loading_arguments(option: str, pairs: Sequence[str]) -> dict[str, Any]:
         try:
             arguments[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"{option} {text!r}: the value is no YAML ({error}).") from error
+            raise ValueError(f"{option} {text!r}: the value is not YAML ({error}).") from error
     return arguments
 
 

@@ -19,7 +19,7 @@ def measure(
     tasks: str,
     rates: str | None,
     baselines: str | None,
-    data: Sequence[str],
+    sets: dict[str, list[str]],
     data_dir: str | None,
     samples: int,
     lengths: str | None,
@@ -37,7 +37,7 @@ def measure(
         tasks: names, with commas between, as are rates, baselines and lengths.
         rates: numbers; all of the checkpoint's without.
         baselines: names; all that can be run without.
-        data: `task=set/split` each.
+        sets: of each task, see `task_sources`.
         data_dir: folder with local copies of the sets.
         samples: most rows of a set.
         lengths: numbers; the paper's without.
@@ -60,11 +60,12 @@ def measure(
     from memslots.evaluation.tables import markdown, plot
 
     check_output(output)
-    sets = task_sources(data)
     names = words(tasks)
     unasked = sorted(set(sets) - set(names))
     if unasked:
-        raise ValueError(f"--data names {', '.join(unasked)}, which --tasks {tasks} does not ask.")
+        raise ValueError(
+            f"--data names {', '.join(unasked)}, which --tasks {tasks} does not measure."
+        )
     read_beside(model, literals)
     partial = output.with_suffix(".partial.jsonl")
     results = evaluate_tasks(
@@ -148,13 +149,24 @@ def read_beside(model: MemslotsModel, literals: Sequence[str] | None) -> None:
 
 
 def task_sources(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """`TASK=SET/SPLIT` arguments as the sets that each task is measured on."""
+    """`TASK=SET/SPLIT` and `TASK=FILE` arguments as the sources that each task is measured on.
+
+    Raises:
+        ValueError: no task, or neither a set and its split nor a file.
+    """
+    from memslots.data import named_source
+
     sets: dict[str, list[str]] = {}
     for argument in arguments:
         task, equals, source = argument.partition("=")
-        if not equals or "/" not in source:
+        if not equals:
             raise ValueError(
-                f"--data {argument}: must be TASK=SET/SPLIT, for example qa=squad/train."
+                f"--data {argument}: must be TASK=SET/SPLIT or TASK=FILE, for example "
+                "qa=squad/train."
             )
+        try:
+            named_source(source)
+        except ValueError as error:
+            raise ValueError(f"--data {argument}: {error}") from error
         sets.setdefault(task, []).append(source)
     return sets

@@ -227,7 +227,7 @@ def read_text(path: str) -> str:
     """Reads a UTF-8 text; `-` is standard input.
 
     Raises:
-        ValueError: Nothing but white space, or bytes that are no UTF-8, with their position.
+        ValueError: Nothing but white space, or bytes that are not UTF-8, with their position.
         OSError: No such file, or one that cannot be read.
     """
     name = "standard input" if path == "-" else path
@@ -242,7 +242,7 @@ def read_text(path: str) -> str:
             f"{path!r} is a folder; name the text files in it one by one."
         ) from None
     except PermissionError:
-        raise PermissionError(f"{path!r} may not be read by you; change its permissions.") from None
+        raise PermissionError(f"you may not read {path!r}; change its permissions.") from None
     try:
         text = data.decode("utf-8")  # a byte order mark is kept, for exact reading back
     except UnicodeDecodeError as error:
@@ -259,8 +259,8 @@ def resolve_model(model: str | None, option: str = "--model") -> str:
     """The folder or repository to load; the default checkpoint where none is named.
 
     Raises:
-        ValueError: No embedded checkpoint in this installation, or a path that is no folder.
-        FileNotFoundError: `smol` is named, and SmolLM2 is not to be had.
+        ValueError: No embedded checkpoint in this installation, or a path that is not a folder.
+        FileNotFoundError: `smol` is named, and SmolLM2 is not available.
     """
     named_by = f"{option} "
     if model is None and (model := os.environ.get("MEMSLOTS_CHECKPOINT") or None) is not None:
@@ -294,7 +294,9 @@ def numbers(value: str | None, option: str) -> list[int] | None:
     try:
         return [int(word) for word in words(value)]
     except ValueError:
-        raise ValueError(f"{option} {value}: must be numbers with commas, such as 4,16.") from None
+        raise ValueError(
+            f"{option} {value}: must be numbers separated by commas, such as 4,16."
+        ) from None
 
 
 def verification(
@@ -319,13 +321,13 @@ def verification(
     chosen = fidelity is not None or max_slots is not None
     if rates is not None and not chosen:
         raise ValueError(
-            f"--rates {rates} are to choose from, by --fidelity or --max-slots; give one of these, "
-            "or a fixed --rate."
+            f"--rates {rates} needs --fidelity or --max-slots, which choose among these rates; "
+            "give one of the two, or a fixed --rate."
         )
     if rate is not None and chosen:
         raise ValueError(
-            f"--rate {rate} fixes what --fidelity and --max-slots choose; give --rates {rate}, or "
-            "the rates to choose from."
+            f"--rate {rate} fixes the rate that --fidelity and --max-slots choose; give --rates "
+            "instead, with the rates to choose from."
         )
     asked: dict[str, Any] = {
         "rates": numbers(rates, "--rates"),
@@ -335,7 +337,7 @@ def verification(
         "keep_text": keep_text or None,
     }
     if asked["rates"] == []:
-        raise ValueError(f"--rates {rates}: must be numbers with commas, such as 4,16.")
+        raise ValueError(f"--rates {rates}: must be numbers separated by commas, such as 4,16.")
     return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -350,7 +352,7 @@ def literal_names(
         also: what else it takes.
 
     Raises:
-        ValueError: a name that is no detector's.
+        ValueError: a name that is not one of the detectors.
     """
     if value is None:
         return None
@@ -362,8 +364,8 @@ def literal_names(
     unknown = sorted(set(names) - set(DETECTORS))
     if unknown or not names:
         raise ValueError(
-            f"{option} {value}: {', '.join(unknown) or 'nothing'} is no detector; name some of "
-            f"{', '.join(DETECTORS)}, with commas between{also}, or none."
+            f"{option} {value}: {', '.join(unknown) or 'nothing'} is not a kind of verbatim "
+            f"tokens; choose from {', '.join(DETECTORS)}{also}, separated by commas, or none."
         )
     return names
 
@@ -403,6 +405,14 @@ def load_config(name: str, revision: str | None = None):
     """A checkpoint's configuration, after checking that it is a memslots one."""
     from memslots.modeling import MemslotsConfig
 
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        stages = sorted(folder.glob("compressor/*/config.json"), key=os.path.getmtime)
+        if stages:
+            raise ValueError(
+                f"{name} is the folder of a training; its newest checkpoint is {stages[-1].parent}."
+            )
+        raise ValueError(f"{name} has no config.json, so it is not a checkpoint's folder.")
     place = {"revision": revision} if revision else {}
     try:
         stated, _ = MemslotsConfig.get_config_dict(name, **place)
@@ -415,8 +425,8 @@ def load_config(name: str, revision: str | None = None):
         ) from error
     if stated.get("model_type") != MemslotsConfig.model_type:
         raise ValueError(
-            f"{name} is no memslots checkpoint but a {stated.get('model_type', 'nameless')!r} "
-            "model; make a compressor for it with `memslots init`."
+            f"{name} is not a memslots checkpoint but a {stated.get('model_type')!r} model; "
+            "make a compressor for it with `memslots init`."
         )
     return MemslotsConfig.from_dict(stated)
 
@@ -476,7 +486,9 @@ def new_file(path: Path, force: bool) -> None:
     if not path.resolve().parent.is_dir():
         raise ValueError(f"--output {path}: there is no folder {path.resolve().parent}.")
     if not os.access(path.resolve().parent, os.W_OK):
-        raise ValueError(f"--output {path}: {path.resolve().parent} may not be written by you.")
+        raise ValueError(
+            f"--output {path}: you may not write to {path.resolve().parent}; name another folder."
+        )
     if path.exists() and not force:
         raise ValueError(f"{path} exists; --force replaces it.")
 

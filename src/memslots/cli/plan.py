@@ -105,7 +105,7 @@ def plan(
         f"{_bytes(plan.slot_bytes)} as they are kept."
     )
     if not plan.fits_as_text:
-        err.print("The context as text is longer than the decoder reads.", style="dim")
+        err.print("As text, the context is longer than the decoder can read.", style="dim")
 
 
 def gigabytes(size: str) -> float:
@@ -121,8 +121,8 @@ def gigabytes(size: str) -> float:
         number = None
     if match is None or number is None:
         raise ValueError(
-            f"--gpu-memory {size!r} is no size; give a number of GB, or one with its unit, such as "
-            "80GB or 80GiB."
+            f"--gpu-memory {size!r} is not a size; give a number of GB, or one with its unit, such "
+            "as 80GB or 80GiB."
         )
     unit = match[2] or "GB"
     base = 1024 if "i" in unit else 1000

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def plan_table(recipe: str, stages: list[StagePlan], free: float) -> Table:
-    """One line a stage; what the size of a data set decides is left open.
+    """One line per stage; what the size of a data set decides is left open.
 
     Args:
         recipe: its name.

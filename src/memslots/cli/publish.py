@@ -50,7 +50,7 @@ def card(
 def _check_folder(model: Path) -> None:
     if not (model / "config.json").is_file():
         what = "it has no config.json" if model.is_dir() else "there is no such folder"
-        raise ValueError(f"--model {model} is no checkpoint's folder: {what}.")
+        raise ValueError(f"--model {model} is not a checkpoint's folder: {what}.")
 
 
 def push(

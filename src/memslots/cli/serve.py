@@ -123,7 +123,8 @@ def serve(
     keys = tuple(key.strip() for key in os.environ.get(KEY, "").split(",") if key.strip())
     if not keys and host not in ("127.0.0.1", "localhost", "::1"):
         raise ValueError(
-            f"--host {host} lets others in, and there is no key: set {KEY}, or listen on 127.0.0.1."
+            f"--host {host} lets others connect, and there is no key: set {KEY}, or listen on "
+            "127.0.0.1."
         )
     settings = GatewaySettings(
         model_name=name,
@@ -195,7 +196,7 @@ def _engine(
 
     if vllm is None:
         if vllm_model is not None:
-            raise ValueError("--vllm-model names a model of --vllm URL; give that too.")
+            raise ValueError("--vllm-model needs --vllm URL; give both.")
         return TransformersEngine(compressor, prefix_bytes)
     from memslots.serving.vllm_client import VllmClient
 

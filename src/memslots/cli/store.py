@@ -190,8 +190,8 @@ def add(
 
 def _show(report: CorpusReport, store: MemoryStore) -> int:
     out.print(
-        f"documents: {report.added} added, {report.there} there before, {report.duplicates} with a "
-        f"text that is there by another id, {report.seconds:.1f} s",
+        f"documents: {report.added} added, {report.there} stored before, {report.duplicates} with "
+        f"a text that is stored under another id, {report.seconds:.1f} s",
         soft_wrap=True,
     )
     out.print(Text(repr(store)), style="dim", soft_wrap=True)
@@ -223,7 +223,10 @@ def verify(store: Store, as_json: Json = False) -> int:
     for place, problem in report.problems.items():
         out.print(Text(f"{place}: {problem}"), soft_wrap=True)
     if report.left_over:
-        err.print(f"{len(report.left_over)} files of writers that died; `store compact` drops them")
+        err.print(
+            f"{len(report.left_over)} files left over from interrupted writers; `store compact` "
+            "removes them"
+        )
     bad = len(report.problems)
     out.print(f"{report.documents} documents read, " + (f"{bad} damaged" if bad else "all sound"))
     return 1 if bad else 0
@@ -334,7 +337,7 @@ def rebuild(store: Store, as_json: Json = False) -> int:
         return 1 if rebuilt.problems else 0
     for place, problem in rebuilt.problems.items():
         out.print(Text(f"{place}: {problem}"), soft_wrap=True)
-    out.print(f"{rebuilt.documents} documents are there again")
+    out.print(f"{rebuilt.documents} documents are in the catalogue again")
     return 1 if rebuilt.problems else 0
 
 

@@ -48,7 +48,7 @@ def own_recipe(
             made from the texts.
         minutes: of training in all.
         segment_length: longest segment, in tokens; those that are trained grow up to half of it.
-        encoder_layers: of the decoder's layers; all without.
+        encoder_layers: how many of the decoder's first layers encode; None takes all.
         chat: whether questions are asked by the decoder's chat template.
         on_gpu: larger batches, in bfloat16.
         positions: decoder positions of a batch, by default the most of `batch_sizes`.
@@ -183,5 +183,5 @@ def minutes_of(budget: str) -> float:
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?", budget.strip())
     if match is None or not budget.strip():
-        raise ValueError(f"--budget {budget!r} is no time; give 2h, 90m or 1h30m.")
+        raise ValueError(f"--budget {budget!r} is not a length of time; give 2h, 90m or 1h30m.")
     return 60 * float(match[1] or 0) + float(match[2] or 0)

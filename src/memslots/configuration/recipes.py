@@ -36,7 +36,7 @@ def load_recipe(
         fields: What may be set though the recipe leaves it out; see `apply_overrides`.
 
     Raises:
-        ValueError: No such recipe, a file that is no YAML mapping, or an unknown key.
+        ValueError: No such recipe, a file that is not a YAML mapping, or an unknown key.
     """
     name = str(name_or_path)
     if name in packaged_recipes():
@@ -73,7 +73,7 @@ def apply_overrides(
             as the fields of the class that it is handed to.
 
     Raises:
-        ValueError: No `=`, a value that is no YAML, or an unknown key, with the nearest right one.
+        ValueError: No `=`, a value that is not YAML, or an unknown key, with the nearest right one.
     """
     changed = copy.deepcopy(settings)
     for override in overrides:

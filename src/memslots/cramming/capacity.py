@@ -58,7 +58,7 @@ def longest_length(
     Args:
         accuracy: mean accuracy of a length; asked once each.
         lengths: candidates, ascending.
-        threshold: of accuracy.
+        threshold: the lowest accuracy that counts.
     """
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         raise ValueError(f"lengths={list(lengths)} must be ascending numbers of at least 1.")
@@ -103,7 +103,7 @@ def search_longest(
         lengths: candidates, ascending.
         settings: `first_token` says which accuracy counts.
         seeds: see `cram`.
-        threshold: of the mean accuracy over texts.
+        threshold: the lowest mean accuracy over texts that counts.
         progress: gives `cram`'s callback for a length.
 
     Returns:

@@ -112,7 +112,7 @@ def load_frozen_decoder(
 
     Args:
         name: folder or Hub repository.
-        dtype: of weights and vectors.
+        dtype: the precision of weights and vectors.
         device: where it runs.
 
     Raises:

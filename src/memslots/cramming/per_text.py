@@ -1,6 +1,6 @@
 """Per-text optimisation against a frozen decoder: several texts side by side in one batch.
 
-Every parameter has one row a text. AdamW works element by element and the loss is the sum of the
+Every parameter has one row per text. AdamW works element by element and the loss is the sum of the
 texts' own mean losses, so a row is trained exactly as it would be alone; a text that is done leaves
 the batch with its rows of parameters and of AdamW's moments.
 
@@ -38,7 +38,7 @@ class CrammedText:
         kept: what stands for it: `vectors` `(vectors, d_decoder)` and, for LoRA, A and B of each
             projection, in 32 bit.
         settings: how it was made.
-        seed: of its start.
+        seed: the seed of its start.
         steps: forward passes until it was done.
         best_step: the one that `kept` is from, counted from 1.
         accuracy: teacher-forced share of right tokens there, of those that were trained.
@@ -100,7 +100,7 @@ class MemoryReader:
         """What stands before the texts: `(texts, prefix, d_decoder)`.
 
         Args:
-            kept: with a row a text.
+            kept: the kept vectors, one row for each text.
             texts: rows.
         """
         device = self.decoder.device
@@ -120,7 +120,7 @@ class MemoryReader:
         Without a prefix nothing predicts the first token: its row is zero.
 
         Args:
-            kept: with a row a text.
+            kept: the kept vectors, one row for each text.
             ids: `(texts, length)`; what pads the right end is never seen by what stands before it.
         """
         prefix = self.prefix_embeddings(kept, len(ids))
@@ -144,12 +144,12 @@ def cram(
     """Finds vectors, or changes of weights, from which the decoder gives each text back.
 
     Args:
-        decoder: stays as it is.
+        decoder: the frozen decoder; it does not change.
         texts: token ids of each; they may be of several lengths.
         settings: the original code's by default.
-        seeds: of the starts; one for all or one a text. A text's start depends on its seed alone,
-            so it is the same in every batch.
-        progress: is called every 25 steps.
+        seeds: the seeds of the starts, one for all or one each. A text's start depends on its
+            seed alone, so it is the same in every batch.
+        progress: called every 25 steps.
 
     Raises:
         ValueError: no text, a text too long for the decoder, fewer seeds than texts, or a decoder
@@ -160,7 +160,9 @@ def cram(
     if not texts:
         raise ValueError("there is no text to cram; give at least one.")
     if len(starts) != len(texts):
-        raise ValueError(f"{len(starts)} seeds for {len(texts)} texts; give one, or one a text.")
+        raise ValueError(
+            f"{len(starts)} seeds for {len(texts)} texts; give one seed, or one for each text."
+        )
     reader = MemoryReader(decoder, settings)
     shortest = 1 if reader.prefix else 2
     for ids in texts:
@@ -181,7 +183,7 @@ class _Batch:
     Args:
         reader: the decoder and the method.
         texts: token ids of each.
-        seeds: of their starts.
+        seeds: the seeds of their starts.
     """
 
     def __init__(self, reader: MemoryReader, texts: Sequence[Sequence[int]], seeds: list[int]):
@@ -298,7 +300,7 @@ class _Batch:
             best = self.best_accuracy[text]
             if accuracy < best or (accuracy == best and loss >= self.best_loss[text]):
                 continue
-            if accuracy > best:  # a lower loss alone is no progress: the published code's rule
+            if accuracy > best:  # a lower loss alone is not progress: the published code's rule
                 self.best_accuracy[text] = accuracy
                 self.best_step[text] = step
             self.best_loss[text] = loss

@@ -99,7 +99,7 @@ def read_back(decoder: FrozenDecoder, texts: Sequence[CrammedText]) -> list[Read
 
     Args:
         decoder: the one that they were crammed against.
-        texts: of one settings.
+        texts: texts that were crammed with the same settings.
     """
     if not texts:
         return []

@@ -21,9 +21,9 @@ class CrammingSettings:
         rank: r of the low-rank changes W0 + B A.
         alpha: the changes are scaled by alpha / rank.
         targets: attention projections that are changed: `qkv`, `qk`, `vo` or `qkvo`.
-        learning_rate: of AdamW.
-        betas: of AdamW.
-        weight_decay: of AdamW, on everything that is trained.
+        learning_rate: the learning rate of AdamW.
+        betas: the two decay rates of AdamW.
+        weight_decay: the weight decay of AdamW, on everything that is trained.
         max_steps: most optimizer steps of a text.
         patience: steps without a higher accuracy after which a text is given up.
         first_token: train the first token too. The published code never does: it drops the logits

@@ -1,6 +1,6 @@
 """Dataset adapters to one schema."""
 
-from memslots.data.adapters import ADAPTERS, LoadedRows, load_rows
+from memslots.data.adapters import ADAPTERS, LoadedRows, load_rows, named_source, source_rows
 from memslots.data.schema import DataNotFound, LoadReport, QuestionRow, Row, TextRow
 
 __all__ = [
@@ -12,4 +12,6 @@ __all__ = [
     "Row",
     "TextRow",
     "load_rows",
+    "named_source",
+    "source_rows",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from memslots.data.example_sets import GSM8K, HPD, SST2, WSC
 from memslots.data.question_sets import ADVERSARIAL_QA, HOTPOT_QA, NATURAL_QUESTIONS, SQUAD
-from memslots.data.raw_rows import RawRow, find_files, hub_rows, local_rows
+from memslots.data.raw_rows import RawRow, ending_of, find_files, hub_rows, local_rows
 from memslots.data.schema import Adapter, BadRow, DataNotFound, LeftOut, LoadReport, Row
 from memslots.data.text_sets import FINEWEB, JSONL, PARQUET, PG19, TEXT
 
@@ -53,7 +53,7 @@ class LoadedRows:
         split: One of its splits or of its paper's splits.
         source: Where the rows come from, for the report.
         open_rows: Opens the source and yields its raw rows.
-        limit: Rows to hand out at most; all without it.
+        limit: Rows to hand out at most; None hands out all.
         seed: Of the order; without it the source's own order.
 
     Attributes:
@@ -115,8 +115,8 @@ class LoadedRows:
         """Tells a set without a needed column from one with some bad rows."""
         if not first:
             raise ValueError(
-                f"{self.adapter.name}/{self.split} is empty: {self.source} has no rows; get its "
-                f"files again, or choose another split."
+                f"{self.adapter.name}/{self.split} is empty: {self.source} has no rows; download "
+                "its files again, or choose another split."
             )
         # Rows read from JSON need not have the same columns.
         columns = list(dict.fromkeys(c for raw in first if isinstance(raw, Mapping) for c in raw))
@@ -209,12 +209,8 @@ def load_rows(
         DataNotFound: (a ValueError) There are no such files, or the Hub does not give the set.
     """
     adapter = _adapter(name)
+    _check_split(adapter, split)
     paper = adapter.paper.get(split)
-    if paper is None and split not in adapter.splits:
-        raise ValueError(
-            f"split={split!r} is not a split of {name}; choose one of "
-            f"{', '.join([*adapter.splits, *adapter.paper])}."
-        )
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} is not possible; give 1 or more, or None for all rows.")
     try:
@@ -228,14 +224,77 @@ def load_rows(
     return LoadedRows(adapter, split, source, open_rows, limit, seed)
 
 
+def source_rows(source: str, data_dir: str | Path | None = None, **options: Any) -> LoadedRows:
+    """Opens what a user names in one word: a split of a set, or a file.
+
+    Args:
+        source: "set/split", such as "squad/validation", or the path of a file. A file's name ends
+            in `.jsonl`, `.json` (also a SQuAD release), `.parquet` or `.txt`.
+        data_dir: As `load_rows` takes it, for a set.
+        options: `limit`, `seed`, `streaming` and `allow_stand_in` of `load_rows`.
+
+    Raises:
+        ValueError: Neither a set and its split nor a file; or as `load_rows`.
+    """
+    name, split, file = named_source(source)
+    return load_rows(name, split, file or data_dir, **options)
+
+
+def named_source(source: str) -> tuple[str, str, Path | None]:
+    """What a source of `source_rows` names: set, split, and the file where it is one.
+
+    Raises:
+        ValueError: Neither a set and its split nor a file.
+    """
+    name, slash, split = source.partition("/")
+    file = Path(source).expanduser()
+    if slash and name in ADAPTERS and not file.is_file():
+        _check_split(ADAPTERS[name], split)
+        return name, split, None
+    if file.is_dir():
+        raise ValueError(
+            f"{source} is a folder; name one file in it, or give the folder as data_dir "
+            "(--data-dir) and name a set, such as squad/validation."
+        )
+    endings = {ending: adapter.name for adapter in ADAPTERS.values() for ending in adapter.suffixes}
+    ending = ending_of(file)
+    if file.is_file():
+        if ending not in endings:
+            raise ValueError(
+                f"{source} cannot be read: its name ends in {ending or 'nothing'!r}; allowed are "
+                f"{', '.join(endings)}. Convert or rename it."
+            )
+        return endings[ending], "test", file
+    if ending in endings or source.startswith(("/", "~", ".")):
+        raise ValueError(f"there is no file {source}; check its path.")
+    if slash:
+        raise ValueError(f"{_unknown(name)}, or give the path of a file.")
+    raise ValueError(
+        f"{source!r} must be a set and its split, such as squad/validation, or the path of a file "
+        f"({', '.join(endings)})."
+    )
+
+
+def _check_split(adapter: Adapter, split: str) -> None:
+    splits = [*adapter.splits, *adapter.paper]
+    if split not in splits:
+        raise ValueError(
+            f"split={split!r} is not a split of {adapter.name}; choose one of {', '.join(splits)}."
+        )
+
+
 def _adapter(name: str) -> Adapter:
     if name not in ADAPTERS:
-        near = get_close_matches(name, ADAPTERS, n=1)
-        raise ValueError(
-            f"dataset {name!r} is unknown{f' (did you mean {near[0]!r}?)' if near else ''}; choose "
-            f"one of {', '.join(ADAPTERS)}."
-        )
+        raise ValueError(f"{_unknown(name)}.")
     return ADAPTERS[name]
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name, ADAPTERS, n=1)
+    return (
+        f"dataset {name!r} is unknown{f' (did you mean {near[0]!r}?)' if near else ''}; choose one "
+        f"of {', '.join(ADAPTERS)}"
+    )
 
 
 def _open(

@@ -63,7 +63,7 @@ def _local_books(files: list[Path]) -> Iterator[str]:
                 yield row["text"]
         if rows == 0:
             raise ValueError(
-                f"{file} is empty; it needs one JSON object with a `text` field a line."
+                f"{file} is empty; it needs one JSON object with a `text` field on each line."
             )
 
 

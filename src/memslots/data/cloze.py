@@ -79,18 +79,18 @@ def cloze_rows(
     Args:
         texts: raw texts of any length; each is cut into contexts at its paragraphs, or at its
             sentences where a paragraph is too long.
-        seed: of the draw.
+        seed: the seed of the draw.
         questions: most questions of a context.
         rows: most rows; all that the texts give without it.
         characters: shortest and longest context.
         kinds: what may be asked, of `KINDS`.
 
     Raises:
-        ValueError: an unknown kind, no question, or lengths that are no range.
+        ValueError: an unknown kind, no question, or lengths that are not a range.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:
-        raise ValueError(f"cloze kinds {unknown} are unknown; there are {', '.join(KINDS)}.")
+        raise ValueError(f"cloze kinds {unknown} are unknown; choose from {', '.join(KINDS)}.")
     shortest, longest = characters
     if not 0 < shortest <= longest:
         raise ValueError(
@@ -157,7 +157,7 @@ def sentences(text: str) -> list[str]:
 def questions_of(
     context: str, seed: int, most: int, kinds: Sequence[str]
 ) -> list[tuple[str, str, str]]:
-    """Questions, answers and kinds; one a sentence and kind, kinds by turns."""
+    """Questions, answers and kinds; one per sentence and kind, kinds by turns."""
     rng = random.Random(f"cloze-{seed}-{context}")
     usable = [s for s in sentences(context) if _SENTENCE[0] <= len(s) <= _SENTENCE[1]]
     by_kind = {kind: _candidates(kind, context, usable) for kind in kinds}

@@ -25,7 +25,7 @@ def _squad_row(raw: Mapping[str, Any]) -> QuestionRow:
     return question_row(raw["context"], raw["question"], answers, raw["id"])
 
 
-def _squad_articles(document: Any) -> Iterator[Mapping[str, Any]]:
+def squad_articles(document: Any) -> Iterator[Mapping[str, Any]]:
     """Yields flat rows of the nested release files, as the Hub has them."""
     for article in document["data"]:
         for paragraph in article["paragraphs"]:
@@ -52,7 +52,7 @@ SQUAD = Adapter(
         # XQuAD's English part is a selection of SQuAD's development set.
         "validation": ("dev-v2.0.json", "dev-v1.1.json", "xquad[-.]en*.json"),
     },
-    unnest=_squad_articles,
+    unnest=squad_articles,
     layouts=(_SQUAD_LAYOUT,),
     paper={
         "paper_train": PaperSplit("train", 86_821, 86_821),
@@ -72,7 +72,7 @@ ADVERSARIAL_QA = Adapter(
         "train": ("combined/train.json",),
         "validation": ("combined/dev.json",),
     },
-    unnest=_squad_articles,
+    unnest=squad_articles,
     layouts=(_SQUAD_LAYOUT,),
 )
 

@@ -113,7 +113,7 @@ def local_rows(adapter: Adapter, files: list[Path]) -> Callable[[], Iterator[Raw
     """
     readers: list[Callable[[], Iterator[RawRow]]] = []
     for file in files:
-        ending = Path(file.name.removesuffix(".gz")).suffix.lower()
+        ending = ending_of(file)
         if ending not in _READERS:
             raise ValueError(
                 f"{file} cannot be read: its name ends in {ending or 'nothing'!r}; allowed are "
@@ -126,6 +126,11 @@ def local_rows(adapter: Adapter, files: list[Path]) -> Callable[[], Iterator[Raw
             yield from reader()
 
     return open_all
+
+
+def ending_of(file: Path) -> str:
+    """How a file's name ends, such as `.jsonl`, whether or not it is packed by gzip."""
+    return Path(file.name.removesuffix(".gz")).suffix.lower()
 
 
 def _stream(builder: str, file: Path, **options: Any) -> Iterator[Mapping[str, Any]]:
@@ -169,13 +174,13 @@ def _json(adapter: Adapter, file: Path) -> Callable[[], Iterator[RawRow]]:
                 if error.msg == "Extra data":  # JSON lines by the name of .json
                     yield from _parsed_lines(text.split("\n"))
                     continue
-                raise ValueError(f"{file} is not JSON ({error}); get it again.") from error
+                raise ValueError(f"{file} is not JSON ({error}); download it again.") from error
             try:
                 yield from (_record(item) for item in adapter.unnest(document))
             except (BadRow, LookupError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{file} does not have the layout of {adapter.title}: "
-                    f"{type(error).__name__}: {error}. Get its release again."
+                    f"{file} does not have the layout of {adapter.title}: {type(error).__name__}: "
+                    f"{error}. Download its release again."
                 ) from error
 
     return read

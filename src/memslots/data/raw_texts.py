@@ -19,7 +19,7 @@ def raw_texts(path: str | Path, split: str = "train") -> Iterator[str]:
     Args:
         path: a `.txt`, `.jsonl`, `.json` or `.parquet` file (text also with `.gz`), or a folder of
             files of one of these formats.
-        split: which files of a folder, where their names say so.
+        split: read only the files of this split, if their names say so.
 
     Raises:
         DataNotFound: (a ValueError) nothing is there, or nothing of these formats.

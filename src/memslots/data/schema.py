@@ -72,14 +72,14 @@ def by_context(rows: Iterable[QuestionRow], most: int | None = None) -> list[Que
     """The questions of each context in one row, in the order in which contexts first come.
 
     Args:
-        rows: of any order; the same context may come often.
+        rows: question rows in any order; the same context may come often.
         most: questions of a row; a context with more gives several rows.
 
     Raises:
         ValueError: `most` below 1.
     """
     if most is not None and most < 1:
-        raise ValueError(f"questions={most}: give 1 or more a context.")
+        raise ValueError(f"questions={most}: give 1 or more per context.")
     open_rows: dict[str, QuestionsRow] = {}
     grouped: list[QuestionsRow] = []
     for row in rows:
@@ -110,7 +110,7 @@ class BadRow(Exception):
 
 
 class LeftOut(Exception):
-    """A sound row that is no material for its task: unanswerable, unlabelled. Counted apart."""
+    """A sound row that its task cannot use: unanswerable, unlabelled. Counted apart."""
 
 
 class DataNotFound(ValueError):
@@ -231,7 +231,7 @@ class LoadReport:
         read: Raw rows read; with a limit, those read until it was reached.
         kept: Rows handed out.
         bad: Rows that are not as their set promises, counted by reason.
-        left_out: Sound rows that are no material for the task, counted by reason.
+        left_out: Sound rows that the task cannot use, counted by reason.
         first_bad: Position and reason of the first ten bad rows.
         finished: Whether the iteration came to its end or its limit.
     """

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from memslots.data.books import PG19 as PG19_ON_HUB
+from memslots.data.question_sets import squad_articles
 from memslots.data.schema import (
     Adapter,
     BadRow,
     Layout,
+    LeftOut,
     QuestionRow,
     TextRow,
+    items_of_list,
     question_row,
+    records,
     text_row,
 )
 
@@ -26,16 +30,25 @@ def _book(raw: Mapping[str, Any]) -> TextRow:
 
 
 def _question(raw: Mapping[str, Any]) -> QuestionRow:
-    """`answer` may be one text or a list of accepted ones, as may `answers` beside it."""
-    answers = [
-        answer
-        for column in ("answer", "answers")
-        if raw.get(column) is not None
-        for answer in (raw[column] if isinstance(raw[column], list) else [raw[column]])
-    ]
-    if not answers:
+    """`answer` may be one text or a list of accepted ones, as may `answers`, or be SQuAD's."""
+    columns = {name: raw[name] for name in ("answer", "answers") if raw.get(name) is not None}
+    if not columns:
         raise BadRow("no 'answer'")
+    answers: list[Any] = []
+    for name, value in columns.items():
+        listed = value if isinstance(value, list) else [value]
+        if any(isinstance(answer, Mapping) for answer in listed):  # SQuAD's, with `answer_start`
+            listed = [answer.get("text") for answer in records(value, name)]
+        answers += listed
+    if not answers:
+        raise LeftOut("unanswerable")
     return question_row(raw["context"], raw["question"], answers, raw.get("id"))
+
+
+def _rows_of_json(document: Any) -> Iterator[Any]:
+    """Of a list of rows, or of SQuAD's articles."""
+    nested = isinstance(document, Mapping) and "data" in document
+    return squad_articles(document) if nested else items_of_list(document)
 
 
 FINEWEB = Adapter(
@@ -43,7 +56,7 @@ FINEWEB = Adapter(
     title="FineWeb",
     licence="ODC-By 1.0",
     # The paper's 5 B tokens are half of this sample. Its 19,167,479 training samples are pieces
-    # of about 256 tokens, not documents, so they are no split of the set.
+    # of about 256 tokens, not documents, so they are not a split of the set.
     hub_id="HuggingFaceFW/fineweb",
     hub_config="sample-10BT",
     streaming=True,
@@ -92,6 +105,7 @@ JSONL = Adapter(
     title="JSON files",
     licence="yours",
     suffixes=(".jsonl", ".json"),
+    unnest=_rows_of_json,
     splits=_PLAIN_SPLITS,
     layouts=_PLAIN_LAYOUTS,
     where=_PLAIN_WHERE,

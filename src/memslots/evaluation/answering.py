@@ -134,7 +134,7 @@ def answer_prompts(
 def answer_from_memory(
     model: MemslotsModel, memory: Memory, questions: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers, one a document of `memory`."""
+    """Greedy answers, one per document of `memory`."""
     rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (max(memory.n_slots) + 64)))
     answers = model.generate(
         memory=memory,
@@ -172,7 +172,7 @@ def memories_at_rates(
 def reconstruct_segments(
     model: MemslotsModel, memory: Memory, progress: Callable[[int], object] | None = None
 ) -> list[str]:
-    """The text that the decoder reads back, one string a segment of `memory`.
+    """The text that the decoder reads back, one string per segment of `memory`.
 
     Args:
         model: the compressor with its decoder.
@@ -205,7 +205,7 @@ def compare_segments(
         produced: What `reconstruct_segments` returned.
 
     Returns:
-        A dict a segment: `tokens` and `produced_tokens` (ids), `right` (a bool a token),
+        A dict per segment: `tokens` and `produced_tokens` (ids), `right` (a bool per token),
         `aligned` (a count) and `exact` (the same text).
     """
     encode = processor_of(model).decoder_text.encode

@@ -54,11 +54,13 @@ class Asking:
     def __post_init__(self):
         if self.question.count("{question}") != 1 or self.question != self.question.rstrip():
             raise ValueError(
-                "the words of a question must contain '{question}' exactly once and end without "
-                f"white space (a small LLM reads no lone space), got {self.question!r}."
+                "the words of a question must contain '{{question}}' exactly once and end without "
+                f"white space (a small LLM reads a trailing space badly), got {self.question!r}."
             )
         if self.format not in FORMATS:
-            raise ValueError(f"format={self.format!r} is unknown; there are {', '.join(FORMATS)}.")
+            raise ValueError(
+                f"format={self.format!r} is unknown; choose from {', '.join(FORMATS)}."
+            )
 
     @classmethod
     def of(
@@ -72,9 +74,9 @@ class Asking:
         """The words that a checkpoint was trained with, and worked examples before them.
 
         Args:
-            processor: of the checkpoint; its `plain_prompt` without white space around, or the chat
+            processor: the checkpoint's; its `plain_prompt` without white space around, or the chat
                 template of its decoder.
-            examples: how many worked examples; one at least brings the instruction with it.
+            examples: how many worked examples; if there are any, the instruction comes before them.
             format: "plain" or "chat", by default the checkpoint's own.
             instruction: other words than `INSTRUCTION`; empty for none.
             seed: draws the examples.
@@ -96,8 +98,8 @@ class Asking:
         """The decoder's tokens before and after a context.
 
         Args:
-            processor: of the decoder.
-            questions: to ask.
+            processor: the checkpoint's.
+            questions: the questions to ask.
             contexts: as many texts that stand in the prompt, or None where nothing does; without
                 them a memory is to stand between `before` and `after`.
         """

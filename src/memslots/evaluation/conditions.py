@@ -34,7 +34,7 @@ def default_baselines() -> tuple[str, ...]:
 
 
 def check_baselines(names: Sequence[str]) -> None:
-    """Refuse names that are no baseline.
+    """Refuse names that are not baselines.
 
     Raises:
         ValueError: one is unknown.
@@ -42,7 +42,7 @@ def check_baselines(names: Sequence[str]) -> None:
     known = (*BASELINES, LLMLINGUA2)
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(f"baselines {unknown} are unknown; there are {', '.join(known)}.")
+        raise ValueError(f"baselines {unknown} are unknown; choose from {', '.join(known)}.")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Condition:
 
     Args:
         name: "memory" or one of `BASELINES`.
-        rate: of the memory, or of the memory that a cut is as long as; None where there is none.
+        rate: the memory's rate, or that of the memory that a cut is as long as; None without.
         contexts: the text of each question, None without any.
         memory: one document a question.
         positions: prompt tokens that the context takes, on average.
@@ -102,9 +102,9 @@ def conditions(
 
     Args:
         model: the compressor with its decoder.
-        contexts: one a question, none empty; the same text may come often.
+        contexts: one per question, none empty; the same text may come often.
         rates: encoder tokens per slot, each one of the checkpoint's.
-        baselines: of `BASELINES`, and `LLMLINGUA2` where it is installed.
+        baselines: names of `BASELINES`, and `LLMLINGUA2` where it is installed.
         others: another text for each context, by default the next one that differs.
 
     Raises:
@@ -167,7 +167,9 @@ def other_texts(contexts: Sequence[str]) -> list[str]:
     """
     n = len(contexts)
     if len(set(contexts)) < 2:
-        raise ValueError("another text's memory needs two contexts that differ, and there is one.")
+        raise ValueError(
+            "the control, another text's memory, needs two different contexts; give more than one."
+        )
     return [
         next(contexts[(i + step) % n] for step in range(1, n) if contexts[(i + step) % n] != text)
         for i, text in enumerate(contexts)

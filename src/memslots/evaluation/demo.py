@@ -101,7 +101,7 @@ QUESTIONS = (
 
 
 def demo_paragraphs() -> list[str]:
-    """Notes on six people, one a paragraph; no training of the checkpoint `tiny` showed them."""
+    """Notes on six people, one per paragraph; no training of the checkpoint `tiny` showed them."""
     return _asset("demo.txt").decode("utf-8").strip().split("\n\n")
 
 

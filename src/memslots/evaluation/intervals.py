@@ -19,7 +19,7 @@ def with_interval(
     """A statistic of independent samples with its 95% percentile interval (Efron 1979).
 
     Args:
-        values: one a sample: a number, or what `statistic` reads.
+        values: one per sample: a number, or what `statistic` reads.
         statistic: of a list of samples, by default their mean.
         seed: of the resampling.
         resamples: how many.

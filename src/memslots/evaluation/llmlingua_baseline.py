@@ -1,6 +1,6 @@
 """LLMLingua-2 (Pan et al., 2024) as a baseline: the text's own words, the less telling left out.
 
-It is no dependency: `pip install llmlingua` brings it. Its model and tiktoken's vocabulary come
+It is not a dependency: `pip install llmlingua` brings it. Its model and tiktoken's vocabulary come
 from the network on first use. Not run by this project, which has none; the calls are those of
 llmlingua 0.2.2.
 """

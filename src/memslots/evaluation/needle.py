@@ -63,7 +63,7 @@ def needle_rows(
     """
     unknown = sorted(set(kinds) - set(VALUES))
     if unknown:
-        raise ValueError(f"needle kinds {unknown} are unknown; there are {', '.join(VALUES)}.")
+        raise ValueError(f"needle kinds {unknown} are unknown; choose from {', '.join(VALUES)}.")
     processor = processor_of(model)
     sentences = [re.split(r"(?<=[.!?])\s+", " ".join(text.split())) for text in haystack]
     rows = []

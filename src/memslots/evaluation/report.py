@@ -128,7 +128,7 @@ def _reconstruction(scores: dict[str, Any], slots: dict[str, Any] | None, title:
             row += [f"{slots[rate]['slots']:g}", f"{slots[rate]['effective_rate']:g}"]
         rows.append(row)
     header = ["Rate", "tokens right", "right after alignment", "segments exact"]
-    header += ["slots a context", "effective rate"] if slots else []
+    header += ["slots per context", "effective rate"] if slots else []
     return Table(title, header, rows)
 
 

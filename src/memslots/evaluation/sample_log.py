@@ -28,7 +28,7 @@ class SampleLog:
         batch: samples that are measured together.
 
     Raises:
-        ValueError: the file was written with other settings, or is no such file.
+        ValueError: the file was written with other settings, or is another kind of file.
 
     Examples:
         >>> log = SampleLog()
@@ -90,7 +90,7 @@ class SampleLog:
 
         Args:
             of: what names the set: task, data, and a length where there are several.
-            count: of samples.
+            count: how many samples there are.
             measure: scores the samples of these places under every condition.
 
         Returns:
@@ -135,7 +135,7 @@ def _differs(path: Path, first: str, head: str) -> str:
     try:
         old = json.loads(first)["settings"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        return f"{path} is no file of partial results; name another output."
+        return f"{path} is not a file of partial results; name another output."
     new = json.loads(head)["settings"]
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     was = ", ".join(f"{name} {old.get(name)!r} (now {new.get(name)!r})" for name in names)

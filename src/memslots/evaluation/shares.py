@@ -1,6 +1,6 @@
 """Scores of samples as records: means over them, and the share of a gap that a memory closes.
 
-Questions about one context are no independent samples, so intervals draw whole contexts.
+Questions about one context are not independent samples, so intervals draw whole contexts.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def records_of(
 
     Args:
         measured: scores of all samples under all conditions.
-        metrics: by name, what is computed of a condition's samples.
-        gaps: of the metrics, those whose share of the gap between no context and the full text is
+        metrics: what is computed of a condition's samples, by name.
+        gaps: the metrics whose share of the gap between no context and the full text is
             a record too, as `NAME_gap_closed`, where both were measured and differ the right way.
         contexts: what each sample read; samples of the same one are drawn together.
         named: further fields of every record, as `task` and `data`.

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from memslots.data import load_rows
+from memslots.data import named_source, source_rows
 from memslots.evaluation import example_tasks, needle, tasks
 from memslots.evaluation.asking import Asking
 from memslots.evaluation.asking_choice import asking_of
@@ -56,15 +56,16 @@ def evaluate_tasks(
 
     Args:
         model: the compressor with its decoder.
-        names: of `TASKS`.
+        names: names of `TASKS`.
         rates: encoder tokens per slot, by default all of the checkpoint's.
         baselines: see `conditions`.
-        data: sets of a task as "name/split", in place of `TASKS`'.
+        data: sets of a task as "name/split", in place of `TASKS`', or paths of files whose rows
+            have `context`, `question` and `answer` (or `text`).
         data_dir: folder with local copies; the Hub without it. A set that cannot be had is
             replaced by its stand-in, where it has one, and the records and `notes` say so.
         samples: most rows of a set.
         lengths: decoder tokens of the inputs, for tasks that have several (the paper's without).
-        seed: of every draw.
+        seed: the seed of every draw.
         progress: called with a line before each set and after each batch of samples, with the
             time that the set still takes.
         finetuned_decoder: folder or repository of the decoder fine-tuned on plain text, which role
@@ -89,11 +90,19 @@ def evaluate_tasks(
         raise ValueError("measuring needs the decoder; load the model with load_decoder=True.")
     if finetuned_decoder is not None and "roleplay" not in names:
         raise ValueError(
-            f"finetuned_decoder {finetuned_decoder!r} is for the task roleplay, which is not asked."
+            f"finetuned_decoder {finetuned_decoder!r} is for the task roleplay, which is not "
+            "among the tasks."
         )
     check_baselines(baselines)
     for rate in rates or ():
         model.processor.check_rate(rate)
+    for name in names:
+        for source in (data or {}).get(name, ()):
+            if named_source(source)[2] is not None and name == "icl":
+                raise ValueError(
+                    f"icl shows examples of a set's train split, which the file {source} lacks; "
+                    "name a set, such as gsm8k/test."
+                )
     started = time.perf_counter()
     chosen = list(rates or model.config.compression_rates)
     options = _Options(chosen, tuple(baselines), data_dir, samples, lengths, seed)
@@ -247,12 +256,8 @@ class _Options:
         )
 
     def _rows(self, source: str, notes: list[str], limit: int | None = None) -> list[Any]:
-        name, slash, split = source.partition("/")
-        if not slash:
-            raise ValueError(f"data {source!r} must be name/split, for example squad/validation.")
-        loaded = load_rows(
-            name,
-            split,
+        loaded = source_rows(
+            source,
             data_dir=self.data_dir,
             limit=limit or self.samples,
             seed=self.seed,
@@ -264,5 +269,5 @@ class _Options:
 
 
 def _without_cuts(baselines: Sequence[str]) -> list[str]:
-    """A cut finds a needle exactly when the needle stands in it, which is no measurement."""
+    """A cut finds a needle exactly when the needle stands in it, which is not a measurement."""
     return [name for name in baselines if name not in ("head", "tail")]

@@ -12,10 +12,10 @@ Record = dict[str, Any]
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """All records as one table a task and set, with intervals, counts and what was read.
+    """All records as one table per task and set, with intervals, counts and what was read.
 
     Args:
-        results: of `evaluate_tasks`.
+        results: what `evaluate_tasks` returned.
     """
     header = ["The decoder reads", "prompt tokens", "input", "metric", "value", "95% interval", "n"]
     tables = [
@@ -64,7 +64,7 @@ def plot(results: dict[str, Any], folder: Path) -> list[Path]:
     """Writes a picture for every task, set and metric: values over rates, or a heat map of depth.
 
     Args:
-        results: of `evaluate_tasks`.
+        results: what `evaluate_tasks` returned.
         folder: is made where it is missing.
 
     Returns:

@@ -1,6 +1,6 @@
 """The yardstick on any compressor: reconstruction, completion, questions, cloze.
 
-Each task takes rows of `memslots.data`'s schema and returns records, one a condition and metric::
+Each task takes rows of `memslots.data`'s schema and returns records, one per condition and metric::
 
     {"task", "data", "condition", "rate", "length", "metric", "value", "low", "high", "n",
      "positions"}
@@ -62,7 +62,7 @@ def reconstruction(
         rates: encoder tokens per slot.
         data: name of the set, for the records.
         baselines: see `conditions`.
-        samples: most segments, taken evenly over the texts; all without it.
+        samples: the most segments, taken evenly over the texts; None takes all.
         log: where scores are kept as they come.
     """
     texts = _segment_texts(model, [_text_of(row) for row in rows], samples)
@@ -256,7 +256,7 @@ def question_answering(
 
     Args:
         model: the compressor with its decoder.
-        rows: with contexts.
+        rows: question rows with contexts.
         rates: encoder tokens per slot.
         baselines: see `conditions`.
         max_new_tokens: longest answer (30 in the published code).

@@ -78,8 +78,8 @@ def worked_examples(count: int, seed: int = 0) -> tuple[WorkedExample, ...]:
     """Examples of different passages, the same for the same arguments.
 
     Args:
-        count: how many, at most one a passage.
-        seed: of the draw.
+        count: how many, at most one per passage.
+        seed: the seed of the draw.
 
     Raises:
         ValueError: more than there are passages, or fewer than none.

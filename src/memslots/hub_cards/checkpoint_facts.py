@@ -192,13 +192,19 @@ def without_paths(lines: Iterable[str]) -> list[str]:
 
 
 def count_parameters(config: MemslotsConfig) -> dict[str, int]:
-    """Parameters that training changes and those it leaves, the decoder's among the latter."""
+    """Parameters that training changes and those it leaves, the decoder's among the latter.
+
+    An encoder of the decoder's own layers has no others.
+    """
     with torch.device("meta"):  # shapes only: a decoder of any size costs nothing
         compressor = MemslotsModel(config, load_decoder=False)
         decoder = AutoModelForCausalLM.from_config(config.decoder_config)
     counts = {"trained": 0, "frozen": sum(p.numel() for p in decoder.parameters())}
     for parameter in compressor.parameters():
-        counts["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+        if parameter.requires_grad:
+            counts["trained"] += parameter.numel()
+        elif config.encoder_layers is None:
+            counts["frozen"] += parameter.numel()
     return counts
 
 
@@ -237,7 +243,7 @@ def _read_curve(path: Path) -> dict[str, Any] | None:
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no curve of training ({error}); remove it.") from error
+        raise ValueError(f"{path} is not a curve of training ({error}); remove it.") from error
     measured = [line for line in lines if "held out" in line]
     return measured[-1] if measured else None
 
@@ -260,9 +266,9 @@ def _read_recipe(path: Path) -> dict[str, Any] | None:
     try:
         recipe = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no recipe: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict) or "stages" not in recipe.get("compressor", {}):
-        raise ValueError(f"{path} is no recipe: it has no compressor.stages.")
+        raise ValueError(f"{path} is not a recipe: it has no compressor.stages.")
     return recipe
 
 

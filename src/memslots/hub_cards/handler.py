@@ -196,12 +196,12 @@ def _decode(memory: Any, limit: int) -> bytes:
         raise BadRequest("memory must be the base64 of a saved memory's file, as a string.")
     if len(memory) > 4 * (limit // 3 + 1):  # before anything is decoded
         raise BadRequest(
-            f"the memories are too large; send at most {MAX_MEMORY_BYTES:,} bytes a request."
+            f"the memories are too large; send at most {MAX_MEMORY_BYTES:,} bytes per request."
         )
     try:
         return base64.b64decode(memory, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"memory is no base64: {error}.") from error
+        raise BadRequest(f"memory is not base64: {error}.") from error
 
 
 def _error(kind: str, message: str) -> dict[str, Any]:

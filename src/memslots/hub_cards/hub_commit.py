@@ -45,7 +45,7 @@ class StagedFile:
     """One file of a push.
 
     Args:
-        name: in the repository.
+        name: the file's name in the repository.
         path: on this disk.
     """
 
@@ -95,13 +95,13 @@ def commit_files(
     """Makes the repository where it is missing, and commits the files.
 
     Args:
-        api: with the token.
+        api: a Hub client with the token.
         repo_id: `owner/name`.
         files: what the commit brings.
-        settings: of the commit.
+        settings: further settings of the commit.
         ours: patterns, with as many slashes as the names they match; what an earlier push left
             behind and this one does not bring is removed.
-        private: of a repository that is made.
+        private: whether a new repository is private.
         space_sdk: what a Space runs on; None makes a model's repository.
 
     Raises:

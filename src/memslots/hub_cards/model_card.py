@@ -258,6 +258,8 @@ def _trained_parts(config: MemslotsConfig) -> str:
 
 
 def _frozen_parts(config: MemslotsConfig) -> str:
+    if config.encoder_layers is not None:
+        return "the decoder, whose first layers are the encoder's base"
     parts = ["the decoder"]
     parts += ["the encoder's base"] if config.encoder_lora is not None else []
     parts += ["the sentence encoder"] if _freezes_encoder(config) else []

@@ -67,11 +67,11 @@ def push_checkpoint(
     Args:
         folder: what `save_pretrained` wrote; it is loaded first, and not changed.
         repo_id: `owner/name`; made if it does not exist.
-        private: of a repository that is made.
+        private: whether a new repository is private.
         revision: branch; made if it does not exist.
         create_pr: open a pull request instead of committing.
         token: as everywhere in huggingface_hub; by default the one that is logged in.
-        commit_message: of the one commit.
+        commit_message: the message of the one commit.
         commit_description: likewise.
         stated: the card's metadata that no file tells (`license`, `language`, ...).
 
@@ -105,14 +105,14 @@ def push_model(
     Args:
         model: the compressor.
         repo_id: as for `push_checkpoint`, as are the arguments that are not listed.
-        private: of a repository that is made.
+        private: whether a new repository is private.
         revision: branch; made if it does not exist.
         create_pr: open a pull request instead of committing.
         token: as everywhere in huggingface_hub.
-        commit_message: of the one commit.
+        commit_message: the message of the one commit.
         commit_description: likewise.
-        max_shard_size: of a weights file.
-        tags: of the card, beside its own.
+        max_shard_size: the most bytes of a weights file.
+        tags: tags to add to the card's own.
 
     Raises:
         ValueError: a model that others could not load.
@@ -139,7 +139,7 @@ def staged(
     """The loaded model and the files that a push of it would bring, while the block runs.
 
     Args:
-        folder: of the checkpoint.
+        folder: the checkpoint's folder.
         repo_id: `owner/name`.
         model: what was saved there; it is loaded without.
         stated: see `push_checkpoint`.
@@ -220,7 +220,7 @@ def _check_origin(part: str, name: str | None, otherwise: str) -> None:
 
 def _loaded(folder: Path) -> MemslotsModel:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no checkpoint's folder: it has no config.json.")
+        raise ValueError(f"{folder} is not a checkpoint's folder: it has no config.json.")
     stated, _ = MemslotsConfig.get_config_dict(folder)
     if stated.get("model_type") != MemslotsConfig.model_type:
         raise ValueError(f"{folder} holds a {stated.get('model_type')!r} model, no compressor.")
@@ -252,7 +252,7 @@ def _take_recipe(folder: Path, stage: Path) -> None:
     recipe = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
     texts = list(_strings(recipe))
     if without_paths(texts) != texts or any(Path(text).exists() for text in texts if "/" in text):
-        logger.warning("%s names paths of this disk and is left out.", RECIPE)
+        logger.warning("%s names paths on this disk and is left out.", RECIPE)
         return
     names = [stage["name"] for stage in recipe.get("compressor", {}).get("stages", [])]
     if folder.name in names and "stage" not in recipe:
@@ -299,6 +299,6 @@ def check_parts(api: HfApi, config: MemslotsConfig) -> None:
     ):
         if needed and not retried(partial(api.repo_exists, str(name)), "looking it up"):
             raise ValueError(
-                f"the {part} {name!r} is no repository on the Hub that this token can see; others "
-                "could not load the checkpoint."
+                f"the {part} {name!r} is not a repository on the Hub that this token can see; "
+                "others could not load the checkpoint."
             )

@@ -53,14 +53,14 @@ def push_space(
     """Push a Space that shows a checkpoint.
 
     Args:
-        repo_id: of the Space, `owner/name`; made if it does not exist.
+        repo_id: the Space's repository, `owner/name`; made if it does not exist.
         model: the checkpoint's repository.
-        revision: of the checkpoint, by default main; the Space is pinned to its commit.
-        private: of a Space that is made.
+        revision: the checkpoint's, main by default; the Space is pinned to its commit.
+        private: whether a new Space is private.
         token: as everywhere in huggingface_hub.
-        title: of the page, instead of the usual one.
+        title: the page's heading, instead of the usual one.
         note: a line on the page, for what this checkpoint can and cannot do.
-        commit_message: of the one commit.
+        commit_message: the message of the one commit.
 
     Raises:
         ValueError: a checkpoint that a Space could not load.
@@ -161,8 +161,8 @@ def pinned(model: str, revision: str | None, token: str | bool | None = None) ->
     check_parts(api, config)
     if info.private:
         logger.warning(
-            "%s is private: give the Space a secret HF_TOKEN that can read it (Settings, Variables "
-            "and secrets). A Space that is public then answers anybody from it.",
+            "%s is private: give the Space a secret HF_TOKEN that can read it (Settings, "
+            "Variables and secrets). A public Space then answers everyone from it.",
             model,
         )
     return str(info.sha)

@@ -81,7 +81,7 @@ class SavedModel(PreTrainedModel):
             pretrained_model_name_or_path: repository or folder.
             *model_args: as for any `PreTrainedModel`.
             load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
-            decoder_kwargs: for the decoder's `from_pretrained` alone.
+            decoder_kwargs: arguments of the decoder's `from_pretrained` alone.
             kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too,
                 and `quantization_config` to it alone.
 
@@ -120,9 +120,9 @@ class SavedModel(PreTrainedModel):
         config = model.config
         if config.bundle_decoder and decoder_kwargs.get("quantization_config") is not None:
             raise ValueError(
-                f"quantization_config is for a decoder that is loaded by its name, and that of "
-                f"{str(pretrained_model_name_or_path)!r} is bundled with it; load with "
-                "load_decoder=False and attach_decoder a quantized one."
+                "quantization_config is for a decoder that is loaded by its name, but "
+                f"{str(pretrained_model_name_or_path)!r} bundles its decoder; load with "
+                "load_decoder=False and attach a quantized one with attach_decoder."
             )
         if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
@@ -151,7 +151,7 @@ class SavedModel(PreTrainedModel):
                 )
             except OSError as error:
                 raise OSError(
-                    f"the decoder {name!r} of this compressor is not to be had ({error}); put it "
+                    f"the decoder {name!r} of this compressor cannot be loaded ({error}); put it "
                     "back, or write where it is into decoder_name_or_path of its config.json."
                 ) from error
             model.attach_decoder(decoder)
@@ -193,7 +193,7 @@ class SavedModel(PreTrainedModel):
             warnings.warn(
                 f"decoder {decoder.name_or_path!r} has other weights than the one that this "
                 f"compressor was trained for ({self.config.decoder_name_or_path or 'bundled'}), "
-                "and may misread memories; attach that one, or train on with this one.",
+                "and may misread memories; attach that one, or train it further with this one.",
                 stacklevel=2,
             )
         for layer in decoder.modules():  # bitsandbytes packs 4 bit again on CPUs, in whole blocks
@@ -215,7 +215,7 @@ class SavedModel(PreTrainedModel):
                 parameter.data = parameter.data.to(self.markers.dtype)
         if is_quantized(decoder):  # other slots, so another fingerprint than the stated
             self._fingerprint = None
-        elif trusted and self._stated is not None:  # the base is no part of what it stands for
+        elif trusted and self._stated is not None:  # the base is not part of what it stands for
             self._trust_fingerprint(self._stated)
         mark_initialized(base)
         base.train(self.training)
@@ -288,7 +288,7 @@ class SavedModel(PreTrainedModel):
         if self.config.bundle_decoder and self.has_decoder and is_quantized(self.decoder):
             raise ValueError(
                 "a quantized decoder cannot be bundled; set model.config.bundle_decoder = False "
-                "and name it in config.decoder_name_or_path, or attach_decoder it unquantized."
+                "and name it in config.decoder_name_or_path, or attach an unquantized one."
             )
         if self.config.encoder_layers is None and is_quantized(self.encoder):
             raise ValueError(
@@ -337,7 +337,7 @@ class SavedModel(PreTrainedModel):
         return memory
 
     def check_memory(self, memory: Memory) -> None:
-        """Refuse what is no memory (`TypeError`), or empty or another compressor's (`ValueError`).
+        """Refuse what is no Memory (`TypeError`), is empty or another compressor's (`ValueError`).
 
         Examples:
             >>> model.check_memory(model.compress("Ann is here."))
@@ -350,7 +350,7 @@ class SavedModel(PreTrainedModel):
                 f"{type(memory).__name__}."
             )
         if not memory.documents:
-            raise ValueError("memory has no document; an empty slice answers nothing.")
+            raise ValueError("memory has no documents; give at least one.")
         if memory.fingerprint != self.fingerprint:
             raise ValueError(
                 f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "
@@ -383,7 +383,7 @@ class SavedModel(PreTrainedModel):
             kind = json.dumps(config.sentence_encoder, sort_keys=True)
             segmentation += f" {config.pool_unit} {config.pool_language} {kind}"
         if config.encoder_layers is not None and is_quantized(self.encoder):
-            segmentation += " quantized"  # the base is no part of the digest
+            segmentation += " quantized"  # the base is not part of the digest
         tokenizer = self.processor.encoder_text.backend.to_str()
         digest = hashlib.sha256(f"memslots 1 {segmentation}\n{tokenizer}".encode())
         parts: dict[str, torch.Tensor] = {}

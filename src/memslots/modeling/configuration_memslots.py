@@ -79,7 +79,7 @@ class MemslotsConfig(PreTrainedConfig):
             names its base model.
         decoder_revision: commit, branch or tag of `decoder_name_or_path`.
         decoder_loading: `subfolder` and `gguf_file` of the decoder inside `decoder_name_or_path`.
-        decoder_fingerprint: of its weights, by `weights_sample`; `attach_decoder` compares it.
+        decoder_fingerprint: a hash of its weights (`weights_sample`); `attach_decoder` compares it.
         encoder_loading: likewise of the encoder, where the checkpoint holds its adapter alone.
         bundle_decoder: whether `save_pretrained` puts the decoder's weights into the checkpoint.
         compression_rates: the rates (encoder tokens per slot) that may be asked of `compress`.
@@ -167,8 +167,8 @@ class MemslotsConfig(PreTrainedConfig):
         for name, plain in (("inject_layer", (None, 0)), ("converter_queries", (4,))):
             if kwargs.pop(name, plain[0]) not in plain:
                 raise ValueError(
-                    f"{name} was tried, gained nothing and is no more (docs/log.md); the code "
-                    "inside the checkpoint that has it still loads it."
+                    f"{name} was removed, since it gained nothing (docs/log.md); a checkpoint that "
+                    "has it still loads with the code inside it."
                 )
         self.encoder_config = _as_config(self.encoder_config, "gpt2")
         self.decoder_config = _plain(_as_config(self.decoder_config, "llama"))
@@ -199,7 +199,7 @@ class MemslotsConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if rates[-1] > length:
             raise ValueError(
-                f"compression rate {rates[-1]} is coarser than one slot a segment of {length} "
+                f"compression rate {rates[-1]} is coarser than one slot per segment of {length} "
                 "tokens; use rates up to segment_length."
             )
         added = {"converter_type": [*CONVERTERS], "pooling": ["memory_tokens", *POOLS, "sentence"]}
@@ -213,9 +213,9 @@ class MemslotsConfig(PreTrainedConfig):
         for name, (usual, (other, choices)) in ONLY_WITH.items():
             if getattr(self, name) != usual and getattr(self, other) not in choices:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is for {other} "
-                    f"{' and '.join(map(repr, choices))}, and this one is "
-                    f"{getattr(self, other)!r}; leave it out."
+                    f"{name}={getattr(self, name)!r} needs {other} "
+                    f"{' or '.join(map(repr, choices))}, got {getattr(self, other)!r}; leave it "
+                    "out."
                 )
         check_detectors(self.literals, names_only=True)
         if self.plain_prompt.count("{question}") != 1:
@@ -227,15 +227,15 @@ class MemslotsConfig(PreTrainedConfig):
         embedding = getattr(self.get_text_config(encoder=True), "embedding_size", None)
         if self.pooling == "groups" and embedding not in (None, self.slot_size):
             raise ValueError(
-                f"pooling='groups' adds token embeddings to states, and this encoder's have "
-                f"widths {embedding} and {self.slot_size}; use another pooling."
+                "pooling='groups' adds token embeddings to states of the same width, and this "
+                f"encoder has {embedding} and {self.slot_size}; use another pooling."
             )
         positions = max_positions(self.encoder_config)
         memory_tokens = self.max_slots if self.pooling == "memory_tokens" else 0
         if positions is not None and length + memory_tokens > positions:
             raise ValueError(
-                f"a segment of {length} tokens and its {memory_tokens} memory tokens need "
-                f"{length + memory_tokens} positions, but the encoder has {positions}; use a "
+                f"a segment of {length} tokens and its {memory_tokens} memory tokens are "
+                f"{length + memory_tokens} tokens, but the encoder reads {positions}; use a "
                 "smaller segment_length or coarser compression_rates."
             )
 

@@ -1,11 +1,11 @@
 """The one place where a frozen decoder is touched: run, made to write, and hooked into.
 
-Hooks are there only while a memory is read (`reading`), and a lock a decoder is held that long: its
+Hooks are there only while a memory is read (`reading`); a lock per decoder is held that long. Its
 modules, weights and state stay as they are, be they quantized, shared or used by several threads.
-That is why `DecoderLora` is no adapter of peft, which would put its own layers into the decoder.
+That is why `DecoderLora` is not a peft adapter, which would put its own layers into the decoder.
 
 A decoder with per-layer embeddings (Gemma 4 E2B, Gemma 3n) looks every token up a second time, for
-each of its layers, and slots are no tokens. So the second look-up is done here, with the padding
+each of its layers, and slots are not tokens. So the second look-up is done here, with the padding
 token where slots and markers stand, as Gemma 4 does with images; generation goes on with tokens.
 """
 
@@ -263,8 +263,8 @@ def generation_defaults(
     if most is None and whole is not None:
         if whole <= length:
             raise ValueError(
-                f"max_length={whole} counts the prompt too, which has {length} positions; give "
-                f"max_length of at least {length + 1}, or max_new_tokens, which counts the answer."
+                f"max_length={whole} counts the {length} prompt tokens too; give max_length of at "
+                f"least {length + 1}, or max_new_tokens, which counts the answer alone."
             )
         settings["max_new_tokens"] = max(1, min(whole, positions or whole) - length)
         settings["max_length"] = None

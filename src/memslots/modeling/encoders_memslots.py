@@ -88,7 +88,7 @@ def first_layers_config(config: PreTrainedConfig, count: int) -> PreTrainedConfi
     shorter = copy.deepcopy(config.get_text_config())
     total = shorter.num_hidden_layers
     shorter.num_hidden_layers = count
-    for key, value in list(vars(shorter).items()):  # layer_types and its like: an entry a layer
+    for key, value in list(vars(shorter).items()):  # layer_types and its like: an entry per layer
         if isinstance(value, (list, tuple)) and len(value) == total:
             setattr(shorter, key, type(value)(value[:count]))
     sharing: Any = getattr(shorter, "num_kv_shared_layers", None)
@@ -112,8 +112,8 @@ def _body_and_layers(decoder: PreTrainedModel) -> tuple[PreTrainedModel, str, nn
     if len(places) != 1:
         raise ValueError(
             f"encoder {SHARED_ENCODER!r} needs a decoder whose {total} layers stand in one list, "
-            f"and {type(decoder).__name__} has {len(places)} such lists; name an encoder of its "
-            "own instead."
+            f"and {type(decoder).__name__} has {len(places)} such lists; name a separate encoder "
+            "instead."
         )
     return places[0]
 
@@ -367,7 +367,7 @@ def memory_token_slots(
         segment_input_ids: `(segments, tokens)`, right-padded.
         lengths: `(segments,)`, tokens of each.
         rates: `(segments,)`, tokens per slot of each.
-        read: of `states_read`.
+        read: what `states_read` gave.
     """
     encoder, memory_tokens = model.encoder, model.memory_tokens
     embeds = encoder.get_input_embeddings()(segment_input_ids)
@@ -418,7 +418,7 @@ def pooled_slots(
 
 
 def sentence_slots(model, segment_input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """One vector a segment, as its sentence encoder makes it: with its special tokens."""
+    """One vector per segment, as its sentence encoder makes it: with its special tokens."""
     described = model.config.sentence_encoder
     prefix, suffix = (
         to_device(torch.tensor(described[name], dtype=torch.long), segment_input_ids.device)
@@ -473,7 +473,7 @@ class GroupPool(nn.Module):
     a coarser one has more places.
 
     Args:
-        width: of embeddings, states and slots.
+        width: the width of embeddings, states and slots.
         hidden: width inside.
         places: tokens of the largest group.
     """

@@ -100,7 +100,7 @@ def lay_out_row(
 
     Args:
         row: the row.
-        slot_ids: of every segment of the batch, the `memory_ids` of its slots.
+        slot_ids: the `memory_ids` of the slots of every segment of the batch.
         pad_id: any token id, masked.
         markers: as in `MemslotsConfig`.
         spread: whether memory tokens were spread over their segment; the decoder then reads its
@@ -192,7 +192,7 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
         return [(i, 0) for i in range(n_contexts)]
     raise ValueError(
         f"{n_contexts} contexts and {n_questions} questions do not go together: give equally many "
-        "of both, or one of either."
+        "of both, or a single one of either."
     )
 
 
@@ -278,11 +278,11 @@ def check_room(
                 break
         row_slots = sum(counts[j] for j in row.segments)
         exact = sum(map(len, row.literals))
-        beside = f"{exact} tokens of literals, " if exact else ""
+        beside = f"{exact} verbatim tokens, " if exact else ""
         raise ValueError(
-            f"context {i} has {row_slots} slots at rate {rate}; with markers, {beside}prompt "
-            f"and {new_tokens} new tokens that is {needed} positions, and the decoder has "
-            f"{limit}: {max(0, row_slots + limit - needed)} slots fit; {advice}."
+            f"context {i} has {row_slots} slots at rate {rate}; with markers, {beside}prompt and "
+            f"{new_tokens} new tokens it takes {needed} tokens, and the decoder reads {limit}: "
+            f"{max(0, row_slots + limit - needed)} slots fit; {advice}."
         )
 
 

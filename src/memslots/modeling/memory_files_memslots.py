@@ -76,7 +76,7 @@ class Segment:
         start: its first character.
         end: one past its last.
         tokens: encoder tokens.
-        slots: that stand for them; none where the decoder reads the text itself.
+        slots: how many slots stand for them; 0 if the decoder reads the text itself.
         rate: encoder tokens per slot; 0 where the decoder reads the text itself.
         literals: exact strings that the decoder reads beside the slots.
         check: what its slots lose and the text in their place, where it was checked.

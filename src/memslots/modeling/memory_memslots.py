@@ -39,16 +39,16 @@ class Memory:
 
     Args:
         slots: `(total_slots, d_encoder)`, all segments of all documents one after another.
-        documents: for each document its segments, in reading order.
+        documents: the segments of each document, in reading order.
         text_sha256: SHA-256 of each source text (UTF-8).
-        unknown_tokens: of each source text, tokens that the encoder's tokenizer could not
+        unknown_tokens: for each source text, tokens that the encoder's tokenizer could not
             represent ([UNK]); they are lost.
         rate: encoder tokens per slot; where segments have rates of their own, the finest of them.
         rates: the rates that the compressor was trained for.
         nested: whether the slots of a coarse rate are the first of a finer one (causal encoders).
         fingerprint: identity of the compressor that wrote the slots.
         pooling: how the encoder makes slots (`MemslotsConfig.pooling`).
-        texts: of each of `text_sha256`, the text itself where it was kept, else None; empty where
+        texts: for each of `text_sha256`, the text itself if it was kept, else None; empty where
             none was.
     """
 
@@ -246,7 +246,7 @@ class Memory:
         which a warning says where it was.
 
         Raises:
-            ValueError: an untrained or finer rate, or slots that are no part of the coarse rate's.
+            ValueError: an untrained or finer rate, or slots that are not part of the coarse rate's.
 
         Examples:
             >>> model.compress("Ann owns 27 maps of Lagos.", rate=2).at_rate(8).rate
@@ -275,9 +275,9 @@ class Memory:
         if checked:
             warnings.warn(
                 f"at rate {rate} {checked} of {len(self.segments)} segments have other slots than "
-                "those that were checked: what these lose is not known. Literals, kept texts and "
-                "segments read as text stay. To have it checked, call verified.compress with "
-                f"rate={rate} or rates=[{rate}]",
+                "those that were checked: what these lose is not known. Verbatim tokens, kept "
+                "texts and segments read as text stay. To have it checked, call verified.compress "
+                f"with rate={rate} or rates=[{rate}]",
                 stacklevel=2,
             )
         coarser = []
@@ -419,5 +419,5 @@ class Memory:
             return cls(**memory_fields(header, tensors)).to(device)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(
-                f"{str(path)!r} holds what is no memory's ({error}); compress the text again."
+                f"{str(path)!r} is not a sound memory ({error}); compress the text again."
             ) from error

@@ -175,7 +175,7 @@ class MemslotsModel(SavedModel):
     def train(self, mode: bool = True) -> "MemslotsModel":
         """As `torch.nn.Module.train`, but the frozen decoder stays in evaluation mode."""
         super().train(mode)
-        if mode:  # fused optimizers change weights without counting it, so the version is no proof
+        if mode:  # fused optimizers change weights without counting it, so the version is not proof
             self._name_weights()
             self._fingerprint = None
         if self.has_decoder:
@@ -228,7 +228,7 @@ class MemslotsModel(SavedModel):
             segment_input_ids: `(segments, tokens)`, right-padded.
             segment_attention_mask: `(segments, tokens)`, 1 for tokens.
             segment_rates: `(segments,)`, encoder tokens per slot of each.
-            read: of `states_read` for these segments, where a GPU is not to be waited for.
+            read: `states_read` of these segments, so that a GPU need not be waited for.
 
         Examples:
             >>> inputs = processor.collate_segments(processor.segment("Ann is here."))
@@ -422,8 +422,8 @@ class MemslotsModel(SavedModel):
         limit = max_positions(self.decoder.config)
         if limit is not None and input_ids.shape[1] > limit:
             raise ValueError(
-                f"a row of slots, markers, prompt and target takes {input_ids.shape[1]} positions, "
-                f"and the decoder has {limit}; use a coarser rate, a shorter context or target, "
+                f"a row of slots, markers, prompt and target takes {input_ids.shape[1]} tokens, "
+                f"and the decoder reads {limit}; use a coarser rate, a shorter context or target, "
                 "or, in training, fewer training_segments, questions_per_context or a smaller "
                 "completion_length."
             )
@@ -522,7 +522,7 @@ class MemslotsModel(SavedModel):
             rate: encoder tokens per slot for `context`; for `memory`, a coarser rate than its own.
             batch_size: rows that the decoder generates for at once.
             chat_template_kwargs: passed to the chat template.
-            literals: for `context`, as for `compress`.
+            literals: kinds of verbatim tokens for `context`, as in `compress`.
             generate_kwargs: any argument of `transformers`' `generate`; those that cannot work with
                 embeddings are refused by name.
 
@@ -594,7 +594,7 @@ class MemslotsModel(SavedModel):
             memory: what they read; None where they read tokens alone.
             batch_size: rows that the decoder generates for at once.
             generate_kwargs: arguments of `generate`, checked.
-            prefix: of `memory`, where the decoder has read it.
+            prefix: the prefix of `memory`, if the decoder has read it.
 
         Examples:
             >>> memory = model.compress("Ann is here.")

@@ -440,8 +440,8 @@ def check_detectors(literals: Detectors | None, names_only: bool = False) -> lis
         else:
             others = "" if names_only else ", or a function from a text to (start, end) spans"
             raise ValueError(
-                f"literals={detector!r} is no detector of literals; "
-                f"use names of {sorted(DETECTORS)}{others}."
+                f"literals={detector!r} is not a kind of verbatim tokens; choose from "
+                f"{sorted(DETECTORS)}{others}."
             )
     return detectors
 

@@ -161,10 +161,10 @@ class Catalogue:
                     "Check the disk's free space and the permissions, and try again."
                 ) from error
             raise ValueError(
-                f"the catalogue {self.path} is damaged or no catalogue ({error}); move it away, "
+                f"the catalogue {self.path} is damaged or not a catalogue ({error}); move it away, "
                 "and make it again from the documents with `memslots store rebuild --store "
-                f"{self.path.parent}`. (A copy does not know what was added since, and compacting "
-                "removes that.)"
+                f"{self.path.parent}`. (A backup of it lacks the documents that were added since, "
+                "and compacting would remove those.)"
             ) from error
 
     # -- queries -----------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class Catalogue:
         header = dict(db.execute("SELECT key, value FROM store"))
         version = header.get("version", "")
         if header.get("format") != FORMAT or not version.isdecimal():
-            raise ValueError(f"{self.path} is no catalogue of a memory store.")
+            raise ValueError(f"{self.path} is not a catalogue of a memory store.")
         if int(version) > FORMAT_VERSION:
             raise ValueError(
                 f"{self.path.parent} has store format {version}; this memslots reads it up to "

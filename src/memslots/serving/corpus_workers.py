@@ -180,8 +180,8 @@ def in_processes(
                 running |= {pool.submit(_run, batch) for batch in islice(batches, 1)}
     except BrokenProcessPool as error:
         raise ValueError(
-            "a worker died, perhaps for want of memory, or could not load the model; what was "
-            "stored is kept. Take fewer workers and run it again; one worker shows its error."
+            "a worker died, perhaps because memory ran out, or could not load the model; what was "
+            "stored is kept. Use fewer workers and run it again; one worker shows its error."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -95,10 +95,9 @@ class EmbeddingsOnlyDecoder(PreTrainedModel):
             ValueError: Always.
         """
         raise ValueError(
-            "this needs the decoder itself, and here are only its input embeddings: an engine "
-            "holds it (fidelity, max_slots and exact of a memory, and expand, ask the "
-            "decoder what the slots hold). Start the gateway with --with-decoder, or compress "
-            "elsewhere and send the memory's file."
+            "fidelity, max_slots, exact and expand ask the decoder what the slots hold, and this "
+            "gateway has only its input embeddings (vLLM holds the decoder). Start the gateway "
+            "with --with-decoder, or compress elsewhere and send the memory's file."
         )
 
     def generate(self, *args: Any, **kwargs: Any):
@@ -132,8 +131,8 @@ def attach_decoder_embeddings(
     name = str(checkpoint) if config.bundle_decoder else config.decoder_name_or_path
     if not name:
         raise ValueError(
-            "this compressor neither holds its decoder nor names it (decoder_name_or_path), so its "
-            "embeddings are nowhere to be read."
+            "this compressor neither holds its decoder nor names it (decoder_name_or_path), so "
+            "its embeddings cannot be read."
         )
     within = ""
     if not config.bundle_decoder:
@@ -163,7 +162,7 @@ def attach_decoder_embeddings(
 def _without_weight(skeleton: PreTrainedModel, layer: nn.Embedding) -> nn.Embedding:
     """The layer off the meta device, with a scale where it has one, and one row of weight."""
     layer.weight = nn.Parameter(torch.empty(1, layer.weight.shape[1]), requires_grad=False)
-    layer.padding_idx = None  # matters for gradients alone, and is no row of those that are read
+    layer.padding_idx = None  # matters for gradients alone, and is not a row of those that are read
     layer.to_empty(device="cpu")
     skeleton._init_weights(layer)  # how transformers fills buffers that no checkpoint holds
     layer._parameters = {}

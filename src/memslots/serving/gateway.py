@@ -173,14 +173,13 @@ class Gateway:
             for_texts = [*asked.verification, *(["literals"] * (asked.literals is not None))]
             if for_texts:
                 raise ValueError(
-                    f"{', '.join(for_texts)} is for a text; a memory file is what it was "
-                    "compressed to."
+                    f"{', '.join(for_texts)} is for a text; a memory file is compressed already."
                 )
             most = self._settings.max_characters
             memory = read_memory_file(self._model, asked.memory or "", most)
             if len(memory) != 1:
                 raise ValueError(
-                    f"this file holds {len(memory)} documents; an id is for one, so send them one "
+                    f"this file holds {len(memory)} documents, and an id names one; send them one "
                     "by one (memory[i]), or as one context (memory.join())."
                 )
             return memory if asked.rate is None else memory.at_rate(asked.rate)

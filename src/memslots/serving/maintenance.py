@@ -59,8 +59,7 @@ def suspects(
         total = db.execute("SELECT count(*) FROM documents").fetchone()[0]
         files = [name for (name,) in db.execute("SELECT name FROM files")]
         report.left_over = catalogue.left_over(db, data)
-    hidden = total < 1000 if progress is None else not progress
-    with tqdm(total=total, desc="verifying", unit="document", disable=hidden) as bar:
+    with _bar("verifying", total, progress) as bar:
         for file in files:
             with catalogue.read() as db:
                 documents = {place.row: (key, place) for key, place in catalogue.in_file(db, file)}
@@ -72,7 +71,14 @@ def suspects(
             yield from (key for key, _ in documents.values())
 
 
-def compacted(db: sqlite3.Connection, data: Path) -> Iterator[tuple[list[str], pa.Table]]:
+def _bar(doing: str, documents: int, progress: bool | None) -> tqdm:
+    hidden = documents < 1000 if progress is None else not progress
+    return tqdm(total=documents, desc=doing, unit="document", disable=hidden)
+
+
+def compacted(
+    db: sqlite3.Connection, data: Path, progress: bool | None
+) -> Iterator[tuple[list[str], pa.Table]]:
     """Files to take out of the catalogue, each time with the rows to enter in their stead.
 
     Rewritten are files with rows that no document points to, and small ones where there are
@@ -81,30 +87,38 @@ def compacted(db: sqlite3.Connection, data: Path) -> Iterator[tuple[list[str], p
     Args:
         db: The catalogue, in a writing transaction.
         data: Folder of the files.
+        progress: See `MemoryStore.compact`.
     """
     live = Counter(file for (file,) in db.execute("SELECT file FROM documents"))
     files = db.execute("SELECT file, name, rows, bytes FROM files ORDER BY file").fetchall()
     small = {file for file, _, _, size in files if size < store_files.FILE_BYTES // 2}
+    rewritten = [
+        (file, name)
+        for file, name, rows, _ in files
+        if live[file] < rows or (file in small and len(small) > 1)
+    ]
     names: list[str] = []
     kept: list[pa.Table] = []
-    for file, name, rows, _ in files:
-        if live[file] == rows and (file not in small or len(small) == 1):
-            continue
-        if live[file]:
-            query = "SELECT row FROM documents WHERE file = ? ORDER BY row"
-            numbers = [number for (number,) in db.execute(query, (file,))]
-            if sum(1 for _ in sound_rows(data / name, {}, numbers)) < len(numbers):
-                continue  # `verify` says what is wrong with it
-            kept.append(open_file(data / name).take(pa.array(numbers, pa.int64())))
-        names.append(name)
-        if sum(part["slots"].nbytes for part in kept) >= store_files.FILE_BYTES:
-            yield names, pa.concat_tables(kept)
-            names, kept = [], []
-    if names:
-        yield names, pa.concat_tables(kept) if kept else SCHEMA.empty_table()
+    with _bar("compacting", sum(live[file] for file, _ in rewritten), progress) as bar:
+        for file, name in rewritten:
+            if live[file]:
+                query = "SELECT row FROM documents WHERE file = ? ORDER BY row"
+                numbers = [number for (number,) in db.execute(query, (file,))]
+                sound = sum(bar.update() or 1 for _ in sound_rows(data / name, {}, numbers))
+                if sound < len(numbers):
+                    continue  # `verify` says what is wrong with it
+                kept.append(open_file(data / name).take(pa.array(numbers, pa.int64())))
+            names.append(name)
+            if sum(part["slots"].nbytes for part in kept) >= store_files.FILE_BYTES:
+                yield names, pa.concat_tables(kept)
+                names, kept = [], []
+        if names:
+            yield names, pa.concat_tables(kept) if kept else SCHEMA.empty_table()
 
 
-def rebuild_catalogue(path: str | os.PathLike, data: str = "data") -> Verification:
+def rebuild_catalogue(
+    path: str | os.PathLike, data: str = "data", progress: bool | None = None
+) -> Verification:
     """Make the catalogue of a store again from the rows of its files.
 
     What only the catalogue knew is lost: documents that were deleted, and not yet compacted away,
@@ -113,6 +127,7 @@ def rebuild_catalogue(path: str | os.PathLike, data: str = "data") -> Verificati
     Args:
         path: The store's folder, without a catalogue.
         data: Its folder of files.
+        progress: See `MemoryStore.compact`.
 
     Raises:
         ValueError: There is a catalogue, no file with a readable row, or rows of several
@@ -126,13 +141,17 @@ def rebuild_catalogue(path: str | os.PathLike, data: str = "data") -> Verificati
         )
     files = sorted((folder / data).glob("*.arrow"), key=lambda file: file.stat().st_mtime_ns)
     report = Verification()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".rebuild-") as beside:
+    with (
+        _bar("rebuilding", sum(map(_rows, files)), progress) as bar,
+        tempfile.TemporaryDirectory(dir=folder, prefix=".rebuild-") as beside,
+    ):
         catalogue, compressors, dtypes = Catalogue(Path(beside), 0.0), set(), set()
         catalogue.create("")
         with catalogue.write() as db:
             for file in files:
                 newest: dict[str, Place] = {}  # of several rows with one id, the last
                 for number, row in sound_rows(file, report.problems):
+                    bar.update()
                     newest[row["id"]] = Place.of(file.name, number, row)
                     compressors.add((row["fingerprint"], row["d_encoder"]))
                     dtypes.add(row["slot_dtype"])
@@ -151,3 +170,11 @@ def rebuild_catalogue(path: str | os.PathLike, data: str = "data") -> Verificati
         (folder / f"{NAME}-journal").unlink(missing_ok=True)  # of the lost one, for this none
         os.replace(catalogue.path, folder / NAME)
     return report
+
+
+def _rows(file: Path) -> int:
+    """How many rows a file has, damaged ones too; none where it cannot be opened."""
+    try:
+        return len(open_file(file))
+    except (ValueError, OSError):
+        return 0

@@ -21,7 +21,7 @@ from memslots.modeling.layout_memslots import Row, check_room, max_positions, pa
 from memslots.sent_memories import check_slots
 
 _CUT_TOKENS = 16
-"""So many more tokens a text may have where it is cut."""
+"""How many more tokens a text may have where it is cut."""
 
 
 def prompt_embeds(
@@ -159,8 +159,8 @@ def check_engine_can_read(model: MemslotsModel) -> None:
     """
     if model.config.decoder_lora is not None:
         raise ValueError(
-            "this compressor reads with a LoRA on its decoder (decoder_lora), which an engine that "
-            "holds the plain decoder has not; serve it with the transformers backend."
+            "this compressor reads with a LoRA on its decoder (decoder_lora), which an engine "
+            "with the plain decoder lacks; serve it with the transformers backend."
         )
     decoder = model.config.get_text_config(decoder=True)
     if getattr(decoder, "hidden_size_per_layer_input", 0):
@@ -180,7 +180,7 @@ def encode_embeds(embeds: torch.Tensor) -> str:
     """
     if embeds.dim() != 2 or not embeds.dtype.is_floating_point:
         raise ValueError(
-            "prompt embeddings are a floating-point tensor (positions, d_decoder), got "
+            "prompt embeddings are a floating-point tensor (prompt tokens, d_decoder), got "
             f"{embeds.dtype} {tuple(embeds.shape)}."
         )
     buffer = io.BytesIO()

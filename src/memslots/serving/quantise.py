@@ -57,8 +57,8 @@ def to_bytes(slots: torch.Tensor, slot_dtype: str) -> tuple[bytes, bytes | None]
     if not torch.isfinite(kept).all():
         raise ValueError(
             f"the slots hold numbers up to {float(slots.abs().max()):.3g}, too large for "
-            f"{str(kept.dtype).removeprefix('torch.')}, in which they are kept: no compressor "
-            "writes such. Compress the text again."
+            f"{str(kept.dtype).removeprefix('torch.')}, in which they are stored; no compressor "
+            "writes such numbers. Compress the text again."
         )
     if slot_dtype == "bfloat16":
         return _raw(kept), None

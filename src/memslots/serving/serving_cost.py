@@ -50,7 +50,7 @@ def cached_layers(config: PreTrainedConfig) -> list[CachedLayer]:
     keys and values, and head sizes that differ between layers are told apart.
 
     Args:
-        config: of a causal LM.
+        config: the configuration of a causal LM.
 
     Raises:
         ValueError: attention that keeps something else: latent (MLA) or linear.
@@ -103,9 +103,9 @@ def cache_bytes(layers: list[CachedLayer], tokens: int, bits: float = 16) -> flo
     """Bytes of the cache after so many tokens.
 
     Args:
-        layers: of `cached_layers`.
-        tokens: that are read.
-        bits: of a number in the cache.
+        layers: what `cached_layers` gave.
+        tokens: how many tokens are read.
+        bits: the bits of a number in the cache.
     """
     return sum(layer.kept(tokens) for layer in layers) * bits / 8
 
@@ -116,12 +116,12 @@ class Fleet:
 
     Args:
         positions: decoder positions that a user's context takes.
-        bytes_per_user: of the cache.
-        gpus_per_copy: that one copy of the decoder needs, with room for a user.
-        users_per_gpu: at once; a fraction where a copy needs several GPUs.
-        gpus: for all users.
-        dollars_a_month: for all GPUs.
-        first_token_seconds: of reading context and question.
+        bytes_per_user: the bytes of a user's cache.
+        gpus_per_copy: how many GPUs one copy of the decoder needs, with room for a user.
+        users_per_gpu: users served at once; a fraction if a copy needs several GPUs.
+        gpus: how many GPUs serve all users.
+        dollars_a_month: the cost of all GPUs.
+        first_token_seconds: how long reading context and question takes.
     """
 
     positions: int
@@ -145,10 +145,10 @@ def fleet(
     """Users of a GPU, GPUs and money: the blog post's sums.
 
     Args:
-        positions: of a user's context.
-        bytes_per_user: of the cache.
-        weights_bytes: of one copy of the decoder.
-        users: at once, in all.
+        positions: prompt tokens of a user's context.
+        bytes_per_user: the bytes of a user's cache.
+        weights_bytes: the bytes of one copy of the decoder.
+        users: users served at once, in all.
         gpu_bytes: usable memory of one GPU.
         gpu_dollars_an_hour: price of one GPU.
         first_token_seconds: passed on.
@@ -172,17 +172,17 @@ class Demand:
     """What is to be served, and on what.
 
     Args:
-        tokens: of a user's context.
-        rate: context tokens a slot.
-        users: at once.
+        tokens: the length of a user's context.
+        rate: context tokens per slot.
+        users: users served at once.
         gpu_gigabytes: memory of a GPU, in 10^9 bytes.
         gpu_dollars_an_hour: its price.
         gpu_teraflops: its peak, 10^12 operations a second; 989 is an H100's in 16 bit.
-        weight_bits: of a weight of the decoder.
-        cache_bits: of a number in its cache.
+        weight_bits: the bits of a weight of the decoder.
+        cache_bits: the bits of a number in its cache.
         question_tokens: read after the context, by both.
         slot_width: numbers of a slot before the converter; the decoder's width without.
-        slot_bits: of a number of a kept slot.
+        slot_bits: the bits of a number of a kept slot.
     """
 
     tokens: int
@@ -204,7 +204,7 @@ class Demand:
             if not math.isfinite(value) or value <= 0:
                 raise ValueError(f"{name}={value!r} must be greater than 0.")
         if self.rate < 1:
-            raise ValueError(f"rate={self.rate!r} must be at least 1 context token a slot.")
+            raise ValueError(f"rate={self.rate} must be at least 1 context token per slot.")
 
 
 @dataclass(frozen=True)
@@ -212,16 +212,16 @@ class ServingCost:
     """The plan of `plan_serving`.
 
     Args:
-        model_type: of the decoder.
-        parameters: of the decoder.
+        model_type: the decoder's `model_type`.
+        parameters: how many the decoder has.
         active_parameters: used for one token; fewer than all in a mixture of experts.
         cache_bytes_per_token: while no window is full.
         cache_bytes_per_late_token: once every window is full.
-        slots: of a user's context.
-        slot_bytes: of these slots as they are kept.
-        weights_bytes: of one copy of the decoder.
-        plain: with the context as text.
-        compressed: with the context as slots.
+        slots: how many slots a user's context has.
+        slot_bytes: the bytes of these slots as they are kept.
+        weights_bytes: the bytes of one copy of the decoder.
+        plain: the plan with the context as text.
+        compressed: the plan with the context as slots.
         fits_as_text: whether the decoder can read the context as text.
     """
 
@@ -242,7 +242,7 @@ def plan_serving(config: PreTrainedConfig, demand: Demand) -> ServingCost:
     """Plans serving a decoder with contexts as text and as slots.
 
     Args:
-        config: of a causal LM.
+        config: the configuration of a causal LM.
         demand: what is to be served.
 
     Raises:
@@ -295,7 +295,7 @@ def count_decoder(config: PreTrainedConfig) -> tuple[int, int]:
     """Parameters of a decoder, all and those that one token uses; nothing is loaded.
 
     Args:
-        config: of a causal LM.
+        config: the configuration of a causal LM.
     """
     text = config.get_text_config()
     with torch.device("meta"):
@@ -320,7 +320,7 @@ def prefill_operations(
     Args:
         config: the decoder's text configuration.
         active_parameters: used for one token; its input embeddings are only looked up.
-        layers: of `cached_layers`.
+        layers: what `cached_layers` gave.
         positions: read at once.
     """
     embeddings = config.vocab_size * config.hidden_size

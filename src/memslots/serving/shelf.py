@@ -134,9 +134,9 @@ class ProcessShelf:
                 return
             if self._bytes + size > self.max_bytes:
                 raise ShelfFull(
-                    f"this memory takes {size} bytes with its metadata beside the {self._bytes} "
-                    f"that are here, and the gateway may hold {self.max_bytes}; delete some, or "
-                    "run it with --store FOLDER."
+                    f"this memory takes {size} bytes with its metadata, and the gateway holds "
+                    f"{self._bytes} of at most {self.max_bytes}; delete some memories, or run it "
+                    "with --store FOLDER."
                 )
             self._kept[key] = memory, packed, size
             self._bytes += size
@@ -216,7 +216,7 @@ class StoreShelf:
 
 @contextlib.contextmanager
 def _damaged_where_refused() -> Iterator[None]:
-    """What a store refuses of ids and rows that are checked is no user's mistake: it is damaged, or
+    """If a store refuses ids and rows that were checked, no user made a mistake: it is damaged, or
     another compressor's. Its message names files, which are the operator's to know.
     """
     try:

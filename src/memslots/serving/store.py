@@ -104,6 +104,7 @@ class MemoryStore:
             check_slot_dtype(slot_dtype)
         if not self._exists():
             if not create:
+                self._check_not_lost()
                 raise FileNotFoundError(
                     f"there is no memory store at {str(self.path)!r}; `memslots store add` or "
                     "MemoryStore(path) makes one."
@@ -131,13 +132,16 @@ class MemoryStore:
             raise ValueError(
                 f"{str(self.path)!r} is not a memory store and not empty; name a new folder."
             )
+        self._check_not_lost()
+
+    def _check_not_lost(self) -> None:
         # Looked at again, since another process may be making this store now.
         if self._data.is_dir() and any(self._data.iterdir()) and not self._exists():
             raise ValueError(
-                f"{str(self.path)!r} holds documents, and the {NAME} that says which is lost: make "
-                f"it again from the documents with `memslots store rebuild --store {self.path}`, "
-                "or put back a copy. (It does not know what was added since, and compacting "
-                "removes that.)"
+                f"{str(self.path)!r} holds documents, but the catalogue {NAME} that lists them is "
+                "lost: make it again from the documents with `memslots store rebuild --store "
+                f"{self.path}`, or restore a backup of it. (A backup lacks the documents that were "
+                "added since, and compacting would remove those.)"
             )
 
     def __repr__(self) -> str:
@@ -292,9 +296,9 @@ class MemoryStore:
         """Stores documents; when this returns they are on the disk, and before, none of them is.
 
         Args:
-            ids: One a document.
+            ids: One per document.
             memory: n documents.
-            metadata: One dict a document, of what JSON can hold; a single dict is for all of them.
+            metadata: One dict per document, of what JSON can hold; a single dict is for them all.
             replace: Whether ids that are there get the new documents; otherwise they are an error.
 
         Raises:
@@ -341,7 +345,7 @@ class MemoryStore:
             elif there and existing == "refuse":
                 raise ValueError(
                     f"{shorten(sorted(there))} in the store {str(self.path)!r} already; choose "
-                    "other ids, delete those, or say replace=True (--replace)."
+                    "other ids, delete those, or replace them (replace=True, --replace)."
                 )
             if len(rows):
                 self._enter(db, rows, written)
@@ -384,13 +388,16 @@ class MemoryStore:
                     report.problems[key] = str(error)
         return report
 
-    def compact(self) -> None:
+    def compact(self, progress: bool | None = None) -> None:
         """Joins small files, and removes deleted documents and left-over files from the disk.
 
         Other writers wait meanwhile, readers do not. A file with damaged rows is left as it is.
+
+        Args:
+            progress: Show a progress bar; by default from 1,000 documents on.
         """
         with self._writing() as (db, written):
-            for files, rows in compacted(db, self._data):
+            for files, rows in compacted(db, self._data, progress):
                 self._catalogue.forget_files(db, files)
                 if len(rows):
                     self._enter(db, rows, written)

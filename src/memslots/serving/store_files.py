@@ -121,7 +121,7 @@ def open_file(path: Path) -> pa.Table:
 
     Raises:
         FileNotFoundError: There is no such file.
-        CorruptRow: It is no file of a store, or its structure is damaged.
+        CorruptRow: It is not a file of a store, or its structure is damaged.
         ValueError: It was written by a newer memslots.
     """
     try:

@@ -84,7 +84,7 @@ def check_ids(ids: str | Sequence[str], new: bool = False) -> list[str]:
             lists, logs and addresses would not show or would drop.
 
     Raises:
-        ValueError: An id that is no string, is empty, too long or no valid Unicode, or comes twice.
+        ValueError: An id is no string, empty, too long or not valid Unicode, or comes twice.
     """
     ids = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
     for key in ids:
@@ -157,7 +157,7 @@ def encode_metadata(metadata: Mapping[str, Any] | None) -> str:
 def encode_memory(
     ids: Sequence[str], memory: Memory, metadata: Sequence[str], slot_dtype: str
 ) -> pa.Table:
-    """Rows of `SCHEMA`, one a document.
+    """Rows of `SCHEMA`, one per document.
 
     Args:
         ids: One a document, checked.

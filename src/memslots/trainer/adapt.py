@@ -34,7 +34,7 @@ def adapt_to_decoder(
         train: "all" weights of the compressor, as the paper does, or the "converter" and the
             markers alone: then the encoder writes what it wrote before, and a memory that was made
             for the old decoder serves the new one too.
-        decoder_kwargs: for the decoder's `from_pretrained`.
+        decoder_kwargs: arguments of the decoder's `from_pretrained`.
         start: "random" draws the new converter and markers, as the paper does; "embeddings" takes
             the old ones over, followed by the linear map from the old decoder's embeddings to the
             new one's (`embedding_map`): the model must then still have its old decoder.
@@ -49,7 +49,7 @@ def adapt_to_decoder(
         raise ValueError(
             "this compressor's encoder is its decoder's own layers, so it cannot be adapted to "
             "another decoder: train one for that decoder (memslots train own --decoder ...), or "
-            "give the encoder weights of its own first, with memslots.making.merge_encoder(model)."
+            "give the encoder its own weights first, with memslots.making.merge_encoder(model)."
         )
     old = model.decoder if model.has_decoder else None
     if start == "embeddings" and old is None:

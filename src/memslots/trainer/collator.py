@@ -225,9 +225,9 @@ class CompressorCollator:
         self._without_completion = 0 if follows else self._without_completion + 1
         if self._without_completion == _NOTHING_FOLLOWS:
             logger.warning(
-                "the first %d texts end where their segment does, so nothing is completed, and "
-                "completion_weight=%g only takes from reconstruction: give texts longer than %d "
-                "tokens, or set completion_weight=0",
+                "the first %d texts end where their segment does, so completion is not trained, "
+                "and completion_weight=%g only lowers the weight of reconstruction: give texts "
+                "longer than %d tokens, or set completion_weight=0",
                 _NOTHING_FOLLOWS,
                 self.args.completion_weight,
                 self.args.training_segments * self.processor.segment_length,

@@ -172,7 +172,7 @@ class CompressorConfig(SFTConfig):
             )
         if self.accelerator_config is None:
             # Each process reads the stream and keeps its own share: segments and rows of a batch
-            # are no tensors that one process could hand to the others.
+            # are not tensors that one process could hand to the others.
             self.accelerator_config = {"dispatch_batches": False}
         # Newer transformers call it so, and warn of the old name, which TRL still sets.
         if getattr(self, "activation_checkpointing", True) is None:

@@ -92,8 +92,8 @@ class CompressorTrainer(SFTTrainer):
                 check_rows(dataset, name)
         if args.distillation_weight and os.environ.get("ACCELERATE_USE_FSDP", "") == "true":
             raise ValueError(
-                "distillation_weight reads each text a second time, which is not made for FSDP; "
-                "train with DDP, or set it to 0."
+                "distillation_weight reads each text a second time, which does not work with "
+                "FSDP; train with DDP, or set it to 0."
             )
         if args.pack_questions and processor.prompt_format != "plain":
             raise ValueError(
@@ -156,8 +156,8 @@ class CompressorTrainer(SFTTrainer):
             resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(
-                    f"{self.args.output_dir} holds no whole checkpoint to resume from; name one, "
-                    "or train without resume_from_checkpoint."
+                    f"{self.args.output_dir} holds no complete checkpoint to resume from; name "
+                    "one, or train without resume_from_checkpoint."
                 )
         self.step_metrics.reset()
         checkpointing: AbstractContextManager[None] = nullcontext()
@@ -354,7 +354,7 @@ class CompressorTrainer(SFTTrainer):
         return rows, tuple(0.0 if missing else weight for weight, missing in weighted)
 
     def _stop_at(self, inputs, outputs: TrainingOutput, rate: int) -> None:
-        """Stops before a loss that is no number reaches the weights."""
+        """Stops before a loss that is not a number reaches the weights."""
         tokenizer = self.data_collator.processor.encoder_tokenizer
         losses = dict(zip(TASKS, outputs.task_losses.tolist(), strict=True))  # type: ignore[union-attr]
         texts = [tokenizer.decode(ids[:12]) for ids in inputs["segment_input_ids"][:4]]
@@ -411,18 +411,20 @@ class CompressorTrainer(SFTTrainer):
         The Trainer's own would upload the output folder, pickled training arguments included.
 
         Args:
-            commit_message: of the commit.
+            commit_message: the message of the commit.
             blocking: must be True.
             token: `hub_token` by default.
             revision: `hub_revision` by default.
-            private: of a repository that is made; `hub_private_repo` by default.
-            kwargs: for the card; the compressor's card needs none.
+            private: whether a new repository is private; by default `hub_private_repo`.
+            kwargs: arguments of the card; the compressor's card needs none.
 
         Examples:
             >>> trainer.push_to_hub()  # doctest: +SKIP
         """
         if not blocking:
-            raise ValueError("a compressor is pushed whole, while the call lasts: blocking=True.")
+            raise ValueError(
+                "a compressor is pushed in one call that waits for the upload: give blocking=True."
+            )
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)

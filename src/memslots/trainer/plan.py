@@ -8,7 +8,7 @@ taken to be usual where they are not.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -90,6 +90,7 @@ def plan_recipe(
     stage: str | None = None,
     books: str | None = None,
     data_dir: str | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> list[StagePlan]:
     """Plans the stages of a recipe's compressor that `run_recipe` would run, and no others.
 
@@ -100,6 +101,7 @@ def plan_recipe(
         stage: the name of one stage; see `stages_to_run`.
         books: where books are; see `run_recipe`.
         data_dir: folder with local copies of the data sets.
+        progress: called with the name of each stage once it is planned.
 
     Raises:
         ValueError: settings that do not go together.
@@ -119,18 +121,21 @@ def plan_recipe(
         if machine is None:
             machine = measured_machine(decoder.get_text_config(decoder=True).hidden_size)
         plans.append(_plan_stage(section, settings, models, origin, world_size, machine))
+        progress(settings["name"])
     return plans
 
 
 def plan_that_fits(
     recipes: Iterable[dict[str, Any]],
     free: float | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> tuple[dict[str, Any], list[StagePlan]]:
     """The first of some recipes that fits into the memory there is, with its plan.
 
     Args:
         recipes: the same one with smaller and smaller batches.
         free: bytes; see `free_memory`.
+        progress: as in `plan_recipe`, for each recipe that is tried.
 
     Raises:
         ValueError: the last one is too large too, or its time too short for `_LEAST_STEPS` steps.
@@ -139,7 +144,7 @@ def plan_that_fits(
     machine = None
     for recipe in recipes:
         machine = machine or _machine_for(recipe["compressor"])
-        plans = plan_recipe(recipe, machine=machine)
+        plans = plan_recipe(recipe, machine=machine, progress=progress)
         largest = max(plans, key=lambda plan: plan.memory)
         if largest.memory <= _FILLED * free:
             break

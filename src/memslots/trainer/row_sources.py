@@ -14,7 +14,7 @@ class Sources:
     """Where a run's data come from, and its seed.
 
     Args:
-        seed: of the drawing.
+        seed: the seed of the draw.
         books: where the books are; see `iterate_books`.
         data_dir: folder with local copies of the data sets; the Hub without it.
     """
@@ -55,7 +55,7 @@ def source_rows(source: dict[str, Any], split: str, n: int, seed: int) -> Iterat
         source: `{"kind", ...}` as a stage lists it; its `rows` and `seed` do not count here.
         split: "train", "validation" or "test".
         n: number of rows.
-        seed: of the drawing.
+        seed: the seed of the draw.
 
     Yields:
         `{"context", "question", "answer", "fact", "other_context"}`, the middle three as lists.
@@ -66,8 +66,8 @@ def source_rows(source: dict[str, Any], split: str, n: int, seed: int) -> Iterat
     kind = source["kind"]
     if kind not in SPLIT_SOURCES:
         raise ValueError(
-            f"source kind {kind!r} has no held-out rows with another's context; those of "
-            f"{sorted(SPLIT_SOURCES)} have."
+            f"source kind {kind!r} has no held-out rows with another text's context; choose from "
+            f"{sorted(SPLIT_SOURCES)}."
         )
     options = {key: value for key, value in source.items() if key not in ("kind", "rows", "seed")}
     try:
@@ -82,7 +82,7 @@ def contrast_of(sources: list[dict[str, Any]]) -> int:
     """Rows in a row that a stage's sources want in one batch.
 
     Raises:
-        ValueError: the sources want different numbers, or rows that are no multiple of it.
+        ValueError: the sources want different numbers, or rows that are not a multiple of it.
     """
     contrasts = {source.get("contrast", 1) for source in sources}
     if len(contrasts) > 1:

@@ -75,8 +75,8 @@ def run_recipe(
     """
     if "decoder" in recipe and first_model is None:
         raise ValueError(
-            "this recipe makes its own decoder, which is not the package's work: run it in a "
-            "checkout of memslots with `python -m lab train`."
+            "this recipe makes its own decoder, which the installed package cannot do: run it in "
+            "a checkout of memslots with `python -m lab train`."
         )
     chosen = stages_to_run(recipe["compressor"], stage)
     sources = Sources(recipe["compressor"]["seed"], books, data_dir)
@@ -129,8 +129,8 @@ def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
         return None
     if earlier is not None and earlier not in names[:at]:
         raise ValueError(
-            f"stage {name!r} comes after {earlier!r}, which is no earlier stage; the stages are "
-            f"{names}."
+            f"stage {name!r} comes after {earlier!r}, which is not an earlier stage; the stages "
+            f"are {names}."
         )
     return earlier or (names[at - 1] if at else None)
 
@@ -162,7 +162,7 @@ def training_arguments(
 
     Args:
         recipe: the recipe's `compressor` section.
-        settings: the stage. `batch_size` rows a step, over all processes and accumulated batches,
+        settings: the stage. `batch_size` rows per step, over all processes and accumulated batches,
             becomes `gradient_accumulation_steps`; `tokens` of compressed text become `max_steps`;
             `minutes` limit the stage by time (`TimeBudget`).
         world_size: processes that train together.
@@ -178,7 +178,7 @@ def training_arguments(
     if batch is not None:
         if batch % each:
             raise ValueError(
-                f"stage {settings['name']!r} has batch_size {batch}, which is no multiple of "
+                f"stage {settings['name']!r} has batch_size {batch}, which is not a multiple of "
                 f"{each} ({each // world_size} rows on each of {world_size} processes); set "
                 "compressor.training.per_device_train_batch_size to a divisor."
             )
@@ -326,7 +326,7 @@ def decoder_kwargs(section: dict[str, Any], name: str) -> dict[str, Any] | None:
 
     Args:
         section: the recipe's `compressor` section.
-        name: of the stage.
+        name: the stage's name.
     """
     adapt = adaptation(section, name)
     return section.get("decoder_kwargs") if adapt is None else adapt.get("decoder_kwargs")
@@ -337,7 +337,7 @@ def adaptation(section: dict[str, Any], name: str) -> dict[str, Any] | None:
 
     Args:
         section: the recipe's `compressor` section.
-        name: of the stage.
+        name: the stage's name.
     """
     stage = next(settings for settings in section["stages"] if settings["name"] == name)
     if "adapt" in stage:
@@ -351,7 +351,7 @@ def trained_part(section: dict[str, Any], name: str) -> str:
 
     Args:
         section: the recipe's `compressor` section.
-        name: of the stage.
+        name: the stage's name.
     """
     return (adaptation(section, name) or {}).get("train", "all")
 

@@ -128,7 +128,7 @@ def start_adapter(
         ValueError: another start.
     """
     if start != "embeddings":
-        raise ValueError(f"start: {start!r} is unknown; there is 'embeddings'.")
+        raise ValueError(f"start: {start!r} is unknown; it can only be 'embeddings'.")
     texts = [row["text"] or row["context"] for row in itertools.islice(rows, _START_ROWS)]
     file = Path(args.slot_cache) if args.slot_cache else None
     with cached_slots(model, args.cached_slots, file):

@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -122,7 +124,7 @@ def shape_of(batch: CompressorBatch, rate: int) -> StepShape:
 
 
 def measured_machine(width: int = 1024) -> Machine:
-    """Measures this machine, in a quarter of a second.
+    """Measures this machine, in half a second.
 
     Args:
         width: of the matrices, as the decoder's is.
@@ -133,21 +135,21 @@ def measured_machine(width: int = 1024) -> Machine:
     a = torch.randn(rows, width, device=device, dtype=dtype)
     b = torch.randn(width, 4 * width, device=device, dtype=dtype)
     x = torch.randn(numbers, device=device, dtype=dtype)
-    product = _mean_seconds(lambda: a @ b)
-    elementwise = _mean_seconds(lambda: x * 2)
+    product = _usual_seconds(lambda: a @ b)
+    elementwise = _usual_seconds(lambda: x * 2)
     return Machine(
         2 * rows * width * 4 * width / product, 2 * numbers * x.element_size() / elementwise
     )
 
 
-def _mean_seconds(do, least: float = 0.12) -> float:
-    """A call's mean, once warm: others' work on the machine slows training as it slows this."""
+def _usual_seconds(do, least: float = 0.25) -> float:
+    """The median of calls, once warm: their mean differed by a quarter from run to run."""
     do().flatten()[0].item()  # waits for the device
-    start, calls = time.perf_counter(), 0
-    while time.perf_counter() - start < least or calls < 3:
+    times = [time.perf_counter()]
+    while times[-1] - times[0] < least or len(times) < 4:
         do().flatten()[0].item()
-        calls += 1
-    return (time.perf_counter() - start) / calls
+        times.append(time.perf_counter())
+    return median(after - before for before, after in pairwise(times))
 
 
 def step_cost(

@@ -81,7 +81,7 @@ def compress(
             text where none does.
         max_slots: most slots of each text, spent where they give back most; with `fidelity`,
             segments that have that take no more, and the tokens of those left as text count.
-        rates: with `fidelity` or `max_slots`, the rates to choose from, by default all.
+        rates: the rates that `fidelity` or `max_slots` choose from, by default all.
         exact: what must come back exactly: True for every kind of `texts_memslots.DETECTORS`
             and the whole text, a name of one, a compiled regular expression, a function (see
             `exact_spans`), or a list of these. Spans that the slots do not give back,
@@ -230,7 +230,7 @@ class _RateSlots:
             self.model.__dict__["_said_rates_apart"] = True
             warnings.warn(
                 "this encoder's coarse slots are not part of its finer ones (it is not causal, or "
-                "pools), so each rate that is tried is encoded apart",
+                "pools), so every rate that is tried is encoded separately",
                 stacklevel=2,
             )
 
@@ -300,8 +300,8 @@ def _warn_if_untrained(model: MemslotsModel, parts: Sequence[Draft]) -> None:
         warnings.warn(
             f"from the slots the decoder gives back {given_back:.0%} of the tokens of these "
             f"segments, and {guessed:.0%} without them: this checkpoint was never trained to "
-            "reconstruct (the <AE> task), or never on such text. What is kept as text, verbatim "
-            "tokens or stored bytes is exact all the same, but it saves little",
+            "reconstruct (the <AE> task), or not on text like this. What is kept as text, "
+            "verbatim tokens or stored bytes is exact nevertheless, but it saves little",
             stacklevel=2,
         )
 

@@ -52,7 +52,7 @@ def expanded(model: MemslotsModel, memory: Memory, indices: Sequence[int]) -> Me
         indices: In `memory.segments`.
 
     Raises:
-        ValueError: What are no indices of segments.
+        ValueError: Other values than indices of segments.
 
     Examples:
         >>> memory = model.compress("Ann is here.", keep_text=True)
@@ -64,9 +64,9 @@ def expanded(model: MemslotsModel, memory: Memory, indices: Sequence[int]) -> Me
     missing = [i for i in chosen if texts[i] is None]
     if missing:
         warnings.warn(
-            f"the exact text of segments {listed(missing)} was not kept, so what is read in their "
-            "place is what the decoder reads back from their slots, mistakes included; compress "
-            "with keep_text=True, or give the text you have: memory.as_text({i: text})",
+            f"the exact text of segments {listed(missing)} was not kept, so you get what the "
+            "decoder reads back from their slots, mistakes included; compress with "
+            "keep_text=True, or give the text you have: memory.as_text({{i: text}})",
             stacklevel=2,
         )
         texts.update(zip(missing, read_back(model, memory, missing, 32, {}), strict=True))
@@ -95,9 +95,9 @@ def marked(processor: MemslotsProcessor, ids: Sequence[int], sure: Sequence[bool
     """The text of tokens, with marks around those that are not sure.
 
     Args:
-        processor: that decodes.
+        processor: the processor that decodes.
         ids: decoder tokens.
-        sure: for each of them.
+        sure: whether the decoder is sure, for each of them.
     """
     text, pending = "", False
     parts: list[tuple[str, bool]] = []

@@ -67,7 +67,7 @@ def teacher_forced(
         progress: as for `model.compress`.
 
     Returns:
-        A list a segment, a bool a decoder token; all False where the segment is too long to read.
+        A list per segment, a bool per decoder token; all False if a segment is too long to read.
     """
     processor, decoder = model.processor, model.decoder
     slots = [] if memory is None else [segment.slots for segment in memory.segments]
@@ -126,7 +126,7 @@ def free_running(
         progress: as for `model.compress`.
 
     Returns:
-        A list for each of `chosen`, a bool a decoder token; tokens next to one that is not
+        A list for each of `chosen`, a bool per decoder token; tokens next to one that is not
         recovered may be counted as lost too.
     """
     processor = model.processor

@@ -16,19 +16,19 @@ class SegmentReport:
     """One line of a report.
 
     Args:
-        index: of the segment in the memory.
-        document: of the memory.
+        index: the segment's index in the memory.
+        document: the document's index in the memory.
         start: first character in its text.
         end: one past the last.
         tokens: encoder tokens.
         decoder_tokens: what the decoder would read as text; None where nothing was checked.
         rate: encoder tokens per slot; 0 where it is read as text.
         slots: memory slots.
-        literals: strings kept beside the slots.
-        literal_positions: decoder positions that they take, or the text that is read as text.
-        positions: all decoder positions of the segment, markers included; None where nothing was
+        literals: verbatim strings kept beside the slots.
+        literal_positions: prompt tokens that they take, or the text that is read as text.
+        positions: all prompt tokens of the segment, markers included; None if nothing was
             checked.
-        effective_rate: encoder tokens a prompt token; where nothing was checked, a slot.
+        effective_rate: encoder tokens per prompt token; where nothing was checked, a slot.
         fidelity: share of decoder tokens that slots, verbatim tokens or text give back; None if
             not known.
         lost: decoder tokens that none of these gives; None if not known.
@@ -59,8 +59,8 @@ _COLUMNS = {
     "tokens": lambda line: str(line.tokens),
     "rate": lambda line: str(line.rate) if line.rate else "text",
     "slots": lambda line: str(line.slots),
-    "literals": lambda line: str(line.literals),
-    "positions": lambda line: "?" if line.positions is None else str(line.positions),
+    "verbatim": lambda line: str(line.literals),
+    "prompt tokens": lambda line: "?" if line.positions is None else str(line.positions),
     "effective rate": lambda line: f"{line.effective_rate:.2f}",
     "fidelity": lambda line: "?" if line.fidelity is None else f"{line.fidelity:.1%}",
     "lost": lambda line: "?" if line.lost is None else str(line.lost),
@@ -74,8 +74,8 @@ class MemoryReport:
 
     Args:
         segments: a line each.
-        texts: of each segment, where it is known.
-        marks: of each segment, the characters of its text that are lost, and of its literals, as
+        texts: the text of each segment, if it is known.
+        marks: for each segment, the characters of its text that are lost, and of its literals, as
             `(start, end, kind)` counted from its start; kinds are "lost" and "literal".
     """
 
@@ -124,7 +124,8 @@ class MemoryReport:
         positions, fidelity = totals["positions"], totals["fidelity"]
         takes = f"{totals['slots']} slots"
         takes += f" and {totals['literals']} verbatim tokens" if totals["literals"] else ""
-        takes += f", {totals['as_text']} segments read as text" if totals["as_text"] else ""
+        if as_text := totals["as_text"]:
+            takes += f", {as_text} segment{'s' * (as_text > 1)} read as text"
         takes += "" if positions is None else f": {positions} prompt tokens"
         known = "not checked" if fidelity is None else f"{fidelity:.2%} of the tokens"
         return (
@@ -133,7 +134,7 @@ class MemoryReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Totals and a dict a segment, of what JSON can hold."""
+        """Totals and a dict per segment, of what JSON can hold."""
         return {"totals": self.totals, "segments": [asdict(line) for line in self.segments]}
 
     def to_json(self, indent: int | None = None) -> str:
