@@ -10,6 +10,7 @@ Each part is kept as JSON and not run again.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ Record = dict[str, Any]
 
 LENGTHS = (256, 512)
 PASSAGE_CHARACTERS = 1200
+SHOWN_CHARACTERS = 600
 
 
 def measure_following(
@@ -107,8 +109,8 @@ def bleu(records: Sequence[Record]) -> float:
 
 
 def one_line(text: str) -> str:
-    """The text with single spaces, as a line of Markdown shows it."""
-    return " ".join(text.split())
+    """The beginning of a text with single spaces, as a line of Markdown shows it."""
+    return textwrap.shorten(text, SHOWN_CHARACTERS, placeholder=" ...")
 
 
 def share_right(records: Sequence[Record], key: str) -> str:
