@@ -86,19 +86,29 @@ def test_dry_run_and_mistakes(settings, tmp_path, capsys):
         write_sentence_page({"compressor": {"stages": []}}, tmp_path / "none", tmp_path / "x.md")
 
 
-def test_every_measure_is_of_a_run_and_every_run_is_measured():
-    recipe = load_recipe("lab/sentence/tables.yaml")
+@pytest.mark.parametrize("name", ["tables", "smollm2"])
+def test_every_measure_is_of_a_run_and_every_run_is_measured(name):
+    recipe = load_recipe(f"lab/sentence/{name}.yaml")
     runs = {stage["name"] for stage in recipe["compressor"]["stages"]}
     assert {measure["run"] for measure in recipe["measures"]} == runs
     names = [measure["name"] for measure in recipe["measures"]]
     assert len(set(names)) == len(names)
 
 
-def test_answers_are_those_of_generate(zoo, tmp_path):
+@pytest.fixture
+def pools(zoo, tmp_path):
     torch.manual_seed(0)
-    model = new_compressor(
-        sentence_encoder(tmp_path), zoo.folder("llama", "decoder"), pooling="sentence"
+    lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+    return new_compressor(
+        sentence_encoder(tmp_path),
+        zoo.folder("llama", "decoder"),
+        pooling="sentence",
+        decoder_lora=lora,
     )
+
+
+def test_answers_are_those_of_generate(pools):
+    model = pools
     rows = list(sentence_rows("test", 3, questions=1))
     given = model.generate(
         context=[row["context"] for row in rows],
@@ -113,3 +123,42 @@ def test_answers_are_those_of_generate(zoo, tmp_path):
     assert measured["slots"] >= 5  # more where a sentence is longer than the tiny window
     assert measured["positions"] > measured["slots"]
     assert not any("text" in sample for sample in measured["samples"])
+
+
+def test_texts_are_read_with_the_lora_if_asked_and_cut_to_the_memorys_positions(pools, monkeypatch):
+    read, acting = [], []
+
+    def answer(model, contexts, questions, most):
+        read.append(list(contexts))
+        acting.append(id(model.decoder) in model.decoder_lora._acting)
+        return ["?"] * len(questions)
+
+    monkeypatch.setattr("lab.sentence.measure.answer_from_text", answer)
+    rows = list(sentence_rows("test", 5, brief=True))
+    asked = ["text", "cut", "none", "examples"]
+    measured = measure_answers(pools, rows, asked, with_lora=True)
+    assert acting == [True, True, True, False]
+    assert len(measured["samples"]) == 2
+    text, cut, none, shown = read
+    assert text == [row["context"] for row in rows[3:]]
+    encode = pools.processor.decoder_text.encode
+    for whole, beginning in zip(text, cut, strict=True):
+        assert whole.startswith(beginning)
+        (kept,) = pools.memory_positions(pools.compress([whole]))
+        assert len(encode(beginning)) == kept < len(encode(whole))
+    assert none == [None, None]
+    for whole, before in zip(text, shown, strict=True):
+        assert before.endswith(whole)
+        assert before.startswith(rows[0]["context"])
+        assert f"{rows[2]['question'][0]}\n\nAnswer: {rows[2]['answer'][0]}" in before
+    measure_answers(pools, rows[3:], ["text"])
+    assert not acting[-1]
+
+
+def test_a_fact_is_asked_for_in_a_word():
+    kinds = ["opening", "home", "count"]
+    for row in sentence_rows("train", 8, kinds, questions=9, brief=True):
+        for question, fact, answer in zip(*(row[n] for n in ("question", "fact", "answer"))):
+            assert question == fact or (
+                fact == "count" and f"{answer} {question}" in row["context"]
+            )

@@ -16,34 +16,45 @@ from memslots.modeling import MemslotsModel
 ANSWER_TOKENS = 16
 """Longest answer that is generated; the longest that is right has fewer."""
 
-CONDITIONS = ("memory", "another", "text", "none")
-"""What the decoder reads: the memory, another context's memory, the text itself, or no context. The
-last two are read without the compressor's LoRA, as the decoder was before."""
+CONDITIONS = ("memory", "another", "text", "cut", "none")
+"""What the decoder reads: the memory, another context's memory, the text itself, its beginning of as
+many tokens as the memory has positions, or no context. `with_lora` says how the last three are."""
+
+EXAMPLES = "examples"
+"""A further condition: the text after three worked examples, always without the LoRA."""
 
 
 def measure_answers(
     model: MemslotsModel,
     rows: Sequence[dict[str, Any]],
     conditions: Sequence[str] = CONDITIONS,
+    with_lora: bool = False,
 ) -> dict[str, Any]:
     """Asks the first question of every row under each condition, greedily.
 
     Args:
         model: with its decoder.
         rows: `{"context", "question", "answer", "fact", "other_context"}`, the middle three lists.
-        conditions: of `CONDITIONS`; text that does not fit the decoder's positions is left out.
+        conditions: of `CONDITIONS`, and `EXAMPLES`; text that does not fit the decoder's positions
+            is left out. The first three rows are the worked examples, and nobody is asked them.
+        with_lora: whether texts are read with the compressor's LoRA, as memories always are; without
+            it by the decoder as it was before.
 
     Returns:
-        `samples`, one a row: `fact`, `tokens` (of the right answer), and for each condition whether
+        `fingerprint` of the compressor; `samples`, one a row: `fact`, `tokens` (of the right answer), and for each condition whether
         the answer and its `first` token are right; and what the contexts cost in decoder positions:
         `text_tokens`, `slots`, `literal_tokens` and `positions` (markers included), means.
     """
     processor = processor_of(model)
     encode = processor.decoder_text.encode
+    examples = ""
+    if EXAMPLES in conditions:
+        examples, rows = _worked_examples(model, rows[:3]), rows[3:]
     questions = [row["question"][0] for row in rows]
     answers = [row["answer"][0] for row in rows]
     contexts = [row["context"] for row in rows]
     memory = model.compress(contexts, progress=False)
+    positions = model.memory_positions(memory)
     lengths = [len(encode(context)) for context in contexts]
     produced: dict[str, list[str]] = {}
     if "memory" in conditions:
@@ -52,10 +63,20 @@ def measure_answers(
         others = model.compress([row["other_context"] for row in rows], progress=False)
         produced["another"] = answer_from_memory(model, others, questions, ANSWER_TOKENS)
     most = getattr(processor_limits(model), "max_position_embeddings", None)
-    if "text" in conditions and (most is None or max(lengths) + 64 <= most):
-        produced["text"] = answer_from_text(model, contexts, questions, ANSWER_TOKENS)
-    if "none" in conditions:
-        produced["none"] = answer_from_text(model, [None] * len(rows), questions, ANSWER_TOKENS)
+    texts: dict[str, list[str | None]] = {"none": [None] * len(rows)}
+    if most is None or max(lengths) + 64 <= most:
+        texts["text"] = [*contexts]
+    texts["cut"] = [
+        processor.decode(encode(context)[:kept])
+        for context, kept in zip(contexts, positions, strict=True)
+    ]
+    with model.reading(with_lora):
+        for name in ("text", "cut", "none"):
+            if name in conditions and name in texts:
+                produced[name] = answer_from_text(model, texts[name], questions, ANSWER_TOKENS)
+    if examples:
+        shown: list[str | None] = [examples + context for context in contexts]
+        produced[EXAMPLES] = answer_from_text(model, shown, questions, ANSWER_TOKENS)
     samples = []
     for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         wanted = encode(f" {answer}")
@@ -66,11 +87,12 @@ def measure_answers(
         samples.append(sample)
     literal = [sum(map(len, processor.literal_ids(memory[i].literals))) for i in range(len(rows))]
     return {
+        "fingerprint": model.fingerprint,
         "samples": samples,
         "text_tokens": _mean(lengths),
         "slots": _mean(memory.n_slots),
         "literal_tokens": _mean(literal),
-        "positions": _mean(model.memory_positions(memory)),
+        "positions": _mean(positions),
         "examples": [
             {"question": q, "answer": a, "memory": given}
             for q, a, given in zip(
@@ -108,6 +130,16 @@ def measure_reconstruction(model: MemslotsModel, rows: Sequence[dict[str, Any]])
         ],
         "examples": pairs,
     }
+
+
+def _worked_examples(model: MemslotsModel, rows: Sequence[dict[str, Any]]) -> str:
+    """Texts, each with a question and its answer, to stand before a text that is asked about."""
+    processor = processor_of(model)
+    shown = []
+    for row in rows:
+        prompt = processor.prompt(question=row["question"][0], context=row["context"])
+        shown.append(f"{processor.decode(prompt.after)} {row['answer'][0]}\n\n")
+    return "".join(shown)
 
 
 def processor_limits(model: MemslotsModel) -> Any:
