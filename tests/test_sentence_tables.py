@@ -156,9 +156,9 @@ def test_texts_are_read_with_the_lora_if_asked_and_cut_to_the_memorys_positions(
 
 
 def test_a_fact_is_asked_for_in_a_word():
-    kinds = ["opening", "home", "count"]
-    for row in sentence_rows("train", 8, kinds, questions=9, brief=True):
-        for question, fact, answer in zip(*(row[n] for n in ("question", "fact", "answer"))):
-            assert question == fact or (
-                fact == "count" and f"{answer} {question}" in row["context"]
-            )
+    for row in sentence_rows("train", 8, ["opening", "home", "count"], questions=9, brief=True):
+        asked = dict(zip(row["fact"], row["question"], strict=True))
+        (count,) = (a for f, a in zip(row["fact"], row["answer"], strict=True) if f == "count")
+        assert f"{count} {asked.pop('count')}" in row["context"]
+        assert asked.keys() == {"name", "profession", "employer", "city", "country"}
+        assert list(asked) == list(asked.values())

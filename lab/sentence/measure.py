@@ -17,8 +17,8 @@ ANSWER_TOKENS = 16
 """Longest answer that is generated; the longest that is right has fewer."""
 
 CONDITIONS = ("memory", "another", "text", "cut", "none")
-"""What the decoder reads: the memory, another context's memory, the text itself, its beginning of as
-many tokens as the memory has positions, or no context. `with_lora` says how the last three are."""
+"""What the decoder reads: the memory, another context's memory, the text itself, its beginning of
+as many tokens as the memory has positions, or no context."""
 
 EXAMPLES = "examples"
 """A further condition: the text after three worked examples, always without the LoRA."""
@@ -37,13 +37,14 @@ def measure_answers(
         rows: `{"context", "question", "answer", "fact", "other_context"}`, the middle three lists.
         conditions: of `CONDITIONS`, and `EXAMPLES`; text that does not fit the decoder's positions
             is left out. The first three rows are the worked examples, and nobody is asked them.
-        with_lora: whether texts are read with the compressor's LoRA, as memories always are; without
-            it by the decoder as it was before.
+        with_lora: whether texts and no context are read with the compressor's LoRA, as memories
+            always are; without it by the decoder as it was before.
 
     Returns:
-        `fingerprint` of the compressor; `samples`, one a row: `fact`, `tokens` (of the right answer), and for each condition whether
-        the answer and its `first` token are right; and what the contexts cost in decoder positions:
-        `text_tokens`, `slots`, `literal_tokens` and `positions` (markers included), means.
+        `fingerprint` of the compressor; `samples`, one a row: `fact`, `tokens` (of the right
+        answer), and for each condition whether the answer and its `first` token are right; and what
+        the contexts cost in decoder positions: `text_tokens`, `slots`, `literal_tokens` and
+        `positions` (markers included), means.
     """
     processor = processor_of(model)
     encode = processor.decoder_text.encode
