@@ -1,4 +1,4 @@
-"""docs/sentence_pools.md: the article's tables beside ours, from the files of the runs."""
+"""docs/sentence_pools.md and its like: the article's tables beside ours, from the runs' files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ SETUPS = (
     ("one sentence, one vector", "one_sentence", "one sentence one vector"),
     ("five sentences, one vector", "one_vector", "five sentences one vector"),
     ("five sentences, five vectors", "five_vectors", "five sentences five vectors"),
-    ("the same, 400 more steps", "five_vectors_long", None),
-    ("the same, 800 more steps", "five_vectors_longest", None),
-    ("five sentences, five vectors, straight from nothing", "straight", None),
 )
 """What a row is called, its measure, and the article's row where it has one."""
 
@@ -38,8 +35,6 @@ LENGTHS = (
     "one_sentence",
     "one_vector",
     "five_vectors",
-    "five_vectors_long",
-    "five_vectors_longest",
 )
 
 NUMBERS = (
@@ -56,7 +51,7 @@ READ_BACK = (
 )
 
 ENCODERS = (
-    ("five vectors, frozen encoder, phase 3 (700 steps in all)", "five_vectors"),
+    ("five vectors, frozen encoder, phase 3 (700 steps in all)", "frozen"),
     ("five vectors, an encoder of two layers from scratch (150 steps)", "scratch"),
     ("with numbers, both losses, encoder frozen (100 steps after phase 3)", "frozen_mix_answers"),
     ("with numbers, both losses, encoder trained too (100 steps)", "joint_mix_answers"),
@@ -140,7 +135,7 @@ def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
     measured = {
         label: found[name]["samples"]
         for label, name, _ in SETUPS
-        if name in found and name not in ("one_sentence", "straight")
+        if name in found and name != "one_sentence"
     }
     article = {row["fact"]: row for row in quoted("article_facts")["rows"]}
     single, five = (found[name]["samples"] for name in ("one_vector", "five_vectors"))
