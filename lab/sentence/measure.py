@@ -41,10 +41,9 @@ def measure_answers(
             always are; without it by the decoder as it was before.
 
     Returns:
-        `fingerprint` of the compressor; `samples`, one a row: `fact`, `tokens` (of the right
-        answer), and for each condition whether the answer and its `first` token are right; and what
-        the contexts cost in decoder positions: `text_tokens`, `slots`, `literal_tokens` and
-        `positions` (markers included), means.
+        `samples`, one a row: `fact`, `tokens` (of the right answer), and for each condition whether
+        the answer and its `first` token are right; and what the contexts cost in decoder positions:
+        `text_tokens`, `slots`, `literal_tokens` and `positions` (markers included), means.
     """
     processor = processor_of(model)
     encode = processor.decoder_text.encode
@@ -88,7 +87,6 @@ def measure_answers(
         samples.append(sample)
     literal = [sum(map(len, processor.literal_ids(memory[i].literals))) for i in range(len(rows))]
     return {
-        "fingerprint": model.fingerprint,
         "samples": samples,
         "text_tokens": _mean(lengths),
         "slots": _mean(memory.n_slots),

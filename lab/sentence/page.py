@@ -296,7 +296,7 @@ def _code(found: dict[str, Measure], read: Sequence[str]) -> dict[str, Any] | No
 
 
 def _runs(folder: Path, stages: Sequence[dict[str, Any]]) -> Rows:
-    """Of each stage that has been run: what it started from, steps, and seconds of one core."""
+    """Of each stage that has been run: its compressor's fingerprint, start, steps and seconds."""
     rows: Rows = []
     for stage in stages:
         run = folder / "compressor" / stage["name"]
@@ -304,7 +304,13 @@ def _runs(folder: Path, stages: Sequence[dict[str, Any]]) -> Rows:
             logged = json.loads((run / "losses.json").read_text("utf-8"))
             steps = max(entry["step"] for entry in logged)
             seconds = json.loads((run / "time.json").read_text("utf-8"))["cpu_seconds"]
-            rows.append([stage["name"], stage.get("after") or "nothing", steps, round(seconds)])
+            config = json.loads((run / "config.json").read_text("utf-8"))
+            about = [
+                stage["name"],
+                f"`{config['fingerprint'][:12]}`",
+                stage.get("after") or "nothing",
+            ]
+            rows.append([*about, steps, round(seconds)])
     return rows
 
 
