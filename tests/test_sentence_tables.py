@@ -74,6 +74,14 @@ def test_runs_measures_and_page(settings, tmp_path, capsys):
     before = weights.stat().st_mtime_ns, file.stat().st_mtime_ns
     assert run(settings, tmp_path, "--only", "phase_3,numbers_passthrough") == 0
     assert before == (weights.stat().st_mtime_ns, file.stat().st_mtime_ns)
+    config = json.loads(
+        (tmp_path / "compressor" / "numbers_passthrough" / "config.json").read_text()
+    )
+    assert measure["fingerprint"] == config["fingerprint"]
+    assert f"| numbers_passthrough | `{config['fingerprint'][:12]}` | phase_3 | 2 |" in page
+    file.write_text(json.dumps({**measure, "fingerprint": "of a training before"}))
+    assert run(settings, tmp_path, "--only", "numbers_passthrough") == 0
+    assert json.loads(file.read_text())["fingerprint"] == measure["fingerprint"]
 
 
 def test_dry_run_and_mistakes(settings, tmp_path, capsys):
