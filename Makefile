@@ -46,8 +46,8 @@ help:
 	@echo "make tables-smol  what SmolLM2 reads from the slots of smol, written to docs/smollm2.md (minutes; resumes)"
 	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
 	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
-	@echo "make tables-sentence  sentence pools read by a tiny decoder, written to docs/sentence_pools_tiny.md (an hour; resumes)"
-	@echo "make tables-sentence-smollm2  sentence pools read by SmolLM2, written to docs/sentence_pools.md (an hour; resumes)"
+	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
+	@echo "make tables-sentence-smollm2  sentence pools read by SmolLM2, written to docs/sentence_pools_smollm2.md (an hour; resumes)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (under 20 minutes on 2 cores; DEVICE=cuda on a GPU)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
@@ -168,11 +168,11 @@ tables-compressors: $(VENV)/.dev
 
 tables-sentence: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --output runs/sentence \
-		--report docs/sentence_pools_tiny.md
+		--report docs/sentence_pools.md
 
 tables-sentence-smollm2: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --settings lab/sentence/smollm2.yaml \
-		--output runs/sentence_smollm2 --report docs/sentence_pools.md
+		--output runs/sentence_smollm2 --report docs/sentence_pools_smollm2.md
 
 DEVICE ?= cpu
 

@@ -67,7 +67,7 @@ def test_runs_measures_and_page(settings, tmp_path, capsys):
     assert {sample["fact"] for sample in measure["samples"]} <= {"age", "count"}
     assert {"memory", "another", "text", "none"} <= set(measure["samples"][0])
     page = (tmp_path / "page.md").read_text()
-    for title in ("Scaling", "Numbers", "Reading the text back", "The runs"):
+    for title in ("The three set-ups", "Scaling", "Numbers", "Reading the text back", "The runs"):
         assert f"## {title}" in page
     assert (tmp_path / "page" / "shortcut.png").is_file() == ("shortcut.png" in page)
     weights = tmp_path / "compressor" / "phase_3" / "model.safetensors"

@@ -18,6 +18,9 @@ SETUPS = (
     ("one sentence, one vector", "one_sentence", "one sentence one vector"),
     ("five sentences, one vector", "one_vector", "five sentences one vector"),
     ("five sentences, five vectors", "five_vectors", "five sentences five vectors"),
+    ("the same, 400 more steps", "five_vectors_long", None),
+    ("the same, 800 more steps", "five_vectors_longest", None),
+    ("five sentences, five vectors, straight from nothing", "straight", None),
 )
 """What a row is called, its measure, and the article's row where it has one."""
 
@@ -35,6 +38,8 @@ LENGTHS = (
     "one_sentence",
     "one_vector",
     "five_vectors",
+    "five_vectors_long",
+    "five_vectors_longest",
 )
 
 NUMBERS = (
@@ -51,7 +56,7 @@ READ_BACK = (
 )
 
 ENCODERS = (
-    ("five vectors, frozen encoder, phase 3 (700 steps in all)", "frozen"),
+    ("five vectors, frozen encoder, phase 3 (700 steps in all)", "five_vectors"),
     ("five vectors, an encoder of two layers from scratch (150 steps)", "scratch"),
     ("with numbers, both losses, encoder frozen (100 steps after phase 3)", "frozen_mix_answers"),
     ("with numbers, both losses, encoder trained too (100 steps)", "joint_mix_answers"),
@@ -135,7 +140,7 @@ def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
     measured = {
         label: found[name]["samples"]
         for label, name, _ in SETUPS
-        if name in found and name != "one_sentence"
+        if name in found and name not in ("one_sentence", "straight")
     }
     article = {row["fact"]: row for row in quoted("article_facts")["rows"]}
     single, five = (found[name]["samples"] for name in ("one_vector", "five_vectors"))
