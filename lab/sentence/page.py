@@ -135,7 +135,8 @@ def _positions(measure: Measure) -> str:
 
 
 def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
-    if not {"one_vector", "five_vectors"} <= set(found):
+    """Of texts of five sentences; every set-up is asked the same questions."""
+    if "five_vectors" not in found:
         return None
     measured = {
         label: found[name]["samples"]
@@ -143,17 +144,16 @@ def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
         if name in found and name not in ("one_sentence", "straight")
     }
     article = {row["fact"]: row for row in quoted("article_facts")["rows"]}
-    single, five = (found[name]["samples"] for name in ("one_vector", "five_vectors"))
+    five = found["five_vectors"]["samples"]
     rows = []
     for fact in sorted({s["fact"] for s in five}, key=lambda f: (f not in article, f)):
         there = article.get(fact, {})
         reported = [there.get("single", ""), there.get("chunked", "")]
-        counts = f"{len(_of(single, fact))}, {len(_of(five, fact))}"
-        own = [_both(_of(samples, fact)) for samples in measured.values()]
-        rows.append([fact, *reported, *own, _share(_of(five, fact), "text"), counts])
+        ours = [_both(_of(samples, fact)) for samples in measured.values()]
+        rows.append([fact, *reported, *ours, _share(_of(five, fact), "text"), len(_of(five, fact))])
     ours = [f"ours, {label}" for label in measured]
     return {
-        "columns": ["fact", "article, one", "article, five", *ours, "text", "n of one, five"],
+        "columns": ["fact", "article, one", "article, five", *ours, "text", "n"],
         "rows": rows,
     }
 
