@@ -145,24 +145,18 @@ def test_texts_are_read_with_the_lora_if_asked_and_cut_to_the_memorys_positions(
         return ["?"] * len(questions)
 
     monkeypatch.setattr("lab.sentence.measure.answer_from_text", answer)
-    rows = list(sentence_rows("test", 5, brief=True))
-    asked = ["text", "cut", "none", "examples"]
-    measured = measure_answers(pools, rows, asked, with_lora=True)
-    assert acting == [True, True, True, False]
-    assert len(measured["samples"]) == 2
-    text, cut, none, shown = read
-    assert text == [row["context"] for row in rows[3:]]
+    rows = list(sentence_rows("test", 2, brief=True))
+    measure_answers(pools, rows, ["text", "cut", "none"], with_lora=True)
+    assert acting == [True, True, True]
+    text, cut, none = read
+    assert text == [row["context"] for row in rows]
     encode = pools.processor.decoder_text.encode
     for whole, beginning in zip(text, cut, strict=True):
         assert whole.startswith(beginning)
         (kept,) = pools.memory_positions(pools.compress([whole]))
         assert len(encode(beginning)) == kept < len(encode(whole))
     assert none == [None, None]
-    for whole, before in zip(text, shown, strict=True):
-        assert before.endswith(whole)
-        assert before.startswith(rows[0]["context"])
-        assert f"{rows[2]['question'][0]}\n\nAnswer: {rows[2]['answer'][0]}" in before
-    measure_answers(pools, rows[3:], ["text"])
+    measure_answers(pools, rows, ["text"])
     assert not acting[-1]
 
 

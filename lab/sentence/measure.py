@@ -20,9 +20,6 @@ CONDITIONS = ("memory", "another", "text", "cut", "none")
 """What the decoder reads: the memory, another context's memory, the text itself, its beginning of
 as many tokens as the memory has positions, or no context."""
 
-EXAMPLES = "examples"
-"""A further condition: the text after three worked examples, always without the LoRA."""
-
 
 def measure_answers(
     model: MemslotsModel,
@@ -35,8 +32,7 @@ def measure_answers(
     Args:
         model: with its decoder.
         rows: `{"context", "question", "answer", "fact", "other_context"}`, the middle three lists.
-        conditions: of `CONDITIONS`, and `EXAMPLES`; text that does not fit the decoder's positions
-            is left out. The first three rows are the worked examples, and nobody is asked them.
+        conditions: of `CONDITIONS`; text that does not fit the decoder's positions is left out.
         with_lora: whether texts and no context are read with the compressor's LoRA, as memories
             always are; without it by the decoder as it was before.
 
@@ -47,9 +43,6 @@ def measure_answers(
     """
     processor = processor_of(model)
     encode = processor.decoder_text.encode
-    examples = ""
-    if EXAMPLES in conditions:
-        examples, rows = _worked_examples(model, rows[:3]), rows[3:]
     questions = [row["question"][0] for row in rows]
     answers = [row["answer"][0] for row in rows]
     contexts = [row["context"] for row in rows]
@@ -74,9 +67,6 @@ def measure_answers(
         for name in ("text", "cut", "none"):
             if name in conditions and name in texts:
                 produced[name] = answer_from_text(model, texts[name], questions, ANSWER_TOKENS)
-    if examples:
-        shown: list[str | None] = [examples + context for context in contexts]
-        produced[EXAMPLES] = answer_from_text(model, shown, questions, ANSWER_TOKENS)
     samples = []
     for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         wanted = encode(f" {answer}")
@@ -129,16 +119,6 @@ def measure_reconstruction(model: MemslotsModel, rows: Sequence[dict[str, Any]])
         ],
         "examples": pairs,
     }
-
-
-def _worked_examples(model: MemslotsModel, rows: Sequence[dict[str, Any]]) -> str:
-    """Texts, each with a question and its answer, to stand before a text that is asked about."""
-    processor = processor_of(model)
-    shown = []
-    for row in rows:
-        prompt = processor.prompt(question=row["question"][0], context=row["context"])
-        shown.append(f"{processor.decode(prompt.after)} {row['answer'][0]}\n\n")
-    return "".join(shown)
 
 
 def processor_limits(model: MemslotsModel) -> Any:

@@ -30,7 +30,6 @@ READ = {
     "none": "no context",
     "cut": "text cut",
     "text": "text",
-    "examples": "text after three examples, no LoRA",
 }
 """Shares beside the answers that are right, and their columns' titles."""
 
