@@ -47,7 +47,7 @@ help:
 	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
 	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
 	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
-	@echo "make tables-sentence-smollm2  the same, read by SmolLM2, three phases, written to runs/ (hours; not run yet)"
+	@echo "make tables-sentence-smollm2  sentence pools read by SmolLM2, written to docs/sentence_pools_smollm2.md (an hour; resumes)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (under 20 minutes on 2 cores; DEVICE=cuda on a GPU)"
 	@echo "make prefix-cache  memories beside vLLM's prefix cache, written to docs/performance/prefix-cache.md (half an hour; resumes; PREFIX_CACHE_OPTIONS)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
@@ -171,10 +171,9 @@ tables-sentence: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --output runs/sentence \
 		--report docs/sentence_pools.md
 
-# The curriculum of three phases alone; an estimate from 120 tokens a second is 3 hours.
 tables-sentence-smollm2: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --set compressor.decoder=smollm2 \
-		--only phase_1,phase_1_5,phase_3 --output runs/sentence_smollm2
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --settings lab/sentence/smollm2.yaml \
+		--output runs/sentence_smollm2 --report docs/sentence_pools_smollm2.md
 
 DEVICE ?= cpu
 

@@ -15,6 +15,7 @@ from lab.sentence.measure import measure_answers
 from lab.sentence.page import write_sentence_page
 from memslots.configuration import load_recipe
 from memslots.making import new_compressor
+from memslots.trainer.run import previous_stage
 
 SOURCE = {"kind": "persona_sentences"}
 
@@ -73,6 +74,14 @@ def test_runs_measures_and_page(settings, tmp_path, capsys):
     before = weights.stat().st_mtime_ns, file.stat().st_mtime_ns
     assert run(settings, tmp_path, "--only", "phase_3,numbers_passthrough") == 0
     assert before == (weights.stat().st_mtime_ns, file.stat().st_mtime_ns)
+    config = json.loads(
+        (tmp_path / "compressor" / "numbers_passthrough" / "config.json").read_text()
+    )
+    assert measure["fingerprint"] == config["fingerprint"]
+    assert f"| numbers_passthrough | `{config['fingerprint'][:12]}` | phase_3 | 2 |" in page
+    file.write_text(json.dumps({**measure, "fingerprint": "of a training before"}))
+    assert run(settings, tmp_path, "--only", "numbers_passthrough") == 0
+    assert json.loads(file.read_text())["fingerprint"] == measure["fingerprint"]
 
 
 def test_dry_run_and_mistakes(settings, tmp_path, capsys):
@@ -86,19 +95,31 @@ def test_dry_run_and_mistakes(settings, tmp_path, capsys):
         write_sentence_page({"compressor": {"stages": []}}, tmp_path / "none", tmp_path / "x.md")
 
 
-def test_every_measure_is_of_a_run_and_every_run_is_measured():
-    recipe = load_recipe("lab/sentence/tables.yaml")
-    runs = {stage["name"] for stage in recipe["compressor"]["stages"]}
-    assert {measure["run"] for measure in recipe["measures"]} == runs
+@pytest.mark.parametrize("name", ["tables", "smollm2"])
+def test_every_measure_is_of_a_run_and_every_run_is_measured_or_gone_on_from(name):
+    recipe = load_recipe(f"lab/sentence/{name}.yaml")
+    stages = recipe["compressor"]["stages"]
+    started_from = {previous_stage(stages, stage["name"]) for stage in stages} - {None}
+    measured = {measure["run"] for measure in recipe["measures"]}
+    assert measured | started_from == {stage["name"] for stage in stages}
     names = [measure["name"] for measure in recipe["measures"]]
     assert len(set(names)) == len(names)
 
 
-def test_answers_are_those_of_generate(zoo, tmp_path):
+@pytest.fixture
+def pools(zoo, tmp_path):
     torch.manual_seed(0)
-    model = new_compressor(
-        sentence_encoder(tmp_path), zoo.folder("llama", "decoder"), pooling="sentence"
+    lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+    return new_compressor(
+        sentence_encoder(tmp_path),
+        zoo.folder("llama", "decoder"),
+        pooling="sentence",
+        decoder_lora=lora,
     )
+
+
+def test_answers_are_those_of_generate(pools):
+    model = pools
     rows = list(sentence_rows("test", 3, questions=1))
     given = model.generate(
         context=[row["context"] for row in rows],
@@ -113,3 +134,36 @@ def test_answers_are_those_of_generate(zoo, tmp_path):
     assert measured["slots"] >= 5  # more where a sentence is longer than the tiny window
     assert measured["positions"] > measured["slots"]
     assert not any("text" in sample for sample in measured["samples"])
+
+
+def test_texts_are_read_with_the_lora_if_asked_and_cut_to_the_memorys_positions(pools, monkeypatch):
+    read, acting = [], []
+
+    def answer(model, contexts, questions, most):
+        read.append(list(contexts))
+        acting.append(id(model.decoder) in model.decoder_lora._acting)
+        return ["?"] * len(questions)
+
+    monkeypatch.setattr("lab.sentence.measure.answer_from_text", answer)
+    rows = list(sentence_rows("test", 2, brief=True))
+    measure_answers(pools, rows, ["text", "cut", "none"], with_lora=True)
+    assert acting == [True, True, True]
+    text, cut, none = read
+    assert text == [row["context"] for row in rows]
+    encode = pools.processor.decoder_text.encode
+    for whole, beginning in zip(text, cut, strict=True):
+        assert whole.startswith(beginning)
+        (kept,) = pools.memory_positions(pools.compress([whole]))
+        assert len(encode(beginning)) == kept < len(encode(whole))
+    assert none == [None, None]
+    measure_answers(pools, rows, ["text"])
+    assert not acting[-1]
+
+
+def test_a_fact_is_asked_for_in_a_word():
+    for row in sentence_rows("train", 8, ["opening", "home", "count"], questions=9, brief=True):
+        asked = dict(zip(row["fact"], row["question"], strict=True))
+        (count,) = (a for f, a in zip(row["fact"], row["answer"], strict=True) if f == "count")
+        assert f"{count} {asked.pop('count')}" in row["context"]
+        assert asked.keys() == {"name", "profession", "employer", "city", "country"}
+        assert list(asked) == list(asked.values())

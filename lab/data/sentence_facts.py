@@ -44,6 +44,7 @@ def sentence_rows(
     contrast: int = 1,
     seed: int = 0,
     facts: Sequence[str] | None = None,
+    brief: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yields rows about one person each, in sentences of the named kinds.
 
@@ -58,6 +59,7 @@ def sentence_rows(
             have an answer in common; their sentences are of the same kinds.
         seed: another seed gives other rows.
         facts: ask for these alone; each drawn set of sentences has to state one of them.
+        brief: ask in one word, "city", as the article does, instead of a whole question.
 
     Yields:
         `{"context", "question", "answer", "fact", "other_context"}`: three lists of equal length,
@@ -96,7 +98,10 @@ def sentence_rows(
             words = random.Random(wording)
             yield {
                 "context": _paragraph(person, stated, rng),
-                "question": [person.question(fact, rng=words) for fact in asked],
+                "question": [
+                    _in_a_word(person, fact) if brief else person.question(fact, rng=words)
+                    for fact in asked
+                ],
                 "answer": [person.answer(fact) for fact in asked],
                 "fact": list(asked),
                 "other_context": _paragraph(_another(source, asked, taken), stated, rng),
@@ -106,6 +111,11 @@ def sentence_rows(
 
 def _facts_of(kind: str) -> tuple[str, ...]:
     return (*(("name",) if kind == "opening" else ()), *SENTENCE_FACTS[kind])
+
+
+def _in_a_word(person: Persona, fact: str) -> str:
+    """The fact's name; a count is asked for by what is counted, such as "radios"."""
+    return person.objects if fact == "count" else fact
 
 
 def _another(source: Iterator[Persona], asked: Sequence[str], taken: list[set[str]]) -> Persona:

@@ -53,8 +53,9 @@ def tables_sentence(
     for name in names:
         err.print(f"run {name} ...", style="dim")
         _train(recipe, name, output)
-        for number, measure in enumerate(m for m in recipe["measures"] if m["run"] == name):
-            _measure(measure, number, output)
+        for measure in recipe["measures"]:
+            if measure["run"] == name:
+                _measure(measure, output, recipe["compressor"].get("decoder_kwargs"))
     page = report or output / "sentence_pools.md"
     write_sentence_page(recipe, output, page)
     out.print(f"{page}: {len(list((output / 'measures').glob('*.json')))} measures", soft_wrap=True)
@@ -103,8 +104,8 @@ def _train(recipe: dict[str, Any], name: str, output: Path) -> None:
         _write(folder / "time.json", seconds)
 
 
-def _measure(measure: dict[str, Any], number: int, output: Path) -> None:
-    """One measure of a run, unless it is there."""
+def _measure(measure: dict[str, Any], output: Path, decoder_kwargs: dict[str, Any] | None) -> None:
+    """One measure of a run, unless it is there and of this training of it."""
     from lab import sources  # noqa: F401
     from lab.sentence.measure import measure_answers, measure_reconstruction
     from memslots.modeling import MemslotsModel
@@ -112,11 +113,15 @@ def _measure(measure: dict[str, Any], number: int, output: Path) -> None:
     from memslots.trainer.slot_cache import cached_slots
 
     file = output / "measures" / f"{measure['name']}.json"
-    if file.is_file() and json.loads(file.read_text("utf-8"))["measure"] == measure:
-        return
+    compressor = output / "compressor" / measure["run"]
+    trained = json.loads((compressor / "config.json").read_text("utf-8"))["fingerprint"]
+    if file.is_file():
+        kept = json.loads(file.read_text("utf-8"))
+        if (kept["measure"], kept.get("fingerprint")) == (measure, trained):
+            return
     err.print(f"measure {measure['name']} ...", style="dim")
     started = time.perf_counter()
-    model = MemslotsModel.from_pretrained(output / "compressor" / measure["run"]).eval()
+    model = MemslotsModel.from_pretrained(compressor, decoder_kwargs=decoder_kwargs).eval()
     source = copy.deepcopy(measure["source"])
     rows = list(source_rows(source, "test", measure["samples"], source.pop("seed", 77)))
     cache = output / "slot_cache.safetensors"
@@ -126,7 +131,8 @@ def _measure(measure: dict[str, Any], number: int, output: Path) -> None:
         else:
             results = measure_answers(model, rows, **measure.get("options", {}))
     seconds = round(time.perf_counter() - started, 1)
-    _write(file, {"measure": measure, "seconds": seconds, **results})
+    about = {"measure": measure, "fingerprint": trained, "seconds": seconds}
+    _write(file, {**about, **results})
 
 
 def _write(file: Path, results: Any) -> None:

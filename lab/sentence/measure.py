@@ -16,15 +16,16 @@ from memslots.modeling import MemslotsModel
 ANSWER_TOKENS = 16
 """Longest answer that is generated; the longest that is right has fewer."""
 
-CONDITIONS = ("memory", "another", "text", "none")
-"""What the decoder reads: the memory, another context's memory, the text itself, or no context. The
-last two are read without the compressor's LoRA, as the decoder was before."""
+CONDITIONS = ("memory", "another", "text", "cut", "none")
+"""What the decoder reads: the memory, another context's memory, the text itself, its beginning of
+as many tokens as the memory has positions, or no context."""
 
 
 def measure_answers(
     model: MemslotsModel,
     rows: Sequence[dict[str, Any]],
     conditions: Sequence[str] = CONDITIONS,
+    with_lora: bool = False,
 ) -> dict[str, Any]:
     """Asks the first question of every row under each condition, greedily.
 
@@ -32,6 +33,8 @@ def measure_answers(
         model: with its decoder.
         rows: `{"context", "question", "answer", "fact", "other_context"}`, the middle three lists.
         conditions: of `CONDITIONS`; text that does not fit the decoder's positions is left out.
+        with_lora: whether texts and no context are read with the compressor's LoRA, as memories
+            always are; without it by the decoder as it was before.
 
     Returns:
         `samples`, one a row: `fact`, `tokens` (of the right answer), and for each condition whether
@@ -44,6 +47,7 @@ def measure_answers(
     answers = [row["answer"][0] for row in rows]
     contexts = [row["context"] for row in rows]
     memory = model.compress(contexts, progress=False)
+    positions = model.memory_positions(memory)
     lengths = [len(encode(context)) for context in contexts]
     produced: dict[str, list[str]] = {}
     if "memory" in conditions:
@@ -52,10 +56,17 @@ def measure_answers(
         others = model.compress([row["other_context"] for row in rows], progress=False)
         produced["another"] = answer_from_memory(model, others, questions, ANSWER_TOKENS)
     most = getattr(processor_limits(model), "max_position_embeddings", None)
-    if "text" in conditions and (most is None or max(lengths) + 64 <= most):
-        produced["text"] = answer_from_text(model, contexts, questions, ANSWER_TOKENS)
-    if "none" in conditions:
-        produced["none"] = answer_from_text(model, [None] * len(rows), questions, ANSWER_TOKENS)
+    texts: dict[str, list[str | None]] = {"none": [None] * len(rows)}
+    if most is None or max(lengths) + 64 <= most:
+        texts["text"] = [*contexts]
+    texts["cut"] = [
+        processor.decode(encode(context)[:kept])
+        for context, kept in zip(contexts, positions, strict=True)
+    ]
+    with model.reading(with_lora):
+        for name in ("text", "cut", "none"):
+            if name in conditions and name in texts:
+                produced[name] = answer_from_text(model, texts[name], questions, ANSWER_TOKENS)
     samples = []
     for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         wanted = encode(f" {answer}")
@@ -70,7 +81,7 @@ def measure_answers(
         "text_tokens": _mean(lengths),
         "slots": _mean(memory.n_slots),
         "literal_tokens": _mean(literal),
-        "positions": _mean(model.memory_positions(memory)),
+        "positions": _mean(positions),
         "examples": [
             {"question": q, "answer": a, "memory": given}
             for q, a, given in zip(

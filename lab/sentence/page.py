@@ -1,9 +1,9 @@
-"""docs/sentence_pools.md: the article's tables beside ours, from the files of the runs."""
+"""docs/sentence_pools.md and its like: the article's tables beside ours, from the runs' files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ SETUPS = (
     ("five sentences, five vectors, straight from nothing", "straight", None),
 )
 """What a row is called, its measure, and the article's row where it has one."""
+
+READ = {
+    "memory_first": "first token",
+    "another": "control",
+    "none": "no context",
+    "cut": "text cut",
+    "text": "text",
+}
+"""Shares beside the answers that are right, and their columns' titles."""
 
 LENGTHS = (
     "one_sentence",
@@ -57,7 +66,9 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
     """Writes the page from the measures that are there, and its picture beside it.
 
     Args:
-        recipe: the settings of `tables-sentence`; its `notes`, by section, stand under the tables.
+        recipe: the settings of `tables-sentence`; its `title` and `intro` begin the page, its
+            `notes`, by section, stand under the tables, and `curves` are the runs that are drawn
+            while they train, by what they are called.
         folder: its output.
         page: a `.md` file.
 
@@ -70,48 +81,51 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
     }
     if not found:
         raise ValueError(f"{folder} holds no measures yet; run `make tables-sentence` first.")
-    spent = _seconds(folder, recipe["compressor"]["stages"])
+    runs = _runs(folder, recipe["compressor"]["stages"])
+    read = [name for name in READ if any(name in m["samples"][0] for m in _asked(found))]
     text = render(
         Path(__file__).with_name("page.md.jinja"),
+        title=recipe["title"],
+        intro=recipe["intro"],
         notes=recipe.get("notes", {}),
-        setups=_setups(found),
+        answers=["ours", "95% interval", *(READ[name] for name in read), "n"],
+        setups=_setups(found, read),
         facts=_facts(found),
-        more_steps=800 if "five_vectors_longest" in found else 400,
         lengths=_lengths(found),
-        shortcut=_shortcut(folder, page.with_suffix("")),
+        shortcut=_shortcut(folder, recipe.get("curves", {}), page.with_suffix("")),
         scaling=_scaling(found),
         numbers=_numbers(found),
         reconstruction=_reconstruction(found),
-        encoder=_encoders(found),
-        code=_code(found),
-        runs=[
-            [s["name"], s.get("after") or "nothing", s["training"]["max_steps"], f"{seconds:.0f}"]
-            for s, seconds in spent
-        ],
-        minutes=sum(seconds for _, seconds in spent) / 60,
+        encoder=_encoders(found, read),
+        code=_code(found, read),
+        runs=runs,
+        minutes=sum(run[-1] for run in runs) / 60,
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
 
 
-def _setups(found: dict[str, Measure]) -> Rows:
+def _asked(found: dict[str, Measure]) -> list[Measure]:
+    return [measure for measure in found.values() if measure.get("samples")]
+
+
+def _setups(found: dict[str, Measure], read: Sequence[str]) -> Rows:
     article = {row["setup"]: row["exact"] for row in quoted("article_setups")["rows"]}
     return [
         [
             label,
             _positions(found[name]),
             f"{article[there]}%" if there else "",
-            *_cells(found[name]),
+            *_cells(found[name], read),
         ]
         for label, name, there in SETUPS
         if name in found
     ]
 
 
-def _cells(measure: Measure) -> list[str]:
+def _cells(measure: Measure, read: Sequence[str]) -> list[str]:
     own = _interval(measure["samples"], "memory")
-    names = ("memory_first", "another", "none", "text")
-    shares = [_share(measure["samples"], name) for name in names]
+    shares = [_share(measure["samples"], name) for name in read]
     return [_percent(own["value"]), _range(own), *shares, str(own["n"])]
 
 
@@ -119,19 +133,28 @@ def _positions(measure: Measure) -> str:
     return f"{measure['positions']:g} for {measure['text_tokens']:g} tokens"
 
 
-def _facts(found: dict[str, Measure]) -> Rows:
-    if not {"one_vector", "five_vectors"} <= set(found):
-        return []
-    longest: Measure = found.get("five_vectors_longest") or found.get("five_vectors_long") or {}
+def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
+    """Of texts of five sentences; every set-up is asked the same questions."""
+    if "five_vectors" not in found:
+        return None
+    measured = {
+        label: found[name]["samples"]
+        for label, name, _ in SETUPS
+        if name in found and name not in ("one_sentence", "straight")
+    }
     article = {row["fact"]: row for row in quoted("article_facts")["rows"]}
-    single, chunked = found["one_vector"]["samples"], found["five_vectors"]["samples"]
+    five = found["five_vectors"]["samples"]
     rows = []
-    for fact in sorted({s["fact"] for s in single}, key=lambda f: (f not in article, f)):
+    for fact in sorted({s["fact"] for s in five}, key=lambda f: (f not in article, f)):
         there = article.get(fact, {})
-        own = [_of(samples, fact) for samples in (single, chunked, longest.get("samples", []))]
         reported = [there.get("single", ""), there.get("chunked", "")]
-        rows.append([fact, *reported, *map(_both, own), len(own[0])])
-    return rows
+        ours = [_both(_of(samples, fact)) for samples in measured.values()]
+        rows.append([fact, *reported, *ours, _share(_of(five, fact), "text"), len(_of(five, fact))])
+    ours = [f"ours, {label}" for label in measured]
+    return {
+        "columns": ["fact", "article, one", "article, five", *ours, "text", "n"],
+        "rows": rows,
+    }
 
 
 def _lengths(found: dict[str, Measure]) -> Rows:
@@ -146,12 +169,9 @@ def _lengths(found: dict[str, Measure]) -> Rows:
     return rows
 
 
-def _shortcut(folder: Path, pictures: Path) -> dict[str, Any] | None:
+def _shortcut(folder: Path, runs: Mapping[str, str], pictures: Path) -> dict[str, Any] | None:
     curves = {}
-    for name, label in (
-        ("phase_1", "contrastive batches"),
-        ("phase_1_mixed", "mixed batches"),
-    ):
+    for label, name in runs.items():
         file = folder / "compressor" / name / "losses.json"
         if file.is_file():
             logged = json.loads(file.read_text("utf-8"))
@@ -253,23 +273,23 @@ def _reconstruction(found: dict[str, Measure]) -> dict[str, Rows] | None:
     return {"rows": rows, "examples": examples} if rows else None
 
 
-def _encoders(found: dict[str, Measure]) -> Rows:
+def _encoders(found: dict[str, Measure], read: Sequence[str]) -> Rows:
     rows = [
-        [label, _positions(found[name]), *_cells(found[name])]
+        [label, _positions(found[name]), *_cells(found[name], read)]
         for label, name in ENCODERS
         if name in found
     ]
     return rows if len(rows) > 1 else []
 
 
-def _code(found: dict[str, Measure]) -> dict[str, Any] | None:
+def _code(found: dict[str, Measure], read: Sequence[str]) -> dict[str, Any] | None:
     if "code" not in found:
         return None
     named = (("text about a person, one sentence", "code_prose", "76.0%"), ("code", "code", "6.0%"))
     samples = found["code"]["samples"]
     return {
         "rows": [
-            [label, _positions(found[name]), there, *_cells(found[name])]
+            [label, _positions(found[name]), there, *_cells(found[name], read)]
             for label, name, there in named
             if name in found
         ],
@@ -279,14 +299,23 @@ def _code(found: dict[str, Measure]) -> dict[str, Any] | None:
     }
 
 
-def _seconds(folder: Path, stages: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
-    """The stages that have been run, and the seconds of one core that each took."""
-    files = [(stage, folder / "compressor" / stage["name"] / "time.json") for stage in stages]
-    return [
-        (stage, json.loads(file.read_text("utf-8"))["cpu_seconds"])
-        for stage, file in files
-        if file.is_file()
-    ]
+def _runs(folder: Path, stages: Sequence[dict[str, Any]]) -> Rows:
+    """Of each stage that has been run: its compressor's fingerprint, start, steps and seconds."""
+    rows: Rows = []
+    for stage in stages:
+        run = folder / "compressor" / stage["name"]
+        if (run / "time.json").is_file():
+            logged = json.loads((run / "losses.json").read_text("utf-8"))
+            steps = max(entry["step"] for entry in logged)
+            seconds = json.loads((run / "time.json").read_text("utf-8"))["cpu_seconds"]
+            config = json.loads((run / "config.json").read_text("utf-8"))
+            about = [
+                stage["name"],
+                f"`{config['fingerprint'][:12]}`",
+                stage.get("after") or "nothing",
+            ]
+            rows.append([*about, steps, round(seconds)])
+    return rows
 
 
 def _of(samples: Sequence[dict[str, Any]], fact: str) -> list[dict[str, Any]]:
