@@ -498,14 +498,12 @@ def write_page(kept: Kept, machine: Results, page: Path) -> None:
     sizes = beside_text(kept)
     if not sizes:
         raise ValueError(f"{kept.file} has no results yet.")
-    measured = [row for rows in sizes for row in rows]
     page.parent.mkdir(parents=True, exist_ok=True)
     text = render(
         Path(__file__).with_name("prefix_cache.md.jinja"),
         settings=kept.settings,
         sizes=sizes,
-        turns=min(len(row["loads"]) for row in measured),
-        loads=[load for row in measured for load in row["loads"]],
+        loads=[load for rows in sizes for row in rows for load in row["loads"]],
         compressions=chosen(kept.lines, way="compression"),
         machine=machine,
     )

@@ -219,7 +219,7 @@ def test_the_page_compares_with_the_text_of_the_same_size(tmp_path):
     page = tmp_path / "page.md"
     prefix_cache.write_page(kept, measuring.machine_facts("cpu"), page)
     text = page.read_text()
-    assert "in each of 2 turns" in text
+    assert "| 50% | memory, rate 4 | 8 | 2.00 (4.0x) |" in text
     assert "load 2 to 4" in text
     assert "640 MiB, 50% of what the text of all documents takes" in text
     assert "takes 2.0 times less processor time" in text
