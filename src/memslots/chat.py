@@ -314,7 +314,9 @@ class ChatMemory:
             state = json.loads(path.read_text("utf-8"))
             written = state["format"], state["version"]
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{str(path)!r} is not a chat of memslots ({error}).") from error
+            raise ValueError(
+                f"{str(path)!r} is not a chat that memslots saved ({error})."
+            ) from error
         if written != (FORMAT, FORMAT_VERSION):
             raise ValueError(
                 f"{str(path)!r} has format {written[0]} version {written[1]}; this memslots reads "

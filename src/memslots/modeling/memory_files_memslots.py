@@ -284,7 +284,7 @@ def _unpacked(
         if pair is not None:
             length, size = pair
             if not (_within(length, len(packed)) and _within(size, total)):
-                raise ValueError("a kept text of no size")
+                raise ValueError("a kept text has no size")
             text = unpack_text(packed[start : start + length], size)
             start += length
         check_kept_text(text, text_sha256)
