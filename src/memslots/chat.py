@@ -42,7 +42,7 @@ class Turn:
 
 
 class ChatMemory:
-    """A chat of any length before a decoder that reads only so many tokens.
+    """A chat of any length for a decoder with a limited context.
 
     Args:
         model: a `MemslotsModel` with its decoder.

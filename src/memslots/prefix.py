@@ -66,7 +66,7 @@ class Prefix:
 
     @property
     def positions(self) -> list[int]:
-        """Prompt tokens that are kept of each document."""
+        """Prompt tokens kept for each document."""
         return [next(iter(states.values()))[0].shape[1] for states in self.states]
 
     @property

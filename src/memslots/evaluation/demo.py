@@ -66,7 +66,7 @@ class Reading(NamedTuple):
 
     Args:
         name: of the condition.
-        positions: decoder positions that a text's tokens or slots take, markers counted; mean.
+        positions: prompt tokens that a text's tokens or slots take, markers counted; mean.
         cache_bytes: that their keys and values take; mean over the texts.
         compressing: seconds, once; None for plain text.
         reading: seconds until the decoder has read them; all texts.
@@ -198,7 +198,7 @@ class FirstToken(NamedTuple):
 
     Args:
         name: of the condition.
-        positions: decoder positions before the question.
+        positions: prompt tokens before the question.
         compressing: seconds, once; None for plain text.
         seconds: from the question to the answer's first token; None where the prompt does not fit.
     """

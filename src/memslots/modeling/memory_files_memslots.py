@@ -41,7 +41,7 @@ class SegmentCheck:
 
     Args:
         tokens: decoder tokens of the segment's text; None where it was not read.
-        positions: decoder positions that the segment takes; None where it was not read.
+        positions: prompt tokens that the segment takes; None if it was not read.
         lost: characters `(start, end)` of each decoder token that neither the slots nor a literal
             beside them give back, in order; None where this is not known.
         text: the segment's text, where the decoder reads it in the slots' place.

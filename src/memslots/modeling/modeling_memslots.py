@@ -412,7 +412,7 @@ class MemslotsModel(SavedModel):
             converted: `(total_slots, d_decoder)`.
 
         Raises:
-            ValueError: more positions than the decoder has.
+            ValueError: more tokens than the decoder reads.
 
         Examples:
             >>> tokens = torch.tensor([[5, 6]])
@@ -443,7 +443,7 @@ class MemslotsModel(SavedModel):
         return memory_rows(memory, asked, self.processor.decoder_text.encode)
 
     def memory_positions(self, memory: Memory) -> list[int]:
-        """Decoder positions that each document takes: slots, literals' tokens and markers.
+        """Prompt tokens that each document takes: slots, verbatim tokens and markers.
 
         Examples:
             >>> memory = model.compress("Ann owns 27 maps of Lagos.", rate=2)
@@ -532,7 +532,7 @@ class MemslotsModel(SavedModel):
             `return_dict_in_generate=True`, what the decoder's `generate` returns.
 
         Raises:
-            ValueError: what does not go together, or does not fit into the decoder's positions.
+            ValueError: what does not go together, or is longer than the decoder reads.
             TypeError: arguments of another type.
 
         Examples:

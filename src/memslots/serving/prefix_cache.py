@@ -78,7 +78,7 @@ class PrefixCache:
     def get(
         self, key: Key, ids: Sequence[str], positions: int, make: Callable[[], Prefix]
     ) -> Prefix | None:
-        """The prefix of `key`, made where it is not kept.
+        """The prefix of `key`, made if it is not kept.
 
         Args:
             key: Of `prefix_key`.

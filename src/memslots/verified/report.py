@@ -75,7 +75,7 @@ class MemoryReport:
     Args:
         segments: a line each.
         texts: the text of each segment, if it is known.
-        marks: for each segment, the characters of its text that are lost, and of its literals, as
+        marks: for each segment, the characters of its text that are lost or kept verbatim, as
             `(start, end, kind)` counted from its start; kinds are "lost" and "literal".
     """
 
@@ -275,7 +275,7 @@ def report(memory: Memory, texts: str | Sequence[str] | None = None) -> MemoryRe
 
 
 def _marked(text: str, marks: Sequence[tuple[int, int, str]]) -> str:
-    """Escaped text with spans around what is marked; a literal wins over what is lost in it."""
+    """Escaped text with spans around what is marked; what is kept verbatim counts as not lost."""
     kinds = [""] * len(text)
     for start, end, kind in sorted(marks, key=lambda mark: mark[2] == "literal"):
         for i in range(max(0, start), min(end, len(text))):
