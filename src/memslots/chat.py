@@ -49,7 +49,7 @@ class ChatMemory:
         keep_last: turns that are always read as text.
         rate: encoder tokens per slot, by default the finest.
         block_tokens: encoder tokens of old turns that are compressed together; 0 compresses each
-            turn by itself, as it leaves the window. By default one segment, or 0 where slots are
+            turn by itself, as it leaves the window. By default one segment, or 0 if slots are
             those of sentences.
         max_positions: most prompt tokens of the memory; None sets no limit.
         literals: verbatim tokens beside the slots, see `MemslotsModel.compress`.

@@ -1,7 +1,7 @@
 """How decoder rows are laid out: `[BOS] (<MEM> slots literals </MEM>) x n  [<AE>]  tokens`.
 
 The same functions make the rows for training, generation and serving. A row is two integer rows of
-equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 where a token stands
+equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 if a token stands
 and otherwise names the learned or encoded vector that takes its place.
 """
 
@@ -53,7 +53,7 @@ class Row:
             turns (several questions in one row); None predicts all after these.
         task: RECONSTRUCTION, COMPLETION or ANSWER.
         literals: the verbatim tokens of each of `segments`, which follow its slots;
-            empty where no segment has any (see `texts_memslots`). Of a segment without slots:
+            empty if no segment has any (see `texts_memslots`). Of a segment without slots:
             its text, which stands there without markers.
     """
 

@@ -115,20 +115,20 @@ class MemslotsProcessor(ProcessorMixin):
 
     @property
     def bos_ids(self) -> list[int]:
-        """The decoder's BOS, where its tokenizer has one."""
+        """The decoder's BOS, if its tokenizer has one."""
         bos = self.tokenizer.bos_token_id
         return [] if bos is None else [bos]
 
     @property
     def eos_ids(self) -> list[int]:
-        """The decoder's EOS, where its tokenizer has one."""
+        """The decoder's EOS, if its tokenizer has one."""
         eos = self.tokenizer.eos_token_id
         return [] if eos is None else [eos]
 
     # -- texts -------------------------------------------------------------------------------------
 
     def segment(self, text: str) -> list[Span]:
-        """Spans of `text` that are compressed independently; `ValueError` where it cannot be.
+        """Spans of `text` that are compressed independently; `ValueError` if it cannot be.
 
         Examples:
             >>> [span.end for span in processor.segment("Ann is here.")]
@@ -144,7 +144,7 @@ class MemslotsProcessor(ProcessorMixin):
         return spans
 
     def spans(self, text: str) -> list[Span]:
-        """As `segment`, of a text that is checked; one span without tokens where it has none.
+        """As `segment`, of a text that is checked; one span without tokens if it has none.
 
         Examples:
             >>> len(processor.spans("Ann is here."))

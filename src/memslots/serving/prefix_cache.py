@@ -88,7 +88,7 @@ class PrefixCache:
             make: Lets the decoder read; called by one thread at a time.
 
         Returns:
-            The prefix; None where it would be too large.
+            The prefix; None if it would be too large.
         """
         if (kept := self._find(key)) is not None:
             return kept

@@ -21,14 +21,14 @@ class SegmentReport:
         start: first character in its text.
         end: one past the last.
         tokens: encoder tokens.
-        decoder_tokens: what the decoder would read as text; None where nothing was checked.
-        rate: encoder tokens per slot; 0 where it is read as text.
+        decoder_tokens: what the decoder would read as text; None if nothing was checked.
+        rate: encoder tokens per slot; 0 if it is read as text.
         slots: memory slots.
         literals: verbatim strings kept beside the slots.
         literal_positions: prompt tokens that they take, or the text that is read as text.
         positions: all prompt tokens of the segment, markers included; None if nothing was
             checked.
-        effective_rate: encoder tokens per prompt token; where nothing was checked, a slot.
+        effective_rate: encoder tokens per prompt token; if nothing was checked, a slot.
         fidelity: share of decoder tokens that slots, verbatim tokens or text give back; None if
             not known.
         lost: decoder tokens that none of these gives; None if not known.
