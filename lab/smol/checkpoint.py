@@ -6,7 +6,7 @@
 
 The second writes what `memslots.embedded("smol")` lays out: the decoder by its name on the Hub, one
 tokenizer, and the slots in the files that training begins from (`lab.smol.train --start`). The
-third writes what `memslots push` publishes. `training.json`, which the card reads, and `NOTICE` are
+third writes what `memslots push --license apache-2.0` publishes, which is SmolLM2's licence. `training.json`, which the card reads, and `NOTICE` are
 kept by hand.
 """
 
