@@ -23,7 +23,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-chat tables-compressors tables-verified tables-sentence tables-sentence-smollm2 bench clean
+.PHONY: smol smol-shown compare prefix-cache help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-chat tables-compressors tables-verified tables-sentence tables-sentence-smollm2 bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -49,6 +49,7 @@ help:
 	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
 	@echo "make tables-sentence-smollm2  the same, read by SmolLM2, three phases, written to runs/ (hours; not run yet)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (under 20 minutes on 2 cores; DEVICE=cuda on a GPU)"
+	@echo "make prefix-cache  memories beside vLLM's prefix cache, written to docs/performance/prefix-cache.md (half an hour; resumes; PREFIX_CACHE_OPTIONS)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv (3.11 to 3.13)."
 
@@ -134,7 +135,7 @@ $(COMPARE)/samples.jsonl: | $(VENV)/.dev
 
 compare: $(VENV)/.dev $(COMPARE_VENV)/.tools $(COMPARE)/samples.jsonl
 	$(BIN)/python -m lab.compare $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl $(COMPARE_OPTIONS) \
-		--checkpoint $(COMPARED) --methods text,none,cut,memory,control
+		--checkpoint $(COMPARED) --methods text,none,cut,tail,memory,control
 	PYTHONPATH=. $(COMPARE_VENV)/bin/python -m lab.compare $(COMPARE)/samples.jsonl \
 		$(COMPARE)/tools.jsonl $(COMPARE_OPTIONS)
 	$(BIN)/python -m lab.compare.page $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl \
@@ -183,6 +184,12 @@ bench: $(VENV)/.dev
 	done
 	PYTHONPATH=. $(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
 
+# SmolLM2 is put where both environments find it.
+prefix-cache: $(VENV)/.dev $(VLLM_VENV)/.vllm
+	@: $(SMOL_DECODER)
+	$(OFFLINE) PYTHONPATH=. PATH="$(abspath $(VLLM_VENV))/bin:$$PATH" $(VLLM_VENV)/bin/python \
+		benchmarks/prefix_cache.py --books "$(BOOKS)" $(PREFIX_CACHE_OPTIONS)
+
 clean:
 	rm -rf build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis src/memslots/assets/*/*.py
 	find src lab tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -218,7 +225,7 @@ $(COMPARE_VENV)/.tools:
 
 $(VLLM_VENV)/.vllm: pyproject.toml $(VLLM_VENV)/.engine
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check \
-		"transformers<5.20" -e ".[serve]" pytest pytest-timeout
+		"transformers<5.20" -e ".[serve]" peft pytest pytest-timeout
 	@touch $@
 
 $(BIN)/python:

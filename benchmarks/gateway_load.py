@@ -14,11 +14,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import re
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +26,7 @@ from pathlib import Path
 
 import httpx
 from measuring import Results, options_of, write_results
+from servers import free_port, serving
 
 from memslots import MemslotsConfig, embedded
 
@@ -73,33 +71,11 @@ def gateway(running: int, waiting: int, folder: Path) -> Iterator[tuple[str, int
         waiting: requests that wait.
         folder: for its log.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "gateway.log"
-    command = [sys.executable, "-m", "memslots.cli", "serve", "--port", str(port)]
+    port = free_port()
+    command = [sys.executable, "-m", "memslots", "serve", "--model", "tiny", "--port", str(port)]
     command += ["--concurrency", str(running), "--queue", str(waiting)]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "MEMSLOTS_API_KEY": ""},
-        )
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
-    try:
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the gateway did not start:\n{log.read_text()[-3000:]}")
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait(60)
+    with serving(command, port, folder / "gateway.log", {"MEMSLOTS_API_KEY": ""}) as found:
+        yield found
 
 
 def resident_bytes(process: int) -> int:

@@ -59,9 +59,9 @@ def test_methods_resume_and_make_a_page(zoo, model, tmp_path):
     options += ["--rates", "4", "--threads", "1"]
     run = [str(samples), str(figures), *options, "--methods"]
     compare(arguments([*run, "text,none"]))
-    compare(arguments([*run, "text,none,cut,memory,control"]))
+    compare(arguments([*run, "text,none,cut,tail,memory,control"]))
     records = [json.loads(line) for line in figures.read_text().splitlines()]
-    assert len(records) == 4 * 5
+    assert len(records) == 4 * 6
     rows = rows_of(records)
     for row in rows:
         if row["method"] in ("text", "none"):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from loopback import StandIn, served
 from safetensors.torch import load_file, save_file
-from tiny_models import DECODERS, QUESTIONS, TEXTS
+from tiny_models import DECODERS, QUESTIONS, RATES, SEGMENT, TEXTS, tell_apart
 from transformers import AutoModelForCausalLM
 
 from memslots import MemslotsModel
 from memslots.cli.serve import _compressor
+from memslots.making import new_compressor
 from memslots.serving.decoder_embeddings import attach_decoder_embeddings
 from memslots.serving.engines import VllmEngine
 from memslots.serving.gateway import Gateway
@@ -51,6 +52,23 @@ def test_prompts_are_those_of_the_whole_model(zoo, decoder):
     same_prompts(small, whole)
     assert default_sampling(small) == default_sampling(whole)
     assert end_tokens(small) == end_tokens(whole)
+
+
+def test_a_shared_encoder_keeps_the_first_layers_and_no_other(zoo, tmp_path):
+    """The kind of `smol`, the default checkpoint."""
+    lora = {"r": 2, "alpha": 4, "target_modules": ["q_proj"]}
+    sizes = {"segment_length": SEGMENT, "compression_rates": RATES}
+    parts = ("decoder", zoo.folder("llama", "decoder"))
+    whole = tell_apart(new_compressor(*parts, encoder_layers=1, encoder_lora=lora, **sizes))
+    whole.save_pretrained(tmp_path)
+    small = lean(tmp_path)
+    same_prompts(small, MemslotsModel.from_pretrained(tmp_path))
+    assert small.fingerprint == whole.fingerprint
+    assert whole.config.decoder_config.num_hidden_layers == 2
+    layers = {
+        name.split("layers.")[1][0] for name, _ in small.named_parameters() if "layers." in name
+    }
+    assert layers == {"0"}
 
 
 def test_no_parameter_of_the_decoder_is_in_the_process(zoo):

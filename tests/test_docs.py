@@ -109,6 +109,29 @@ def test_a_wrong_option_is_noticed():
         check_command(["ask", "--text", "a.txt", "--questoin", "Who?"])  # typos: ignore
 
 
+def test_every_module_that_is_started_by_name_can_be(tracked):
+    """`python -m` starts a module, or a package that has a `__main__`."""
+    started = re.compile(r"-m[\"']?,?\s+[\"']?((?:memslots|lab)\b[\w.]*)")
+    names = {
+        name.rstrip(".")
+        for file in map(Path, tracked)
+        if file.suffix in (".py", ".md", ".yml") or file.name in ("Makefile", "Dockerfile")
+        if file.name != "log.md" and (ROOT / file).exists()
+        for name in started.findall((ROOT / file).read_text("utf-8"))
+    }
+    assert {"memslots", "lab"} <= names
+
+    def starts(name: str) -> bool:
+        with suppress(ModuleNotFoundError):
+            spec = importlib.util.find_spec(name)
+            return bool(spec) and (
+                spec.submodule_search_locations is None or starts(f"{name}.__main__")
+            )
+        return False
+
+    assert [name for name in sorted(names) if not starts(name)] == []
+
+
 def test_navigation_has_every_page_and_no_other():
     def pages(entries):
         for entry in entries:

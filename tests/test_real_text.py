@@ -45,6 +45,12 @@ def test_the_page_says_what_comes_back_beside_the_controls(model, books, tmp_pat
     for record in fidelity:
         assert record["tokens"] > record["slots"] > 0
         assert max(record["right"], record["another"], record["none"]) <= record["tokens"]
+    repeated = json.loads((tmp_path / "run" / "repeated.json").read_text())
+    for record in repeated:
+        if record["text"] == repeated[0]["text"]:
+            assert f"> {real_text.one_line(record['repeated'])}\n" in text
+        exact = {**record, "counts": real_text.bleu_counts(record["text"], record["text"])}
+        assert real_text.bleu([record]) < real_text.bleu([exact]) == pytest.approx(1)
     monkeypatch.setattr(real_text, "measure_fidelity", lambda *_: pytest.fail("ran again"))
     real_text.main(command)
     assert page.read_text() == text

@@ -11,9 +11,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.smol import factbook, wordnet
 from lab.smol.checkpoint import compressor
+from lab.smol.compiled import compile_layers
 from lab.smol.slots import Slots, _Head
 from lab.smol.tasks import CLOZE, COMPLETE, FACTS, NOUNS, RECALL, REPEAT, Tasks
-from lab.smol.train import SCHEDULE, Steps, arguments, load_slots, load_trained, train
+from lab.smol.train import (
+    SCHEDULE,
+    Steps,
+    arguments,
+    load_slots,
+    load_trained,
+    scale_gradients,
+    train,
+)
 from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
 from memslots.trainer.losses import TaskLosses
 
@@ -217,7 +226,7 @@ def test_steps_are_drawn_alike_by_any_number_of_processes(decoder, world, words_
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     ids = torch.tensor(tokenizer(" ".join(TEXTS * 400), add_special_tokens=False)["input_ids"])
     steps = Steps(Tasks(ids, world, words_told, tokenizer), 1)
-    first = SCHEDULE[-1].step
+    first = SCHEDULE[-2].step
     lengths = set()
     for number, drawn in zip(range(24), steps.from_step(first, 2), strict=False):
         phase, task, rate, rows = steps[first + number]
@@ -229,6 +238,41 @@ def test_steps_are_drawn_alike_by_any_number_of_processes(decoder, world, words_
             assert rows.scored.all()
         lengths.add(rows.ids.shape[1])
     assert min(lengths) <= 64 < max(lengths)
+
+
+@pytest.mark.parametrize("shown", [None, (5, 6, 7)])
+def test_compiled_layers_give_equal_losses_and_gradients(slots, shown):
+    draw = torch.Generator().manual_seed(0)
+    for weight in slots.trained().values():
+        weight.data.add_(torch.randn(weight.shape, generator=draw) / 50)
+
+    def trained(rows):
+        slots.prefixes.clear()
+        ids = torch.arange(8, 8 + rows * 16).reshape(rows, 16)
+        scores = slots.complete(ids, ids + 1, 4, shown=shown)
+        slots.zero_grad()
+        scores.loss.backward()
+        gradients = [weight.grad for weight in slots.trained().values() if weight.grad is not None]
+        return scores.loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+    plain = [trained(rows) for rows in (2, 3)]
+    compile_layers(slots.decoder.model, backend="eager")
+    compile_layers(slots.encoder, backend="eager")
+    for rows, (loss, gradient) in zip((2, 3), plain, strict=True):
+        compiled_loss, compiled_gradient = trained(rows)
+        torch.testing.assert_close(compiled_loss, loss)
+        torch.testing.assert_close(compiled_gradient, gradient)
+        assert gradient.abs().max() > 0.01
+
+
+def test_small_gradients_are_scaled_up_at_most_fourfold():
+    weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    for size, norm in ((30.0, 1.0), (0.5, 1.0), (0.1, 0.4)):
+        for weight in weights[:2]:
+            weight.grad = torch.full((2,), size / 2)
+        scale_gradients(weights, 1.0)
+        total = torch.cat([weight.grad for weight in weights[:2]]).norm()
+        torch.testing.assert_close(total, torch.tensor(norm))
 
 
 def test_the_last_slot_of_a_text_may_have_fewer_tokens(slots, decoder):

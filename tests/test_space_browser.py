@@ -39,7 +39,7 @@ def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "memslots", "demo", "--web"],
+            [sys.executable, "-m", "memslots", "demo", "--web", "--tiny"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -24,6 +24,12 @@ def cut(reader: Reader, sample: Sample, rate: int) -> Context:
     return _text(reader, sample, reader.tokenizer.decode(ids[: len(ids) // rate]))
 
 
+def tail(reader: Reader, sample: Sample, rate: int) -> Context:
+    """The text's last tokens, as many: what comes just before what follows."""
+    ids = reader.ids(sample.context)
+    return _text(reader, sample, reader.tokenizer.decode(ids[-(len(ids) // rate) :]))
+
+
 def none(reader: Reader, sample: Sample, rate: int) -> Context:
     """No context."""
     return _text(reader, sample, "")
@@ -100,6 +106,7 @@ def press(name: str) -> Method:
 METHODS: dict[str, Method] = {
     "text": text,
     "cut": cut,
+    "tail": tail,
     "none": none,
     "llmlingua": llmlingua,
     "kvpress SnapKV": press("SnapKVPress"),
@@ -107,7 +114,9 @@ METHODS: dict[str, Method] = {
 }
 """Those that need no memslots; `lab.compare.memory` adds memory and its control."""
 
-TOOLS = ",".join(name for name in METHODS if name not in ("text", "cut", "none"))
+OF_TEXT = ("text", "none", "cut", "tail")
+
+TOOLS = ",".join(name for name in METHODS if name not in OF_TEXT)
 """What the environment of kvpress and LLMLingua measures."""
 
 ONE_RATE = ("text", "none")

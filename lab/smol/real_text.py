@@ -3,12 +3,14 @@
     python -m lab.smol.real_text runs/real_text --books FOLDER --page docs/smollm2.md
 
 How well the second half of a passage is foreseen (PCC, table A1), which tokens each segment gives
-back, and what a rate for each segment saves. Each part is kept as JSON and not run again.
+back, what the decoder repeats by itself (figure 2, table A5), what a rate for each segment saves.
+Each part is kept as JSON and not run again.
 """
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from memslots.data import TextRow
 from memslots.data.books import iterate_books
 from memslots.evaluation.conditions import BASELINES
 from memslots.evaluation.intervals import with_interval
+from memslots.evaluation.metrics import bleu_counts, bleu_of_counts
 from memslots.evaluation.sample_log import SampleLog
 from memslots.evaluation.tasks import completion
 from memslots.verified.fidelity import read, teacher_forced
@@ -31,6 +34,7 @@ Record = dict[str, Any]
 
 LENGTHS = (256, 512)
 PASSAGE_CHARACTERS = 1200
+SHOWN_CHARACTERS = 600
 
 
 def measure_following(
@@ -88,6 +92,27 @@ def measure_fidelity(model: MemslotsModel, texts: Sequence[str]) -> list[Record]
     return records
 
 
+def measure_repeated(model: MemslotsModel, texts: Sequence[str]) -> list[Record]:
+    """What the decoder writes from the slots of each text, and what BLEU counts of it, by rate."""
+    records = []
+    for rate in model.config.compression_rates:
+        memory = model.compress(list(texts), rate=rate)
+        for text, repeated in zip(texts, model.reconstruct(memory), strict=True):
+            counts = bleu_counts(repeated, text)
+            records.append({"rate": rate, "text": text, "repeated": repeated, "counts": counts})
+    return records
+
+
+def bleu(records: Sequence[Record]) -> float:
+    """Of all records together, from 0 to 1."""
+    return bleu_of_counts([record["counts"] for record in records]) / 100
+
+
+def one_line(text: str) -> str:
+    """The beginning of a text with single spaces, as a line of Markdown shows it."""
+    return textwrap.shorten(text, SHOWN_CHARACTERS, placeholder=" ...")
+
+
 def share_right(records: Sequence[Record], key: str) -> str:
     """Share of tokens with its interval over segments, in percent."""
 
@@ -99,7 +124,9 @@ def share_right(records: Sequence[Record], key: str) -> str:
 
 def page(results: dict[str, list[Record]], fingerprint: str) -> str:
     """docs/smollm2.md; without `losses` it leaves their section out."""
-    following, fidelity = results["following"], results["fidelity"]
+    following, fidelity, repeated = (
+        results[part] for part in ("following", "fidelity", "repeated")
+    )
     by_condition = []
     for record in chosen(following, metric="perplexity"):
         place = {key: record[key] for key in ("condition", "rate", "length")}
@@ -126,6 +153,13 @@ def page(results: dict[str, list[Record]], fingerprint: str) -> str:
         rates=rates,
         by_rate=by_rate,
         by_segment=by_segment,
+        by_bleu=[
+            [rate, len(own), interval(with_interval(own, bleu))]
+            for rate in rates
+            for own in [chosen(repeated, rate=rate)]
+        ],
+        case=one_line(repeated[0]["text"]),
+        cases=[one_line(chosen(repeated, rate=rate)[0]["repeated"]) for rate in rates],
         losses=lost_row(results["losses"]) if results.get("losses") else None,
         samples=len(results.get("losses", ())),
     )
@@ -133,12 +167,13 @@ def page(results: dict[str, list[Record]], fingerprint: str) -> str:
 
 def lost_row(records: Sequence[Record]) -> dict[str, Any]:
     """Tokens lost by a fixed rate, a budget and a cut at equal prompt tokens."""
-    total = {key: sum(r[key] for r in records) for key in records[0] if key != "set"}
+    apart = ("set", "rate")
+    total = {key: sum(r[key] for r in records) for key in records[0] if key not in apart}
     cut = sum(max(0, r["tokens"] - r["positions"]) for r in records)
     ratio = with_interval(
         list(records), lambda rs: sum(r["budget"] for r in rs) / max(1, sum(r["fixed"] for r in rs))
     )
-    return {**total, "cut": cut, "ratio": ratio}
+    return {**total, "rate": records[0]["rate"], "cut": cut, "ratio": ratio}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -154,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_same_compressor(given.results / "compressor.txt", model.fingerprint)
     parts: dict[str, Callable[[], list[Record]]] = {
         "fidelity": lambda: measure_fidelity(model, texts),
+        "repeated": lambda: measure_repeated(model, texts),
         "following": lambda: measure_following(
             model, books, given.samples, given.results / "following.jsonl"
         ),

@@ -139,7 +139,10 @@ class Tasks:
             else:
                 words = self.tokenizer.decode(text)
                 kinds = draw.choice((LEFT_OUT, LEFT_OUT, ("follows",)))
-                asked = questions_of(words, draw.randrange(2**31), QUESTIONS, kinds)
+                count = min(
+                    QUESTIONS, 1 + n_segments
+                )  # of short texts, many questions are most of a row
+                asked = questions_of(words, draw.randrange(2**31), count, kinds)
                 if not asked:
                     continue
                 after, counted = self._asked([(question, answer) for question, answer, _ in asked])
@@ -157,7 +160,9 @@ class Tasks:
             before = torch.stack(
                 [torch.cat([self.texts[start : start + prefix], break_ids]) for start in starts]
             )
-        return Rows(torch.stack(ids), padded, counted, before, shown)
+        # What follows has no right answer: all of it is to be as it is after the text.
+        distilled = 1.0 if task == COMPLETE else 0.5
+        return Rows(torch.stack(ids), padded, counted, before, shown, distilled)
 
     def _repeated(self, segments: int, tokens: int, draw: random.Random) -> Rows:
         """Texts of one segment, most of them whole ones; every token counts, and EOS after them."""

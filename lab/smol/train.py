@@ -21,7 +21,6 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +31,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lab.smol import factbook, wordnet
+from lab.smol.compiled import compile_layers
 from lab.smol.slots import Slots
 from lab.smol.tasks import (
     CLOZE,
@@ -89,10 +88,24 @@ SCHEDULE = (
         ),
         (1, 1, 2, 3, 4, 6, 12),
     ),
+    Phase(
+        3448,
+        64,
+        12,
+        (2, 4, 4, 8),
+        (
+            *(REPEAT, NOUNS, COMPLETE, CLOZE, REPEAT, FACTS, COMPLETE),
+            *(REPEAT, NOUNS, COMPLETE, CLOZE, REPEAT, FACTS, RECALL),
+        ),
+        (1, 1, 2, 3, 4, 6, 12),
+    ),
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
 
 WARM_UP = 30
+MOST_SCALED = 4.0
+"""Times a step's gradient, at most, where its norm is below that of others: what follows a text."""
+
 PROSE_TIMES = 4
 SEGMENTS_HELD_OUT = 24
 PART_BYTES = 15 * 2**20
@@ -130,7 +143,7 @@ def unchanged(drawn: Any) -> Any:
 
 
 def texts_of(folder: Path, split: str) -> Iterator[str]:
-    """The books of a split; to train on also GSM8K's problems and solutions, where it is there."""
+    """The books of a split; to train on also GSM8K's problems and speeches, where these are."""
     with gzip.open(folder / f"books-{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
@@ -140,6 +153,9 @@ def texts_of(folder: Path, split: str) -> Iterator[str]:
             rows = [json.loads(line) for line in lines]
         told = (f"{row['question']}\n{row['answer'].partition('####')[0]}" for row in rows)
         yield "\n".join(re.sub(r"<<.*?>>", "", text) for text in told)
+    if split == "train":
+        for file in sorted((folder / "sotu").glob("*.txt")):
+            yield file.read_text(encoding="utf-8").strip()
 
 
 def token_ids(books: Path, tokens: Path, split: str) -> torch.Tensor:
@@ -207,13 +223,12 @@ def load_trained(slots: Slots, weights: dict[str, torch.Tensor], file: Path) -> 
     slots.load_state_dict(weights, strict=False)
 
 
-def fuse_norms(decoder: nn.Module) -> None:
-    """A kernel a norm in place of eight: a third of all that a step launches."""
-    for module in decoder.modules():
-        if isinstance(module, LlamaRMSNorm):
-            shape = tuple(module.weight.shape)
-            settings = {"weight": module.weight, "eps": module.variance_epsilon}
-            module.forward = partial(nn.functional.rms_norm, normalized_shape=shape, **settings)
+def scale_gradients(weights: list[nn.Parameter], norm: float) -> None:
+    """Gives all gradients together this norm, but never scales them up by more than MOST_SCALED."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    total = nn.utils.get_total_norm(gradients)
+    factor = (norm / (total + 1e-6)).clamp(max=MOST_SCALED)
+    torch._foreach_mul_(gradients, factor)
 
 
 def pieces(ids: torch.Tensor, starts: list[int], first: int, length: int) -> torch.Tensor:
@@ -274,11 +289,12 @@ def train(options: argparse.Namespace) -> None:
     name = options.decoder or smollm2()
     decoder = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
     decoder = decoder.to(options.device).eval().requires_grad_(False)
-    if options.device != "cpu":
-        fuse_norms(decoder)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(name)
     slots = Slots(decoder, tokenizer, options.layers, options.rank)
+    if options.device != "cpu":
+        compile_layers(decoder.model)
+        compile_layers(slots.encoder)
     world = factbook.load(options.factbook, folder / "factbook.json")
     known = [country for country in world if not country.held_out]
     unknown = [country for country in world if country.held_out]
@@ -345,7 +361,7 @@ def train(options: argparse.Namespace) -> None:
             scores = slots.complete(**rows._asdict(), rate=rate)
         optimizer.zero_grad()
         (weight * scores.loss).backward()
-        nn.utils.clip_grad_norm_(weights.values(), weight)
+        scale_gradients(list(weights.values()), weight)
         optimizer.step()
         step += 1
         seen += rows.ids.numel()

@@ -203,12 +203,17 @@ def cost_ratios(model: MemslotsModel, text: str) -> list[Record]:
 
 
 def lost_tokens(model: MemslotsModel, name: str, text: str) -> Record:
-    """Tokens lost at equal positions: rate 8 throughout, and the same slots spent by a budget."""
-    fixed = verified.compress(model, text, rate=8, exact=[])
+    """Tokens lost at equal prompt tokens: one rate throughout, and as many slots by a budget.
+
+    The rate is the middle one: with the coarsest, no segment can give slots to another.
+    """
+    rates = sorted(model.config.compression_rates)
+    fixed = verified.compress(model, text, rate=rates[len(rates) // 2], exact=[])
     budget = verified.compress(model, text, max_slots=sum(fixed.n_slots))
     served = verified.compress(model, text, fidelity=FIDELITY)
     return {
         "set": name,
+        "rate": rates[len(rates) // 2],
         "tokens": sum(c.tokens or 0 for c in fixed.checks),
         "fixed": sum(len(c.lost or ()) for c in fixed.checks),
         "budget": sum(len(c.lost or ()) for c in budget.checks),

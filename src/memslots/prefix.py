@@ -199,7 +199,7 @@ def prefill(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         inputs = model.row_inputs([rows[i] for i in batch], memory, "right")
-        for layer, keys, values in _read_states(decoder, model.decoder_lora, inputs):
+        for layer, keys, values in read_states(decoder, model.decoder_lora, inputs):
             for i, row_keys, row_values in zip(batch, keys, values, strict=True):
                 states[i][layer] = (
                     row_keys[:, : lengths[i]].clone(),
@@ -208,7 +208,7 @@ def prefill(
     return Prefix(memory, before, states, _Marks(model))
 
 
-def _read_states(
+def read_states(
     decoder: PreTrainedModel, lora, inputs: dict[str, Any]
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Layer, keys and values `(rows, heads, length, head size)` of right-padded rows."""

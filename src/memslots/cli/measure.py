@@ -114,7 +114,7 @@ def check_output(output: Path) -> None:
 
 
 def _show(results: dict[str, Any]) -> None:
-    from memslots.evaluation.tables import reads
+    from memslots.evaluation.tables import interval, reads
 
     table = Table()
     for column in (
@@ -135,8 +135,8 @@ def _show(results: dict[str, Any]) -> None:
             reads(record),
             str(record["length"] or ""),
             record["metric"],
-            str(record["value"]),
-            f"{record['low']} to {record['high']}",
+            "-" if record["value"] is None else str(record["value"]),
+            interval(record),
             str(record["n"]),
         )
     out.print(table)

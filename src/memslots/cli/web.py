@@ -32,7 +32,7 @@ def serve_page(
     """Serves the page until it is interrupted.
 
     Args:
-        model: folder or repository.
+        model: folder or repository; `smol` where SmolLM2 is available, else `tiny`.
         revision: of a repository.
         device: as for every command.
         dtype: as for every command.
@@ -43,7 +43,6 @@ def serve_page(
         ImportError: Gradio is missing.
         OSError: the port is taken.
     """
-    model = model or "tiny"  # whose answers hold; smol does not answer questions yet
     try:
         import gradio
     except ImportError as error:

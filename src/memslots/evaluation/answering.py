@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from memslots.evaluation.metrics import tokens_aligned, tokens_right
+from memslots.evaluation.shared_start import read_shared_start
 from memslots.modeling import Memory, MemslotsModel, MemslotsProcessor
 from memslots.modeling.encoders_memslots import token_batches
 from memslots.modeling.layout_memslots import Prompt, Row, max_positions
@@ -91,8 +92,9 @@ def answer_in_these_words(
     if stop_ids:
         greedy["eos_token_id"] = list(stop_ids)
     answers = [""] * len(rows)
+    start = read_shared_start(model, rows, lengths, memory)
     for batch in token_batches(lengths, [max_new_tokens] * len(rows), BATCH_TOKENS):
-        produced = model.answer_rows([rows[i] for i in batch], memory, len(batch), greedy)
+        produced = model.answer_rows([rows[i] for i in batch], memory, len(batch), greedy, start)
         for i, answer in zip(batch, produced, strict=True):
             answers[i] = answer
     return answers

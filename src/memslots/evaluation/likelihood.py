@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from memslots.evaluation.shared_start import SharedStart, read_shared_start
 from memslots.modeling import Memory, MemslotsModel
 from memslots.modeling.encoders_memslots import token_batches
 from memslots.modeling.layout_memslots import ANSWER, IGNORE, Prompt, Row
@@ -69,21 +70,30 @@ def target_losses(
         row.target, row.input_only, row.task = list(target), unscored, task
     lengths = [model.processor.row_length(row, slots) for row in rows]
     losses: list[TargetLoss] = [TargetLoss(0.0, 0)] * n
+    start = read_shared_start(model, rows, lengths, memory)
     for batch in token_batches(lengths, [0] * n, BATCH_POSITIONS):
-        scored = _batch_losses(model, [rows[i] for i in batch], memory)
+        scored = _batch_losses(model, [rows[i] for i in batch], memory, start)
         for i, loss in zip(batch, scored, strict=True):
             losses[i] = loss
     return losses
 
 
-def _batch_losses(model: MemslotsModel, rows: list[Row], memory: Memory | None) -> list[TargetLoss]:
+def _batch_losses(
+    model: MemslotsModel, rows: list[Row], memory: Memory | None, start: SharedStart | None
+) -> list[TargetLoss]:
     inputs = model.row_inputs(rows, memory, padding_side="right")
     labels = inputs.pop("labels")[:, 1:]
+    if start is not None:
+        inputs["past_key_values"] = start.copies(len(rows))
+        inputs["inputs_embeds"] = inputs["inputs_embeds"][:, start.tokens :]
+        labels = labels[:, start.tokens :]
     columns = (labels != IGNORE).any(dim=0).nonzero().flatten()
     # Logits of every position would be gigabytes where the vocabulary is large.
     some = {"logits_to_keep": columns} if _keeps_logits(model.decoder) else {}
     with model.reading(with_lora=memory is not None):
-        logits = model.decoder(**inputs, **some, use_cache=False).logits  # type: ignore[misc]
+        logits = model.decoder(  # type: ignore[misc]
+            **inputs, **some, use_cache=start is not None
+        ).logits
     labels = labels[:, columns]
     if not some:
         logits = logits[:, columns]

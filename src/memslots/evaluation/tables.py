@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from memslots.evaluation.pages import Table, footnote, markdown_page
 
 Record = dict[str, Any]
@@ -39,9 +41,16 @@ def _row(record: Record) -> list[str]:
         str(record["length"] or ""),
         kind + record["metric"],
         _number(record["value"]),
-        f"{_number(record['low'])} to {_number(record['high'])}",
+        interval(record),
         str(record["n"]),
     ]
+
+
+def interval(record: Record) -> str:
+    """The interval of a record's value; a share of a gap that some resamples lack has none."""
+    if record["low"] is None:
+        return "-"
+    return f"{_number(record['low'])} to {_number(record['high'])}"
 
 
 def reads(record: Record) -> str:
@@ -99,9 +108,12 @@ def _over_rates(records: Sequence[Record], title: str, file: Path) -> None:
             axes.axhline(line[0]["value"], linestyle="--", label=label, color="gray")
             continue
         line.sort(key=lambda record: record["rate"])
-        values = [record["value"] for record in line]
-        below = [record["value"] - record["low"] for record in line]
-        above = [record["high"] - record["value"] for record in line]
+        # What has no interval is drawn without one.
+        values, lows, highs = (
+            np.array([record[key] for record in line], dtype=float)
+            for key in ("value", "low", "high")
+        )
+        below, above = values - lows, highs - values
         rates = [record["rate"] for record in line]
         axes.errorbar(rates, values, yerr=[below, above], marker="o", capsize=3, label=label)
     axes.set_xscale("log", base=2)

@@ -154,7 +154,8 @@ def attach_decoder_embeddings(
     dtype = dtype or (None if prefix else decoder_config.dtype)
     rows = RowsOnly(_without_weight(skeleton, layer), table, dtype)
     generation = _generation_config(name, revision, model, within)
-    model.attach_decoder(EmbeddingsOnlyDecoder(decoder_config, rows, generation))
+    # Not by attach_decoder: it would look there for the layers that a shared encoder has already.
+    model.decoder = EmbeddingsOnlyDecoder(decoder_config, rows, generation).eval()
     return model
 
 
