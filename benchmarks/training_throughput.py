@@ -142,9 +142,9 @@ def bars(results: Results) -> list[Results]:
             "bar": f"training tokens/s, both tasks, rate {row['rate']}",
             "wanted": WANTED,
             "found": row["ratio"],
-            "why": "Training: the frozen decoder is the same work for both ways, and of operations "
-            f"alone {most_possible(results['shapes'], row['rate']):.2f} times fewer are possible "
-            "with these shapes.",
+            "why": "Training: both ways run the same frozen decoder, so with these shapes at most "
+            f"{most_possible(results['shapes'], row['rate']):.2f} times fewer operations "
+            "are possible.",
         }
         for row in results["rows"]
     ]

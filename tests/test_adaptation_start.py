@@ -187,4 +187,4 @@ def test_a_new_pair_that_shares_few_tokens_is_told(zoo, monkeypatch, caplog):
     encoder, decoder = zoo.folder("gpt2", "encoder"), zoo.folder("llama", "decoder")
     new_compressor(encoder, decoder, pooling="groups", converter_type="residual")
     assert "share 3 tokens" in caplog.text
-    assert "fitted on at least 48" in caplog.text
+    assert "needs at least 48" in caplog.text

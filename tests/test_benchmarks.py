@@ -424,7 +424,7 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
     told = text.partition("## In short")[2].partition("## How it")[0]
     assert told.count("\n- **") == 6
     assert "minutes of `make bench` (at most) | 20 |" in text
-    assert "Training: the frozen decoder is the same work" in text
+    assert "Training: both ways run the same frozen decoder" in text
     for picture in ("table-a7", "table-a7-memory", "against-published", "scaling", "alternatives"):
         assert f"(speed/{picture}.png)" in text
         assert (speed.with_suffix("") / f"{picture}.png").stat().st_size > 1000

@@ -152,7 +152,7 @@ def test_what_cannot_be_loaded(zoo, compressor, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no chat"):
         ChatMemory.load(tmp_path, compressor)
     (tmp_path / "chat.json").write_text("[]")
-    with pytest.raises(ValueError, match="is not a chat of memslots"):
+    with pytest.raises(ValueError, match="is not a chat that memslots saved"):
         ChatMemory.load(tmp_path, compressor)
     (tmp_path / "chat.json").write_text(json.dumps({"format": "memslots.chat", "version": 9}))
     with pytest.raises(ValueError, match="version 9; this memslots reads"):

@@ -341,7 +341,7 @@ def test_keys_and_sizes_are_checked_before_anything_is_done(model):
         long = asking(documents=["x" * 101])
         refused(client.post(CHAT, json=long, headers=headers), 413, "100", "payload_too_large")
         made = client.post("/v1/memories", json={"text": "short"}, headers=headers)
-        refused(made, 507, "may hold 10", "shelf_full")
+        refused(made, 507, "of at most 10", "shelf_full")
         page = client.get("/metrics").text
         assert 'memslots_requests_total{route="chat",status="401"} 3.0' in page
         assert 'memslots_requests_total{route="chat",status="200"} 2.0' in page

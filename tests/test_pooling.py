@@ -97,7 +97,7 @@ def test_it_uses_all_of_the_encoders_positions(zoo):
         ({"markers": "all"}, r"markers must be one of .*got 'all'"),
         (
             {"pooling": "mean", "memory_positions": "spread"},
-            "memory_positions='spread' is for pooling 'memory_tokens'",
+            "memory_positions='spread' needs pooling 'memory_tokens'",
         ),
     ],
 )

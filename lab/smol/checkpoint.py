@@ -6,8 +6,8 @@
 
 The second writes what `memslots.embedded("smol")` lays out: the decoder by its name on the Hub, one
 tokenizer, and the slots in the files that training begins from (`lab.smol.train --start`). The
-third writes what `memslots push` publishes. `training.json`, which the card reads, and `NOTICE` are
-kept by hand.
+third writes what `memslots push --license apache-2.0` publishes (SmolLM2's licence).
+`training.json`, which the card reads, and `NOTICE` are kept by hand.
 """
 
 from __future__ import annotations

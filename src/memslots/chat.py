@@ -42,14 +42,14 @@ class Turn:
 
 
 class ChatMemory:
-    """A chat of any length before a decoder that reads only so many tokens.
+    """A chat of any length for a decoder with a limited context.
 
     Args:
         model: a `MemslotsModel` with its decoder.
         keep_last: turns that are always read as text.
         rate: encoder tokens per slot, by default the finest.
         block_tokens: encoder tokens of old turns that are compressed together; 0 compresses each
-            turn by itself, as it leaves the window. By default one segment, or 0 where slots are
+            turn by itself, as it leaves the window. By default one segment, or 0 if slots are
             those of sentences.
         max_positions: most prompt tokens of the memory; None sets no limit.
         literals: verbatim tokens beside the slots, see `MemslotsModel.compress`.
@@ -314,7 +314,9 @@ class ChatMemory:
             state = json.loads(path.read_text("utf-8"))
             written = state["format"], state["version"]
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{str(path)!r} is not a chat of memslots ({error}).") from error
+            raise ValueError(
+                f"{str(path)!r} is not a chat that memslots saved ({error})."
+            ) from error
         if written != (FORMAT, FORMAT_VERSION):
             raise ValueError(
                 f"{str(path)!r} has format {written[0]} version {written[1]}; this memslots reads "

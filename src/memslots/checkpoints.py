@@ -60,7 +60,7 @@ def embedded_names() -> list[str]:
 
 
 def default_checkpoint() -> tuple[str, str | None]:
-    """Name of the embedded checkpoint to use where none is named, and why it is not `smol`.
+    """Name of the embedded checkpoint to use if none is named, and why it is not `smol`.
 
     Returns:
         "smol" and None, or "tiny" and a sentence.

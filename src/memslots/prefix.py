@@ -66,7 +66,7 @@ class Prefix:
 
     @property
     def positions(self) -> list[int]:
-        """Prompt tokens that are kept of each document."""
+        """Prompt tokens kept for each document."""
         return [next(iter(states.values()))[0].shape[1] for states in self.states]
 
     @property
@@ -124,7 +124,7 @@ class Prefix:
 
         Returns:
             The states of `(rows * sequences)` sequences (beams, or samples) up to the position
-            where the longest question begins; None where no row has anything before that.
+            where the longest question begins; None if no row has anything before that.
         """
         copies = sequences_of(decoder, kwargs)
         documents = [self._documents[tuple(row.segments)] for row in rows]

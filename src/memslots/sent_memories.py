@@ -156,7 +156,7 @@ def check_room_of_parts(model, memory) -> None:
     """Refuse a document that the decoder cannot read at any rate, before more is made of it.
 
     Raises:
-        ValueError: more segments and literals, of a position each at least, than it has positions.
+        ValueError: more segments and verbatim tokens than the decoder reads tokens.
     """
     config = model.decoder.config.get_text_config() if model.has_decoder else None
     most = getattr(config, "max_position_embeddings", None)
@@ -170,11 +170,11 @@ def check_room_of_parts(model, memory) -> None:
 
 
 def check_order(memory) -> None:
-    """Refuse segments and literals that a text cannot be cut into: a small file would name many.
+    """Refuse segments and verbatim tokens that no text is cut into: a small file would name many.
 
     Raises:
-        ValueError: segments of a text, or literals, that are not in its order and apart; or a
-            segment of no token that is read as slots.
+        ValueError: segments or verbatim tokens of a text that are not in its order and apart; or a
+            segment without tokens that is read as slots.
     """
     ends: dict[object, int] = {}
     reached: dict[object, int] = {}

@@ -143,7 +143,7 @@ def _show(results: dict[str, Any]) -> None:
 
 
 def read_beside(model: MemslotsModel, literals: Sequence[str] | None) -> None:
-    """Have what is measured read with these literals, whatever the checkpoint says of them."""
+    """Measure with these verbatim tokens, whatever the checkpoint says of them."""
     if literals is not None:
         model.processor.literals = list(literals)
 

@@ -256,7 +256,7 @@ def read_text(path: str) -> str:
 
 
 def resolve_model(model: str | None, option: str = "--model") -> str:
-    """The folder or repository to load; the default checkpoint where none is named.
+    """The folder or repository to load; the default checkpoint if none is named.
 
     Raises:
         ValueError: No embedded checkpoint in this installation, or a path that is not a folder.
@@ -288,7 +288,7 @@ def words(listed: str) -> list[str]:
 
 
 def numbers(value: str | None, option: str) -> list[int] | None:
-    """The numbers between the commas of `option`, None where it is not given."""
+    """The numbers between the commas of `option`, None if it is not given."""
     if value is None:
         return None
     try:
@@ -307,7 +307,7 @@ def verification(
     exact: str | None = None,
     keep_text: bool = False,
 ) -> dict[str, Any]:
-    """What the options of these names ask of `compress`; empty where nothing is to be verified.
+    """What the options of these names ask of `compress`; empty if nothing is to be verified.
 
     Raises:
         ValueError: what cannot be, or options that do not go together.
@@ -344,7 +344,7 @@ def verification(
 def literal_names(
     value: str | None, option: str = "--literals", also: str = ""
 ) -> list[str] | None:
-    """What `--literals` names: a list for `compress`, None where the checkpoint decides.
+    """What `--literals` names: a list for `compress`, None if the checkpoint decides.
 
     Args:
         value: of the option.
@@ -432,7 +432,7 @@ def load_config(name: str, revision: str | None = None):
 
 
 def choose_device(device: str | None):
-    """The device asked for, or the accelerator where there is one, or the CPU."""
+    """The device asked for, or the accelerator if there is one, or the CPU."""
     import torch
 
     if device is None:

@@ -90,8 +90,9 @@ def serve(
         int,
         typer.Option(
             min=0,
-            help="Keep up to this many MiB of what the decoder has read of stored memories, for "
-            "further questions about them; 0 keeps nothing. vLLM has a cache of its own.",
+            help="Keep up to this many MiB of the KV cache of stored memories, so that further "
+            "questions about them are answered sooner; 0 keeps nothing. vLLM has its own "
+            "cache.",
         ),
     ] = 1024,
     timeout: Annotated[

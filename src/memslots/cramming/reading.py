@@ -161,7 +161,7 @@ def generate_from_vectors(
 def _generate(
     reader: MemoryReader, kept: dict[str, torch.Tensor], texts: int, length: int
 ) -> list[list[int]]:
-    """Greedy tokens, of every row as many; -1 stands where nothing predicts the first.
+    """Greedy tokens, of every row as many; -1 stands if nothing predicts the first.
 
     Not `generate`: an EOS that a text holds, or that is foreseen too early, must not end it.
     """

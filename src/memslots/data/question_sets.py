@@ -188,7 +188,7 @@ def _natural_question(
 
 
 def _span(marked: Any, length: int) -> tuple[int, int] | None:
-    """(first token, token after the last), or None where nothing was marked (-1)."""
+    """(first token, token after the last), or None if nothing was marked (-1)."""
     if not isinstance(marked, Mapping):
         raise BadRow("a marked answer is not a record")
     start, end = marked.get("start_token"), marked.get("end_token")

@@ -17,7 +17,7 @@ A *questions row* asks several questions of one context, which is then encoded o
 Sets for in-context learning (GSM8K, SST-2, WSC) have the empty context: theirs is made of other
 rows' questions and answers. Some rows say more:
 
-- `label`: what is compared in scoring, where that is less than the answer (GSM8K's final number;
+- `label`: what is compared in scoring, if that is less than the answer (GSM8K's final number;
   the label's word in SST-2 and WSC).
 - `character`: whose reply the answer is (HPD and its stand-in).
 - `stand_in`: present when the row is not of the set that was asked for, and says what it is.

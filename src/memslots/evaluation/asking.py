@@ -100,7 +100,7 @@ class Asking:
         Args:
             processor: the checkpoint's.
             questions: the questions to ask.
-            contexts: as many texts that stand in the prompt, or None where nothing does; without
+            contexts: as many texts that stand in the prompt, or None if nothing does; without
                 them a memory is to stand between `before` and `after`.
         """
         encode = processor.decoder_text.encode

@@ -104,7 +104,7 @@ def conditions(
         model: the compressor with its decoder.
         contexts: one per question, none empty; the same text may come often.
         rates: encoder tokens per slot, each one of the checkpoint's.
-        baselines: names of `BASELINES`, and `LLMLINGUA2` where it is installed.
+        baselines: names of `BASELINES`, and `LLMLINGUA2` if it is installed.
         others: another text for each context, by default the next one that differs.
 
     Raises:

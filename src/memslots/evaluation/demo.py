@@ -30,12 +30,12 @@ RATES = (2, 4, 8)
 
 
 class Asked(NamedTuple):
-    """A question, and where it is known its answer.
+    """A question, and if it is known its answer.
 
     Args:
         name: of whom it is about, where the question itself names nobody.
         question: to ask.
-        answer: expected, in the words of the text; None where it is not known.
+        answer: expected, in the words of the text; None if it is not known.
     """
 
     name: str
@@ -66,13 +66,13 @@ class Reading(NamedTuple):
 
     Args:
         name: of the condition.
-        positions: decoder positions that a text's tokens or slots take, markers counted; mean.
+        positions: prompt tokens that a text's tokens or slots take, markers counted; mean.
         cache_bytes: that their keys and values take; mean over the texts.
         compressing: seconds, once; None for plain text.
         reading: seconds until the decoder has read them; all texts.
         answering: seconds of one question, mean.
-        answers: in the order of the questions; None where they do not fit the decoder.
-        nats: that a token of the expected answers costs, mean; None where none is known.
+        answers: in the order of the questions; None if they do not fit the decoder.
+        nats: that a token of the expected answers costs, mean; None if none is known.
         read_back: share of the text's tokens that are the likeliest after its memory and the true
             tokens before them, each segment by itself; None of the control, or where it
             is not asked for.
@@ -198,9 +198,9 @@ class FirstToken(NamedTuple):
 
     Args:
         name: of the condition.
-        positions: decoder positions before the question.
+        positions: prompt tokens before the question.
         compressing: seconds, once; None for plain text.
-        seconds: from the question to the answer's first token; None where the prompt does not fit.
+        seconds: from the question to the answer's first token; None if the prompt does not fit.
     """
 
     name: str

@@ -25,7 +25,7 @@ def with_interval(
         resamples: how many.
 
     Returns:
-        `value`, `low`, `high` and `n`; None for all but `n` where there are no samples.
+        `value`, `low`, `high` and `n`; None for all but `n` if there are no samples.
     """
     n = len(values)
     if n == 0:

@@ -54,7 +54,7 @@ def shorten_to(
     decode: Callable[[list[int]], str],
     shorten: Shorten,
 ) -> list[str | None]:
-    """Each text in at most its budget of decoder tokens, None where nothing is left.
+    """Each text in at most its budget of decoder tokens, None if nothing is left.
 
     LLMLingua counts by its own tokenizer and says that it may miss its target, so what is still too
     long is asked for once more, in proportion, and then cut.

@@ -21,7 +21,7 @@ class Target(NamedTuple):
     Args:
         name: What is measured.
         required: In words, such as "at least 97%".
-        reached: A share, or None where it was not measured.
+        reached: A share, or None if it was not measured.
         ok: Whether it is reached.
     """
 

@@ -62,7 +62,7 @@ def evaluate_tasks(
         data: sets of a task as "name/split", in place of `TASKS`', or paths of files whose rows
             have `context`, `question` and `answer` (or `text`).
         data_dir: folder with local copies; the Hub without it. A set that cannot be had is
-            replaced by its stand-in, where it has one, and the records and `notes` say so.
+            replaced by its stand-in, if it has one, and the records and `notes` say so.
         samples: most rows of a set.
         lengths: decoder tokens of the inputs, for tasks that have several (the paper's without).
         seed: the seed of every draw.
@@ -71,7 +71,7 @@ def evaluate_tasks(
         finetuned_decoder: folder or repository of the decoder fine-tuned on plain text, which role
             play is compared with (PCC, table 4); see `python -m lab finetune-decoder`.
         examples: worked examples before each question of `qa` and `cloze`, for text and memory
-            alike; None takes three where the decoder reads better with them (`choose_asking`).
+            alike; None takes three if the decoder reads better with them (`choose_asking`).
         prompt: "plain" or "chat" words for these, by default the checkpoint's own.
         partial: JSON lines of every sample's scores, written as they come; a broken run of the same
             settings resumes from it.

@@ -106,7 +106,7 @@ def results_markdown(results: Results) -> str:
 
 
 def fidelity(results: Results, rate: int) -> str:
-    """What was measured at a rate, in a few words; empty where nothing was."""
+    """What was measured at a rate, in a few words; empty if nothing was."""
     if is_tiny(results):
         condition = results["one_person"]["memory"].get(str(rate))
         if condition is None:

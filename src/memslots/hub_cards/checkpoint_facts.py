@@ -116,7 +116,7 @@ class CheckpointFacts:
 
     @property
     def language(self) -> str | None:
-        """The one language of all training data, where it is known of every source."""
+        """The one language of all training data, if it is known of every source."""
         return "en" if self.kinds and set(self.kinds) <= _ENGLISH else None
 
     @property
@@ -154,7 +154,7 @@ def gather_facts(config: MemslotsConfig, folder: str | Path) -> CheckpointFacts:
 
 
 def trained_on(model: str, revision: str | None = None, token: str | bool | None = None) -> str:
-    """The kinds of text in a checkpoint's training, in words; empty where no recipe says.
+    """The kinds of text in a checkpoint's training, in words; empty if no recipe says.
 
     Args:
         model: folder or repository.
@@ -280,7 +280,7 @@ def _read_stated(path: Path) -> dict[str, Any]:
 
 
 def _stages(recipe: dict[str, Any], folder: str) -> Iterator[Stage]:
-    """The stages that led to this checkpoint; none where the recipe leaves open which one it is."""
+    """The stages that led to this checkpoint; none if the recipe leaves open which one it is."""
     stages = {stage["name"]: stage for stage in recipe.get("compressor", {}).get("stages", ())}
     names = list(stages)
     before = {

@@ -25,7 +25,7 @@ def stored_documents(
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """Id, text and metadata of some documents of a store, in order.
 
-    The text is there where it was kept (`compress(keep_text=True)`), else it is empty. To the
+    The text is there if it was kept (`compress(keep_text=True)`), else it is empty. To the
     metadata come `memory_id`, `tokens`, `slots` and `rate`.
 
     Raises:

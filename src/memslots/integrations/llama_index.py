@@ -79,7 +79,7 @@ class MemoryLLM(CustomLLM):
         model: the compressor with its decoder.
         store: where `memory_ids` are looked up.
         memory_ids: of what is read, where a call names nothing else.
-        memory: what is read where nothing is named by id.
+        memory: what is read if nothing is named by id.
         rate: a coarser rate than the memories' own.
         max_tokens: longest answer, in decoder tokens.
         generate_kwargs: further arguments of `model.generate`, for instance `{"do_sample": True}`.

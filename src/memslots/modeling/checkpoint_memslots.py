@@ -58,7 +58,7 @@ class SavedModel(PreTrainedModel):
 
     @property
     def needs_decoder(self) -> str:
-        """What to do where it is not."""
+        """What to do if it is not."""
         named = self.config.decoder_name_or_path or "the checkpoint does not name it"
         place = "it is inside the checkpoint" if self.config.bundle_decoder else named
         return (
@@ -454,7 +454,7 @@ class SavedModel(PreTrainedModel):
 
 
 def pick_dtype(dtype):
-    """The given dtype, else float32 where there is no accelerator: bfloat16 on a CPU without native
+    """The given dtype, else float32 if there is no accelerator: bfloat16 on a CPU without native
     support is about 300 times slower.
     """
     if dtype is None and not torch.accelerator.is_available():

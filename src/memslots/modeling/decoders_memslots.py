@@ -72,7 +72,7 @@ _LOCKS_LOCK = threading.Lock()
 def weights_sample(decoder: PreTrainedModel, count: int = 64) -> str | None:
     """Bfloat16 values, in hex, from all over a decoder's weights, by which it is known again.
 
-    Values that bitsandbytes packed are 0, which says nothing; None where they are packed by
+    Values that bitsandbytes packed are 0, which says nothing; None if they are packed by
     another, who renames weights, or not in memory.
     """
     weights = [weight for _, weight in sorted(decoder.base_model.named_parameters())]
@@ -444,7 +444,7 @@ def _key(name: str) -> str:
 def per_layer_inputs(decoder: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor | None:
     """What each layer gets of each position's token, `(rows, length, layers, width)`.
 
-    None where the decoder has no such thing.
+    None if the decoder has no such thing.
     """
     if not getattr(decoder.config.get_text_config(), "hidden_size_per_layer_input", 0):
         return None

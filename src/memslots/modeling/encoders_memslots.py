@@ -189,7 +189,7 @@ def merge_lora(encoder: PreTrainedModel) -> None:
 
 
 def fold_adapter(decoder: PreTrainedModel) -> None:
-    """Fold a decoder's own LoRA adapter into its weights, in place, where it has one.
+    """Fold a decoder's own LoRA adapter into its weights, in place, if it has one.
 
     An encoder that shares its layers has an adapter of its own there: the two would be one.
     """
@@ -246,7 +246,7 @@ class StatesRead(NamedTuple):
         places: `(states,)`, in the states flattened to `(segments * width, d)`: those of
             memory tokens or, where states are pooled, of tokens.
         slots: how many slots they make.
-        rate: most tokens of a slot, where that is known.
+        rate: most tokens of a slot, if that is known.
     """
 
     width: int
@@ -501,7 +501,7 @@ class GroupPool(nn.Module):
             states: `(tokens, width)`.
             groups: `(tokens,)`, the group of each, rising from 0.
             n_groups: groups.
-            places: most tokens of a group here, where that is known.
+            places: most tokens of a group here, if that is known.
         """
         places = places or len(self.skip)
         ends = group_sizes(groups, n_groups).cumsum(dim=0)

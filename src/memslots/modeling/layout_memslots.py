@@ -1,7 +1,7 @@
 """How decoder rows are laid out: `[BOS] (<MEM> slots literals </MEM>) x n  [<AE>]  tokens`.
 
 The same functions make the rows for training, generation and serving. A row is two integer rows of
-equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 where a token stands
+equal length: `input_ids`, the decoder's tokens, and `memory_ids`, which is 0 if a token stands
 and otherwise names the learned or encoded vector that takes its place.
 """
 
@@ -52,8 +52,8 @@ class Row:
         predicted: for each token of `target` whether it is predicted, where input and targets take
             turns (several questions in one row); None predicts all after these.
         task: RECONSTRUCTION, COMPLETION or ANSWER.
-        literals: decoder tokens of the literals of each of `segments`, which follow its slots;
-            empty where no segment has any (see `texts_memslots`). Of a segment without slots:
+        literals: the verbatim tokens of each of `segments`, which follow its slots;
+            empty if no segment has any (see `texts_memslots`). Of a segment without slots:
             its text, which stands there without markers.
     """
 
@@ -96,7 +96,7 @@ def lay_out_row(
     markers: str = "segment",
     spread: bool = False,
 ) -> LaidOut:
-    """A row without padding; its length is the decoder positions that it takes.
+    """A row without padding; its length is the decoder tokens that it takes.
 
     Args:
         row: the row.
@@ -199,7 +199,7 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
 def reading_row(
     segment: int | None, before: list[int], ids: Sequence[int], beside: Sequence[int]
 ) -> Row:
-    """A row that reads back a segment, or none; `beside` are the tokens of its literals."""
+    """A row that reads back a segment, or none; `beside` are its verbatim tokens."""
     return Row(
         [] if segment is None else [segment],
         Prompt(before),
@@ -210,14 +210,14 @@ def reading_row(
 
 
 def literal_ids(literals: Sequence[Sequence], encode: Encode) -> list[list[int]]:
-    """Decoder tokens of each segment's literals (user text: never a control token)."""
+    """The verbatim tokens of each segment (user text: never a control token)."""
     return [
         [token for literal in held for token in encode(f" {literal.text}")] for held in literals
     ]
 
 
 def beside_slots(memory: Memory, encode: Encode) -> list[list[int]]:
-    """Decoder tokens of each segment's literals, after its text where that is read as text."""
+    """The verbatim tokens of each segment, after its text if that is read as text."""
     beside = literal_ids([segment.literals for segment in memory.segments], encode)
     for i, text in enumerate(memory.segment_texts):
         if text is not None:
@@ -252,7 +252,7 @@ def check_room(
     documents: Sequence[int],
     generate_kwargs: Mapping[str, Any],
 ) -> None:
-    """Refuse rows that the decoder's positions cannot hold, and say what would fit.
+    """Refuse rows longer than the decoder reads, and say what would fit.
 
     Raises:
         ValueError: a row is too long; `documents` are those of the rows, for the message.
@@ -287,7 +287,7 @@ def check_room(
 
 
 def max_positions(config) -> int | None:
-    """Most positions that a model of this configuration takes, or None where it sets no limit."""
+    """The most tokens that a model of this configuration reads, or None without a limit."""
     if config is None or isinstance(config, dict):
         return None
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -40,11 +40,11 @@ class SegmentCheck:
     """What is known of a segment that was checked while it was made (`memslots.verified`).
 
     Args:
-        tokens: decoder tokens of the segment's text; None where it was not read.
-        positions: decoder positions that the segment takes; None where it was not read.
+        tokens: decoder tokens of the segment's text; None if it was not read.
+        positions: prompt tokens that the segment takes; None if it was not read.
         lost: characters `(start, end)` of each decoder token that neither the slots nor a literal
-            beside them give back, in order; None where this is not known.
-        text: the segment's text, where the decoder reads it in the slots' place.
+            beside them give back, in order; None if this is not known.
+        text: the segment's text, if the decoder reads it in the slots' place.
     """
 
     tokens: int | None = None
@@ -54,7 +54,7 @@ class SegmentCheck:
 
     @property
     def fidelity(self) -> float | None:
-        """Share of the decoder tokens that the decoder gets; None where this is not known."""
+        """Share of the decoder tokens that the decoder gets; None if this is not known."""
         if self.text is not None or self.tokens == 0:
             return 1.0
         if self.lost is None or self.tokens is None:
@@ -77,9 +77,9 @@ class Segment:
         end: one past its last.
         tokens: encoder tokens.
         slots: how many slots stand for them; 0 if the decoder reads the text itself.
-        rate: encoder tokens per slot; 0 where the decoder reads the text itself.
+        rate: encoder tokens per slot; 0 if the decoder reads the text itself.
         literals: exact strings that the decoder reads beside the slots.
-        check: what its slots lose and the text in their place, where it was checked.
+        check: what its slots lose and the text in their place, if it was checked.
     """
 
     text: int
@@ -284,7 +284,7 @@ def _unpacked(
         if pair is not None:
             length, size = pair
             if not (_within(length, len(packed)) and _within(size, total)):
-                raise ValueError("a kept text of no size")
+                raise ValueError("a kept text has no size")
             text = unpack_text(packed[start : start + length], size)
             start += length
         check_kept_text(text, text_sha256)

@@ -48,7 +48,7 @@ class Memory:
         nested: whether the slots of a coarse rate are the first of a finer one (causal encoders).
         fingerprint: identity of the compressor that wrote the slots.
         pooling: how the encoder makes slots (`MemslotsConfig.pooling`).
-        texts: for each of `text_sha256`, the text itself if it was kept, else None; empty where
+        texts: for each of `text_sha256`, the text itself if it was kept, else None; empty if
             none was.
     """
 
@@ -106,19 +106,19 @@ class Memory:
 
     @property
     def literals(self) -> tuple[tuple[Literal, ...], ...]:
-        """Of each of `segments`, what is read beside its slots; empty where none has any."""
+        """Of each of `segments`, what is read beside its slots; empty if none has any."""
         literals = tuple(segment.literals for segment in self.segments)
         return literals if any(literals) else ()
 
     @property
     def checks(self) -> tuple[SegmentCheck, ...]:
-        """Of each of `segments`, what is known of its slots; empty where none was checked."""
+        """Of each of `segments`, what is known of its slots; empty if none was checked."""
         checks = [segment.check for segment in self.segments]
         return tuple(check or SegmentCheck() for check in checks) if any(checks) else ()
 
     @property
     def segment_rates(self) -> tuple[int, ...]:
-        """Encoder tokens per slot of each of `segments`; 0 where text is read in their place."""
+        """Encoder tokens per slot of each of `segments`; 0 if text is read in their place."""
         return tuple(segment.rate for segment in self.segments)
 
     @property
@@ -243,7 +243,7 @@ class Memory:
         """The same documents at a coarser rate, without encoding again.
 
         Literals, kept texts and segments read as text stay; what the new slots lose is not known,
-        which a warning says where it was.
+        which a warning says if it was.
 
         Raises:
             ValueError: an untrained or finer rate, or slots that are not part of the coarse rate's.

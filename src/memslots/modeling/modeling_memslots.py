@@ -365,7 +365,7 @@ class MemslotsModel(SavedModel):
             input_ids: `(rows, length)`.
             attention_mask: `(rows, length)`.
             memory_ids: `(rows, length)`.
-            labels: `(rows, length)`, -100 where nothing is predicted.
+            labels: `(rows, length)`, -100 if nothing is predicted.
             task_ids: `(rows,)`, by default all answers.
             criterion: what the loss is; by default the sum of the tasks' losses, each averaged over
                 its own target tokens (PCC, eqs. 3 and 4). `memslots.trainer` gives its
@@ -412,7 +412,7 @@ class MemslotsModel(SavedModel):
             converted: `(total_slots, d_decoder)`.
 
         Raises:
-            ValueError: more positions than the decoder has.
+            ValueError: more tokens than the decoder reads.
 
         Examples:
             >>> tokens = torch.tensor([[5, 6]])
@@ -443,7 +443,7 @@ class MemslotsModel(SavedModel):
         return memory_rows(memory, asked, self.processor.decoder_text.encode)
 
     def memory_positions(self, memory: Memory) -> list[int]:
-        """Decoder positions that each document takes: slots, literals' tokens and markers.
+        """Prompt tokens that each document takes: slots, verbatim tokens and markers.
 
         Examples:
             >>> memory = model.compress("Ann owns 27 maps of Lagos.", rate=2)
@@ -462,7 +462,7 @@ class MemslotsModel(SavedModel):
 
         Returns:
             `inputs_embeds` `(rows, length, d_decoder)`, `attention_mask` and `labels`, and
-            `per_layer_inputs` where the decoder has per-layer embeddings.
+            `per_layer_inputs` if the decoder has per-layer embeddings.
 
         Examples:
             >>> memory = model.compress("Ann is here.", rate=4)
@@ -532,7 +532,7 @@ class MemslotsModel(SavedModel):
             `return_dict_in_generate=True`, what the decoder's `generate` returns.
 
         Raises:
-            ValueError: what does not go together, or does not fit into the decoder's positions.
+            ValueError: what does not go together, or is longer than the decoder reads.
             TypeError: arguments of another type.
 
         Examples:
@@ -591,7 +591,7 @@ class MemslotsModel(SavedModel):
 
         Args:
             rows: without targets.
-            memory: what they read; None where they read tokens alone.
+            memory: what they read; None if they read tokens alone.
             batch_size: rows that the decoder generates for at once.
             generate_kwargs: arguments of `generate`, checked.
             prefix: the prefix of `memory`, if the decoder has read it.

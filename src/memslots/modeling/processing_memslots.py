@@ -115,20 +115,20 @@ class MemslotsProcessor(ProcessorMixin):
 
     @property
     def bos_ids(self) -> list[int]:
-        """The decoder's BOS, where its tokenizer has one."""
+        """The decoder's BOS, if its tokenizer has one."""
         bos = self.tokenizer.bos_token_id
         return [] if bos is None else [bos]
 
     @property
     def eos_ids(self) -> list[int]:
-        """The decoder's EOS, where its tokenizer has one."""
+        """The decoder's EOS, if its tokenizer has one."""
         eos = self.tokenizer.eos_token_id
         return [] if eos is None else [eos]
 
     # -- texts -------------------------------------------------------------------------------------
 
     def segment(self, text: str) -> list[Span]:
-        """Spans of `text` that are compressed independently; `ValueError` where it cannot be.
+        """Spans of `text` that are compressed independently; `ValueError` if it cannot be.
 
         Examples:
             >>> [span.end for span in processor.segment("Ann is here.")]
@@ -144,7 +144,7 @@ class MemslotsProcessor(ProcessorMixin):
         return spans
 
     def spans(self, text: str) -> list[Span]:
-        """As `segment`, of a text that is checked; one span without tokens where it has none.
+        """As `segment`, of a text that is checked; one span without tokens if it has none.
 
         Examples:
             >>> len(processor.spans("Ann is here."))
@@ -157,7 +157,7 @@ class MemslotsProcessor(ProcessorMixin):
     def segment_literals(
         self, text: str, spans: Sequence[Span], literals: Detectors | None = None
     ) -> list[tuple[Literal, ...]]:
-        """The literals of each span of `text`; `literals` as for `MemslotsModel.compress`.
+        """The verbatim strings of each span of `text`; `literals` as for `MemslotsModel.compress`.
 
         Examples:
             >>> text = "Ann owns 27 maps."
@@ -170,7 +170,7 @@ class MemslotsProcessor(ProcessorMixin):
         return literals_of_spans(text, [span.end for span in spans], detectors)
 
     def literal_ids(self, literals: Sequence[Sequence[Literal]]) -> list[list[int]]:
-        """Decoder tokens of each segment's literals; an empty list where no segment has any.
+        """The verbatim tokens of each segment; an empty list if no segment has any.
 
         Examples:
             >>> processor.literal_ids([()])
@@ -322,7 +322,7 @@ class MemslotsProcessor(ProcessorMixin):
         return lay_out(rows, segment_slots, self.pad_id, self.markers, padding_side, self.spread)
 
     def row_length(self, row: Row, segment_slots: Sequence[int]) -> int:
-        """Decoder positions that a row takes; arguments as in `lay_out`.
+        """Prompt tokens that a row takes; arguments as in `lay_out`.
 
         Examples:
             >>> row = Row([0], processor.prompt(question="Who?"))

@@ -1,10 +1,10 @@
-"""What is read of a text: tokens, the segments that are compressed, literals beside their slots.
+"""What is read of a text: tokens, segments that are compressed, strings kept beside their slots.
 
 User text is data: no part of it becomes a control token. A pooled vector keeps the gist of a text
-and loses its digits (the sentence-pools article), so what must come back exactly is kept as a
-literal, a span of characters. The decoder reads a segment's literals after its slots, each encoded
-by itself after one space, which keeps neighbours apart and gives it the tokens that it has in
-prose.
+and loses its digits (the sentence-pools article), so what must come back exactly is kept as
+verbatim tokens of a span of characters. The decoder reads a segment's spans after its slots, each
+encoded by itself after one space, which keeps neighbours apart and gives it the tokens that it has
+in prose.
 """
 
 import json
@@ -483,7 +483,7 @@ def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
 def literals_of_spans(
     text: str, ends: Sequence[int], literals: Detectors | None
 ) -> list[tuple[Literal, ...]]:
-    """The literals of each segment of a text; one that a cut divides stays whole where it begins.
+    """The verbatim strings of each segment; one that a cut divides stays whole where it begins.
 
     `ends` are one past the last character of each segment; the last segment takes what is left.
     """

@@ -85,7 +85,7 @@ class Place(NamedTuple):
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """Options of `store add` beside the rate; empty where there were none."""
+        """Options of `store add` beside the rate; empty if there were none."""
         return json.loads(self.metadata).get(MADE_WITH, {})
 
 
@@ -102,7 +102,7 @@ class Catalogue:
         self.wait = wait
 
     def create(self, slot_dtype: str) -> None:
-        """Makes the tables where there are none; of two that try, one does."""
+        """Makes the tables if there are none; of two that try, one does."""
         self.path.touch()
         with self.write() as db:
             if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:

@@ -71,7 +71,7 @@ def add_corpus(
 ) -> CorpusReport:
     """Compresses the documents that a store does not have, and stores them as they get ready.
 
-    Stopped at any moment, and run again, it goes on where it was: what is stored is left out.
+    Stopped at any moment, and run again, it goes on if it was: what is stored is left out.
 
     Args:
         store: Where they go.
@@ -145,7 +145,7 @@ class _Keeper:
 
         Args:
             documents: The corpus.
-            rate: That they are wanted at; None where each segment gets its own.
+            rate: That they are wanted at; None if each segment gets its own.
             made_with: What is asked for beside it; the documents' metadata then say so.
         """
 

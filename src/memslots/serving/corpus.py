@@ -92,7 +92,7 @@ def read_documents(
     Args:
         folder: A folder, or one file.
         text_column: Column of a row's text.
-        id_column: Column of a row's id, where it has one; else its number, from 1.
+        id_column: Column of a row's id, if it has one; else its number, from 1.
     """
     for path in corpus_files(folder):
         name = path.name if folder.is_file() else path.relative_to(folder).as_posix()

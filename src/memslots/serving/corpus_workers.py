@@ -34,7 +34,7 @@ class CompressorSpec:
     Args:
         model: Folder or repository, there on every machine.
         slot_dtype: The store's.
-        rate: Encoder tokens per slot; None where `verification` chooses.
+        rate: Encoder tokens per slot; None if `verification` chooses.
         revision: Of the repository.
         device: "cpu", "cuda", ...; workers share out the devices of "cuda".
         dtype: The weights': "float32", "bfloat16", ..., or "auto" for the checkpoint's.

@@ -160,7 +160,7 @@ def attach_decoder_embeddings(
 
 
 def _without_weight(skeleton: PreTrainedModel, layer: nn.Embedding) -> nn.Embedding:
-    """The layer off the meta device, with a scale where it has one, and one row of weight."""
+    """The layer off the meta device, with a scale if it has one, and one row of weight."""
     layer.weight = nn.Parameter(torch.empty(1, layer.weight.shape[1]), requires_grad=False)
     layer.padding_idx = None  # matters for gradients alone, and is not a row of those that are read
     layer.to_empty(device="cpu")
@@ -212,7 +212,7 @@ def _find_table(
 
 
 def _file_of(name: str, file: str, revision: str | None, within: str = "") -> Path | None:
-    """A file of a folder or of a repository on the Hub; None where it has none."""
+    """A file of a folder or of a repository on the Hub; None if it has none."""
     file = "/".join(part for part in (within, file) if part)
     if Path(name).is_dir():
         path = Path(name) / file

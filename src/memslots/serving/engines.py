@@ -35,10 +35,10 @@ class Asked:
     Args:
         memory: One document; without segments, a plain chat.
         row: Of `prompt_rows`.
-        question: Or None where `messages` are given.
-        messages: Or None where `question` is given.
+        question: Or None if `messages` are given.
+        messages: Or None if `question` is given.
         template: Arguments of the chat template.
-        ids: Under which the memories that make up the context are kept; none where a part of it
+        ids: Under which the memories that make up the context are kept; none if a part of it
             came with the request.
     """
 
@@ -112,7 +112,7 @@ class Engine(Protocol):
         """
 
     async def check(self) -> None:
-        """Raise where nothing can be answered."""
+        """Raise if nothing can be answered."""
 
     async def close(self, seconds: float) -> None:
         """Give up what is held, within so many seconds."""

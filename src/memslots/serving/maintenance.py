@@ -173,7 +173,7 @@ def rebuild_catalogue(
 
 
 def _rows(file: Path) -> int:
-    """How many rows a file has, damaged ones too; none where it cannot be opened."""
+    """How many rows a file has, damaged ones too; none if it cannot be opened."""
     try:
         return len(open_file(file))
     except (ValueError, OSError):

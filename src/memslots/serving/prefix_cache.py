@@ -78,7 +78,7 @@ class PrefixCache:
     def get(
         self, key: Key, ids: Sequence[str], positions: int, make: Callable[[], Prefix]
     ) -> Prefix | None:
-        """The prefix of `key`, made where it is not kept.
+        """The prefix of `key`, made if it is not kept.
 
         Args:
             key: Of `prefix_key`.
@@ -88,7 +88,7 @@ class PrefixCache:
             make: Lets the decoder read; called by one thread at a time.
 
         Returns:
-            The prefix; None where it would be too large.
+            The prefix; None if it would be too large.
         """
         if (kept := self._find(key)) is not None:
             return kept

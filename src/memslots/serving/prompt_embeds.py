@@ -46,7 +46,7 @@ def prompt_embeds(
         chat_template_kwargs: Passed to the chat template.
 
     Returns:
-        For each answer a tensor `(positions, d_decoder)` on the CPU, in the decoder's dtype.
+        For each answer a tensor `(prompt tokens, d_decoder)` on the CPU, in the decoder's dtype.
 
     Raises:
         ValueError: Another compressor's memory, an empty question, more tokens than the decoder
@@ -142,7 +142,7 @@ def _check_chats(model: MemslotsModel, rows: list[Row], max_new_tokens: int) -> 
 
 
 def row_embeds(model: MemslotsModel, rows: list[Row], memory: Memory) -> list[torch.Tensor]:
-    """The embeddings of rows of `prompt_rows`, each `(positions, d_decoder)`, without padding."""
+    """The embeddings of `prompt_rows`, each `(prompt tokens, d_decoder)`, without padding."""
     check_engine_can_read(model)
     inputs = model.row_inputs(rows, memory)
     padded, mask = inputs["inputs_embeds"], inputs["attention_mask"].bool()
@@ -176,7 +176,7 @@ def encode_embeds(embeds: torch.Tensor) -> str:
     Only written here, never read: nothing in memslots unpickles.
 
     Args:
-        embeds: `(positions, d_decoder)`.
+        embeds: `(prompt tokens, d_decoder)`.
     """
     if embeds.dim() != 2 or not embeds.dtype.is_floating_point:
         raise ValueError(

@@ -72,7 +72,7 @@ def to_bytes(slots: torch.Tensor, slot_dtype: str) -> tuple[bytes, bytes | None]
 def from_bytes(
     slots: bytes, scales: bytes | None, slot_dtype: str, n_slots: int, d_encoder: int
 ) -> torch.Tensor:
-    """What `to_bytes` made, as a tensor: bfloat16, or float32 where it was int8.
+    """What `to_bytes` made, as a tensor: bfloat16, or float32 if it was int8.
 
     Args:
         slots: `n_slots * d_encoder` numbers of `slot_dtype`.

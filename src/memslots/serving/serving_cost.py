@@ -115,7 +115,7 @@ class Fleet:
     """How many users fit, and what they cost.
 
     Args:
-        positions: decoder positions that a user's context takes.
+        positions: prompt tokens that a user's context takes.
         bytes_per_user: the bytes of a user's cache.
         gpus_per_copy: how many GPUs one copy of the decoder needs, with room for a user.
         users_per_gpu: users served at once; a fraction if a copy needs several GPUs.

@@ -82,7 +82,7 @@ class MemoryStore:
         path: The folder.
         slot_dtype: For a new store, how slots are kept ("bfloat16" by default, or "int8"); an
             existing store has its own.
-        create: Whether to make a store where there is none.
+        create: Whether to make a store if there is none.
         wait: Seconds that a writer waits for another.
 
     Raises:

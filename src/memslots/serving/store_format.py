@@ -283,7 +283,7 @@ def _documents(memory: Memory) -> Iterator[Memory]:
 
 
 def _beside(document: Memory) -> bytes | None:
-    """Literals as a list, or with checks or a kept text a dict, as JSON; None where none is."""
+    """Literals as a list, or with checks or a kept text a dict, as JSON; None if none is."""
     beside = segments_to_json(document.segments)
     if "checks" not in beside and not document.texts:
         return json.dumps(beside["literals"]).encode() if beside else None

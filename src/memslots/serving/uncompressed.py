@@ -63,7 +63,7 @@ def joined(memories: Sequence[Memory], rate: int | None = None) -> Memory:
         rate: A coarser rate than their own.
 
     Raises:
-        ValueError: Several rates, where none of them is of segments that have rates of their own.
+        ValueError: Several rates, if none of them is of segments that have rates of their own.
     """
     if rate is not None:
         memories = [memory.at_rate(rate) for memory in memories]

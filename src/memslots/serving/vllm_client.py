@@ -52,7 +52,7 @@ class Piece:
 
     Args:
         text: What it adds.
-        tokens: Decoder tokens that it took; 0 where the engine has not said yet.
+        tokens: Decoder tokens that it took; 0 if the engine has not said yet.
         finish: "stop" or "length" in the last part, else None.
     """
 

@@ -45,7 +45,7 @@ def check_columns(columns: Sequence[str], name: str) -> None:
 
 
 def what_is_wrong(row: Mapping[str, Any]) -> str | None:
-    """Why a row cannot be trained on, its column named; None where it can."""
+    """Why a row cannot be trained on, its column named; None if it can."""
     if row.get("text") is not None or set(row).isdisjoint(QA_COLUMNS):
         text = row.get("text")
         return _wrong("text", text[: row.get("compress_until")] if isinstance(text, str) else text)

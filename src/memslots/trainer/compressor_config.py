@@ -39,7 +39,7 @@ class CompressorConfig(SFTConfig):
             trained: the coarsest may be left to the questions, where no slot can hold every word.
         training_rates: rates to train, by default all of the model's; where there are several, each
             step draws one as a function of `seed` and the step's number.
-        training_literals: names of the literals that ride beside the slots while training, by
+        training_literals: kinds of verbatim tokens kept beside the slots while training, by
             default those of the model's configuration.
         literals_share: share of contexts that have them; below 1 the compressor learns to be read
             with them and without.

@@ -207,7 +207,7 @@ class CompressorTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
 
     def gathered_weights(self) -> dict[str, torch.Tensor] | None:
-        """Weights to save a model by that is spread over processes; None where none is.
+        """Weights to save a model by that is spread over processes; None if none is.
 
         To be called by all processes; the main one gets them.
 
@@ -389,7 +389,7 @@ class CompressorTrainer(SFTTrainer):
         super()._issue_warnings_after_load(load_result)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Write the card with `card_writer`, where one was given.
+        """Write the card with `card_writer`, if one was given.
 
         Examples:
             >>> trainer.create_model_card()  # writes nothing: this one has no card_writer

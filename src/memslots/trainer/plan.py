@@ -2,7 +2,7 @@
 
 Parameters are counted on the meta device, and steps gone through on fake tensors (`step_cost`), so
 a 70B encoder takes no memory. How long rows are is read from those that are on this machine, and
-taken to be usual where they are not.
+taken to be usual if they are not.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class StagePlan:
         trained: parameters that are trained.
         frozen: parameters that are not, decoder included.
         rows_per_step: rows of one optimizer step, over all processes.
-        steps: optimizer steps; None where the data set's size is not known beforehand.
+        steps: optimizer steps; None if the data set's size is not known beforehand.
         tokens: encoder tokens in all; None likewise, or where rows are of no one length.
         memory: most bytes that the process holds, of this machine's memory or of each GPU's.
         seconds: of training in all; None likewise.

@@ -174,7 +174,7 @@ def data_set_rows(
 def _pieces(
     text: str, tokens: int, completion: bool, processor: MemslotsProcessor
 ) -> Iterator[Row]:
-    """Every full segment of a text once, each followed by the next where that is wanted."""
+    """Every full segment of a text once, each followed by the next if that is wanted."""
     spans = processor.encoder_text.segment(text, tokens)
     for at, span in enumerate(spans):
         if len(span.ids) >= _FULL * tokens:

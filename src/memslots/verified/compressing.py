@@ -78,7 +78,7 @@ def compress(
         rate: encoder tokens per slot, where neither `fidelity` nor `max_slots` chooses it.
         fidelity: share of each segment's decoder tokens, above 0 and up to 1, that its slots must
             give back (teacher-forced); each segment gets the coarsest rate that does, and stays
-            text where none does.
+            text if none does.
         max_slots: most slots of each text, spent where they give back most; with `fidelity`,
             segments that have that take no more, and the tokens of those left as text count.
         rates: the rates that `fidelity` or `max_slots` choose from, by default all.
@@ -138,7 +138,7 @@ def request_of(
     exact: Exact | None,
     slot_dtype: torch.dtype | None,
 ) -> Request | None:
-    """The arguments of `compress`, checked; None where it is only asked for slots.
+    """The arguments of `compress`, checked; None if it is only asked for slots.
 
     Raises:
         ValueError: what cannot be, or no decoder to ask.

@@ -21,7 +21,7 @@ class Draft:
         reading: its text in the decoder's tokens.
         literals: what rides beside its slots.
         rate: encoder tokens per slot; 0 while there are no slots.
-        slots: `(slots, d_encoder)`; None where the decoder reads the text.
+        slots: `(slots, d_encoder)`; None if the decoder reads the text.
         right: which decoder tokens come back, teacher-forced, at `rate` or, of a text, at the
             finest rate that was tried.
     """

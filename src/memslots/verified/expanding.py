@@ -20,7 +20,7 @@ MARKS = ("⟦", "⟧")
 
 
 def expand(model: MemslotsModel, memory: Memory, i: int) -> str:
-    """The text of a segment: the exact one where it was kept, else what the decoder reads back.
+    """The text of a segment: the exact one if it was kept, else what the decoder reads back.
 
     Args:
         model: The compressor, with its decoder where the text was not kept.

@@ -21,14 +21,14 @@ class SegmentReport:
         start: first character in its text.
         end: one past the last.
         tokens: encoder tokens.
-        decoder_tokens: what the decoder would read as text; None where nothing was checked.
-        rate: encoder tokens per slot; 0 where it is read as text.
+        decoder_tokens: what the decoder would read as text; None if nothing was checked.
+        rate: encoder tokens per slot; 0 if it is read as text.
         slots: memory slots.
         literals: verbatim strings kept beside the slots.
         literal_positions: prompt tokens that they take, or the text that is read as text.
         positions: all prompt tokens of the segment, markers included; None if nothing was
             checked.
-        effective_rate: encoder tokens per prompt token; where nothing was checked, a slot.
+        effective_rate: encoder tokens per prompt token; if nothing was checked, a slot.
         fidelity: share of decoder tokens that slots, verbatim tokens or text give back; None if
             not known.
         lost: decoder tokens that none of these gives; None if not known.
@@ -75,7 +75,7 @@ class MemoryReport:
     Args:
         segments: a line each.
         texts: the text of each segment, if it is known.
-        marks: for each segment, the characters of its text that are lost, and of its literals, as
+        marks: for each segment, the characters of its text that are lost or kept verbatim, as
             `(start, end, kind)` counted from its start; kinds are "lost" and "literal".
     """
 
@@ -275,7 +275,7 @@ def report(memory: Memory, texts: str | Sequence[str] | None = None) -> MemoryRe
 
 
 def _marked(text: str, marks: Sequence[tuple[int, int, str]]) -> str:
-    """Escaped text with spans around what is marked; a literal wins over what is lost in it."""
+    """Escaped text with spans around what is marked; what is kept verbatim counts as not lost."""
     kinds = [""] * len(text)
     for start, end, kind in sorted(marks, key=lambda mark: mark[2] == "literal"):
         for i in range(max(0, start), min(end, len(text))):

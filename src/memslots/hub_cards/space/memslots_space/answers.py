@@ -49,7 +49,7 @@ class Answer:
         text: the answer.
         prompt_tokens: of the decoder's prompt, with the memory or the text in it.
         kept_bytes: what is stored of the document: slots, or UTF-8 text.
-        cache_bytes: of the KV cache of these tokens, measured; None where the decoder keeps its
+        cache_bytes: of the KV cache of these tokens, measured; None if the decoder keeps its
             state in another form.
         seconds: of generating.
         problem: why there is no answer.
