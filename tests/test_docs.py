@@ -24,6 +24,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from tiny_models import DECODERS, ENCODERS, FAMILIES
 
+from lab.smol.shown import readme_block
 from memslots.cli import app, main
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +33,9 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 GENERATED = {"reference/cli.md"}
 """By `make docs`, and not in the repository."""
 
-# The README's block is run by test_readme.py.
-PYTHON = [page for page in PAGES[1:] if "```python" in page.read_text("utf-8")]
+# The README's block, which the front page shows too, is run by test_smollm2.py.
+FIRST = (ROOT / "README.md", DOCS / "index.md")
+PYTHON = [page for page in PAGES if page not in FIRST and "```python" in page.read_text("utf-8")]
 
 
 def read(page: str) -> str:
@@ -259,6 +261,11 @@ def test_each_finding_is_on_the_pages_that_it_links(section):
         digits = len(number.partition(".")[2])
         scales = (1, 100) if figure.endswith("%") else (1,)
         assert any(round(m * s, digits) == float(number) for m in measured for s in scales), figure
+
+
+def test_the_front_page_shows_the_readmes_first_block():
+    block = "```python\n" + readme_block() + "```"
+    assert read("index.md").count(block) == 1
 
 
 def test_every_family_of_the_matrix_is_among_the_supported_models():

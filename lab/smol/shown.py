@@ -3,8 +3,9 @@
     python -m lab.smol.shown
 
 Run it after new weights came in (`make smol-shown`): it puts what the block prints under the block,
-as comments, and the answers of `memslots demo` into tests/golden/smol_shown.json. Whatever comes
-out is written, right or wrong; tests/test_smollm2.py holds both to it.
+there and on the documentation's front page, as comments, and the answers of `memslots demo` into
+tests/golden/smol_shown.json. Whatever comes out is written, right or wrong; tests/test_smollm2.py
+holds all to it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from memslots.evaluation.demo import article_page, run_demo, shown_rates
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+FRONT_PAGE = ROOT / "docs" / "index.md"
+"""Of the documentation, which shows the README's first block."""
+
 SHOWN = ROOT / "tests" / "golden" / "smol_shown.json"
 PRINTS = "# prints: "
 
@@ -60,8 +64,9 @@ def main() -> None:
     block = readme_block()
     code = [line for line in block.splitlines() if not line.startswith(PRINTS.strip())]
     lines = [*code, *(PRINTS + line for line in printed(block))]
-    text = README.read_text("utf-8").replace(block, "\n".join(lines) + "\n", 1)
-    README.write_text(text, encoding="utf-8")
+    for page in (README, FRONT_PAGE):
+        text = page.read_text("utf-8").replace(block, "\n".join(lines) + "\n", 1)
+        page.write_text(text, encoding="utf-8")
     model = MemslotsModel.from_pretrained(embedded("smol"), dtype=torch.float32)
     answers = json.dumps(demo_answers(model), indent=2, ensure_ascii=False)
     SHOWN.write_text(answers + "\n", encoding="utf-8")
