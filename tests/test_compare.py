@@ -76,3 +76,23 @@ def test_methods_resume_and_make_a_page(zoo, model, tmp_path):
         compare(arguments([*run, "lingua"]))
     with pytest.raises(ValueError, match="measure the methods 'text' and 'none'"):
         rows_of([record for record in records if record["method"] == "memory"])
+
+
+def test_a_sample_on_which_a_tool_fails_is_left_out(zoo, tmp_path, monkeypatch, capsys):
+    samples, figures = tmp_path / "samples.jsonl", tmp_path / "figures.jsonl"
+    samples.write_text("\n".join(json.dumps(sample._asdict()) for sample in SAMPLES) + "\n")
+
+    def failing(reader, sample, rate):
+        if sample.task == "question":
+            raise ValueError("too many values to unpack")
+        return METHODS["text"](reader, sample, rate)
+
+    monkeypatch.setitem(METHODS, "llmlingua", failing)
+    options = ["--decoder", zoo.folder("llama", "decoder"), "--rates", "4", "--threads", "1"]
+    compare(arguments([str(samples), str(figures), *options, "--methods", "llmlingua"]))
+    records = [json.loads(line) for line in figures.read_text().splitlines()]
+    assert [record["task"] for record in records] == ["following"]
+    assert "llmlingua at rate 4 fails on sample 0, left out: too many" in capsys.readouterr().out
+    monkeypatch.setitem(METHODS, "cut", failing)
+    with pytest.raises(ValueError, match="too many values"):
+        compare(arguments([str(samples), str(figures), *options, "--methods", "cut"]))
