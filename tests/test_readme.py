@@ -71,6 +71,7 @@ def test_what_was_measured_beside_other_tools_is_on_the_page_of_the_comparison()
         "the full text": ("text", ""),
         "its memory": ("memory", "4"),
         "the text cut to the same length": ("cut", "4"),
+        "the same, its last tokens": ("tail", "4"),
         "the control: another text's memory": ("control", "4"),
         "kvpress, ExpectedAttention": ("kvpress ExpectedAttention", "4"),
         "LLMLingua, told rate 4": ("llmlingua", "4"),
