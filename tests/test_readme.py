@@ -74,6 +74,7 @@ def test_what_was_measured_beside_other_tools_is_on_the_page_of_the_comparison()
         "the same, its last tokens": ("tail", "4"),
         "the control: another text's memory": ("control", "4"),
         "kvpress, ExpectedAttention": ("kvpress ExpectedAttention", "4"),
+        "kvpress, SnapKV": ("kvpress SnapKV", "4"),
         "LLMLingua, told rate 4": ("llmlingua", "4"),
     }.items():
         asked, followed = questions[method], passages[method]

@@ -87,7 +87,7 @@ def test_the_readme_states_what_the_comparison_found():
     samples = set()
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0] in ("memory", "cut", "kvpress ExpectedAttention"):
+        if cells[0] in ("memory", "cut", "kvpress ExpectedAttention", "kvpress SnapKV"):
             samples.add(int(cells[2]))
             shares[cells[0]].append(int(cells[5].split()[0]))
     memory, cut = shares["memory"], shares["cut"]
@@ -102,5 +102,8 @@ def test_the_readme_states_what_the_comparison_found():
     assert f"more of what follows ({memory[4]}% against {cut[4]}%)" in readme
     assert all(of < other for of, other in zip(memory, press, strict=True))
     assert f"says more at every rate ({press[1]}% and {press[2]}% on questions)" in readme
+    press = shares["kvpress SnapKV"]
+    assert all(of > other for of, other in zip(memory[:3], press[:3], strict=True))
+    assert f"SnapKV less to questions ({press[1]}% and {press[2]}%)" in readme
     (count,) = samples
     assert f"Left {count} questions, right {count} passages" in readme

@@ -95,7 +95,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
             axes.plot(*zip(*points, strict=True), style.get(method, "o-"), label=method)
         axes.set_title(titles[task], fontsize="medium")
         axes.set_xlabel("prompt tokens of the context, % of the text's")
-        axes.set_ylim(-60, 110)
+        axes.set_ylim(-25, 110)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("gap in nats closed, %")
     panels[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
