@@ -136,7 +136,7 @@ def test_answers_are_those_of_generate(pools):
     assert not any("text" in sample for sample in measured["samples"])
 
 
-def test_texts_are_read_with_the_lora_if_asked_and_cut_to_the_memorys_positions(pools, monkeypatch):
+def test_texts_are_read_with_the_lora_if_asked_and_cut_to_as_many_tokens(pools, monkeypatch):
     read, acting = [], []
 
     def answer(model, contexts, questions, most):
