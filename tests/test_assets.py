@@ -57,7 +57,7 @@ def test_where_the_code_is_right_nothing_is_written(package):
 
 
 def test_another_name_says_what_there_is(package):
-    with pytest.raises(ValueError, match=r"no embedded checkpoint 'large'; there is tiny\."):
+    with pytest.raises(ValueError, match=r"no embedded checkpoint 'large'; choose from tiny\."):
         embedded("large")
     shutil.rmtree(package / "assets" / "tiny")
     with pytest.raises(ValueError, match="make tiny"):

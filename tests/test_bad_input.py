@@ -175,7 +175,10 @@ def test_processor_lists(model):
         ({"compression_rates": [0, 4]}, "distinct integers of at least 1"),
         ({"compression_rates": [4, 4]}, "distinct"),
         ({"compression_rates": [4, "8"]}, "compression_rates"),
-        ({"compression_rates": [512]}, "rate 512 is coarser than one slot a segment of 256"),
+        (
+            {"compression_rates": [512]},
+            "rate 512 is coarser than one slot per segment of 256 tokens",
+        ),
         ({"segment_length": 0}, "segment_length must be at least 1"),
         ({"segment_length": "256"}, "segment_length"),
         ({"prompt_format": "xml"}, r"one of \['plain', 'chat'\], got 'xml'"),

@@ -389,7 +389,9 @@ def test_settings_of_the_decoders_own_that_cannot_work_are_left_out(zoo, name, v
 def test_a_length_that_the_prompt_exceeds(model, memory):
     config = GenerationConfig(max_length=5)
     for kwargs in ({"max_length": 5}, {"generation_config": config}):
-        with pytest.raises(ValueError, match=r"max_length=5 counts the prompt.*max_new_tokens"):
+        with pytest.raises(
+            ValueError, match=r"max_length=5 counts the 20 prompt tokens too.*max_new_tokens"
+        ):
             model.generate(memory=memory, question="Why?", **kwargs)
     assert config.max_length == 5
 
