@@ -424,7 +424,10 @@ def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
     told = text.partition("## In short")[2].partition("## How it")[0]
     assert told.count("\n- **") == 6
     assert "minutes of `make bench` (at most) | 20 |" in text
-    assert "Training: both ways run the same frozen decoder" in text
+    trained = json.loads((tmp_path / "training_throughput.json").read_text())
+    (target,) = training_throughput.bars(trained)
+    # Shapes as small as these are sometimes fast enough; only what was missed has its reason.
+    assert (target["why"] in text) == (target["found"] < target["wanted"])
     for picture in ("table-a7", "table-a7-memory", "against-published", "scaling", "alternatives"):
         assert f"(speed/{picture}.png)" in text
         assert (speed.with_suffix("") / f"{picture}.png").stat().st_size > 1000
