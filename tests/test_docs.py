@@ -263,6 +263,17 @@ def test_each_finding_is_on_the_pages_that_it_links(section):
         assert any(round(m * s, digits) == float(number) for m in measured for s in scales), figure
 
 
+def test_the_gpu_page_states_what_was_measured_on_the_gpu():
+    measured = json.loads(read("performance/against-published-h200.json"))
+    assert measured["setup"]["gpu"] in read("gpu.md")
+    table = read("gpu.md").partition("## Compression, measured")[2].partition("\n## ")[0]
+    for row in measured["rows"]:
+        ours, theirs = (f"{1000 * row[way]:.1f} ms" for way in ("memslots", "published"))
+        cells = [f"{row['tokens']:,}", str(row["rate"]), ours, theirs, f"{row['ratio']:.1f}"]
+        assert f"| {' | '.join(cells)} | {row['floor_share']:.0%} |" in table
+    assert table.count("\n| ") == len(measured["rows"]) + 1
+
+
 def test_the_front_page_shows_the_readmes_first_block():
     block = "```python\n" + readme_block() + "```"
     assert read("index.md").count(block) == 1

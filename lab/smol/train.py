@@ -70,6 +70,9 @@ class Phase(NamedTuple):
     texts: tuple[int, ...] = SEGMENTS
 
 
+LONG_TEXTS = (1, 1, 2, 3, 4, 6, 12)
+"""Segments of a text, up to those of a page."""
+
 SCHEDULE = (
     Phase(0, 8, 64, (2,), (REPEAT,)),
     Phase(40, 16, 40, (2,), (REPEAT,)),
@@ -86,7 +89,7 @@ SCHEDULE = (
             *(REPEAT, NOUNS, COMPLETE, CLOZE, REPEAT, FACTS),
             *(REPEAT, NOUNS, COMPLETE, CLOZE, REPEAT, RECALL),
         ),
-        (1, 1, 2, 3, 4, 6, 12),
+        LONG_TEXTS,
     ),
     Phase(
         3448,
@@ -97,7 +100,7 @@ SCHEDULE = (
             *(REPEAT, NOUNS, COMPLETE, CLOZE, REPEAT, FACTS, COMPLETE),
             *(REPEAT, NOUNS, COMPLETE, CLOZE, REPEAT, FACTS, RECALL),
         ),
-        (1, 1, 2, 3, 4, 6, 12),
+        LONG_TEXTS,
     ),
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
