@@ -81,13 +81,15 @@ def test_contrastive_rows_differ_in_their_context_alone(sentences):
     assert rows == list(sentence_rows("train", 24, sentences=sentences, questions=3, contrast=6))
 
 
-def test_pools_name_each_person_once_and_hold_the_answer():
-    for row in pool_rows("test", 20, people=30, population=120):
+@pytest.mark.parametrize("brief", [False, True])
+def test_pools_name_each_person_once_and_hold_the_answer(brief):
+    for row in pool_rows("test", 20, people=30, population=120, brief=brief):
         sentences = row["context"].split(". ")
         assert len(sentences) == 30
         (question,), (answer,), (fact,) = row["question"], row["answer"], row["fact"]
         named = [one for one in sentences if any(name in one for name in [_asked(question, one)])]
         assert fact in POOL_FACTS
+        assert not brief or question == f"{_asked(question, named[0])}'s {fact}"
         assert len(named) == 1
         assert answer in named[0]
         assert split_of(_asked(question, named[0])) == "test"
@@ -117,6 +119,9 @@ def test_code_rows_hold_their_answers_and_keep_the_splits_apart():
     for row in code_rows("train", 12, questions=3, contrast=4):
         assert sorted(row["fact"]) == sorted(CODE_FACTS)
         assert all(answer in row["context"] for answer in row["answer"])
+        assert all("?" in question for question in row["question"])
+    for row in code_rows("train", 4, questions=2, brief=True):
+        assert row["question"] == row["fact"]
     names = {
         split: {row["answer"][0] for row in code_rows(split, 300) if row["fact"] == ["function"]}
         for split in ("train", "test")

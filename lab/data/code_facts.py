@@ -48,7 +48,12 @@ _BODIES = (
 
 
 def code_rows(
-    split: str, n: int, questions: int = 1, contrast: int = 1, seed: int = 0
+    split: str,
+    n: int,
+    questions: int = 1,
+    contrast: int = 1,
+    seed: int = 0,
+    brief: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yields rows about one short function each.
 
@@ -59,6 +64,7 @@ def code_rows(
         questions: most questions a row, 1 to 3.
         contrast: so many rows in a row ask for the same, in the same words, with other answers.
         seed: another seed gives other rows.
+        brief: ask in one word, "function", instead of a whole question.
 
     Yields:
         `{"context", "question", "answer", "fact", "other_context"}`, as `sentence_rows`.
@@ -77,7 +83,7 @@ def code_rows(
     while made < n:
         block = random.Random(f"memslots-code-{split}-{seed}-{made}")
         asked = block.sample(CODE_FACTS, questions)
-        words = [block.choice(_QUESTIONS[fact]) for fact in asked]
+        words = [fact if brief else block.choice(_QUESTIONS[fact]) for fact in asked]
         taken: list[set[str]] = [set() for _ in asked]
         for _ in range(min(contrast, n - made)):
             snippet, other = (_another(draws, split, asked, taken) for _ in range(2))

@@ -144,6 +144,7 @@ def pool_rows(
     questions: int = 1,
     population: int = 2000,
     seed: int = 0,
+    brief: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yields rows of many people with one sentence each; every question names its person.
 
@@ -156,6 +157,7 @@ def pool_rows(
         population: people that all rows are drawn from; each has one sentence, so that a sentence
             encoder has to read no more than these.
         seed: another seed gives other people.
+        brief: ask in few words, "Irene Smith's city", instead of a whole question.
 
     Yields:
         As `sentence_rows`; `other_context` has the same names, and the other people's facts.
@@ -181,7 +183,7 @@ def pool_rows(
         yield {
             "context": " ".join(_pool_sentence(everyone[number], seed) for number in pool),
             "question": [
-                person.question(fact, person.name, rng)
+                f"{person.name}'s {fact}" if brief else person.question(fact, person.name, rng)
                 for person, fact in zip(about, facts, strict=True)
             ],
             "answer": [person.answer(fact) for person, fact in zip(about, facts, strict=True)],
