@@ -23,7 +23,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare prefix-cache help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-chat tables-compressors tables-verified tables-sentence tables-sentence-smollm2 bench clean
+.PHONY: smol smol-shown compare prefix-cache help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-chat tables-compressors tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -46,8 +46,7 @@ help:
 	@echo "make tables-smol  what SmolLM2 reads from the slots of smol, written to docs/smollm2.md (minutes; resumes)"
 	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
 	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
-	@echo "make tables-sentence  sentence pools, written to docs/sentence_pools.md (an hour; resumes)"
-	@echo "make tables-sentence-smollm2  sentence pools read by SmolLM2, written to docs/sentence_pools_smollm2.md (an hour; resumes)"
+	@echo "make tables-sentence  sentence pools read by SmolLM2, written to docs/sentence_pools.md (three hours; resumes)"
 	@echo "make bench      measure speed and memory, write docs/performance.md (under 20 minutes on 2 cores; DEVICE=cuda on a GPU)"
 	@echo "make prefix-cache  memories beside vLLM's prefix cache, written to docs/performance/prefix-cache.md (half an hour; resumes; PREFIX_CACHE_OPTIONS)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"
@@ -170,10 +169,6 @@ tables-compressors: $(VENV)/.dev
 tables-sentence: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --output runs/sentence \
 		--report docs/sentence_pools.md
-
-tables-sentence-smollm2: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m lab tables-sentence --settings lab/sentence/smollm2.yaml \
-		--output runs/sentence_smollm2 --report docs/sentence_pools_smollm2.md
 
 DEVICE ?= cpu
 

@@ -59,15 +59,18 @@ def test_methods_resume_and_make_a_page(zoo, model, tmp_path):
     options += ["--rates", "4", "--threads", "1"]
     run = [str(samples), str(figures), *options, "--methods"]
     compare(arguments([*run, "text,none"]))
-    compare(arguments([*run, "text,none,cut,tail,memory,control"]))
+    compare(arguments([*run, "text,none,cut,tail,memory,memory and tail,control"]))
     records = [json.loads(line) for line in figures.read_text().splitlines()]
-    assert len(records) == 4 * 6
+    assert len(records) == 4 * 7
     rows = rows_of(records)
     for row in rows:
         if row["method"] in ("text", "none"):
             assert row["share"]["value"] == pytest.approx(float(row["method"] == "text"), abs=1e-6)
         elif row["method"] == "memory":
             assert 0.2 < row["of_text"] < 0.45
+    costs = {r["method"]: r["context_tokens"] for r in records if r["sample"] == 1}
+    # At rate 8 the early text, and an eighth of the tokens as they are.
+    assert 0 < costs["memory and tail"] < costs["memory"] + costs["text"] // 8
     page = tmp_path / "page.md"
     write_page([str(samples), str(figures), "--output", str(page)])
     assert "| memory | 4 | 2 |" in page.read_text()

@@ -22,7 +22,6 @@ PAGES = [
             "compare",
             "smollm2",
             "sentence_pools",
-            "sentence_pools_smollm2",
             "capacity_compressors",
             "performance",
             "memory_store",

@@ -12,7 +12,7 @@ import typer
 
 from memslots.cli.options import Sets, err, out, quiet, words
 
-ENCODER, DECODER = "all-MiniLM-L6-v2", "embedded"
+ENCODER = "all-MiniLM-L6-v2"
 
 
 def tables_sentence(
@@ -49,7 +49,7 @@ def tables_sentence(
         return
     quiet()
     output.mkdir(parents=True, exist_ok=True)
-    recipe["compressor"] |= _models(recipe["compressor"], output)
+    recipe["compressor"] |= _models(recipe["compressor"])
     for name in names:
         err.print(f"run {name} ...", style="dim")
         _train(recipe, name, output)
@@ -61,17 +61,12 @@ def tables_sentence(
     out.print(f"{page}: {len(list((output / 'measures').glob('*.json')))} measures", soft_wrap=True)
 
 
-def _models(section: dict[str, Any], output: Path) -> dict[str, str]:
+def _models(section: dict[str, Any]) -> dict[str, str]:
     """Folders of the models that the packaged settings name."""
-    from lab.training.donor import take_decoder
     from memslots.smollm2 import smollm2
 
     found = {"encoder": section["encoder"], "decoder": section["decoder"]}
-    if found["decoder"] == DECODER:
-        if not (output / "decoder" / "model.safetensors").is_file():
-            take_decoder(DECODER, output)
-        found["decoder"] = str((output / "decoder").resolve())
-    elif found["decoder"] == "smollm2":
+    if found["decoder"] == "smollm2":
         found["decoder"] = smollm2()
     if found["encoder"] == ENCODER:
         try:
@@ -107,7 +102,7 @@ def _train(recipe: dict[str, Any], name: str, output: Path) -> None:
 def _measure(measure: dict[str, Any], output: Path, decoder_kwargs: dict[str, Any] | None) -> None:
     """One measure of a run, unless it is there and of this training of it."""
     from lab import sources  # noqa: F401
-    from lab.sentence.measure import measure_answers, measure_reconstruction
+    from lab.sentence.measure import measure_answers
     from memslots.modeling import MemslotsModel
     from memslots.trainer.row_sources import source_rows
     from memslots.trainer.slot_cache import cached_slots
@@ -126,10 +121,7 @@ def _measure(measure: dict[str, Any], output: Path, decoder_kwargs: dict[str, An
     rows = list(source_rows(source, "test", measure["samples"], source.pop("seed", 77)))
     cache = output / "slot_cache.safetensors"
     with cached_slots(model, most=100_000, file=cache):
-        if measure.get("task") == "reconstruction":
-            results = measure_reconstruction(model, rows)
-        else:
-            results = measure_answers(model, rows, **measure.get("options", {}))
+        results = measure_answers(model, rows, **measure.get("options", {}))
     seconds = round(time.perf_counter() - started, 1)
     about = {"measure": measure, "fingerprint": trained, "seconds": seconds}
     _write(file, {**about, **results})

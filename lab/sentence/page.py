@@ -1,4 +1,4 @@
-"""docs/sentence_pools.md and its like: the article's tables beside ours, from the runs' files."""
+"""docs/sentence_pools.md: the article's tables beside ours, from the runs' files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Rows = list[list[Any]]
 
 SETUPS = (
     ("one sentence, one vector", "one_sentence", "one sentence one vector"),
+    ("the same, trained longer", "one_sentence_longer", None),
     ("five sentences, one vector", "one_vector", "five sentences one vector"),
     ("five sentences, five vectors", "five_vectors", "five sentences five vectors"),
-    ("the same, 400 more steps", "five_vectors_long", None),
-    ("the same, 800 more steps", "five_vectors_longest", None),
-    ("five sentences, five vectors, straight from nothing", "straight", None),
+    ("the same, trained longer", "five_vectors_longer", None),
+    ("the same, 100 steps of mixed batches", "five_vectors_mixed", None),
 )
 """What a row is called, its measure, and the article's row where it has one."""
 
@@ -33,33 +33,16 @@ READ = {
 }
 """Shares beside the answers that are right, and their columns' titles."""
 
-LENGTHS = (
-    "one_sentence",
-    "one_vector",
-    "five_vectors",
-    "five_vectors_long",
-    "five_vectors_longest",
-)
+FIVE = ("one_vector", "five_vectors", "five_vectors_longer")
+"""Measures of five sentences, which ask the same questions."""
 
 NUMBERS = (
-    ("ages and counts, from the pools alone", "numbers", "0"),
-    ("ages and counts, numbers passed through", "numbers_passthrough", "95.5 (counts)"),
-    ("both losses, encoder frozen, from the pools alone", "numbers_frozen", "-"),
-    ("both losses, encoder trained too, from the pools alone", "numbers_joint", "-"),
+    ("from the vectors alone", "numbers", "0"),
+    ("from the vectors alone, encoder trained too", "numbers_joint", "-"),
+    ("numbers kept as verbatim tokens", "numbers_passthrough", "95.5 (counts)"),
 )
 
-READ_BACK = (
-    ("mix", "encoder frozen, after phase 3 and 400 steps more"),
-    ("frozen_mix", "numbers among the facts, encoder frozen, after phase 3"),
-    ("joint_mix", "the same steps, encoder, adapter and LoRA trained together"),
-)
-
-ENCODERS = (
-    ("five vectors, frozen encoder, phase 3 (700 steps in all)", "five_vectors"),
-    ("five vectors, an encoder of two layers from scratch (150 steps)", "scratch"),
-    ("with numbers, both losses, encoder frozen (100 steps after phase 3)", "frozen_mix_answers"),
-    ("with numbers, both losses, encoder trained too (100 steps)", "joint_mix_answers"),
-)
+ENCODERS = (("frozen", "numbers_answers"), ("trained too", "joint_answers"))
 
 
 def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> None:
@@ -95,7 +78,6 @@ def write_sentence_page(recipe: dict[str, Any], folder: Path, page: Path) -> Non
         shortcut=_shortcut(folder, recipe.get("curves", {}), page.with_suffix("")),
         scaling=_scaling(found),
         numbers=_numbers(found),
-        reconstruction=_reconstruction(found),
         encoder=_encoders(found, read),
         code=_code(found, read),
         runs=runs,
@@ -134,14 +116,9 @@ def _positions(measure: Measure) -> str:
 
 
 def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
-    """Of texts of five sentences; every set-up is asked the same questions."""
     if "five_vectors" not in found:
         return None
-    measured = {
-        label: found[name]["samples"]
-        for label, name, _ in SETUPS
-        if name in found and name not in ("one_sentence", "straight")
-    }
+    measured = {name: found[name]["samples"] for name in FIVE if name in found}
     article = {row["fact"]: row for row in quoted("article_facts")["rows"]}
     five = found["five_vectors"]["samples"]
     rows = []
@@ -150,7 +127,7 @@ def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
         reported = [there.get("single", ""), there.get("chunked", "")]
         ours = [_both(_of(samples, fact)) for samples in measured.values()]
         rows.append([fact, *reported, *ours, _share(_of(five, fact), "text"), len(_of(five, fact))])
-    ours = [f"ours, {label}" for label in measured]
+    ours = [name.replace("_", " ") for name in measured]
     return {
         "columns": ["fact", "article, one", "article, five", *ours, "text", "n"],
         "rows": rows,
@@ -159,13 +136,12 @@ def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
 
 def _lengths(found: dict[str, Measure]) -> Rows:
     rows = []
-    for name in LENGTHS:
+    for label, name, _ in SETUPS:
         if name in found:
             samples = found[name]["samples"]
             single = [s for s in samples if s["tokens"] == 1]
             several = [s for s in samples if s["tokens"] > 1]
-            counts = f"{len(single)}, {len(several)}"
-            rows.append([name.replace("_", " "), _both(single), _both(several), counts])
+            rows.append([label, _both(single), _both(several), f"{len(single)}, {len(several)}"])
     return rows
 
 
@@ -250,29 +226,6 @@ def _numbers(found: dict[str, Measure]) -> Rows:
     return rows
 
 
-def _reconstruction(found: dict[str, Measure]) -> dict[str, Rows] | None:
-    rows: Rows = []
-    examples: Rows = []
-    for name, label in READ_BACK:
-        if name not in found:
-            continue
-        measure, answers = found[name], found.get(f"{name}_answers")
-        texts: dict[int, list[bool]] = {}  # the samples: sentences of a text are not independent
-        for unit in measure["units"]:
-            texts.setdefault(unit["text"], []).append(unit["exact"])
-        exact = with_interval([sum(own) / len(own) for own in texts.values()])
-        tokens = sum(unit["tokens"] for unit in measure["units"])
-        aligned = sum(unit["aligned"] for unit in measure["units"]) / max(1, tokens)
-        asked = _both(answers["samples"]) if answers else ""
-        shares = [_percent(exact["value"]), _range(exact), _percent(aligned)]
-        rows.append([label, *shares, exact["n"], asked])
-        examples = examples or [
-            [example["text"].strip(), example["read back"].strip()]
-            for example in measure["examples"][:5]
-        ]
-    return {"rows": rows, "examples": examples} if rows else None
-
-
 def _encoders(found: dict[str, Measure], read: Sequence[str]) -> Rows:
     rows = [
         [label, _positions(found[name]), *_cells(found[name], read)]
@@ -285,7 +238,10 @@ def _encoders(found: dict[str, Measure], read: Sequence[str]) -> Rows:
 def _code(found: dict[str, Measure], read: Sequence[str]) -> dict[str, Any] | None:
     if "code" not in found:
         return None
-    named = (("text about a person, one sentence", "code_prose", "76.0%"), ("code", "code", "6.0%"))
+    named = (
+        ("text about a person, one sentence", "one_sentence", "76.0%"),
+        ("code", "code", "6.0%"),
+    )
     samples = found["code"]["samples"]
     return {
         "rows": [
