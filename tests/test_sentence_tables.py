@@ -77,7 +77,9 @@ def test_runs_measures_and_page(settings, tmp_path, capsys):
         (tmp_path / "compressor" / "numbers_passthrough" / "config.json").read_text()
     )
     assert measure["fingerprint"] == config["fingerprint"]
-    assert f"| numbers_passthrough | `{config['fingerprint'][:12]}` | sentence_vectors | 2 |" in page
+    assert (
+        f"| numbers_passthrough | `{config['fingerprint'][:12]}` | sentence_vectors | 2 |" in page
+    )
     file.write_text(json.dumps({**measure, "fingerprint": "of a training before"}))
     assert run(settings, tmp_path, "--only", "numbers_passthrough") == 0
     assert json.loads(file.read_text())["fingerprint"] == measure["fingerprint"]

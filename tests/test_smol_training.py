@@ -9,7 +9,7 @@ import torch
 from tiny_models import TEXTS, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lab.smol import factbook, wordnet
+from lab.smol import ablate, factbook, wordnet
 from lab.smol.checkpoint import compressor
 from lab.smol.compiled import compile_layers
 from lab.smol.slots import Slots, _Head
@@ -22,6 +22,7 @@ from lab.smol.train import (
     load_trained,
     scale_gradients,
     train,
+    train_step,
 )
 from memslots.modeling.layout_memslots import COMPLETION, RECONSTRUCTION, Prompt, Row
 from memslots.trainer.losses import TaskLosses
@@ -319,3 +320,49 @@ def test_weights_of_other_names_are_refused(slots, tmp_path):
     weights = {name.replace("group_pool", "pool"): w for name, w in slots.trained().items()}
     with pytest.raises(ValueError, match=r"other names \(group_pool.*--start"):
         load_trained(slots, weights, tmp_path / "last.pt")
+
+
+def test_ablations_share_their_questions_and_make_a_page(
+    decoder, world, tmp_path, slots, monkeypatch
+):
+    """`world` is there as the file that the run reads."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        np.save(tmp_path / f"{split}.npy", generator.integers(5, 300, 60_000).astype(np.uint16))
+    options = ["--tokens", str(tmp_path), "--decoder", decoder, "--layers", "1", "--count", "3"]
+    page, out = tmp_path / "page.md", tmp_path / "ablations"
+    run = [str(out), "--page", str(page), *options, "--steps", "3", "2", "--threads", "1"]
+    trained = []
+    monkeypatch.setattr(
+        ablate, "train_step", lambda *args: trained.append(args[2:5]) or train_step(*args)
+    )
+    ablate.ablate(ablate.arguments(run))
+    by_row = {}
+    for row in ablate.ROWS:
+        steps = 2 + 3 * bool(row.tasks)
+        by_row[row.name], trained[:steps] = trained[:steps], []
+    assert not trained
+    asked = [[rows.ids for task, rows, _ in steps[-2:]] for steps in by_row.values()]
+    for other in asked[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(asked[0], other, strict=True))
+    of_whole = [task for task, *_ in by_row["the whole recipe"]]
+    assert of_whole == [REPEAT, COMPLETE, REPEAT, FACTS, FACTS]
+    assert [rows.ids.shape[1] for _, rows, _ in by_row["without short segments first"]] == [64] * 5
+    said = page.read_text()
+    assert all(f"| {row.name} |" in said for row in ablate.ROWS)
+    assert "| the whole recipe |" in said
+    assert "| 49.78 | 3 |" in said
+    kept = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    ablate.ablate(ablate.arguments(run))
+    assert kept == {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert not trained
+
+
+def test_a_converter_drawn_anew_gives_vectors_as_large_as_embeddings(slots):
+    with torch.no_grad():
+        vectors = torch.randn(2000, slots.table.shape[1])
+        ablate.draw_anew(slots)
+        given = slots.converter(vectors)
+    assert given.std() == pytest.approx(slots.table.std().item(), rel=0.2)
+    alike = torch.nn.functional.cosine_similarity(given, vectors).abs().mean()
+    assert alike < 0.3

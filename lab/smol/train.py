@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from lab.smol import factbook, wordnet
 from lab.smol.compiled import compile_layers
-from lab.smol.slots import Slots
+from lab.smol.slots import Scores, Slots
 from lab.smol.tasks import (
     CLOZE,
     COMPLETE,
@@ -234,6 +234,28 @@ def scale_gradients(weights: list[nn.Parameter], norm: float) -> None:
     torch._foreach_mul_(gradients, factor)
 
 
+def train_step(
+    slots: Slots,
+    optimizer: torch.optim.Optimizer,
+    task: str,
+    rows: Rows,
+    rate: int,
+    scored: float,
+) -> Scores:
+    """One step of a task; `scored` is how many tokens count, as a share of those of a full step."""
+    # A step of few scored tokens is noise at the full rate (docs/log.md).
+    weight = min(1.0, math.sqrt(scored))
+    if task == REPEAT:
+        scores = slots.reconstruct(rows.ids, rate)
+    else:
+        scores = slots.complete(**rows._asdict(), rate=rate)
+    optimizer.zero_grad()
+    (weight * scores.loss).backward()
+    scale_gradients(list(slots.trained().values()), weight)
+    optimizer.step()
+    return scores
+
+
 def pieces(ids: torch.Tensor, starts: list[int], first: int, length: int) -> torch.Tensor:
     """`(starts, length)` ids, `first` after each start."""
     return torch.stack([ids[start + first : start + first + length] for start in starts])
@@ -355,17 +377,8 @@ def train(options: argparse.Namespace) -> None:
                 options.learning_rate * min(1.0, (step + 1 - first_step) / WARM_UP) * falling
             )
         rows = drawn.to(options.device)
-        # A step of few scored tokens is noise at the full rate (docs/log.md).
         read = phase.segments * options.scale * phase.tokens
-        weight = min(1.0, math.sqrt(int(drawn.scored.sum()) / read))
-        if task == REPEAT:
-            scores = slots.reconstruct(rows.ids, rate)
-        else:
-            scores = slots.complete(**rows._asdict(), rate=rate)
-        optimizer.zero_grad()
-        (weight * scores.loss).backward()
-        scale_gradients(list(weights.values()), weight)
-        optimizer.step()
+        scores = train_step(slots, optimizer, task, rows, rate, int(drawn.scored.sum()) / read)
         step += 1
         seen += rows.ids.numel()
         recent[f"{task} {rate}"].append(torch.stack(scores[1:3]))
