@@ -32,10 +32,8 @@ def settings(zoo, tmp_path_factory) -> str:
     lora.update(r=2, target_modules=["q_proj", "v_proj"])
     for stage in section["stages"]:
         stage.pop("minutes", None)
-        stage["training"] = dict(
-            max_steps=2, per_device_train_batch_size=8, shortcut_check_steps=1, warmup_steps=0,
-            shortcut_check_rows=2,
-        )  # fmt: skip
+        stage["training"] = {"max_steps": 2, "shortcut_check_steps": 1, "shortcut_check_rows": 2}
+        stage["training"] |= {"per_device_train_batch_size": 8, "warmup_steps": 0}
         for source in stage["data"]:
             source["rows"] = 8
             if "population" in source:
