@@ -23,7 +23,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare prefix-cache help demo test test-slow test-vllm lint docs figure release tiny tiny-suite ablate tables tables-smol tables-capacity tables-chat tables-compressors tables-verified tables-sentence bench clean
+.PHONY: smol smol-shown compare prefix-cache help demo test test-slow test-vllm lint docs release tiny tiny-suite ablate tables tables-smol tables-capacity tables-chat tables-compressors tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -32,7 +32,6 @@ help:
 	@echo "make test-vllm  answers through vLLM against model.generate (CPU; sets up .venv-vllm, 3 GB)"
 	@echo "make lint       ruff check, ruff format --check, mypy, typos"
 	@echo "make docs       the documentation site, written to site/; its warnings are errors"
-	@echo "make figure     draw docs/images/rates.svg from the committed results"
 	@echo "make release    build and check wheel and sdist in dist/, with notes; uploads nothing"
 	@echo "make tiny       train the embedded checkpoint again (BOOKS=path, or PG-19 from the Hub)"
 	@echo "make tiny-suite measure it on held-out people, write its card and the table in docs/developers.md"
@@ -79,9 +78,6 @@ docs: $(VENV)/.dev
 	$(BIN)/python tools/cli_page.py
 	@{ $(BIN)/zensical build --strict --clean 2>&1 || echo "zensical: failed"; } | awk \
 		'{ print } /^(griffe|mkdocstrings|zensical):/ { wrong = 1 } END { exit wrong }'
-
-figure: $(VENV)/.dev
-	$(BIN)/python tools/rates_figure.py
 
 release: $(VENV)/.dev
 	rm -rf dist

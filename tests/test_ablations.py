@@ -12,7 +12,7 @@ from lab.recipes import lab_recipe, recipe_file
 from lab.tables.ablation_report import ablation_table, plot_losses
 from lab.tables.ablations import ABLATIONS, ablated, fine_tuning_stage, stage_chain
 from lab.tables.quoted import quoted, quoted_cells
-from lab.tables.results_page import marked, write_page
+from lab.tables.results_page import write_page
 from memslots.configuration import load_recipe
 from memslots.data import load_rows
 
@@ -142,13 +142,14 @@ def test_losses_are_drawn_only_where_there_are_any(tmp_path):
 def test_the_page_is_written_from_the_steps_that_are_there(tmp_path):
     with pytest.raises(ValueError, match="holds no results yet"):
         write_page(tmp_path / "runs", tmp_path / "results.md")
-    for name in ("whole", "no_markers"):
-        folder = tmp_path / "runs" / "ablations" / name
+    for name in ("layers_1", "layers_2"):
+        folder = tmp_path / "runs" / "encoders" / name
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(results_of(0.5)))
     write_page(tmp_path / "runs", tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text()
-    assert "## Ablations" in page
+    assert "## Quality against encoder size" in page
+    assert "| 2 layers | 10 | qa f1 | 0.5 | 0.4 to 0.6 | 9 |" in page
     assert "## Rates" not in page
     assert "20 parameters" in page
     assert "it must mean without the context (19.79)" in page
@@ -160,10 +161,6 @@ def test_quoted_figures_are_marked_as_such():
     assert quoted("pcc_reconstruction")["rows"][0] == {"rate": 4, "bleu": 100.0}
     with pytest.raises(ValueError, match=r"no table 'none' is quoted; there are pcc_table_6"):
         quoted("none")
-
-
-def test_words_that_differ_are_marked():
-    assert marked("Ana lives in Oslo now", "Ana lived in Oslo now") == "Ana **lived** in Oslo now"
 
 
 def test_personas_are_a_data_set():

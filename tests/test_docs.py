@@ -3,7 +3,6 @@
 `make docs` builds the site and finds broken links between pages; what it does not look at is here.
 """
 
-import html
 import importlib
 import importlib.util
 import json
@@ -302,14 +301,3 @@ def test_the_readme_number_is_the_measured_one():
     table = read("developers.md").partition("<!-- results:begin -->")[2]
     assert re.search(rf"\| memory, rate {rate} \| {positions}(\.\d)? \| {share}% ", table)
     assert round(float(re.search(r"\| plain text \| ([\d.]+) \|", table)[1])) == int(full)
-
-
-def test_the_figure_shows_the_committed_numbers():
-    spec = importlib.util.spec_from_file_location("rates", ROOT / "tools" / "rates_figure.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    drawn = re.search(
-        r"<dc:description>(.*?)</dc:description>", tool.FIGURE.read_text("utf-8"), re.DOTALL
-    )
-    shown = json.loads(html.unescape(drawn[1]))
-    assert shown == tool.read_numbers(), "run `make figure`"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 from lab.pages import render
 from lab.recipes import lab_recipe
-from lab.tables.ablation_report import NAMES, ablation_table, plot_losses
-from lab.tables.quoted import quoted, quoted_cells
-from memslots import MemslotsConfig, embedded
+from lab.tables.ablation_report import plot_losses
+from lab.tables.quoted import quoted_cells
 from memslots.evaluation.tables import reads
 
 Record = dict[str, Any]
@@ -29,9 +27,7 @@ def write_page(folder: Path, page: Path) -> None:
     """
     pictures = page.with_suffix("")
     parts = {
-        "embedded": _embedded(folder),
         "rates": _rates(folder, pictures),
-        "ablations": _ablations(folder, pictures),
         "encoders": _encoders(folder, pictures),
         "adaptation": _adaptation(folder),
     }
@@ -42,32 +38,10 @@ def write_page(folder: Path, page: Path) -> None:
         Path(__file__).with_name("results.md.jinja"),
         parameters=_decoder_parameters(folder),
         seed=lab_recipe("small_world")["compressor"]["seed"],
-        marked=marked,
         quoted=quoted_cells,
         **parts,
     )
     page.write_text(text, encoding="utf-8")
-
-
-def _embedded(folder: Path) -> dict[str, Any] | None:
-    results = _read(folder / "embedded.json")
-    if results is None:
-        return None
-    cases, machine = results["cases"], results["machine"]
-    return {
-        "rows": [_record_cells(record) for record in results["records"]],
-        "machine": f"{machine['hardware']}, torch {machine['torch']}, {machine['dtype']}",
-        "fingerprint": results["checkpoint"]["fingerprint"][:12],
-        "present": str(MemslotsConfig.from_pretrained(embedded()).fingerprint)[:12],
-        "cases": cases,
-        "rates": [f"rate {rate}" for rate in cases["rates"]],
-        "answers": [
-            [question, right, *(case["answers"][i] for case in cases["rates"].values())]
-            for i, (question, right) in enumerate(
-                zip(cases["questions"], cases["answers"], strict=True)
-            )
-        ],
-    }
 
 
 def _rates(folder: Path, pictures: Path) -> dict[str, Any] | None:
@@ -79,22 +53,6 @@ def _rates(folder: Path, pictures: Path) -> dict[str, Any] | None:
         for record in _memory(results)
     ]
     return {"rows": rows, "pictures": _pictures(curves, "rates", pictures)} if found else None
-
-
-def _ablations(folder: Path, pictures: Path) -> dict[str, Any] | None:
-    found = _results(folder / "ablations")
-    found = {name: found[name] for name in NAMES if name in found}
-    curves = {
-        name: _read(folder / "ablations" / name / "compressor" / "pretrain" / "losses.json") or []
-        for name in found
-    }
-    if not found:
-        return None
-    return {
-        "table": ablation_table(found, 4),
-        "note": quoted("pcc_table_6")["note"],
-        "pictures": _pictures(curves, "ablations", pictures),
-    }
 
 
 def _encoders(folder: Path, pictures: Path) -> dict[str, Any] | None:
@@ -132,18 +90,6 @@ def _memory_cells(record: Record) -> list[Any]:
     return [f"{record['task']} {record['metric']}", *_interval_cells(record), record["n"]]
 
 
-def marked(text: str, produced: str) -> str:
-    """`produced` with the words that `text` does not have there in bold."""
-    words, own = text.split(), produced.split()
-    pieces = []
-    matcher = difflib.SequenceMatcher(a=words, b=own, autojunk=False)
-    for kind, _, _, start, end in matcher.get_opcodes():
-        some = " ".join(own[start:end])
-        if some:
-            pieces.append(some if kind == "equal" else f"**{some}**")
-    return " ".join(pieces)
-
-
 def _pictures(curves: dict[str, list], name: str, pictures: Path) -> list[tuple[str, str]]:
     """Title and file of each loss that some run has, drawn."""
     drawn = []
@@ -169,7 +115,7 @@ def _interval_cells(record: Record) -> list[str]:
 
 
 def _decoder_parameters(folder: Path) -> int:
-    for file in (folder / "embedded.json", *sorted(folder.glob("*/*/results.json"))):
+    for file in sorted(folder.glob("*/*/results.json")):
         results = _read(file)
         if results is not None:
             return results["checkpoint"]["decoder"]["parameters"]

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lab.tables.ablate import losses, run_ablations, train_and_measure
-from memslots.checkpoints import embedded
+from lab.tables.ablate import losses, train_and_measure
+from lab.tables.ablations import ablated
 from memslots.cli.options import Books, err, out, quiet, words
 
 DATA = {"qa": ["personas/test"], "reconstruction": ["personas/test"]}
@@ -62,62 +62,10 @@ def tables(
     out.print(f"{page}: the small world's tables")
 
 
-def _embedded(recipe: Recipe, output: Path, books: str | None) -> None:
-    """The embedded checkpoint on all tasks that its decoder can be asked."""
-    from memslots.evaluation.answering import reconstruct_segments
-    from memslots.evaluation.suite import evaluate_tasks
-    from memslots.modeling import MemslotsModel
-
-    file = output / "embedded.json"
-    model = MemslotsModel.from_pretrained(embedded("tiny")).eval()
-    if file.is_file():
-        measured = json.loads(file.read_text("utf-8"))["checkpoint"]["fingerprint"]
-        if measured == model.fingerprint:
-            return
-        err.print(f"{file} is of compressor {measured[:12]}, an earlier one: measured again")
-    data = {**DATA, "completion": ["pg19/validation"], "needle": ["pg19/validation"]}
-    results = evaluate_tasks(
-        model,
-        ["reconstruction", "qa"],
-        data=data,
-        samples=SAMPLES,
-    )
-    books_results = evaluate_tasks(
-        model, ["completion"], data=data, data_dir=books, samples=60, lengths=[256, 512, 1024]
-    )
-    results["records"] += books_results["records"]
-    results["notes"] += books_results["notes"]
-    results["cases"] = _cases(model, reconstruct_segments)
-    _write(file, results)
-
-
-def _cases(model, reconstruct_segments: Callable) -> dict[str, Any]:
-    """One person's text read back, and questions about it answered, at every rate (A5, A6)."""
-    from lab.data.personas import persona_rows
-
-    row = next(iter(persona_rows("test", 1, seed=77, questions=5)))
-    text = row["context"]
-    cases: dict[str, Any] = {
-        "text": text,
-        "questions": row["question"],
-        "answers": row["answer"],
-        "rates": {},
-    }
-    for rate in model.config.compression_rates:
-        memory = model.compress(text, rate=rate)
-        cases["rates"][str(rate)] = {
-            "reconstruction": "".join(reconstruct_segments(model, memory)),
-            "answers": model.generate(memory=memory, question=row["question"], max_new_tokens=12),
-        }
-    return cases
-
-
-def _ablations(recipe: Recipe, output: Path, books: str | None) -> None:
-    """Table 6 and figure 4."""
-    from lab.tables.ablations import ABLATIONS
-
-    folder = output / "ablations"
-    run_ablations(recipe, list(ABLATIONS), TARGET, folder, DATA, [4], SAMPLES, books, None)
+def _whole(recipe: Recipe, output: Path, books: str | None) -> None:
+    """The whole recipe, from which adaptation starts."""
+    changed = ablated(recipe, "whole", TARGET)
+    train_and_measure(changed, output / "whole" / "recipe", DATA, [4], SAMPLES, books, None)
 
 
 def _rates(recipe: Recipe, output: Path, books: str | None) -> None:
@@ -161,9 +109,9 @@ def _adaptation(recipe: Recipe, output: Path, books: str | None) -> None:
 
     further = lab_recipe("tiny", ["decoder.seed=1", "decoder.model.intermediate_size=640"])
     further_decoder = run_recipe(further, output / "further_decoder", "decoder", books)
-    first = output / "ablations" / "whole"
+    first = output / "whole" / "recipe"
     if not (first / "results.json").is_file():
-        raise ValueError("the step 'adaptation' starts from 'ablations'; run that step first.")
+        raise ValueError("the step 'adaptation' starts from 'whole'; run that step first.")
     for name, way in ADAPTATIONS.items():
         changed = copy.deepcopy(recipe)
         stage = copy.deepcopy(changed["compressor"]["stages"][-1])
@@ -196,8 +144,7 @@ def _write(file: Path, results: Any) -> None:
 
 
 STEPS: dict[str, Callable[[Recipe, Path, str | None], None]] = {
-    "embedded": _embedded,
-    "ablations": _ablations,
+    "whole": _whole,
     "rates": _rates,
     "encoders": _encoders,
     "adaptation": _adaptation,
