@@ -130,7 +130,7 @@ $(COMPARE)/samples.jsonl: | $(VENV)/.dev
 
 compare: $(VENV)/.dev $(COMPARE_VENV)/.tools $(COMPARE)/samples.jsonl
 	$(BIN)/python -m lab.compare $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl $(COMPARE_OPTIONS) \
-		--checkpoint $(COMPARED) --methods text,none,cut,tail,memory,control
+		--checkpoint $(COMPARED) --methods "text,none,cut,tail,memory,memory and tail,control"
 	PYTHONPATH=. $(COMPARE_VENV)/bin/python -m lab.compare $(COMPARE)/samples.jsonl \
 		$(COMPARE)/tools.jsonl $(COMPARE_OPTIONS)
 	$(BIN)/python -m lab.compare.page $(COMPARE)/samples.jsonl $(COMPARE)/here.jsonl \

@@ -134,12 +134,16 @@ def test_smol_is_laid_out_once_beside_the_decoder_that_is_there(folder, smol):
 
 
 @needs_weights
-def test_without_what_reads_the_file_tiny_is_taken_and_the_reason_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("MEMSLOTS_CACHE", str(tmp_path))
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", _without("gguf"))
+@pytest.mark.parametrize("package", ["gguf", "peft"])
+def test_without_a_package_that_it_needs_tiny_is_taken_and_the_reason_said(
+    package, folder, tmp_path, monkeypatch
+):
+    if package == "gguf":  # which reads the file, once
+        monkeypatch.setenv("MEMSLOTS_CACHE", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", _without(package))
     name, why = checkpoints.default_checkpoint()
     assert name == "tiny"
-    assert "pip install gguf" in why
+    assert f"pip install {package}" in why
 
 
 def _without(package):

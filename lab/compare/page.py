@@ -91,7 +91,13 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
                 (100 * row["of_text"], 100 * row["share"]["value"])
                 for row in chosen(rows, task=task, method=method)
             )
-            style = {"memory": "C6o-", "control": "C6x:", "text": "k*", "none": "kx"}
+            style = {
+                "memory": "C6o-",
+                "memory and tail": "C6o--",
+                "control": "C6x:",
+                "text": "k*",
+                "none": "kx",
+            }
             axes.plot(*zip(*points, strict=True), style.get(method, "o-"), label=method)
         axes.set_title(titles[task], fontsize="medium")
         axes.set_xlabel("prompt tokens of the context, % of the text's")
