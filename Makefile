@@ -23,7 +23,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=fa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: smol smol-shown compare prefix-cache help demo test test-slow test-vllm lint docs release tiny tiny-suite ablate tables tables-smol tables-capacity tables-chat tables-compressors tables-verified tables-sentence bench clean
+.PHONY: smol smol-shown compare prefix-cache help demo test test-slow test-vllm lint docs release tiny tiny-suite ablate tables tables-smol tables-ablations tables-capacity tables-chat tables-compressors tables-verified tables-sentence bench clean
 
 help:
 	@echo "make demo       ask SmolLM2 about an article, its memory and another text's memory"
@@ -42,7 +42,8 @@ help:
 	@echo "make tables     train and measure the small world, write docs/results.md (hours; resumes)"
 	@echo "make tables-verified  exact strings read by SmolLM2, written to docs/verified.md (an hour; resumes)"
 	@echo "make tables-chat  a long chat read by SmolLM2, written to docs/how-to/chat.md (an hour; resumes)"
-	@echo "make tables-smol  what SmolLM2 reads from the slots of smol, written to docs/smollm2.md (minutes; resumes)"
+	@echo "make tables-smol tables-ablations  what SmolLM2 reads from the slots of smol, written to docs/smollm2.md (minutes; resumes)"
+	@echo "make tables-ablations  PCC's table 6 on SmolLM2, in small, with the texts of make smol; written to docs/ablations.md (an hour; resumes)"
 	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
 	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
 	@echo "make tables-sentence  sentence pools read by SmolLM2, written to docs/sentence_pools.md (three hours; resumes)"
@@ -153,6 +154,9 @@ tables-chat: $(VENV)/.dev
 
 tables-smol: $(VENV)/.dev
 	$(BIN)/python -m lab.smol.real_text runs/real_text --books "$(BOOKS)" --page docs/smollm2.md
+
+tables-ablations: $(VENV)/.dev
+	$(OFFLINE) $(BIN)/python -m lab.smol.ablate runs/ablations --tokens $(SMOL) --page docs/ablations.md
 
 tables-capacity: $(VENV)/.dev
 	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \

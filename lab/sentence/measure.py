@@ -10,7 +10,7 @@ from memslots.evaluation.answering import (
     answer_from_text,
     processor_of,
 )
-from memslots.evaluation.metrics import exact_match, tokens_aligned
+from memslots.evaluation.metrics import exact_match
 from memslots.modeling import MemslotsModel
 
 ANSWER_TOKENS = 16
@@ -88,36 +88,6 @@ def measure_answers(
                 questions[:8], answers[:8], produced.get("memory", [])[:8], strict=False
             )
         ],
-    }
-
-
-def measure_reconstruction(model: MemslotsModel, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Reads each context back, unit by unit, greedily.
-
-    Returns:
-        `units`, one a sentence: `text` (its number), `tokens`, `aligned` (tokens that stand in the
-        same order) and `exact`; and ten examples.
-    """
-    from memslots.evaluation.answering import compare_segments, reconstruct_segments
-
-    texts = [row["context"] for row in rows]
-    memory = model.compress(texts, progress=False)
-    produced = reconstruct_segments(model, memory)
-    compared = compare_segments(model, memory, texts, produced)
-    pairs = []
-    for segment, text in list(zip(memory.segments, produced, strict=True))[:10]:
-        pairs.append({"text": texts[segment.text][segment.start : segment.end], "read back": text})
-    return {
-        "units": [
-            {
-                "text": segment.text,
-                "tokens": len(one["tokens"]),
-                "aligned": tokens_aligned(one["tokens"], one["produced_tokens"]),
-                "exact": one["exact"],
-            }
-            for segment, one in zip(memory.segments, compared, strict=True)
-        ],
-        "examples": pairs,
     }
 
 
