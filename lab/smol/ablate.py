@@ -36,7 +36,7 @@ from memslots.smollm2 import smollm2
 RATE = 2
 FEW, SOME, MANY = 8, 16, 64
 """Tokens of a segment: at first, then, and of a text with questions."""
-STEP_TOKENS = 640
+STEP_TOKENS = 384
 WARM_UP = 10
 
 
