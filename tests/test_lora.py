@@ -11,7 +11,7 @@ from test_remote_code import run_isolated
 from tiny_models import QUESTIONS, TEXTS
 
 from memslots import MemslotsModel
-from memslots.making import merge_encoder
+from memslots.making import merge_encoder, new_compressor
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.timeout(900)  # other processes import transformers
@@ -138,5 +138,8 @@ def test_defaults_are_those_of_pcc_large(zoo):
 def test_lora_mistakes(zoo):
     with pytest.raises(ValueError, match=r"unknown keys \['rank'\]; allowed are \['alpha'"):
         zoo.compressor("llama", "llama", encoder_lora={"rank": 4})
-    with pytest.raises(ValueError, match="nothing_proj"):
-        zoo.compressor("llama", "llama", encoder_lora={**LORA, "target_modules": ["nothing_proj"]})
+    decoder = zoo.folder("llama", "decoder")
+    for encoder in (zoo.folder("llama", "encoder"), "decoder"):
+        for some in (["nothing_proj"], ["q_proj", "nothing_proj"]):
+            with pytest.raises(ValueError, match=r"no layers named \['nothing_proj'\]; .*'v_proj'"):
+                new_compressor(encoder, decoder, encoder_lora={**LORA, "target_modules": some})

@@ -149,6 +149,9 @@ def test_bad_input_is_told_before_a_model_loads(zoo, texts, tmp_path, capsys, mo
     said = refused(capsys, "--decoder", decoder, "--texts", short, *next(iter(made.items())))
     assert "stage 'grow' compresses 32 tokens" in said or "stage 'read' compresses 64" in said
     assert "give longer texts" in said
+    lora = "compressor.config.encoder_lora={r: 2, alpha: 4, dropout: 0, target_modules: [nope]}"
+    said = refused(capsys, "--decoder", decoder, "--texts", texts, "--set", lora)
+    assert "the encoder has no layers named ['nope']; there are ['down_proj', " in said
 
 
 def test_a_decoders_adapter_is_planned_as_its_base(zoo, texts, tmp_path):

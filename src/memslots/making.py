@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -172,6 +172,7 @@ def new_compressor(
     config.encoder_is_causal = head is None and is_causal(base)
     if config.encoder_lora is not None:
         llm.requires_grad_(False)
+        check_lora_layers(base, config.encoder_lora)
         add_lora(base, config.encoder_lora)
     mark_initialized(base)
     model = MemslotsModel(config, encoder=base, load_decoder=False, sentence_head=head)
@@ -251,6 +252,21 @@ def linear_layers(layers: nn.Module) -> list[str]:
     kinds = (nn.Linear, Conv1D)
     names = {name.rpartition(".")[2] for name, m in layers.named_modules() if isinstance(m, kinds)}
     return sorted(names)
+
+
+def check_lora_layers(encoder: nn.Module, lora: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where an encoder's LoRA is to stand on layers that it does not have."""
+    names = [f".{name}" for name, _ in encoder.named_modules()]
+    missing = [
+        target
+        for target in lora["target_modules"]
+        if not any(name.endswith(f".{target}") for name in names)
+    ]
+    if missing:
+        raise ValueError(
+            f"encoder_lora: the encoder has no layers named {missing}; there are "
+            f"{linear_layers(encoder)}. Give some of these as target_modules."
+        )
 
 
 @torch.no_grad()

@@ -16,11 +16,18 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 from memslots.data import ADAPTERS
 from memslots.data.schema import DataNotFound
 from memslots.making import (
+    check_lora_layers,
     decoder_config,
     decoder_tokenizer,
     linear_layers,
@@ -265,12 +272,15 @@ def _planned_config(
         width = encoder.get_text_config().hidden_size
         fields["sentence_encoder"] = pooled_plan(width, window)
     lora = fields.get("encoder_lora") or {}
-    if fields.get("encoder_layers") or section.get("encoder") == SHARED_ENCODER:
-        fields.setdefault("encoder_layers", encoder.num_hidden_layers)
-        if "target_modules" not in lora:
-            with torch.device("meta"):
-                shallow = AutoModelForCausalLM.from_config(first_layers_config(decoder, 1))
-            fields["encoder_lora"] = {**lora, "target_modules": linear_layers(shallow.base_model)}
+    shares = fields.get("encoder_layers") or section.get("encoder") == SHARED_ENCODER
+    if shares or "target_modules" in lora:
+        with torch.device("meta"):
+            shallow = AutoModel.from_config(first_layers_config(decoder if shares else encoder, 1))
+        if shares:
+            fields.setdefault("encoder_layers", encoder.num_hidden_layers)
+            lora = {"target_modules": linear_layers(shallow), **lora}
+            fields["encoder_lora"] = lora
+        check_lora_layers(shallow, lora)
     return MemslotsConfig(encoder_config=encoder, decoder_config=decoder, **fields)
 
 
