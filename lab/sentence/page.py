@@ -126,7 +126,9 @@ def _facts(found: dict[str, Measure]) -> dict[str, Any] | None:
         there = article.get(fact, {})
         reported = [there.get("single", ""), there.get("chunked", "")]
         ours = [_both(_of(samples, fact)) for samples in measured.values()]
-        rows.append([fact, *reported, *ours, _share(_of(five, fact), "text"), len(_of(five, fact))])
+        counts = dict.fromkeys(len(_of(samples, fact)) for samples in measured.values())
+        n = ", then ".join(map(str, counts))
+        rows.append([fact, *reported, *ours, _share(_of(five, fact), "text"), n])
     ours = [name.replace("_", " ") for name in measured]
     return {
         "columns": ["fact", "article, one", "article, five", *ours, "text", "n"],
