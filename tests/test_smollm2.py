@@ -56,6 +56,22 @@ def test_it_is_dequantised_once_under_its_hash(folder, monkeypatch):
 
 
 @needs_weights
+def test_the_decoder_of_a_lent_machine_has_the_same_weights(folder, tmp_path):
+    pytest.importorskip("gguf")
+    from lab.smol.lease.decoder import main
+
+    main(GGUF, tmp_path)
+    read, expected = (
+        AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).state_dict()
+        for source in (tmp_path, folder)
+    )
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[name], expected[name]) for name in read)
+    ids = [AutoTokenizer.from_pretrained(f)(PAGE)["input_ids"] for f in (tmp_path, folder)]
+    assert ids[0] == ids[1]
+
+
+@needs_weights
 def test_the_page_of_capacity_measured_these_weights(folder):
     page = (Path(__file__).parents[1] / "docs" / "capacity.md").read_text("utf-8")
     digest = smollm2.sha256_of(Path(folder) / "model.safetensors")[:12]
