@@ -177,6 +177,7 @@ bench: $(VENV)/.dev
 		$(OFFLINE) $(BIN)/python benchmarks/$$name.py --device $(DEVICE) --output runs/bench || exit; \
 	done
 	PYTHONPATH=. $(BIN)/python benchmarks/page.py --results runs/bench --page docs/performance.md
+	$(OFFLINE) PYTHONPATH=. $(BIN)/python benchmarks/real_weights.py --device $(DEVICE) --output runs/bench
 
 # SmolLM2 is put where both environments find it.
 prefix-cache: $(VENV)/.dev $(VLLM_VENV)/.vllm

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -135,7 +135,12 @@ def answer_from_memory(
 
 
 def measure_row(
-    model: MemslotsModel, batch: int, length: int, repeats: int, new_tokens: int = NEW_TOKENS
+    model: MemslotsModel,
+    batch: int,
+    length: int,
+    repeats: int,
+    new_tokens: int = NEW_TOKENS,
+    make_text: Callable[[int, int], str] = context,
 ) -> list[Results]:
     """The rows of one batch and length: full text, then every rate.
 
@@ -145,9 +150,10 @@ def measure_row(
         length: tokens of each.
         repeats: timed runs.
         new_tokens: that are generated.
+        make_text: of so many tokens, and another one for another seed.
     """
     device = model.device.type
-    texts = [context(length, seed) for seed in range(batch)]
+    texts = [make_text(length, seed) for seed in range(batch)]
     ids = full_text_ids(model, texts)
     rates = list(model.config.compression_rates)
     memories = {rate: model.compress(texts, rate=rate) for rate in rates}

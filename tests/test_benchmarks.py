@@ -11,6 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from memslots import MemslotsModel, embedded
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
@@ -19,6 +21,7 @@ import alternatives  # noqa: E402
 import measuring  # noqa: E402
 import page  # noqa: E402
 import published_way  # noqa: E402
+import real_weights  # noqa: E402
 import scaling  # noqa: E402
 import shapes  # noqa: E402
 import summary  # noqa: E402
@@ -384,6 +387,29 @@ def test_compressing_pays_from_the_question_whose_savings_make_it_up():
     assert summary.pays_from(compress=1.1, full=3.0, answered=2.5) == 3
     assert summary.pays_from(compress=0.1, full=3.0, answered=2.5) == 1
     assert summary.pays_from(compress=0.1, full=3.0, answered=3.0) is None
+
+
+def test_real_weights_are_measured_on_a_real_text_with_what_is_kept(tmp_path):
+    model = MemslotsModel.from_pretrained(embedded("tiny")).eval()
+    assert len(model.processor.decoder_text.encode(real_weights.chapter_of(model, 64))) == 64
+    rows = real_weights.measure_lengths(model, (48, 64), repeats=1, new_tokens=2)
+    assert [row["reads"] for row in rows] == 2 * ["full text", "rate 4", "rate 8", "rate 16"]
+    text, fine, coarse = rows[4], rows[5], rows[7]
+    chapter = real_weights.chapter_of(model, 64)
+    assert text["kept_bytes"] == len(chapter.encode())
+    assert fine["kept_bytes"] == model.compress(chapter, rate=4).slots.nbytes
+    assert coarse["kept_bytes"] < fine["kept_bytes"]
+    cache = model.decoder(**model.processor.tokenizer("One.", return_tensors="pt")).past_key_values
+    read = cache.get_seq_length()
+    a_position = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / read
+    assert text["cache_bytes"] == text["positions"] * a_position
+    written = tmp_path / "performance" / "page.md"
+    setup = {**SETUP, **measuring.machine_facts("cpu")}
+    real_weights.write_page({"rows": rows, "fingerprint": "abc", "setup": setup}, written)
+    said = written.read_text()
+    assert f"| 64 | rate 4 | {fine['positions']} | " in said
+    assert "an answer from memories at rate 16 comes" in said
+    assert said.count("\n| ") == len(rows) + 1
 
 
 def test_every_script_runs_and_the_page_holds_them_all(tmp_path, monkeypatch):
