@@ -22,6 +22,7 @@ PAGES = [
             "compare",
             "smollm2",
             "sentence_pools",
+            "ablations",
             "capacity_compressors",
             "performance",
             "memory_store",
