@@ -389,6 +389,26 @@ def test_compressing_pays_from_the_question_whose_savings_make_it_up():
     assert summary.pays_from(compress=0.1, full=3.0, answered=3.0) is None
 
 
+def test_answers_from_memory_are_as_long_whatever_ends_them_otherwise(monkeypatch):
+    model = MemslotsModel.from_pretrained(embedded("tiny")).eval()
+    memory = model.compress(real_weights.chapter_of(model, 64))
+    answered = []
+    monkeypatch.setattr(
+        table_a7.TokenClock,
+        "__call__",
+        lambda self, ids, scores, **_: answered.append(0) or stop(ids),
+    )
+    monkeypatch.setattr(table_a7.TokenClock, "parts", lambda self: {})
+    for letter in "aeio ":
+        model.processor.answer_end = letter
+        table_a7.answer_from_memory(model, memory, 8)
+    assert len(answered) == 5 * 8
+
+
+def stop(ids):
+    return torch.zeros(len(ids), dtype=torch.bool)
+
+
 def test_real_weights_are_measured_on_a_real_text_with_what_is_kept(tmp_path):
     model = MemslotsModel.from_pretrained(embedded("tiny")).eval()
     assert len(model.processor.decoder_text.encode(real_weights.chapter_of(model, 64))) == 64
