@@ -20,7 +20,7 @@ SETUPS = (
     ("five sentences, one vector", "one_vector", "five sentences one vector"),
     ("five sentences, five vectors", "five_vectors", "five sentences five vectors"),
     ("the same, trained longer", "five_vectors_longer", None),
-    ("the same, 100 steps of mixed batches", "five_vectors_mixed", None),
+    ("five vectors, 100 steps of mixed batches", "five_vectors_mixed", None),
 )
 """What a row is called, its measure, and the article's row where it has one."""
 
