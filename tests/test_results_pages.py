@@ -25,6 +25,7 @@ PAGES = [
             "ablations",
             "capacity_compressors",
             "performance",
+            "performance/smollm2",
             "memory_store",
             "developers",
         )
