@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 import torch
+from alternatives import cache_bytes
 from measuring import DTYPES, Results, options_of, write_results
 from page import hardware
 from summary import pays_from
@@ -37,16 +38,13 @@ def measure_lengths(
     model: MemslotsModel, lengths: tuple[int, ...], repeats: int, new_tokens: int = NEW_TOKENS
 ) -> list[Results]:
     """The rows of each length: full text, then every rate, and `kept_bytes` of each."""
-    config = model.config.get_text_config(decoder=True)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head  # of a position
-    size = next(model.decoder.parameters()).element_size()
+    bits = 8 * model.decoder.dtype.itemsize
     rows = []
     for length in lengths:
         text = chapter_of(model, length)
         of_length = measure_row(model, 1, length, repeats, new_tokens, lambda *_, t=text: t)
         for row in of_length:
-            row["cache_bytes"] = row["positions"] * numbers * size
+            row["cache_bytes"] = cache_bytes(model.decoder, row["positions"], bits)
             row["kept_bytes"] = len(text.encode())
         for rate, row in zip(model.config.compression_rates, of_length[1:], strict=True):
             row["kept_bytes"] = model.compress(text, rate=rate).slots.nbytes
