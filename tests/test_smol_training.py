@@ -356,6 +356,8 @@ def test_ablations_share_their_questions_and_make_a_page(
     ablate.ablate(ablate.arguments(run))
     assert kept == {file: file.stat().st_mtime_ns for file in out.iterdir()}
     assert not trained
+    with pytest.raises(ValueError, match=r"0.json was trained for \[3, 2\] steps, .* \[4, 2\]"):
+        ablate.ablate(ablate.arguments([*run, "--steps", "4", "2"]))
 
 
 def test_a_converter_drawn_anew_gives_vectors_as_large_as_embeddings(slots):

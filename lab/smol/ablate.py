@@ -161,7 +161,8 @@ def write_page(folder: Path, page: Path) -> None:
         {"name": row.name, "f1": theirs.get(row.quoted, ""), **kept, **summary(kept["figures"])}
         for row, kept in measured
     ]
-    text = render(Path(__file__).with_name("ablations.md.jinja"), rows=rows)
+    template = Path(__file__).with_name("ablations.md.jinja")
+    text = render(template, rows=rows, step_tokens=STEP_TOKENS, segment=SOME)
     page.write_text(text.rstrip() + "\n", "utf-8")
 
 
@@ -182,6 +183,12 @@ def ablate(options: argparse.Namespace) -> None:
     for number, row in enumerate(ROWS):
         file = options.output / f"{number}.json"
         if file.is_file():
+            before = json.loads(file.read_text("utf-8"))["steps"]
+            if before != options.steps:
+                raise ValueError(
+                    f"{file} was trained for {before} steps, and now it is {options.steps}; give "
+                    "those, or another folder."
+                )
             continue
         decoder = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
         decoder = decoder.eval().requires_grad_(False)
