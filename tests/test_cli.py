@@ -448,6 +448,23 @@ def test_debug_shows_the_traceback_of_one_call(capsys):
     assert "did you mean" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the OpenMP of torch's wheels for Linux")
+@pytest.mark.parametrize(
+    ("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+)
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(chosen, policy):
+    """Spinning beside another busy process, a command takes ten times as long."""
+    surroundings = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-m", "memslots", "info", "--model", "tiny"],
+        env={**surroundings, **chosen, "OMP_DISPLAY_ENV": "TRUE", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+
+
 def test_an_answer_that_the_terminal_cannot_show_is_escaped():
     """With PYTHONIOENCODING=cp1252, as on Windows: characters beyond it never lose the answer."""
     code = (

@@ -59,6 +59,25 @@ def test_it_ends_at_the_users_decoder(zoo, texts, tmp_path):
     assert all("minutes_left" in line for line in logged if "loss" in line)
 
 
+def test_a_stage_that_is_complete_is_named_and_what_the_recipe_says_otherwise_now(
+    zoo, texts, tmp_path, capsys
+):
+    recipe = small(zoo.folder("llama", "decoder"), texts, 0.01)
+    del recipe["compressor"]["stages"][1]
+    result = run_recipe(recipe, tmp_path / "run")
+    weights = (result / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert run_recipe(recipe, tmp_path / "run") == result
+    assert capsys.readouterr().out == "begin: complete already\n"
+    recipe["compressor"]["stages"][0]["data"][0]["tokens"] = 16
+    recipe["compressor"]["training"]["learning_rate"] = 0.25
+    run_recipe(recipe, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "with another compressor.training, begin.data; to train it again, remove" in told
+    assert str(result) in told
+    assert (result / "model.safetensors").read_bytes() == weights
+
+
 def test_documents_may_be_json_lines(zoo, texts, tmp_path, capsys):
     decoder = zoo.folder("llama", "decoder")
     rows = tmp_path / "notes.jsonl"

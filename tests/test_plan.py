@@ -1,13 +1,16 @@
 """What a dry run says of memory and time, and what is chosen by it."""
 
+import io
 import re
 
 import pytest
 import torch
 from datasets import Dataset
+from rich.console import Console
 from tiny_models import SENTENCES, words
 
-from memslots.cli import main
+from memslots.cli import main, plan_view
+from memslots.cli.plan_view import plan_table
 from memslots.configuration.own import batch_sizes, own_recipe
 from memslots.making import new_compressor
 from memslots.trainer import plan, step_cost
@@ -52,6 +55,33 @@ def test_a_planned_step_takes_what_a_real_one_does(
     planned = step_cost.step_cost(model.config, shape_of(inputs["batch"], 2), FAST)
     assert planned.bytes == pytest.approx(meter.most, rel=0.3)
     assert planned.seconds == pytest.approx(meter.seconds, rel=0.3)
+
+
+def test_every_figure_of_the_table_stands_whole_on_a_terminal_of_80_columns():
+    paper = plan.StagePlan(
+        *("finetune", "pretrain", 135_231_234, 8_030_261_248, 256, 76_293, 5_000_000_000),
+        *(12.5 * 2**30, 136_684_800.0, 1_791.6),
+    )
+    console = Console(width=80, file=io.StringIO())
+    console.print(plan_table("pcc_lite", [paper], 24 * 2**30))
+    line = next(x for x in console.file.getvalue().splitlines() if "finetune" in x)
+    figures = "135.2M 8.0B 256 76,293 5.0B 12.5 4.3 y 30 min"
+    assert line.split() == ["finetune", "pretrain", *figures.split()]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.25, "0.2 s"),
+        (61, "61 s"),
+        (150, "2.5 min"),
+        (5400, "90 min"),
+        (86_400 * 3, "3.0 d"),
+        (86_400 * 730, "2.0 y"),
+    ],
+)
+def test_times_are_said_in_the_unit_that_fits(seconds, shown):
+    assert plan_view._time(seconds) == shown
 
 
 def small_recipes(decoder, texts):

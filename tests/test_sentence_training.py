@@ -113,6 +113,10 @@ def test_pools_of_a_thousand_and_of_more_than_there_are():
     assert row["context"].count(". ") == 999
     with pytest.raises(ValueError, match="people=11 must be 1 to 10"):
         next(iter(pool_rows("train", 1, people=11, population=10)))
+    with pytest.raises(ValueError, match=r"population=20000, but there are \d+ names"):
+        next(iter(pool_rows("train", 1, people=5, population=20_000)))
+    # More than its names, an eighth of which are to be held out, are no endless search.
+    assert next(iter(pool_rows("validation", 1, people=5, population=4000)))["question"]
 
 
 def test_code_rows_hold_their_answers_and_keep_the_splits_apart():

@@ -163,7 +163,7 @@ def pool_rows(
         As `sentence_rows`; `other_context` has the same names, and the other people's facts.
 
     Raises:
-        ValueError: more people than the population has.
+        ValueError: more people than the population has, or a population of more than all names.
     """
     if not 1 <= people <= population:
         raise ValueError(f"people={people} must be 1 to {population}, the population.")
@@ -196,22 +196,33 @@ def pool_rows(
 
 
 def _population(split: str, count: int, seed: int) -> list[Persona]:
-    """`count` people of different full names; of a held-out split as many as an eighth."""
+    """`count` people of different full names; of a held-out split at most an eighth."""
     source: Iterator[Persona]
     if split == "train":
         source = personas("train", seed)
     else:
         held_out = itertools.islice(_distinct(personas(split, seed)), max(1, count // 8))
         source = itertools.chain(held_out, (make_persona(i, seed) for i in itertools.count()))
-    return list(itertools.islice(_distinct(source), count))
+    people = list(itertools.islice(_distinct(source), count))
+    if len(people) < count:
+        raise ValueError(
+            f"population={count}, but there are {len(people)} names; take fewer people."
+        )
+    return people
 
 
 def _distinct(source: Iterator[Persona]) -> Iterator[Persona]:
+    """The first person of each name, until 10,000 in a row bring no new name."""
     names: set[str] = set()
+    repeated = 0
     for person in source:
+        repeated += 1
         if person.name not in names:
             names.add(person.name)
+            repeated = 0
             yield person
+        elif repeated == 10_000:
+            return
 
 
 def _pool_sentence(person: Persona, seed: int, named: str | None = None) -> str:

@@ -86,6 +86,9 @@ def main(
     usage_error: Any = typer.BadParameter.mro()[2]
     arguments = sys.argv[1:] if arguments is None else arguments
     _lose_nothing()
+    # Before torch loads: threads sleep while they wait for one another. By default they spin, and
+    # beside another busy process all takes ten times as long; alone, it makes no difference.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = os.environ.get("MEMSLOTS_DEBUG")
     try:
         code = commands(arguments or ["--help"], prog_name=name, standalone_mode=False)

@@ -24,22 +24,23 @@ def plan_table(recipe: str, stages: list[StagePlan], free: float) -> Table:
         title=f"{recipe}: nothing was trained; memory and time are estimates, "
         f"{free / 2**30:,.1f} GiB are free",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         collapse_padding=True,
     )
     for column in ("stage", "after"):
-        table.add_column(column, no_wrap=True, overflow="fold")
+        table.add_column(column, overflow="fold")
     for column in (
         "trained",
         "frozen",
-        "rows\na step",
+        "rows",
         "steps",
         "tokens",
         "GiB",
         "time",
         "a step",
     ):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for stage in stages:
         table.add_row(
             stage.name,
@@ -51,17 +52,19 @@ def plan_table(recipe: str, stages: list[StagePlan], free: float) -> Table:
             "-" if stage.tokens is None else _count(stage.tokens),
             f"{stage.memory / 2**30:,.1f}",
             "-" if stage.seconds is None else _time(stage.seconds),
-            f"{stage.step_seconds:,.2g} s",
+            _time(stage.step_seconds),
         )
     return table
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+    units = (("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    unit, size = next((u for u in units if seconds >= 2 * u[1]), units[-1])
+    return f"{seconds / size:,.{0 if seconds >= 10 * size else 1}f} {unit}"
 
 
 def _count(number: float) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
-            return f"{number / size:,.2f}{unit}"
+            return f"{number / size:,.1f}{unit}"
     return f"{number:,.0f}"

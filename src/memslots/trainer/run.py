@@ -89,10 +89,34 @@ def run_recipe(
     result = output
     for settings in chosen:
         result = output / "compressor" / settings["name"]
-        if not is_saved(result):
+        if is_saved(result):
+            print(_complete(recipe, settings, result), flush=True)
+        else:
             maker = first_model or _first_model
             _run_stage(recipe, settings["name"], output, sources, card_writer, maker)
     return result
+
+
+def _complete(recipe: dict[str, Any], settings: dict[str, Any], folder: Path) -> str:
+    """A line about a stage that is not run again; it names what the recipe has changed since."""
+    name = settings["name"]
+    line = f"{name}: complete already"
+    if not (folder / "recipe.yaml").is_file():
+        return line
+    before = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))["compressor"]
+    then = next((stage for stage in before["stages"] if stage["name"] == name), {})
+    changed = [
+        f"{prefix}.{key}"
+        for prefix, old, new in (
+            ("compressor", before, recipe["compressor"]),
+            (name, then, settings),
+        )
+        for key in sorted({*old, *new} - {"stages"})
+        if old.get(key) != new.get(key)
+    ]
+    if not changed:
+        return line
+    return f"{line}, with another {', '.join(changed)}; to train it again, remove {folder}"
 
 
 def stages_to_run(section: dict[str, Any], stage: str | None = None) -> list[dict[str, Any]]:
