@@ -207,6 +207,19 @@ def test_nowhere_to_be_had_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 @needs_weights
+def test_a_cache_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "below"):
+        monkeypatch.setenv("MEMSLOTS_CACHE", str(place))
+        with pytest.raises(OSError, match=rf"cache folder {place} cannot .*set MEMSLOTS_CACHE"):
+            smollm2.smollm2()
+        name, why = checkpoints.default_checkpoint()
+        assert name == "tiny"
+        assert str(place) in why
+
+
+@needs_weights
 def test_a_full_disk_is_told_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMSLOTS_CACHE", str(tmp_path))
     usage = type("Usage", (), {"free": 2**20})

@@ -263,8 +263,24 @@ def test_shares_of_the_gap_by_hand():
     assert (share["low"], share["high"]) == (0.0, pytest.approx(4 / 6, abs=1e-3))
     one_context = records_of(measured, metrics, ["nats"], ["a", "a"])
     assert all(r["low"] == r["high"] == r["value"] for r in one_context)  # nothing to draw from
-    no_gap = scores("full", [2.0]) + scores("none", [2.0]) + scores("memory", [1], 4)
-    assert "nats_gap_closed" not in {r["metric"] for r in records_of(no_gap, metrics, ["nats"])}
+    for full in (
+        2.0,
+        3.0,
+    ):  # a text that costs as much as nothing, or more, leaves nothing to close
+        no_gap = scores("full", [full]) + scores("none", [2.0]) + scores("memory", [1], 4)
+        assert "nats_gap_closed" not in {r["metric"] for r in records_of(no_gap, metrics, ["nats"])}
+
+
+def test_where_the_text_answers_worse_than_nothing_no_share_of_f1_is_told():
+    def f1(condition, value, rate=None):
+        place = {"sample": 0, "condition": condition, "rate": rate, "positions": 1.0}
+        return [{**place, "f1": value}]
+
+    for full, told in ((0.5, 0.5), (0.1, None)):
+        measured = f1("full", full) + f1("none", 0.2) + f1("memory", 0.35, 4)
+        records = records_of(measured, {"f1": mean_of("f1")}, ["f1"])
+        share = [r["value"] for r in records if r["metric"] == "f1_gap_closed"]
+        assert share == ([] if told is None else [pytest.approx(told)])
 
 
 def test_a_prompt_that_the_full_text_fails_is_named():

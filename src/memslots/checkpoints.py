@@ -76,7 +76,7 @@ def default_checkpoint() -> tuple[str, str | None]:
 
 def _beside_decoder(source: Path, decoder: str) -> Path:
     """A copy of a checkpoint in the cache whose configuration names `decoder`, made once."""
-    from memslots.smollm2 import cache_folder
+    from memslots.smollm2 import cache_folder, make_cache_folder
 
     config = json.loads((source / "config.json").read_text("utf-8"))
     config |= {"decoder_name_or_path": decoder, "encoder_name_or_path": decoder}
@@ -88,7 +88,7 @@ def _beside_decoder(source: Path, decoder: str) -> Path:
     folder = cache_folder() / f"{source.name}-{digest.hexdigest()[:16]}"
     if (folder / "config.json").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_cache_folder()
     # Whole or not at all, as above: the configuration makes it a checkpoint.
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -73,7 +73,7 @@ def dequantised(gguf: Path) -> Path:
         gguf: a file that transformers reads.
 
     Raises:
-        OSError: no room for it.
+        OSError: no room for it, or no cache folder to write to.
         ImportError: the package `gguf` is missing.
     """
     digest = sha256_of(gguf)
@@ -82,7 +82,7 @@ def dequantised(gguf: Path) -> Path:
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise ImportError(f"reading {gguf.name} needs the package gguf: pip install gguf.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_cache_folder()
     free = shutil.disk_usage(folder.parent).free
     if free < _BYTES_NEEDED:
         raise OSError(
@@ -126,6 +126,24 @@ def cache_folder() -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(os.environ.get("MEMSLOTS_CACHE") or Path(HF_HOME) / "memslots")
+
+
+def make_cache_folder() -> None:
+    """Make `cache_folder` where it is missing.
+
+    Raises:
+        OSError: it cannot be made, or not be written to.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the cache folder {folder} cannot be written to ({error.strerror}); set "
+            "MEMSLOTS_CACHE to another folder."
+        ) from error
 
 
 def sha256_of(file: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 from .options import err, numbers, out, print_json, words
@@ -114,32 +115,22 @@ def check_output(output: Path) -> None:
 
 
 def _show(results: dict[str, Any]) -> None:
-    from memslots.evaluation.tables import interval, reads
+    """The tables of the Markdown, each condition named once, without columns that are empty."""
+    from memslots.evaluation.tables import tables
 
-    table = Table()
-    for column in (
-        "task",
-        "data",
-        "the decoder reads",
-        "input",
-        "metric",
-        "value",
-        "interval",
-        "n",
-    ):
-        table.add_column(column)
-    for record in results["records"]:
-        table.add_row(
-            record["task"],
-            record["data"],
-            reads(record),
-            str(record["length"] or ""),
-            record["metric"],
-            "-" if record["value"] is None else str(record["value"]),
-            interval(record),
-            str(record["n"]),
-        )
-    out.print(table)
+    for table in tables(results["records"]):
+        shown = [i for i in range(len(table.header)) if any(row[i] for row in table.rows)]
+        grid = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+        for i in shown:
+            grid.add_column(
+                table.header[i], justify="left" if i in table.left else "right", overflow="fold"
+            )
+        before = None
+        for row in table.rows:
+            repeated = row[:2] == before
+            grid.add_row(*("" if repeated and i < 2 else row[i] for i in shown))
+            before = row[:2]
+        out.print(grid)
 
 
 def read_beside(model: MemslotsModel, literals: Sequence[str] | None) -> None:

@@ -17,6 +17,9 @@ Record = dict[str, Any]
 RESAMPLES = 400
 """Of a bootstrap interval: there are many records, and BLEU takes its time."""
 
+LESS_IS_BETTER = ("nats",)
+"""Of the metrics whose gap is told."""
+
 Statistic = Callable[[Sequence[Scores]], float]
 
 
@@ -53,7 +56,7 @@ def records_of(
         measured: scores of all samples under all conditions.
         metrics: what is computed of a condition's samples, by name.
         gaps: the metrics whose share of the gap between no context and the full text is
-            a record too, as `NAME_gap_closed`, where both were measured and differ the right way.
+            a record too, as `NAME_gap_closed`, where both were measured and the text is better.
         contexts: what each sample read; samples of the same one are drawn together.
         named: further fields of every record, as `task` and `data`.
     """
@@ -74,16 +77,19 @@ def records_of(
                     {"sample": s["sample"], "at": (s, n, f)}
                     for s, n, f in zip(samples, none, full, strict=True)
                 ]
-                closed = _interval(triples, _share(statistic), contexts)
+                closed = _interval(triples, _share(statistic, metric in LESS_IS_BETTER), contexts)
                 if closed["value"] is not None:
                     records.append({**places, "metric": f"{metric}_gap_closed", **closed, **tail})
     return records
 
 
-def _share(statistic: Statistic) -> Statistic:
+def _share(statistic: Statistic, less_is_better: bool) -> Statistic:
+    """The share of the gap; nan where no context is as good as the text or better."""
+
     def share(triples: Sequence[Scores]) -> float:
         here, none, full = (statistic([t["at"][i] for t in triples]) for i in range(3))
-        return (here - none) / (full - none) if full != none else math.nan
+        better = full < none if less_is_better else full > none
+        return (here - none) / (full - none) if better else math.nan
 
     return share
 

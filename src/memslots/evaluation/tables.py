@@ -19,18 +19,22 @@ def markdown(results: dict[str, Any]) -> str:
     Args:
         results: what `evaluate_tasks` returned.
     """
+    how = f"bootstrap intervals, seed {results['seed']}"
+    return markdown_page(tables(results["records"]), footnote(results, how), results["notes"])
+
+
+def tables(records: Sequence[Record]) -> list[Table]:
+    """One table per task and set, a row for each condition and metric."""
     header = ["The decoder reads", "prompt tokens", "input", "metric", "value", "95% interval", "n"]
-    tables = [
+    return [
         Table(
             f"{task}, {data}",
             header,
-            [_row(r) for r in results["records"] if (r["task"], r["data"]) == (task, data)],
+            [_row(r) for r in records if (r["task"], r["data"]) == (task, data)],
             left=(0, 3, 5),
         )
-        for task, data in _groups(results["records"], "task", "data")
+        for task, data in _groups(records, "task", "data")
     ]
-    how = f"bootstrap intervals, seed {results['seed']}"
-    return markdown_page(tables, footnote(results, how), results["notes"])
 
 
 def _row(record: Record) -> list[str]:
