@@ -249,6 +249,8 @@ def test_a_store_keeps_memories_over_restarts(zoo, model, tmp_path):
         (asking(memory_id="x"), 400, "did you mean 'memory_ids'"),
         (asking(memories=["x"]), 400, "did you mean 'memory_ids'"),
         (asking(document="x"), 400, "did you mean 'documents'"),
+        (asking(context="x"), 400, "did you mean 'documents'"),
+        (asking(texts=["x"]), 400, "did you mean 'documents'"),
         (asking(" ", documents=["x"]), 400, "question"),
         ({"documents": ["x"], "messages": []}, 400, "messages"),
         ({"documents": ["x"], "messages": [{"role": "root", "content": "x"}]}, 400, "role"),

@@ -25,6 +25,9 @@ _NOT_FOR_TEMPLATES = {
 
 _CONTEXT_FIELDS = ("documents", "memory_ids", "rate", "literals", "expand", "chat_template_kwargs")
 
+_TEXT_NAMES = ("context", "contexts", "text", "texts")
+"""What `documents` are called elsewhere; ignored, the answer would come from no text at all."""
+
 _CHANGE_THE_ANSWER = {
     *("functions", "function_call", "logit_bias", "top_logprobs", "prompt_logprobs", "modalities"),
     *("min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "bad_words"),
@@ -133,8 +136,9 @@ class ChatRequest(BaseModel):
         for name, value in (self.model_extra or {}).items():
             if name in _CHANGE_THE_ANSWER and value not in (None, [], {}):
                 raise ValueError(f"this gateway cannot honour {name!r}; leave it out")
-            if meant := get_close_matches(name, _CONTEXT_FIELDS, 1, cutoff=0.75):
-                raise ValueError(f"this gateway does not know {name!r}; did you mean {meant[0]!r}?")
+            close = get_close_matches(name, _CONTEXT_FIELDS, 1, cutoff=0.75)
+            if meant := "documents" if name in _TEXT_NAMES else "".join(close):
+                raise ValueError(f"this gateway does not know {name!r}; did you mean {meant!r}?")
         return self
 
     @field_validator("stop")
