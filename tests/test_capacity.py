@@ -129,6 +129,15 @@ def test_what_a_result_depends_on_names_its_file(cells, folder, books, results, 
     assert not names & {runs.cell_file(cell, results).name for cell in weights}
 
 
+def test_a_method_may_have_a_learning_rate_of_its_own(cells, folder, books):
+    settings = {**SETTINGS, "learning_rates": {"dense": 0.03}}
+    for cell, before in zip(runs.plan_cells(settings, {"tiny": folder}, books), cells, strict=True):
+        rate = runs.settings_of(cell).learning_rate
+        assert rate == (0.03 if cell["method"] == "dense" else 0.01)
+        same = runs.cell_file(cell, Path()) == runs.cell_file(before, Path())
+        assert same == (cell["method"] != "dense")
+
+
 def test_a_cell_that_was_broken_off_leaves_nothing(cells, books, tmp_path, monkeypatch):
     def broken(*_):
         raise KeyboardInterrupt

@@ -55,6 +55,7 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
         decoders=_decoders(records),
         weights=sorted({r["cell"]["weights"] for r in records}),
         optimiser=settings_of(records[0]["cell"]) if records else None,
+        learning_rates={r["cell"]["method"]: settings_of(r["cell"]).learning_rate for r in records},
         texts=max((r["cell"]["texts"] for r in records), default=0),
         theoretical=theoretical_capacity(768, 50_000),
         longest=_table_1(searches),

@@ -77,6 +77,8 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
         cell = {"kind": "structure", "decoder": name, "source": "books", "seed": 0}
         cells.append({**shared, **cell, **settings["structure"]})
     for cell in cells:
+        if (rate := settings.get("learning_rates", {}).get(cell["method"])) is not None:
+            cell["optimiser"] = {**cell["optimiser"], "learning_rate": rate}
         cell["decoder_folder"] = decoders[cell["decoder"]]
         cell["weights"] = weights[cell["decoder"]]
     return cells
