@@ -104,7 +104,7 @@ def _complete(recipe: dict[str, Any], settings: dict[str, Any], folder: Path) ->
     if not (folder / "recipe.yaml").is_file():
         return line
     before = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))["compressor"]
-    then = next((stage for stage in before["stages"] if stage["name"] == name), {})
+    then: dict[str, Any] = next((stage for stage in before["stages"] if stage["name"] == name), {})
     changed = [
         f"{prefix}.{key}"
         for prefix, old, new in (
