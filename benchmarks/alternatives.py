@@ -35,6 +35,7 @@ from transformers.cache_utils import QuantizedCache
 
 from memslots import MemslotsModel
 from memslots.evaluation.llmlingua_baseline import MODEL, is_installed, llmlingua2
+from memslots.serving.serving_cost import cache_bytes, cached_layers
 
 RATE = 16
 NEW_TOKENS = 32
@@ -89,19 +90,12 @@ def read_context(decoder: PreTrainedModel, ids: torch.Tensor) -> DynamicCache:
     return cache
 
 
-def cache_bytes(decoder: PreTrainedModel, positions: int, bits: float) -> float:
-    """Bytes of the KV cache of so many positions, at so many bits a number."""
-    config = decoder.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers * 2 * config.num_key_value_heads * size * positions * bits / 8
-
-
 def quanto_bytes(decoder: PreTrainedModel, positions: int) -> float:
     """As `cache_bytes`, of quanto's: a scale and a shift a group, the newest positions whole."""
-    whole = torch.finfo(decoder.dtype).bits
+    layers, whole = cached_layers(decoder.config), torch.finfo(decoder.dtype).bits
     newest = min(positions, QUANTO["residual"])
     packed = QUANTO["bits"] + 2 * whole / QUANTO["group"]
-    return cache_bytes(decoder, positions - newest, packed) + cache_bytes(decoder, newest, whole)
+    return cache_bytes(layers, positions - newest, packed) + cache_bytes(layers, newest, whole)
 
 
 def has_quanto() -> bool:
@@ -136,7 +130,7 @@ def measure_alternatives(
     kept_ids = positions - prompt
     cut = torch.cat([ids[:, :kept_ids], ids[:, -prompt:]], dim=1)
     prefix = read_context(decoder, ids[:, :-prompt])
-    bits = torch.finfo(decoder.dtype).bits
+    layers, bits = cached_layers(decoder.config), torch.finfo(decoder.dtype).bits
     utf8 = len(text.encode())
 
     def of_cut() -> dict[str, float]:
@@ -167,7 +161,7 @@ def measure_alternatives(
             "full text, KV cache kept",
             on(lambda: copy.deepcopy(prefix)),
             full,
-            cache_bytes(decoder, full - prompt, bits),
+            cache_bytes(layers, full - prompt, bits),
         ),
         ("text cut to the memory's length", of_cut, positions, kept_ids / tokens * utf8),
         ("as many words, by LLMLingua-2's way", of_chosen, positions, kept_ids / tokens * utf8),
@@ -175,13 +169,13 @@ def measure_alternatives(
             "quantised KV cache, fp8",
             on(lambda: QuantizedCache("fp8", decoder.config)),
             full,
-            cache_bytes(decoder, full, 8),
+            cache_bytes(layers, full, 8),
         ),
     ]
     left_out = {}
     if not has_quanto():
         left_out["quanto"] = INSTALL["quanto"]
-    elif cache_bytes(decoder, 1, 4) % (decoder.config.num_hidden_layers * QUANTO["group"]):
+    elif cache_bytes(layers, 1, 4) % (decoder.config.num_hidden_layers * QUANTO["group"]):
         # Keys of a layer and position, which are half of its numbers, must fill whole groups.
         left_out["quanto"] = f"keys of a position are no multiple of {QUANTO['group']} numbers"
     else:
@@ -195,7 +189,7 @@ def measure_alternatives(
         )
     if find_spec("kvpress") is not None:
         pressed = with_kvpress(model, ids, 1 - positions / full, new_tokens)
-        ways.append(("kvpress, KnormPress", pressed, full, cache_bytes(decoder, positions, bits)))
+        ways.append(("kvpress, KnormPress", pressed, full, cache_bytes(layers, positions, bits)))
     else:
         left_out["kvpress"] = INSTALL["kvpress"]
     if is_installed() and llmlingua_model is not None:

@@ -32,11 +32,13 @@ import httpx
 from measuring import Results, machine_facts
 from servers import free_port, serving
 from summary import pays_from
+from transformers import AutoConfig
 
 from lab.pages import chosen, distinct, render
 from memslots import MemslotsConfig, MemslotsProcessor
 from memslots.checkpoints import embedded
 from memslots.data.books import iterate_books
+from memslots.serving.serving_cost import cache_bytes, cached_layers
 from memslots.smollm2 import smollm2
 
 MODEL = "smol"
@@ -319,12 +321,6 @@ def store_memories(gateway: str, documents: Sequence[Document], rate: int) -> Re
     }
 
 
-def position_bytes(decoder: Results) -> int:
-    """Bytes of keys and values that the decoder keeps of a position, in two bytes a number."""
-    width = decoder.get("head_dim") or decoder["hidden_size"] // decoder["num_attention_heads"]
-    return 2 * 2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * width
-
-
 def measure(options: argparse.Namespace) -> Kept:
     """Every cache size and way that is not in the results yet.
 
@@ -341,14 +337,14 @@ def measure(options: argparse.Namespace) -> Kept:
     )
     requests = draw_requests(documents, options.requests, options.zipf, options.seed)
     lengths = [len(processor.decoder_text.encode(document.text)) for document in documents]
-    decoder = json.loads((Path(smollm2()) / "config.json").read_text("utf-8"))
+    decoder = AutoConfig.from_pretrained(smollm2())
     named = ("documents", "tokens", "requests", "clients", "zipf", "new_tokens", "rates", "seed")
     settings = {
         **{name: getattr(options, name) for name in named},
         "checkpoint": MemslotsConfig.from_pretrained(folder).fingerprint[:12],
         "text_tokens": sum(lengths),
         "asked_documents": len({asked.document for asked in requests}),
-        "position_bytes": position_bytes(decoder),
+        "position_bytes": int(cache_bytes(cached_layers(decoder), 1)),
         "block": BLOCK,
     }
     load = Load(options, processor, documents, requests, Kept(options.output, settings))

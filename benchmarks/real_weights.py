@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 import torch
-from alternatives import cache_bytes
 from measuring import DTYPES, Results, options_of, write_results
 from page import hardware
 from summary import pays_from
@@ -22,6 +21,7 @@ from table_a7 import NEW_TOKENS, measure_row
 from lab.pages import render
 from memslots import MemslotsModel, embedded
 from memslots.evaluation.demo import chapter
+from memslots.serving.serving_cost import cache_bytes, cached_layers
 
 LENGTHS = (1024, 2048, 4096, 8000)
 """SmolLM2 has 8,192 positions, for question and answer too."""
@@ -38,13 +38,14 @@ def measure_lengths(
     model: MemslotsModel, lengths: tuple[int, ...], repeats: int, new_tokens: int = NEW_TOKENS
 ) -> list[Results]:
     """The rows of each length: full text, then every rate, and `kept_bytes` of each."""
+    layers = cached_layers(model.decoder.config)
     bits = 8 * model.decoder.dtype.itemsize
     rows = []
     for length in lengths:
         text = chapter_of(model, length)
         of_length = measure_row(model, 1, length, repeats, new_tokens, lambda *_, t=text: t)
         for row in of_length:
-            row["cache_bytes"] = cache_bytes(model.decoder, row["positions"], bits)
+            row["cache_bytes"] = cache_bytes(layers, row["positions"], bits)
             row["kept_bytes"] = len(text.encode())
         for rate, row in zip(model.config.compression_rates, of_length[1:], strict=True):
             row["kept_bytes"] = model.compress(text, rate=rate).slots.nbytes
