@@ -86,9 +86,10 @@ def main(
     usage_error: Any = typer.BadParameter.mro()[2]
     arguments = sys.argv[1:] if arguments is None else arguments
     _lose_nothing()
-    # Before torch loads: threads sleep while they wait for one another. By default they spin, and
-    # beside another busy process all takes ten times as long; alone, it makes no difference.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch loads: its threads spin while they wait for one another, and beside another busy
+    # process all takes ten times as long; so they spin for a few microseconds alone.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     debug = os.environ.get("MEMSLOTS_DEBUG")
     try:
         code = commands(arguments or ["--help"], prog_name=name, standalone_mode=False)
