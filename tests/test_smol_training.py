@@ -368,3 +368,18 @@ def test_a_converter_drawn_anew_gives_vectors_as_large_as_embeddings(slots):
     assert given.std() == pytest.approx(slots.table.std().item(), rel=0.2)
     alike = torch.nn.functional.cosine_similarity(given, vectors).abs().mean()
     assert alike < 0.3
+
+
+def test_without_markers_nothing_of_them_is_read(slots):
+    ids, following = torch.arange(16).reshape(1, 16) + 5, torch.arange(8).reshape(1, 8) + 30
+
+    def read(marked):
+        slots.marked = marked
+        with torch.no_grad():
+            return [slots.reconstruct(ids, 2).nats, slots.complete(ids, following, 2).nats]
+
+    before = {marked: read(marked) for marked in (True, False)}
+    with torch.no_grad():
+        slots.markers[:2] += 1
+    assert read(False) == before[False] != before[True]
+    assert all(now != then for now, then in zip(read(True), before[True], strict=True))

@@ -49,6 +49,7 @@ class Row(NamedTuple):
         tasks: of the steps on texts, in turn; none where there are no such steps.
         lengths: tokens of a segment, in the first third of these steps and in the others.
         drawn: whether the converter starts from random weights, as PCC's does.
+        marked: whether `<MEM>` and `</MEM>` stand around the slots.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Row(NamedTuple):
     tasks: tuple[str, ...] = (REPEAT, COMPLETE)
     lengths: tuple[int, int] = (FEW, SOME)
     drawn: bool = False
+    marked: bool = True
 
 
 ROWS = (
@@ -65,6 +67,7 @@ ROWS = (
     Row("without completion", "no_completion", (REPEAT,)),
     Row("without the start in the decoder's embeddings", drawn=True),
     Row("without short segments first", lengths=(MANY, MANY)),
+    Row("without `<MEM>` and `</MEM>`", "no_markers", marked=False),
 )
 
 
@@ -193,7 +196,7 @@ def ablate(options: argparse.Namespace) -> None:
         decoder = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
         decoder = decoder.eval().requires_grad_(False)
         torch.manual_seed(0)
-        slots = Slots(decoder, tokenizer, options.layers)
+        slots = Slots(decoder, tokenizer, options.layers, marked=row.marked)
         started = time.process_time()
         train_row(slots, taught, row, tuple(options.steps))
         seconds = round(time.process_time() - started)

@@ -38,6 +38,7 @@ class Slots(nn.Module):
         pool_hidden: width inside the pooling.
         places: the coarsest rate.
         segment: tokens that are encoded together at most.
+        marked: whether `<MEM>` and `</MEM>` stand around the slots.
     """
 
     decoder: Any
@@ -54,9 +55,10 @@ class Slots(nn.Module):
         pool_hidden: int = 768,
         places: int = 8,
         segment: int = 64,
+        marked: bool = True,
     ):
         super().__init__()
-        self.segment = segment
+        self.segment, self.marked = segment, marked
         width = decoder.config.hidden_size
         self.encoder = first_layers(decoder, layers)
         names = {"r": rank, "alpha": rank, "dropout": 0.0, "target_modules": LORA_LAYERS}
@@ -109,9 +111,8 @@ class Slots(nn.Module):
     def reconstruct(self, ids: torch.Tensor, rate: int) -> Scores:
         """`[BOS] <MEM> slots </MEM> <AE>` text EOS (PCC, eq. 4)."""
         rows = len(ids)
-        markers = self.markers.to(self.table)
-        before = self._rows(rows, self._bos(), markers[:1])
-        parts = [before, self.write(ids, rate), self._rows(rows, markers[1:]), self.table[ids]]
+        begin, asked = self._rows(rows, self._bos()), self._rows(rows, self._marker(2))
+        parts = [begin, *self._memory(ids, rate), asked, self.table[ids]]
         target = functional.pad(ids, (0, 1), value=self.decoder.config.eos_token_id)
         return self._score(self._states(parts, target.shape[1]).flatten(0, 1), target.flatten())
 
@@ -140,16 +141,11 @@ class Slots(nn.Module):
             shown: ids that every row begins with, in place of BOS; read once and kept.
         """
         rows = len(ids)
-        markers = self.markers.to(self.table)
         start = [] if shown else [self._rows(rows, self._bos())]
         if before is not None:
             start.append(self.table[before])
         read = self.table[following[:, :-1]]
-        slots = [
-            self._rows(rows, markers[:1]),
-            self.write(ids, rate),
-            self._rows(rows, markers[1:2]),
-        ]
+        slots = self._memory(ids, rate)
         last = following.shape[1] - 1
         counted = slice(None) if scored is None else scored[:, 1:].flatten()
         teacher = None
@@ -176,6 +172,17 @@ class Slots(nn.Module):
         counted = slice(None) if scored is None else scored[:, 1:].flatten()
         states = self._states(parts, last, shown).flatten(0, 1)[counted]
         return self._score(states, following[:, 1:].flatten()[counted])
+
+    def _memory(self, ids: torch.Tensor, rate: int) -> list[torch.Tensor]:
+        """`<MEM>` slots `</MEM>`."""
+        slots = self.write(ids, rate)
+        if not self.marked:
+            return [slots]
+        return [self._rows(len(ids), self._marker(0)), slots, self._rows(len(ids), self._marker(1))]
+
+    def _marker(self, number: int) -> torch.Tensor:
+        """Of `<MEM>`, `</MEM>` and `<AE>`."""
+        return self.markers[number : number + 1].to(self.table)
 
     def _bos(self) -> torch.Tensor:
         index = self.decoder.config.bos_token_id
