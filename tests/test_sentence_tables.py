@@ -10,7 +10,7 @@ from sentence_encoders import sentence_encoder
 
 from lab import sources  # noqa: F401, whose kinds are named below
 from lab.__main__ import lab
-from lab.data.sentence_facts import sentence_rows
+from lab.data.sentence_facts import pool_rows, sentence_rows
 from lab.sentence.measure import measure_answers
 from lab.sentence.page import write_sentence_page
 from memslots.configuration import load_recipe
@@ -37,7 +37,8 @@ def settings(zoo, tmp_path_factory) -> str:
         for source in stage["data"]:
             source["rows"] = 8
             if "population" in source:
-                source.update(population=30)
+                few = {"people": min(source["people"], 20), "questions": 4}
+                source.update(population=30, **few)
     for measure in recipe["measures"]:
         measure["samples"] = 4
         if "people" in measure["source"]:
@@ -54,10 +55,10 @@ def run(settings, folder, *only) -> int:
 
 
 def test_runs_measures_and_page(settings, tmp_path, capsys):
-    wanted = "sentence_vectors,numbers,numbers_passthrough,numbers_joint,pools"
+    wanted = "sentence_vectors,numbers,numbers_passthrough,numbers_joint,pools_500"
     assert run(settings, tmp_path, "--only", wanted) == 0, capsys.readouterr().err
     made = sorted(path.name for path in (tmp_path / "compressor").iterdir())
-    assert made == sorted([*wanted.split(","), "sentence_vectors_longer"])
+    assert made == sorted([*wanted.split(","), "sentence_vectors_longer", "pools", "pools_100"])
     file = tmp_path / "measures" / "numbers_passthrough.json"
     measure = json.loads(file.read_text())
     assert measure["literal_tokens"] > 0
@@ -156,6 +157,24 @@ def test_texts_are_read_with_the_lora_if_asked_and_cut_to_as_many_tokens(pools, 
     assert none == [None, None]
     measure_answers(pools, rows, ["text"])
     assert not acting[-1]
+
+
+def test_after_worked_examples_a_text_is_asked_in_whole_questions(pools, monkeypatch):
+    read = []
+
+    def answer(model, prompts, memory, most, stops):
+        assert memory is None
+        read.extend(model.processor.decode(prompt.before) for prompt in prompts)
+        return ["a teacher\nand more"] * len(prompts)
+
+    monkeypatch.setattr("lab.sentence.measure.answer_in_these_words", answer)
+    rows = [dict(row, answer=["teacher"]) for row in pool_rows("test", 2, people=3, brief=True)]
+    measured = measure_answers(pools, rows, ["text"], examples=2)
+    assert all(sample["text"] for sample in measured["samples"])
+    for row, prompt in zip(rows, read, strict=True):
+        assert prompt.count("Question:") == 3
+        assert prompt.endswith(f"Question: What is {row['question'][0]}?\nAnswer:")
+        assert row["context"] in prompt
 
 
 def test_a_fact_is_asked_for_in_a_word():

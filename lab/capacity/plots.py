@@ -95,11 +95,12 @@ def plot_cross_entropy(records: Sequence[Record], file: Path) -> None:
 
 
 def points_of(record: Record) -> list[dict[str, float]]:
-    """A search's texts: `length`, `accuracy`, and a whole text's nats `bare`, `with_memory`."""
+    """A search's texts: `length`, `accuracy` as it counts, and nats `bare` and `with_memory`."""
+    accuracy = "accuracy" if record["cell"]["first_token"] else "accuracy_from_token_2"
     return [
         {
             "length": int(length),
-            "accuracy": text["accuracy"],
+            "accuracy": text[accuracy],
             "bare": text["bare_cross_entropy"] * int(length),
             "with_memory": text["cross_entropy"] * int(length),
         }

@@ -42,13 +42,16 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
         by_kind[record["cell"]["kind"]].append(record)
     searches = by_kind["search"]
     with_vectors = [r for r in searches if r["cell"]["method"] in ("mem", "dense")]
+    # Pictures count as the report does, where that was measured.
+    drawn = [r for r in with_vectors if not r["cell"]["first_token"]] or with_vectors
+    drawn_prose = [record for record in drawn if record["cell"]["source"] == "books"]
     prose = [record for record in with_vectors if record["cell"]["source"] == "books"]
     utilisation = page.with_name("capacity-utilisation.png")
-    if prose:
-        plot_utilisation(prose, utilisation)
+    if drawn_prose:
+        plot_utilisation(drawn_prose, utilisation)
     scatter_picture = page.with_name("capacity-cross-entropy.png")
-    if with_vectors:
-        plot_cross_entropy(with_vectors, scatter_picture)
+    if drawn:
+        plot_cross_entropy(drawn, scatter_picture)
     text = render(
         Path(__file__).with_name("page.md.jinja"),
         missing=missing,
@@ -63,9 +66,9 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
         ratios=_ratios(searches),
         bars=_bars(prose),
         errors=_errors(prose),
-        utilisation=utilisation.name if prose else None,
+        utilisation=utilisation.name if drawn_prose else None,
         scatter_picture=scatter_picture.name,
-        scatters=_scatters(with_vectors),
+        scatters=_scatters(drawn),
         structure=[_structure_cells(record) for record in by_kind["structure"]],
         lines=[
             (record["cell"]["decoder"], line["points"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from memslots.evaluation.answering import (
     answer_from_memory,
     answer_from_text,
+    answer_in_these_words,
     processor_of,
 )
+from memslots.evaluation.asking import Asking
 from memslots.evaluation.metrics import exact_match
 from memslots.modeling import MemslotsModel
 
@@ -26,6 +30,7 @@ def measure_answers(
     rows: Sequence[dict[str, Any]],
     conditions: Sequence[str] = CONDITIONS,
     with_lora: bool = False,
+    examples: int = 0,
 ) -> dict[str, Any]:
     """Asks the first question of every row under each condition, greedily.
 
@@ -35,6 +40,8 @@ def measure_answers(
         conditions: of `CONDITIONS`; text that does not fit the decoder's positions is left out.
         with_lora: whether texts and no context are read with the compressor's LoRA, as memories
             always are; without it by the decoder as it was before.
+        examples: worked examples before a text, which is then asked whole questions, "What is
+            Irene Smith's city?"; 0 asks texts in the words of memories.
 
     Returns:
         `samples`, one a row: `fact`, `tokens` (of the right answer), and for each condition whether
@@ -66,7 +73,11 @@ def measure_answers(
     with model.reading(with_lora):
         for name in ("text", "cut", "none"):
             if name in conditions and name in texts:
-                produced[name] = answer_from_text(model, texts[name], questions, ANSWER_TOKENS)
+                produced[name] = (
+                    _after_examples(model, texts[name], questions, examples)
+                    if examples
+                    else answer_from_text(model, texts[name], questions, ANSWER_TOKENS)
+                )
     samples = []
     for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         wanted = encode(f" {answer}")
@@ -89,6 +100,19 @@ def measure_answers(
             )
         ],
     }
+
+
+def _after_examples(
+    model: MemslotsModel, texts: Sequence[str | None], questions: Sequence[str], examples: int
+) -> list[str]:
+    """Answers without the article that a whole question draws: "journalist" of "a journalist"."""
+    processor = processor_of(model)
+    asking = Asking.of(processor, examples, format="plain")
+    asking = replace(asking, question=Asking.question)
+    prompts = asking.prompts(processor, [f"What is {asked}?" for asked in questions], texts)
+    stops = asking.stop_ids(processor)
+    answers = answer_in_these_words(model, prompts, None, ANSWER_TOKENS, stops)
+    return [re.sub("^(an?|the) ", "", asking.cut(answer)) for answer in answers]
 
 
 def processor_limits(model: MemslotsModel) -> Any:
