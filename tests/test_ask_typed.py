@@ -48,6 +48,8 @@ class Terminal:
             stderr=slave,
             env={**os.environ, "TERM": "dumb", "COLUMNS": "100", "NO_COLOR": "1"},
             start_new_session=True,
+            # A shell that starts the tests with & has Ctrl-C ignored by all that comes of them.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(slave)
         self.said = ""
