@@ -1,13 +1,16 @@
 """Text and memory asked in the same words, scores kept as they come, and shares of a gap."""
 
+import io
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_models import SENTENCES, words
 
+from memslots.cli import measure
 from memslots.evaluation import example_tasks, tasks
 from memslots.evaluation.answering import answer_in_these_words
 from memslots.evaluation.asking import BETWEEN, INSTRUCTION, Asking
@@ -263,12 +266,25 @@ def test_shares_of_the_gap_by_hand():
     assert (share["low"], share["high"]) == (0.0, pytest.approx(4 / 6, abs=1e-3))
     one_context = records_of(measured, metrics, ["nats"], ["a", "a"])
     assert all(r["low"] == r["high"] == r["value"] for r in one_context)  # nothing to draw from
-    for full in (
-        2.0,
-        3.0,
-    ):  # a text that costs as much as nothing, or more, leaves nothing to close
+    # A text that costs as much as nothing, or more, leaves nothing to close.
+    for full in (2.0, 3.0):
         no_gap = scores("full", [full]) + scores("none", [2.0]) + scores("memory", [1], 4)
         assert "nats_gap_closed" not in {r["metric"] for r in records_of(no_gap, metrics, ["nats"])}
+
+
+def test_the_table_of_eval_stands_whole_on_a_terminal_of_80_columns(monkeypatch):
+    metrics = {"nats": ratio_of("nats", "tokens"), "exact_match": lambda _: 0.5}
+    measured = scores("full", [2.0, 4.0]) + scores("none", [8.0, 6.0])
+    measured += scores("memory", [4, 6], 4) + scores("tail", [5, 6], 4)
+    records = records_of(measured, metrics, ["nats"], task="qa", data="asked.jsonl")
+    console = Console(width=80, file=io.StringIO())
+    monkeypatch.setattr(measure, "out", console)
+    measure._show({"records": records})
+    shown = console.file.getvalue()
+    assert "\u2026" not in shown
+    assert shown.count("nats_gap_closed") == 2
+    assert shown.count("memory, rate 4") == 1
+    assert "input" not in shown
 
 
 def test_where_the_text_answers_worse_than_nothing_no_share_of_f1_is_told():

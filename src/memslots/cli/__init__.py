@@ -87,7 +87,7 @@ def main(
     arguments = sys.argv[1:] if arguments is None else arguments
     _lose_nothing()
     # Before torch loads: its threads spin while they wait for one another, and beside another busy
-    # process all takes ten times as long; so they spin for a few microseconds alone.
+    # process all takes ten times as long; so they spin for a short while only.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     debug = os.environ.get("MEMSLOTS_DEBUG")
