@@ -1,7 +1,7 @@
 """Full text behind vLLM's prefix cache against memories through the gateway, under the same load.
 
     PYTHONPATH=. python benchmarks/prefix_cache.py --books FOLDER --decoder FOLDER
-    ... --documents 200 --tokens 1000 4000 --requests 2000 --output runs/prefix_cache_full
+    ... --documents 200 --tokens 1000 4000 --requests 1000 --turns 1 --cache 1.2 0.1
 
 `vllm serve` runs the decoder with prefix caching and holds as many keys and values as a share of
 the corpus's text takes. Clients ask about documents, some of which are asked far more often than
@@ -501,6 +501,7 @@ def write_page(kept: Kept, machine: Results, page: Path) -> None:
         sizes=sizes,
         loads=[load for rows in sizes for row in rows for load in row["loads"]],
         compressions=chosen(kept.lines, way="compression"),
+        turns=1 + max(line["turn"] for line in kept.lines if "turn" in line),
         machine=machine,
     )
     page.write_text(text.rstrip() + "\n", "utf-8")

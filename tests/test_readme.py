@@ -58,6 +58,21 @@ def test_costs_are_those_of_the_performance_page():
     assert f"it takes {saved:.0f} times the bytes" in section("When not to use it")
 
 
+def test_the_gain_behind_vllm_is_that_of_its_page():
+    page = (ROOT / "docs" / "performance" / "prefix-cache.md").read_text("utf-8")
+    lines = re.findall(r"^\| .* MiB \| .* \| memory, rate 8 \| .* \|$", page, re.MULTILINE)
+    fits, does_not = (re.findall(r"\(([\d.]+)x\)", line) for line in lines)
+    told = " ".join(section("What it costs").split())
+    _, median, late, busy = fits
+    assert float(median) > 0.85  # as soon at the median
+    assert f"takes {busy} times less processor time" in told
+    assert f"at the median and {late} times sooner at the 99th percentile" in told
+    _, median, late, busy = does_not
+    assert f"it is {busy}, {median} and {late} times" in told
+    documents, questions = re.search(r"Sample: (\d+) documents .*, (\d+) questions", page).groups()
+    assert f"{documents} documents, {int(questions):,} questions" in told
+
+
 def test_what_was_measured_beside_other_tools_is_on_the_page_of_the_comparison():
     page = (ROOT / "docs" / "compare.md").read_text("utf-8")
     questions, passages = (

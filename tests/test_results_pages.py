@@ -26,6 +26,7 @@ PAGES = [
             "capacity_compressors",
             "performance",
             "performance/smollm2",
+            "performance/prefix-cache",
             "memory_store",
             "developers",
         )
