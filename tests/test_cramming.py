@@ -26,6 +26,7 @@ from memslots.cramming import (
 )
 from memslots.cramming.low_rank import LowRankChanges, find_projections
 from memslots.cramming.per_text import MemoryReader, stack
+from memslots.cramming.settings import LR_SCHEDULER_TYPES
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "phi3", "gemma3"]
 
@@ -66,7 +67,8 @@ def test_side_by_side_equals_one_by_one(zoo, texts, method):
     decoder = load_frozen_decoder(zoo.folder("llama", "decoder"), dtype=torch.float64)
     ragged = [texts[0][:2], texts[1], texts[2][:4], texts[3][:2]]
     seeds = [0, 1, 0, 2]
-    settings = quick(method, learning_rate=0.05, max_steps=16)
+    falling = {"learning_rate": 0.05, "lr_scheduler_type": "cosine", "max_steps": 16}
+    settings = quick(method, **falling)
     together = cram(decoder, ragged, settings, seeds)
     alone = [
         cram(decoder, [ids], settings, seed)[0] for ids, seed in zip(ragged, seeds, strict=True)
@@ -75,9 +77,7 @@ def test_side_by_side_equals_one_by_one(zoo, texts, method):
         same(one, other)
     # Texts did leave the batch before others: what was tested is more than equal lengths.
     assert len({text.steps for text in together}) > 1
-    in_pairs = cram(
-        decoder, ragged, quick(method, learning_rate=0.05, max_steps=16, side_by_side=2), seeds
-    )
+    in_pairs = cram(decoder, ragged, quick(method, side_by_side=2, **falling), seeds)
     for one, other in zip(together, in_pairs, strict=True):
         same(one, other)
 
@@ -127,6 +127,29 @@ def test_a_text_stops_without_progress_and_at_the_most_steps(decoder, texts):
     assert (stuck.stopped, stuck.steps, stuck.best_step) == ("no progress", 4, 1)
     (ended,) = cram(decoder, texts[:1], quick("mem", learning_rate=1e-12, max_steps=2))
     assert (ended.stopped, ended.steps) == ("max steps", 2)
+
+
+@pytest.mark.parametrize("kind", LR_SCHEDULER_TYPES)
+def test_the_rate_falls_to_nothing_over_the_steps(decoder, texts, kind, monkeypatch):
+    """Also where texts leave the batch on the way, which gives AdamW other parameters."""
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *arguments, **keywords):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    settings = quick("mem", max_steps=40, patience=40, learning_rate=0.1, lr_scheduler_type=kind)
+    made = cram(decoder, [texts[0][:1], *texts[1:]], settings)
+    assert made[0].steps < 40, "no text left the batch"
+    assert len(rates) == 39  # the fortieth pass is measured and ends it
+    shares = {
+        "constant": [1.0] * 39,
+        "linear": [1 - at / 40 for at in range(39)],
+        "cosine": [(1 + math.cos(math.pi * at / 40)) / 2 for at in range(39)],
+    }
+    assert rates == pytest.approx([0.1 * share for share in shares[kind]])
 
 
 def test_the_published_way_never_trains_token_1(decoder, texts):
@@ -322,6 +345,7 @@ def test_progress_is_told(decoder, texts):
     [
         ({"method": "mems"}, "must be one of mem, dense"),
         ({"targets": "kq"}, "must be one of qkv, qk, vo, qkvo"),
+        ({"lr_scheduler_type": "step"}, "must be one of constant, linear, cosine"),
         ({"rank": 0}, "rank=0"),
         ({"vectors": 1.5}, "vectors=1.5"),
         ({"learning_rate": 0}, "learning_rate=0"),

@@ -153,6 +153,8 @@ def run_cell(cell: Cell, folder: Path, books: str | None, threads: int | None = 
         torch.set_num_threads(threads)
     started, used = time.perf_counter(), time.process_time()
     decoder = load_frozen_decoder(cell["decoder_folder"], getattr(torch, cell["dtype"]))
+    # On rows this short a step takes a fifth less time so than with SDPA.
+    decoder.model.set_attn_implementation("eager")
     texts = CapacityTexts(books)
     if cell["kind"] == "search":
         result = _search(cell, decoder, texts, folder)

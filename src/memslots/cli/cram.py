@@ -79,6 +79,14 @@ def cram(
     learning_rate: Annotated[
         float, typer.Option(help="Optimise with AdamW at this learning rate.")
     ] = 0.01,
+    lr_scheduler_type: Annotated[
+        str,
+        typer.Option(
+            metavar="constant|linear|cosine",
+            help="Keep the learning rate, or let it fall to 0 over --max-steps; then give "
+            "--patience no less than --max-steps.",
+        ),
+    ] = "constant",
     seeds: Annotated[
         int, typer.Option(min=1, help="Start each text this many times, with seeds 0 to N-1.")
     ] = 1,
@@ -124,6 +132,7 @@ def cram(
         rank=rank,
         targets=targets,
         learning_rate=learning_rate,
+        lr_scheduler_type=lr_scheduler_type,
         max_steps=max_steps,
         patience=patience,
         first_token=not from_token_2,

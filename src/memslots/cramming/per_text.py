@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import get_scheduler
 
 from memslots.cramming.frozen_decoder import FrozenDecoder
 from memslots.cramming.low_rank import LowRankChanges, Params
@@ -210,6 +211,12 @@ class _Batch:
             betas=self.settings.betas,
             weight_decay=self.settings.weight_decay,
         )
+        self.scheduler = get_scheduler(
+            self.settings.lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=0,
+            num_training_steps=self.settings.max_steps,
+        )
         self.rows = list(range(len(texts)))  # text of each row of the batch
         self.best_accuracy = [-1.0] * len(texts)
         self.best_loss = [math.inf] * len(texts)
@@ -282,6 +289,7 @@ class _Batch:
                 break
             losses.sum().backward()
             self.optimizer.step()
+            self.scheduler.step()
             self.optimizer.zero_grad()
             if done:
                 self._leave([row for row in range(len(self.rows)) if row not in done])

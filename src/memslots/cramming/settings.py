@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 METHODS = ("mem", "dense", "lora", "dense+lora")
 TARGETS = ("qkv", "qk", "vo", "qkvo")
+LR_SCHEDULER_TYPES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class CrammingSettings:
         alpha: the changes are scaled by alpha / rank.
         targets: attention projections that are changed: `qkv`, `qk`, `vo` or `qkvo`.
         learning_rate: the learning rate of AdamW.
+        lr_scheduler_type: `constant` keeps that rate; `linear` and `cosine` let it fall to 0 over
+            `max_steps`, as in `transformers.get_scheduler`. A rate that falls settles texts that a
+            high constant one keeps moving; `patience` should then be no less than `max_steps`.
         betas: the two decay rates of AdamW.
         weight_decay: the weight decay of AdamW, on everything that is trained.
         max_steps: most optimizer steps of a text.
@@ -39,6 +43,7 @@ class CrammingSettings:
     alpha: float = 32.0
     targets: str = "qkv"
     learning_rate: float = 0.01
+    lr_scheduler_type: str = "constant"
     betas: tuple[float, float] = (0.9, 0.9)
     weight_decay: float = 0.01
     max_steps: int = 5000
@@ -48,10 +53,13 @@ class CrammingSettings:
     side_by_side: int = 16
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method={self.method!r} must be one of {', '.join(METHODS)}.")
-        if self.targets not in TARGETS:
-            raise ValueError(f"targets={self.targets!r} must be one of {', '.join(TARGETS)}.")
+        for name, allowed in (
+            ("method", METHODS),
+            ("targets", TARGETS),
+            ("lr_scheduler_type", LR_SCHEDULER_TYPES),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}.")
         for name in ("vectors", "rank", "max_steps", "patience", "side_by_side"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
