@@ -284,6 +284,21 @@ def test_bfloat16_runs_and_its_vectors_are_sixteen_bit(zoo, texts):
         assert math.isfinite(text.loss)
 
 
+def test_what_is_right_beside_others_and_wrong_alone_is_not_exact(zoo, texts):
+    """As in bfloat16, where a batch of another shape rounds another way: here alone is never right."""
+    decoder = load_frozen_decoder(zoo.folder("llama", "decoder"))
+    rows = [ids[:2] for ids in texts[:2]]
+    settings = CrammingSettings(max_steps=400, patience=400, learning_rate=0.05)
+    assert [text.stopped for text in cram(decoder, rows, settings)] == ["exact"] * 2
+    decoder.model.lm_head.register_forward_hook(
+        lambda module, inputs, logits: -logits if len(logits) == 1 else logits
+    )
+    made = cram(decoder, rows, settings)
+    assert [text.stopped for text in made] == ["max steps"] * 2
+    assert all(text.accuracy < 1 for text in made)
+    assert all(reading.metrics()["accuracy"] < 1 for reading in read_back(decoder, made))
+
+
 def test_the_decoder_of_a_memslots_checkpoint(zoo, tmp_path):
     zoo.compressor(bundle_decoder=True).save_pretrained(tmp_path / "both")
     own = load_frozen_decoder(tmp_path / "both")

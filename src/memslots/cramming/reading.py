@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from memslots.cramming.frozen_decoder import FrozenDecoder
-from memslots.cramming.per_text import CrammedText, MemoryReader, batches, stack
+from memslots.cramming.per_text import CrammedText, MemoryReader
 from memslots.cramming.settings import CrammingSettings
 
 
@@ -95,7 +95,7 @@ class Reading:
 
 @torch.no_grad()
 def read_back(decoder: FrozenDecoder, texts: Sequence[CrammedText]) -> list[Reading]:
-    """Teacher-forced and free-running readings of crammed texts, in order.
+    """Teacher-forced and free-running readings of crammed texts, in order, each read alone.
 
     Args:
         decoder: the one that they were crammed against.
@@ -103,41 +103,31 @@ def read_back(decoder: FrozenDecoder, texts: Sequence[CrammedText]) -> list[Read
     """
     if not texts:
         return []
-    settings = texts[0].settings
-    reader = MemoryReader(decoder, settings)
+    reader = MemoryReader(decoder, texts[0].settings)
+    unforeseen = int(reader.prefix == 0)  # nothing predicts token 1
     readings: list[Reading] = []
-    for batch in batches(texts, settings.side_by_side):
-        longest = max(len(text.ids) for text in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, text in enumerate(batch):
-            ids[row, : len(text.ids)] = torch.tensor(text.ids)
-        ids = ids.to(decoder.device)
-        kept = {name: part.to(decoder.device) for name, part in stack(batch).items()}
-        logits = reader.logits(kept, ids)
-        losses = torch.nn.functional.cross_entropy(logits.mT, ids, reduction="none")
+    for text in texts:
+        ids = torch.tensor([text.ids], device=decoder.device)
+        kept = {name: part.unsqueeze(0).to(decoder.device) for name, part in text.kept.items()}
+        logits = reader.logits(kept, ids)[0]
+        losses = torch.nn.functional.cross_entropy(logits, ids[0], reduction="none").tolist()
+        predicted = logits.argmax(-1).tolist()
         rounded = {name: part.bfloat16().float() for name, part in kept.items()}
         at_16_bit = reader.logits(rounded, ids).argmax(-1) == ids
-        produced = _generate(reader, kept, len(batch), longest)
-        for row, text in enumerate(batch):
-            n = len(text.ids)
-            bare_losses, bare_right = decoder.losses(text.ids)
-            row_losses = losses[row, :n].tolist()
-            if reader.prefix == 0:  # nothing predicts token 1: it costs what it costs without
-                row_losses[0] = bare_losses[0]
-            predicted = logits[row, :n].argmax(-1).tolist()
-            if reader.prefix == 0:
-                predicted[0] = -1
-            readings.append(
-                Reading(
-                    ids=text.ids,
-                    predicted=tuple(predicted),
-                    losses=tuple(row_losses),
-                    produced=tuple(produced[row][:n]),
-                    bare_losses=tuple(bare_losses),
-                    bare_right=tuple(bare_right),
-                    right_at_16_bit=int(at_16_bit[row, int(reader.prefix == 0) : n].sum()),
-                )
+        bare_losses, bare_right = decoder.losses(text.ids)
+        if unforeseen:  # it costs what it costs without
+            losses[0], predicted[0] = bare_losses[0], -1
+        readings.append(
+            Reading(
+                ids=text.ids,
+                predicted=tuple(predicted),
+                losses=tuple(losses),
+                produced=tuple(_generate(reader, kept, 1, len(text.ids))[0]),
+                bare_losses=tuple(bare_losses),
+                bare_right=tuple(bare_right),
+                right_at_16_bit=int(at_16_bit[0, unforeseen:].sum()),
             )
+        )
     return readings
 
 
