@@ -285,7 +285,7 @@ def test_bfloat16_runs_and_its_vectors_are_sixteen_bit(zoo, texts):
 
 
 def test_what_is_right_beside_others_and_wrong_alone_is_not_exact(zoo, texts):
-    """As in bfloat16, where a batch of another shape rounds another way: here alone is never right."""
+    """As in bfloat16, where a batch of another shape rounds another way; here never alone."""
     decoder = load_frozen_decoder(zoo.folder("llama", "decoder"))
     rows = [ids[:2] for ids in texts[:2]]
     settings = CrammingSettings(max_steps=400, patience=400, learning_rate=0.05)

@@ -322,7 +322,7 @@ class _Batch:
     def _comes_back_alone(self, row: int, kept: Params) -> bool:
         """Whether a row that is right beside others is right alone: sums round by a batch's shape.
 
-        In bfloat16 one text in nine was not, of which two tokens were about as probable.
+        In bfloat16 three of nine texts were not, by one token as probable as another.
         """
         length = len(self.texts[self.rows[row]])
         alone = {name: part[row : row + 1] for name, part in kept.items()}
