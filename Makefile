@@ -158,7 +158,7 @@ tables-ablations: $(VENV)/.dev
 	$(OFFLINE) $(BIN)/python -m lab.smol.ablate runs/ablations --tokens $(SMOL) --page docs/ablations.md
 
 tables-capacity: $(VENV)/.dev
-	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output runs/capacity \
+	$(BIN)/python -m lab capacity $(if $(BOOKS),--books "$(BOOKS)") --output lab/capacity \
 		--report docs/capacity.md $(CAPACITY_OPTIONS)
 
 tables-compressors: $(VENV)/.dev

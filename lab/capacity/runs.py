@@ -90,8 +90,7 @@ def _weights_digest(folder: Path) -> str:
 
 def cell_file(cell: Cell, folder: Path) -> Path:
     """Where a cell's result stands; another setting gives another file."""
-    told = {key: value for key, value in cell.items() if key != "decoder_folder"}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(_stated(cell), sort_keys=True).encode()).hexdigest()[:8]
     parts = [cell["kind"], cell["decoder"], cell["method"]]
     if "rank" in cell:
         parts += [cell["targets"], f"r{cell['rank']}"]
@@ -99,6 +98,11 @@ def cell_file(cell: Cell, folder: Path) -> Path:
     if not cell.get("first_token", True):
         parts.append("from2")
     return folder / ("-".join([*parts, digest]) + ".json")
+
+
+def _stated(cell: Cell) -> Cell:
+    """What a result depends on, without where the decoder lies on this machine."""
+    return {key: value for key, value in cell.items() if key != "decoder_folder"}
 
 
 def run_cells(
@@ -161,7 +165,7 @@ def run_cell(cell: Cell, folder: Path, books: str | None, threads: int | None = 
     else:
         result = _structure(cell, decoder, texts)
     record = {
-        "cell": cell,
+        "cell": _stated(cell),
         "decoder": {
             "width": decoder.width,
             "vocabulary": decoder.vocabulary,
