@@ -47,6 +47,7 @@ SETTINGS = {
             "seeds": 1,
             "first_token": False,
         },
+        {"methods": ["mem"], "source": "books", "seeds": 1, "start_token": True},
         {
             "methods": ["lora"],
             "source": "random",
@@ -116,7 +117,7 @@ def test_every_cell_has_a_file_and_none_runs_twice(cells, results, books, monkey
     assert not any(
         cell["decoder_folder"] in file.read_text("utf-8") for file in files for cell in cells
     ), "a cell that is committed tells no path"
-    assert len(set(files)) == len(cells) == 4 + 1 + 4 + 1
+    assert len(set(files)) == len(cells) == 4 + 1 + 1 + 4 + 1
     assert sorted(results.glob("s*")) == sorted(files)
     monkeypatch.setattr(runs, "run_cell", lambda *_: pytest.fail("ran again"))
     runs.run_cells(cells, results, books, workers=1)
@@ -205,6 +206,7 @@ def test_the_page_has_every_table_and_picture(cells, results, tmp_path):
     assert "| tiny | books | mem |" in text
     assert "| 80 / 96 |" in text
     assert "lora vo r=2" in text
+    assert "| tiny | books | mem | 1 to N, behind BOS |" in text
     assert "that is a slip, it is 787" in text
     for heading in (
         "Table 1",

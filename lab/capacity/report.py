@@ -65,7 +65,7 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
         by_length=_by_length(searches),
         ratios=_ratios(searches),
         bars=_bars(prose),
-        errors=_errors(prose),
+        errors=_errors(drawn_prose),
         utilisation=utilisation.name if drawn_prose else None,
         scatter_picture=scatter_picture.name,
         scatters=_scatters(drawn),
@@ -111,7 +111,8 @@ def _key(record: Record) -> tuple:
         cell["method"],
         cell.get("targets", ""),
         cell.get("rank", 1),
-        "1 to N" if cell["first_token"] else "2 to N",
+        ("1 to N" if cell["first_token"] else "2 to N")
+        + (", behind BOS" if cell.get("start_token") else ""),
     )
 
 
@@ -165,7 +166,7 @@ def _by_length(searches: Sequence[Record]) -> list[list[Any]]:
         for record in group:
             for length, texts in record["result"]["lengths"].items():
                 of_length.setdefault(int(length), []).extend(texts)
-        field = "accuracy" if counted == "1 to N" else "accuracy_from_token_2"
+        field = "accuracy" if counted.startswith("1 to N") else "accuracy_from_token_2"
         for length, texts in sorted(of_length.items()):
             means = {name: statistics.fmean(text[name] for text in texts) for name in _MEANS}
             rows.append(
@@ -177,6 +178,7 @@ def _by_length(searches: Sequence[Record]) -> list[list[Any]]:
                     length,
                     interval(with_interval([text[field] for text in texts])),
                     f"{sum(text[field] == 1 for text in texts)} of {len(texts)}",
+                    percent(means["free_running"]),
                     percent(means["another"]),
                     percent(means["without"]),
                     f"{means['token_gain']:.1f}",
@@ -188,7 +190,7 @@ def _by_length(searches: Sequence[Record]) -> list[list[Any]]:
     return rows
 
 
-_MEANS = ("another", "without", "token_gain", "information_gain", "steps")
+_MEANS = ("free_running", "another", "without", "token_gain", "information_gain", "steps")
 
 
 def _bars(prose: Sequence[Record]) -> list[tuple[str, int]]:

@@ -69,6 +69,7 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
                     "source": block["source"],
                     "seed": seed,
                     "first_token": block.get("first_token", True),
+                    **{key: block[key] for key in ["start_token"] if key in block},
                     "lengths": settings["lengths"],
                     "texts": settings["texts"],
                 }
@@ -97,6 +98,8 @@ def cell_file(cell: Cell, folder: Path) -> Path:
     parts += [cell["source"], f"seed{cell['seed']}"]
     if not cell.get("first_token", True):
         parts.append("from2")
+    if cell.get("start_token"):
+        parts.append("bos")
     return folder / ("-".join([*parts, digest]) + ".json")
 
 
@@ -189,7 +192,8 @@ def _write(file: Path, record: Any) -> None:
 
 def settings_of(cell: Cell) -> CrammingSettings:
     """How a cell's texts are crammed."""
-    chosen = {key: cell[key] for key in ("rank", "targets", "first_token") if key in cell}
+    names = ("rank", "targets", "first_token", "start_token")
+    chosen = {key: cell[key] for key in names if key in cell}
     return CrammingSettings(method=cell["method"], **chosen, **cell["optimiser"])
 
 
