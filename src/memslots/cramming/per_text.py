@@ -362,9 +362,9 @@ class _Batch:
 def _judge(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean loss (nats) and accuracy of each text, over its trained tokens: `(texts,)` both."""
     used = labels != _IGNORED
-    losses = torch.nn.functional.cross_entropy(
-        logits.mT, labels, ignore_index=_IGNORED, reduction="none"
-    )
+    losses = torch.nn.functional.cross_entropy(  # in rows: half the time of logits.mT on a CPU
+        logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="none"
+    ).view_as(labels)
     count = used.sum(1)
     right = (logits.detach().argmax(-1) == labels) & used
     return losses.sum(1) / count, right.sum(1).double() / count
