@@ -319,7 +319,13 @@ class Gateway:
     def _about(self, chat: ChatRequest, context: Memory) -> Asked:
         with _users_mistake("messages"):
             question, messages = question_or_messages(chat.messages)
-            if not context.segments and self._model.processor.tokenizer.chat_template:
+            if not self._model.processor.tokenizer.chat_template:
+                if messages is not None:
+                    raise ValueError(
+                        "the decoder here has no chat template, so it takes one message, of the "
+                        "role user and of text alone; say in it all that it is to know."
+                    )
+            elif not context.segments:
                 question, messages = None, chat.messages  # the decoder's own prompt, not ours
             most = chat.max_completion_tokens or chat.max_tokens or 1
             ids = () if chat.documents else tuple(chat.memory_ids)
