@@ -220,7 +220,9 @@ def test_a_file_of_other_slots_never_stands_for_a_text(model, tmp_path, kept):
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         key = client.post("/v1/memories", json=as_file).json()["id"]
-        refused(client.post("/v1/memories", json={"text": TEXTS[1]}), 409, "another", "memory_exists")
+        refused(
+            client.post("/v1/memories", json={"text": TEXTS[1]}), 409, "another", "memory_exists"
+        )
         client.delete(f"/v1/memories/{key}")
         made = client.post("/v1/memories", json={"text": TEXTS[1]}).json()
         assert made["id"] == key
