@@ -390,6 +390,40 @@ def test_bad_texts(refused, tmp_path, monkeypatch):
     assert "standard input is empty" in refused(*ask, "-")
 
 
+def test_no_command_writes_over_what_it_reads(refused, run, checkpoints, text, tmp_path):
+    memory, page = tmp_path / "notes.safetensors", tmp_path / "map.html"
+    model = ["--model", checkpoints / "one"]
+    assert run("compress", text, "-o", memory, *model)[0] == 0
+    asked = tmp_path / "asked.json"
+    asked.write_text(json.dumps([{"context": TEXT, "question": "Who?", "answer": "Carmen"}]))
+    report = ["report", "--memory", memory, "--text", text, "--html"]
+    before = [path.read_bytes() for path in (text, memory, asked)]
+    for command, option in (
+        ([*report, memory, "--force"], "--html"),
+        ([*report, text, "--force"], "--html"),
+        (["compress", text, "-o", text, "--force", *model], "--output"),
+        (["eval", "--data", f"qa={asked}", "-o", asked, *model], "--output"),
+    ):
+        said = refused(*command)
+        assert f"error: {option} " in said
+        assert "is a file that is read here; name another one" in said
+    assert [path.read_bytes() for path in (text, memory, asked)] == before
+    assert run(*report, page)[0] == 0
+    assert "map.html exists; --force replaces it" in refused(*report, page)
+    assert run(*report, page, "--force")[0] == 0
+    assert "there is no folder" in refused(*report, tmp_path / "none" / "map.html")
+
+
+def test_standard_input_that_is_closed(refused, run, checkpoints, text, tmp_path, monkeypatch):
+    """As in a service, or by `<&-` in a shell."""
+    monkeypatch.setattr(sys, "stdin", None)
+    for command in (["ask", "-q", "Who?", "-t", "-"], ["compress", "-", "-o", tmp_path / "m"]):
+        assert "standard input is closed" in refused(*command)
+    assert "give --question" in refused("ask", "-t", text)
+    asked = ["-q", "Who?", "--max-new-tokens", 2, "--model", checkpoints / "one"]
+    assert run("ask", "-t", text, *asked)[0] == 0
+
+
 def test_bad_arguments(refused, checkpoints, text):
     one = ["--model", checkpoints / "one"]
     ask = ["ask", "--question", "Who?", "--text", text]

@@ -29,6 +29,7 @@ from .options import (
     literal_names,
     load_config,
     load_model,
+    not_replaced,
     out,
     print_json,
     quiet,
@@ -404,8 +405,11 @@ def evaluate(
     """Measure a checkpoint against the full text, parts of it, the control and no context."""
     from .measure import check_output, measure, task_sources
 
-    check_output(output)
     sets = task_sources(data or [])
+    check_output(output)
+    read = [source for sources in sets.values() for source in sources]
+    for written in (output, output.with_suffix(".md"), output.with_suffix(".samples.jsonl")):
+        not_replaced(written, read, "--output")
     beside = literal_names(literals)
     measure(
         load_model(model, revision, device, dtype),
