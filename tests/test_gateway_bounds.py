@@ -438,6 +438,24 @@ def test_no_answer_names_a_folder_of_the_server(model, tmp_path):
             assert "memslots-" not in response.text
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ('"id": "a\\nb"', "id"),
+        ('"metadata": {"year": NaN}', "metadata"),
+        ('"metadata": {"year": 1e999}', "metadata"),
+    ],
+)
+def test_what_cannot_be_kept_is_not_compressed(model, fields, param):
+    headers = {"content-type": "application/json"}
+    with client_of(limited(model)) as client, Gate(model.encoder) as gate:
+        gate.open.set()
+        body = f'{{"text": "Ann is here.", {fields}}}'
+        response = client.post(MEMORIES, content=body, headers=headers)
+        assert refused(response, 400, "")["param"] == param
+        assert gate.passes == 0
+
+
 @pytest.mark.parametrize("fields", [{}, {"documents": ["Ann is here."]}], ids=str)
 def test_without_a_chat_template_one_message_is_taken_and_no_folder_is_named(fields):
     folder = embedded("tiny")
