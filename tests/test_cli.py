@@ -292,6 +292,11 @@ def test_info_counts_parameters_without_weights(run, checkpoints, zoo):
     assert f"{trained:,}" in out
     assert f"{frozen:,}" in out
     assert "4, 16 encoder tokens per slot" in out
+    fingerprint = memslots.MemslotsConfig.from_pretrained(checkpoints / "one").fingerprint
+    shown = "".join(
+        line.rpartition("\u2502")[0].rpartition("\u2502")[2].strip() for line in out.split("\n")
+    )
+    assert fingerprint in shown  # whole, also where the terminal is narrow
 
 
 def test_info_says_at_which_commit_a_decoder_is_pinned(run, checkpoints, tmp_path):
@@ -316,6 +321,27 @@ def test_init_makes_a_checkpoint(run, refused, zoo, tmp_path):
     config = memslots.MemslotsConfig.from_pretrained(new)
     assert (config.compression_rates, config.segment_length) == ([4, 8], 64)
     assert "not an empty folder" in refused(*make, "segment_length=64")
+
+
+def test_init_shows_what_it_chooses_on_one_line(run, zoo, tmp_path):
+    folder = tmp_path / "plain"
+    shutil.copytree(zoo.folder("llama", "decoder"), folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    new = tmp_path / "new"
+    code, out, _ = run("init", "--decoder", folder, "-o", new, "--set", "segment_length=16")
+    (said,) = [line for line in out.splitlines() if line.startswith("Chosen:")]
+    assert code == 0
+    assert said.startswith('Chosen: answer_end="\\n", encoder_layers=1, ')
+    assert said.endswith("--set KEY=VALUE changes a value.")
+    again = ["--set", "segment_length=16", "--set", 'answer_end="\\n"']
+    assert run("init", "--decoder", folder, "-o", tmp_path / "again", *again)[0] == 0
+    ends = [
+        memslots.MemslotsConfig.from_pretrained(tmp_path / n).answer_end for n in ("new", "again")
+    ]
+    assert ends == ["\n", "\n"]
 
 
 def test_init_chooses_what_it_is_not_told_and_says_so(run, refused, zoo, tmp_path):
@@ -388,6 +414,40 @@ def test_bad_texts(refused, tmp_path, monkeypatch):
     assert "empty or only white space" in refused(*ask, bad)
     feed(monkeypatch, b"")
     assert "standard input is empty" in refused(*ask, "-")
+
+
+def test_no_command_writes_over_what_it_reads(refused, run, checkpoints, text, tmp_path):
+    memory, page = tmp_path / "notes.safetensors", tmp_path / "map.html"
+    model = ["--model", checkpoints / "one"]
+    assert run("compress", text, "-o", memory, *model)[0] == 0
+    asked = tmp_path / "asked.json"
+    asked.write_text(json.dumps([{"context": TEXT, "question": "Who?", "answer": "Carmen"}]))
+    report = ["report", "--memory", memory, "--text", text, "--html"]
+    before = [path.read_bytes() for path in (text, memory, asked)]
+    for command, option in (
+        ([*report, memory, "--force"], "--html"),
+        ([*report, text, "--force"], "--html"),
+        (["compress", text, "-o", text, "--force", *model], "--output"),
+        (["eval", "--data", f"qa={asked}", "-o", asked, *model], "--output"),
+    ):
+        said = refused(*command)
+        assert f"error: {option} " in said
+        assert "is a file that is read here; name another one" in said
+    assert [path.read_bytes() for path in (text, memory, asked)] == before
+    assert run(*report, page)[0] == 0
+    assert "map.html exists; --force replaces it" in refused(*report, page)
+    assert run(*report, page, "--force")[0] == 0
+    assert "there is no folder" in refused(*report, tmp_path / "none" / "map.html")
+
+
+def test_standard_input_that_is_closed(refused, run, checkpoints, text, tmp_path, monkeypatch):
+    """As in a service, or by `<&-` in a shell."""
+    monkeypatch.setattr(sys, "stdin", None)
+    for command in (["ask", "-q", "Who?", "-t", "-"], ["compress", "-", "-o", tmp_path / "m"]):
+        assert "standard input is closed" in refused(*command)
+    assert "give --question" in refused("ask", "-t", text)
+    asked = ["-q", "Who?", "--max-new-tokens", 2, "--model", checkpoints / "one"]
+    assert run("ask", "-t", text, *asked)[0] == 0
 
 
 def test_bad_arguments(refused, checkpoints, text):
@@ -495,6 +555,19 @@ def test_an_answer_that_the_terminal_cannot_show_is_escaped():
     assert "typed \\u4f60\\u597d" in said
     assert "drawn \\u4f60\\u597d \u20ac" in said
     assert not done.stderr
+
+
+def test_a_warning_is_a_sentence_and_no_line_of_code(tmp_path):
+    (tmp_path / "notes.txt").write_text(TEXT, "utf-8")
+    ask = ["ask", "--model", "tiny", "-t", "notes.txt", "-q", "Who?", "--expand", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "memslots", *ask], cwd=tmp_path, capture_output=True, text=True
+    )
+    (said,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
+    assert done.returncode == 0
+    assert said.startswith("warning: the exact text of segments 0 was not kept")
+    assert said.endswith("memory.as_text({i: text})")
+    assert ".py" not in done.stderr
 
 
 def test_no_library_warns_on_a_typo(tmp_path):

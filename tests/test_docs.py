@@ -105,6 +105,13 @@ def test_commands_exist_with_their_options(page):
         assert {word for word in rest if word.startswith("--")} <= known, line
 
 
+def test_results_go_where_the_card_reads_them():
+    """Else the card of whoever follows the page says that nothing was measured."""
+    text = (ROOT / "docs/how-to/hub.md").read_text("utf-8")
+    (folder,) = re.findall(r"memslots card --model (\S+)", text)
+    assert re.search(rf"memslots eval --model {folder} .*--output {folder}/results.json", text)
+
+
 def test_a_wrong_option_is_noticed():
     with pytest.raises(Exception, match="--questoin"):  # typos: ignore
         check_command(["ask", "--text", "a.txt", "--questoin", "Who?"])  # typos: ignore

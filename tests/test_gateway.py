@@ -207,6 +207,33 @@ def test_memory_files_travel_both_ways(client, model, tmp_path):
     refused(client.get("/v1/memories/a%2Ffile%201"), 404, "no memory", "memory_not_found")
 
 
+@pytest.mark.parametrize("kept", ["here", "store", "int8"])
+def test_a_file_of_other_slots_never_stands_for_a_text(model, tmp_path, kept):
+    """What a file says of its text is no proof: its id is the text's, whatever its slots are."""
+    dtype = "int8" if kept == "int8" else "bfloat16"
+    shelf = ProcessShelf() if kept == "here" else StoreShelf(MemoryStore(tmp_path / "s", dtype))
+    memory = model.compress(TEXTS[1])
+    forged = dataclasses.replace(memory, slots=memory.slots.flip(0))
+    as_file = {"memory": base64.b64encode(write_memory_file(forged)).decode()}
+    with (
+        served(Gateway(model, TransformersEngine(model), shelf).app()) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        key = client.post("/v1/memories", json=as_file).json()["id"]
+        refused(
+            client.post("/v1/memories", json={"text": TEXTS[1]}), 409, "another", "memory_exists"
+        )
+        client.delete(f"/v1/memories/{key}")
+        made = client.post("/v1/memories", json={"text": TEXTS[1]}).json()
+        assert made["id"] == key
+        for named in ({}, {"id": key}):
+            refused(client.post("/v1/memories", json={**as_file, **named}), 409, "another")
+        for precision in (torch.float32, torch.float16, torch.bfloat16):  # rounded, and the same
+            file = write_memory_file(memory.to(dtype=precision))
+            body = {"memory": base64.b64encode(file).decode()}
+            assert client.post("/v1/memories", json=body).json() == made
+
+
 def test_a_store_keeps_memories_over_restarts(zoo, model, tmp_path):
     made, answers = {}, []
     for _ in range(2):

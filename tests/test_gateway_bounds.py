@@ -16,6 +16,7 @@ from loopback import served
 from test_gateway import CHAT, asking, give_up, limited, refused, until
 from tiny_models import TEXTS
 
+from memslots import MemslotsModel, embedded
 from memslots.interruption import EVERY
 from memslots.modeling.texts_memslots import DETECTORS
 from memslots.serving.server import gateway_server
@@ -435,6 +436,45 @@ def test_no_answer_names_a_folder_of_the_server(model, tmp_path):
             refused(response, 400, "memory")
             assert "/tmp" not in response.text
             assert "memslots-" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ('"id": "a\\nb"', "id"),
+        ('"metadata": {"year": NaN}', "metadata"),
+        ('"metadata": {"year": 1e999}', "metadata"),
+    ],
+)
+def test_what_cannot_be_kept_is_not_compressed(model, fields, param):
+    headers = {"content-type": "application/json"}
+    with client_of(limited(model)) as client, Gate(model.encoder) as gate:
+        gate.open.set()
+        body = f'{{"text": "Ann is here.", {fields}}}'
+        response = client.post(MEMORIES, content=body, headers=headers)
+        assert refused(response, 400, "")["param"] == param
+        assert gate.passes == 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"documents": ["Ann is here."]}], ids=str)
+def test_without_a_chat_template_one_message_is_taken_and_no_folder_is_named(fields):
+    folder = embedded("tiny")
+    model = MemslotsModel.from_pretrained(folder)
+    user = {"role": "user", "content": "Who?"}
+    with client_of(limited(model)) as client:
+        for messages in (
+            [{"role": "system", "content": "Be brief."}, user],
+            [user, {"role": "assistant", "content": "Ann."}, user],
+            [{"role": "developer", "content": "Who?"}],
+            [{"role": "user", "content": None}],
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        ):
+            response = client.post(CHAT, json={"messages": messages, **fields})
+            refused(response, 400, "takes one message")
+            assert folder not in response.text
+    with pytest.raises(ValueError, match="Use question=") as error:
+        model.generate(context="Ann is here.", messages=[user])
+    assert folder not in str(error.value)  # endpoints tell their clients too
 
 
 def test_models_name_no_folder_of_the_server(zoo):

@@ -260,3 +260,6 @@ def test_literals_of_the_gateway_and_of_a_request(model):
 def test_limits_of_the_settings():
     with pytest.raises(ValueError, match="max_expand must be 1 or more"):
         GatewaySettings(max_expand=0)
+    for seconds in ({"shutdown": float("inf")}, {"shutdown": 0}, {"timeout": float("nan")}):
+        with pytest.raises(ValueError, match="shutdown finite"):
+            GatewaySettings(**seconds)

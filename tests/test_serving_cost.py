@@ -211,6 +211,16 @@ def test_the_command(zoo, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_the_command_plans_for_the_decoder_of_a_checkpoint(zoo, capsys, monkeypatch):
+    """Without a word about the checkpoint's code, which is not run."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked to run code"))
+    values = []
+    for folder in (zoo.saved(), zoo.folder("llama", "decoder")):
+        assert main(["plan", "--decoder", str(folder), "--tokens", "400", "--json"]) == 0
+        values.append(json.loads(capsys.readouterr().out)["plain"])
+    assert values[0] == values[1]
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     [("80", 80.0), ("80GB", 80.0), ("80 GiB", 85.89934592), ("81920MiB", 85.89934592)],

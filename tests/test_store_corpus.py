@@ -143,6 +143,24 @@ def test_a_corpus_is_compressed_once_and_again_only_where_it_changed(tmp_path, m
     assert len(other_rate.changed) == 9
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_the_second_document_of_an_id_costs_no_other(tmp_path, model, spec, replace):
+    """Nothing of it is taken: not its text for the first one's, and not for a third one's."""
+    bob, ann = "Bob is a hunter in Rome.", "Ann is a baker in Oslo."
+    rows = [{"id": "1", "text": bob}, {"id": "1", "text": ann}, {"id": "2", "text": ann}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    store = MemoryStore(tmp_path / "store")
+    for added, there in ((2, 0), (0, 2)):
+        documents = read_documents(tmp_path / "rows.jsonl")
+        report = add_corpus(store, documents, spec, model=model, replace=replace)
+        assert (report.added, report.there, report.duplicates) == (added, there, 0)
+        assert (report.unusable, report.changed) == (
+            {"rows.jsonl#1": "its id comes twice in the corpus"},
+            [],
+        )
+    check_store(store, {"rows.jsonl#1": bob, "rows.jsonl#2": ann}, model)
+
+
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, model, spec, monkeypatch):
     monkeypatch.setattr(compress_corpus, "BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(compress_corpus, "KEEP_SECONDS", 0.0)

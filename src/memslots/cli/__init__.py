@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -90,7 +91,8 @@ def main(
     # process all takes ten times as long; so they spin for a short while only.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    debug = os.environ.get("MEMSLOTS_DEBUG")
+    debug, with_source = os.environ.get("MEMSLOTS_DEBUG"), warnings.formatwarning
+    warnings.formatwarning = _one_line
     try:
         code = commands(arguments or ["--help"], prog_name=name, standalone_mode=False)
         if code == 130:  # what some versions of typer make of Ctrl-C
@@ -112,7 +114,8 @@ def main(
             raise
         err.print(Text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
         return 2
-    finally:  # --debug is for this call, also where main is called from Python
+    finally:  # both are for this call, also where main is called from Python
+        warnings.formatwarning = with_source
         if debug is None:
             os.environ.pop("MEMSLOTS_DEBUG", None)
     return code if isinstance(code, int) else 0
@@ -125,6 +128,11 @@ def _lose_nothing() -> None:
             stream.reconfigure(errors="backslashreplace")
     # bitsandbytes, which peft imports where it is installed, warns that a kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _one_line(message: Warning | str, *where: object, **line: object) -> str:
+    """A warning as a user reads it: what it says, and not which line of which file says so."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -128,7 +128,7 @@ def ask(
         out.print(Shown(answer, style="bold"), soft_wrap=True)
     took = f"answered in {seconds['answer']:.2f} s"
     out.print(f"{_size(kept, seconds['compress'])}, {took}", style="dim", soft_wrap=True)
-    if sys.stdin.isatty() and out.is_terminal and text != "-":
+    if sys.stdin and sys.stdin.isatty() and out.is_terminal and text != "-":
         out.print("Leave out --question to ask more without compressing again.", style="dim")
 
 
@@ -143,7 +143,7 @@ def check_typing(text: str | None, as_json: bool = False) -> None:
         raise ValueError(f"--json prints the answers of one call; give {example}.")
     if text == "-":
         raise ValueError(f"--text - reads standard input, so nothing can be typed; give {example}.")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin and sys.stdout and sys.stdin.isatty() and sys.stdout.isatty()):
         raise ValueError(f"give {example}, or run this in a terminal to type questions.")
 
 

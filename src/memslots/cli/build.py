@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ from .options import (
     literal_names,
     load_config,
     load_model,
+    not_replaced,
     out,
     print_json,
     quiet,
@@ -54,7 +56,7 @@ def info(
         return
     table = Table(show_header=False, title=name, title_justify="left")
     for key, value in facts.items():
-        table.add_row(key, Text(value))
+        table.add_row(key, Text(value, overflow="fold"))
     out.print(table)
     if results is not None:
         from memslots.evaluation.report import rich_report
@@ -140,8 +142,16 @@ def init(
         f"{output}: new compressor, rates {compressor.config.compression_rates}; it is untrained."
     )
     if chosen:
-        told = ", ".join(f"{name}={value}" for name, value in chosen.items())
-        out.print(f"Chosen: {told}; --set KEY=VALUE changes a value.", style="dim")
+        told = ", ".join(f"{name}={_in_a_line(value)}" for name, value in chosen.items())
+        out.print(
+            Text(f"Chosen: {told}; --set KEY=VALUE changes a value."), style="dim", soft_wrap=True
+        )
+
+
+def _in_a_line(value: object) -> object:
+    """The value; a text of several lines, or of none, as `--set` takes it."""
+    plain = not isinstance(value, str) or (value.isprintable() and value.strip())
+    return value if plain else json.dumps(value)
 
 
 def train(
@@ -404,8 +414,11 @@ def evaluate(
     """Measure a checkpoint against the full text, parts of it, the control and no context."""
     from .measure import check_output, measure, task_sources
 
-    check_output(output)
     sets = task_sources(data or [])
+    check_output(output)
+    read = [source for sources in sets.values() for source in sources]
+    for written in (output, output.with_suffix(".md"), output.with_suffix(".samples.jsonl")):
+        not_replaced(written, read, "--output")
     beside = literal_names(literals)
     measure(
         load_model(model, revision, device, dtype),

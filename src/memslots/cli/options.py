@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -231,6 +231,8 @@ def read_text(path: str) -> str:
         OSError: No such file, or one that cannot be read.
     """
     name = "standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:  # closed, as in a service or by `<&-`
+        raise ValueError("standard input is closed, so - cannot be read; give a text file.")
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except FileNotFoundError:
@@ -475,22 +477,42 @@ def for_texts(literals: str | None, asked: dict[str, Any], memory: Path | None) 
     return literal_names(literals)
 
 
-def new_file(path: Path, force: bool) -> None:
+def new_file(
+    path: Path, force: bool, inputs: Sequence[str | Path] = (), option: str = "--output"
+) -> None:
     """Refuse, before any work, a file that cannot be written or is there already.
+
+    Args:
+        path: of the file.
+        force: whether it may replace another.
+        inputs: files that the command reads, which nothing replaces; `-` is none.
+        option: that names it, for messages.
 
     Raises:
         ValueError: a folder, no folder to write it in, or a file that `--force` does not give up.
     """
     if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file in it.")
+        raise ValueError(f"{option} {path} is a folder; name a file in it.")
     if not path.resolve().parent.is_dir():
-        raise ValueError(f"--output {path}: there is no folder {path.resolve().parent}.")
+        raise ValueError(f"{option} {path}: there is no folder {path.resolve().parent}.")
     if not os.access(path.resolve().parent, os.W_OK):
         raise ValueError(
-            f"--output {path}: you may not write to {path.resolve().parent}; name another folder."
+            f"{option} {path}: you may not write to {path.resolve().parent}; name another folder."
         )
+    not_replaced(path, inputs, option)
     if path.exists() and not force:
         raise ValueError(f"{path} exists; --force replaces it.")
+
+
+def not_replaced(path: Path, inputs: Sequence[str | Path], option: str) -> None:
+    """Refuse to write to a file that the command reads.
+
+    Raises:
+        ValueError: `path` is one of `inputs`.
+    """
+    read = [Path(each) for each in inputs if str(each) != "-" and Path(each).exists()]
+    if path.exists() and any(path.samefile(each) for each in read):
+        raise ValueError(f"{option} {path} is a file that is read here; name another one.")
 
 
 def say_unknown(memory: Memory) -> None:

@@ -56,8 +56,9 @@ def plan(
 ) -> None:
     """Estimate KV cache, GPUs, cost and waiting time for contexts as text and as slots."""
     size = gigabytes(gpu_memory)
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
+    from memslots.modeling import MemslotsConfig
     from memslots.serving.serving_cost import Demand, plan_serving
 
     quiet()
@@ -73,9 +74,11 @@ def plan(
         question_tokens=question_tokens,
         slot_width=slot_width,
     )
-    config = AutoConfig.from_pretrained(decoder)
-    if config.model_type == "memslots":
-        config = config.decoder_config
+    stated, _ = PreTrainedConfig.get_config_dict(decoder)
+    if stated.get("model_type") == MemslotsConfig.model_type:  # by our class: its code is not run
+        config = MemslotsConfig.from_dict(stated).decoder_config
+    else:
+        config = AutoConfig.from_pretrained(decoder)
     plan = plan_serving(config, demand)
     if as_json:
         values = {"demand": dataclasses.asdict(demand), **dataclasses.asdict(plan)}

@@ -67,7 +67,7 @@ def compress(
     dtype: Dtype = None,
 ) -> None:
     """Compress texts and save their memory."""
-    new_file(output, force)
+    new_file(output, force, files)
     if files.count("-") > 1:
         raise ValueError("standard input (-) can be read only once.")
     beside = literal_names(literals)
@@ -202,9 +202,12 @@ def report(
             "text.",
         ),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Show how large each segment is and what its slots give back. It needs no checkpoint."""
+    if html is not None:
+        new_file(html, force, [memory, *(text or [])], "--html")
     texts = None if not text else [read_text(each) for each in text]
     from memslots import verified
     from memslots.modeling import Memory

@@ -54,7 +54,7 @@ class Asking:
     def __post_init__(self):
         if self.question.count("{question}") != 1 or self.question != self.question.rstrip():
             raise ValueError(
-                "the words of a question must contain '{{question}}' exactly once and end without "
+                "the words of a question must contain '{question}' exactly once and end without "
                 f"white space (a small LLM reads a trailing space badly), got {self.question!r}."
             )
         if self.format not in FORMATS:

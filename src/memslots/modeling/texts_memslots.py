@@ -210,8 +210,8 @@ def chat_parts(
     """
     if not tokenizer.chat_template:
         raise ValueError(
-            "messages=[...] needs a decoder tokenizer with a chat template; "
-            f"{tokenizer.name_or_path or 'this one'} has none. Use question=... instead."
+            "messages=[...] needs a decoder tokenizer with a chat template, and this decoder's "
+            "has none. Use question=... instead."
         )
     hidden, texts = _hide_texts(messages)
     pieces = _SENTINEL_PATTERN.split(render_chat(tokenizer, hidden, **template_kwargs))

@@ -158,32 +158,35 @@ class _Keeper:
                 del self.sizes[stored], self.keys[stored]
             self.stored = []
             on_their_way = set(self.keys.values())
+            once: dict[str, Document] = {}  # a second document of an id counts for nothing
+            for item in part:
+                if isinstance(item, Unusable):
+                    self.report.unusable[item.where] = item.reason
+                elif item.id in self.sizes or item.id in once:
+                    self.report.unusable[item.id] = "its id comes twice in the corpus"
+                else:
+                    once[item.id] = item
+                    continue
+                self.advance(item.size)
             hashes = {
-                item.id: hashlib.sha256(item.text.encode()).hexdigest()
-                for item in part
-                if isinstance(item, Document)
+                key: hashlib.sha256(item.text.encode()).hexdigest() for key, item in once.items()
             }
             places = self.store.places(list(hashes))
             texts = self.store.texts(list(hashes.values()))
             keys = {place.text_key for place in texts if wanted_so(place)} | on_their_way
-            for item in part:
-                if isinstance(item, Unusable):
-                    self.report.unusable[item.where] = item.reason
-                elif item.id in self.sizes:
-                    self.report.unusable[item.id] = "its id comes twice in the corpus"
+            for item in once.values():
+                place, key = places.get(item.id), hashes[item.id]
+                if place is not None and place.text_key == key and wanted_so(place):
+                    self.report.there += 1
+                elif place is not None and not self.replace:
+                    self.report.changed.append(item.id)
+                elif place is None and key in keys:
+                    self.report.duplicates += 1
                 else:
-                    place, key = places.get(item.id), hashes[item.id]
-                    if place is not None and place.text_key == key and wanted_so(place):
-                        self.report.there += 1
-                    elif place is not None and not self.replace:
-                        self.report.changed.append(item.id)
-                    elif place is None and key in keys:
-                        self.report.duplicates += 1
-                    else:
-                        self.sizes[item.id], self.keys[item.id] = item.size, key
-                        keys.add(key)
-                        yield _noted(item, made_with)
-                        continue
+                    self.sizes[item.id], self.keys[item.id] = item.size, key
+                    keys.add(key)
+                    yield _noted(item, made_with)
+                    continue
                 self.advance(item.size)
 
     def take(self, result: pa.Table) -> None:

@@ -43,6 +43,7 @@ from .memory_upload import read_memory_file, write_memory_file
 from .sampling import Sampling, default_sampling
 from .shelf import CREATED, Shelf, derived_id, described
 from .stopping import Worker, watch
+from .store_format import check_ids, encode_metadata
 from .uncompressed import LaidOut, joined, no_context, without_slots
 from .vllm_client import Piece
 
@@ -147,6 +148,10 @@ class Gateway:
         if (asked.text is None) == (asked.memory is None):
             raise ApiError(400, "give exactly one of text and memory.", param="text")
         self._check_characters(len(asked.text or ""))
+        with _users_mistake("id"):  # before anything is compressed
+            check_ids(asked.id or [], new=True)
+        with _users_mistake("metadata"):
+            encode_metadata(asked.metadata)
         async with self.admission.turn:
             worker = self._decoding if asked.verification else self._compressing
             memory = await worker.run(self._make_memory, asked)
@@ -319,7 +324,13 @@ class Gateway:
     def _about(self, chat: ChatRequest, context: Memory) -> Asked:
         with _users_mistake("messages"):
             question, messages = question_or_messages(chat.messages)
-            if not context.segments and self._model.processor.tokenizer.chat_template:
+            if not self._model.processor.tokenizer.chat_template:
+                if messages is not None:
+                    raise ValueError(
+                        "the decoder here has no chat template, so it takes one message, of the "
+                        "role user and of text alone; say in it all that it is to know."
+                    )
+            elif not context.segments:
                 question, messages = None, chat.messages  # the decoder's own prompt, not ours
             most = chat.max_completion_tokens or chat.max_tokens or 1
             ids = () if chat.documents else tuple(chat.memory_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -43,9 +44,9 @@ class GatewaySettings:
         for name in ("running", *(field for field in vars(self) if field.startswith("max_"))):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if self.waiting < 0 or self.timeout <= 0 or self.shutdown <= 0:
+        if self.waiting < 0 or not self.timeout > 0 or not 0 < self.shutdown < math.inf:
             raise ValueError(
-                "waiting must be 0 or more, timeout and shutdown above 0, got "
+                "waiting must be 0 or more, timeout and shutdown above 0 and shutdown finite, got "
                 f"{self.waiting}, {self.timeout} and {self.shutdown}."
             )
         if not all(self.api_keys):

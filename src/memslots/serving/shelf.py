@@ -264,8 +264,21 @@ def _unknown(key: str) -> UnknownMemory:
     return UnknownMemory(f"there is no memory {key[:80]!r}; POST /v1/memories makes one.")
 
 
+_ROUNDING = 0.1
+"""Share of a slot's length that rounding may move it by: bfloat16 and int8 stay far below."""
+
+
 def _check_same(key: str, kept: Memory, memory: Memory) -> None:
-    if derived_id(kept) != derived_id(memory):
+    if derived_id(kept) != derived_id(memory) or not _same_slots(kept.slots, memory.slots):
         raise TakenId(
             f"there is another memory with the id {key!r}; delete it first, or choose another id."
         )
+
+
+def _same_slots(kept: torch.Tensor, slots: torch.Tensor) -> bool:
+    """Whether `(slots, width)` differ by rounding alone: a sent file may hold any, and what it says
+    of its text is no proof that they are that text's.
+    """
+    kept, slots = (each.detach().to("cpu", torch.float32) for each in (kept, slots))
+    distance, length = (of.square().sum(dim=1).sqrt() for of in (kept - slots, slots))
+    return bool((distance <= _ROUNDING * length).all())

@@ -66,7 +66,7 @@ def expanded(model: MemslotsModel, memory: Memory, indices: Sequence[int]) -> Me
         warnings.warn(
             f"the exact text of segments {listed(missing)} was not kept, so you get what the "
             "decoder reads back from their slots, mistakes included; compress with "
-            "keep_text=True, or give the text you have: memory.as_text({{i: text}})",
+            "keep_text=True, or give the text you have: memory.as_text({i: text})",
             stacklevel=2,
         )
         texts.update(zip(missing, read_back(model, memory, missing, 32, {}), strict=True))
