@@ -17,6 +17,7 @@ from test_gateway import CHAT, asking, give_up, limited, refused, until
 from tiny_models import TEXTS
 
 from memslots import MemslotsModel, embedded
+from memslots.cli import main
 from memslots.interruption import EVERY
 from memslots.modeling.texts_memslots import DETECTORS
 from memslots.serving.server import gateway_server
@@ -203,7 +204,6 @@ def test_sigterm_ends_the_process_in_time(tmp_path):
     script.write_text(
         """
 import sys, time
-from memslots.cli import main
 from memslots.modeling import MemslotsModel
 def stuck(self, *args, **kwargs):
     time.sleep(100)
@@ -544,3 +544,10 @@ def test_what_does_not_fit_is_not_compressed(zoo, monkeypatch):
         monkeypatch.undo()
         short = asking(documents=["A text."], rate=8, max_tokens=4)
         assert client.post(CHAT, json=short).status_code == 200
+
+
+@pytest.mark.parametrize("keys", [",", " , ,", " "])
+def test_keys_that_are_none_do_not_leave_the_gateway_open(monkeypatch, capsys, keys):
+    monkeypatch.setenv("MEMSLOTS_API_KEY", keys)
+    assert main(["serve"]) == 2
+    assert "MEMSLOTS_API_KEY is set and holds no key" in " ".join(capsys.readouterr().err.split())

@@ -121,7 +121,10 @@ def serve(
             f"serving needs what the extra brings ({error}): {install_extra('serve')}."
         ) from error
 
-    keys = tuple(key.strip() for key in os.environ.get(KEY, "").split(",") if key.strip())
+    told = os.environ.get(KEY, "")
+    keys = tuple(key.strip() for key in told.split(",") if key.strip())
+    if told and not keys:
+        raise ValueError(f"{KEY} is set and holds no key; set keys divided by commas, or unset it.")
     if not keys and host not in ("127.0.0.1", "localhost", "::1"):
         raise ValueError(
             f"--host {host} lets others connect, and there is no key: set {KEY}, or listen on "

@@ -279,6 +279,8 @@ def _same_slots(kept: torch.Tensor, slots: torch.Tensor) -> bool:
     """Whether `(slots, width)` differ by rounding alone: a sent file may hold any, and what it says
     of its text is no proof that they are that text's.
     """
+    if kept.shape != slots.shape:
+        return False
     kept, slots = (each.detach().to("cpu", torch.float32) for each in (kept, slots))
     distance, length = (of.square().sum(dim=1).sqrt() for of in (kept - slots, slots))
     return bool((distance <= _ROUNDING * length).all())
