@@ -204,6 +204,7 @@ def test_sigterm_ends_the_process_in_time(tmp_path):
     script.write_text(
         """
 import sys, time
+from memslots.cli import main
 from memslots.modeling import MemslotsModel
 def stuck(self, *args, **kwargs):
     time.sleep(100)
