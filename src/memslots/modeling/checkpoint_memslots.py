@@ -146,9 +146,8 @@ class SavedModel(PreTrainedModel):
             place = {"revision": config.decoder_revision, **(config.decoder_loading or {})}
             name = config.decoder_name_or_path
             try:
-                decoder = AutoModelForCausalLM.from_pretrained(
-                    name, **{**place, **shared, **decoder_kwargs}
-                )
+                options = {**place, **shared, **decoder_kwargs}
+                decoder = AutoModelForCausalLM.from_pretrained(name, **options)
             except OSError as error:
                 raise OSError(
                     f"the decoder {name!r} of this compressor cannot be loaded ({error}); put it "
@@ -292,7 +291,7 @@ class SavedModel(PreTrainedModel):
             )
         if self.config.encoder_layers is None and is_quantized(self.encoder):
             raise ValueError(
-                "a quantized encoder cannot be saved; make the compressor with one that is not."
+                "a quantized encoder cannot be saved; make the compressor with another."
             )
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:

@@ -583,9 +583,8 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
         positions = torch.arange(1, states.shape[1] + 1, device=states.device)
         weights = weights * positions.to(states.dtype)[None, :, None]
     total = weights.sum(dim=1).clamp(min=1e-9)
-    return (states * weights).sum(dim=1) / (
-        total.sqrt() if mode == "mean_sqrt_len_tokens" else total
-    )
+    divisor = total.sqrt() if mode == "mean_sqrt_len_tokens" else total
+    return (states * weights).sum(dim=1) / divisor
 
 
 # -- converters: `(slots, d_encoder)` to `(slots, d_decoder)` --------------------------------------

@@ -75,10 +75,8 @@ class Row:
     def target_labels(self) -> list[int]:
         """Labels of `target`: its tokens where they are predicted, else `IGNORE`."""
         predicted = self.predicted or [i >= self.input_only for i in range(len(self.target))]
-        return [
-            token if counts else IGNORE
-            for token, counts in zip(self.target, predicted, strict=True)
-        ]
+        pairs = zip(self.target, predicted, strict=True)
+        return [token if counts else IGNORE for token, counts in pairs]
 
 
 class LaidOut(NamedTuple):
@@ -211,9 +209,7 @@ def reading_row(
 
 def literal_ids(literals: Sequence[Sequence], encode: Encode) -> list[list[int]]:
     """The verbatim tokens of each segment (user text: never a control token)."""
-    return [
-        [token for literal in held for token in encode(f" {literal.text}")] for held in literals
-    ]
+    return [[id_ for literal in held for id_ in encode(f" {literal.text}")] for held in literals]
 
 
 def beside_slots(memory: Memory, encode: Encode) -> list[list[int]]:

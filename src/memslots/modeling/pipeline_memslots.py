@@ -141,9 +141,7 @@ def _spread(inputs) -> tuple[list[Item], bool]:
     if isinstance(inputs, dict):
         unknown = sorted(set(inputs) - {"question", "context", "memory"})
         if unknown:
-            raise ValueError(
-                f"an input has the keys {unknown}; allowed are question with context or memory."
-            )
+            raise ValueError(f"an input has keys {unknown}; allowed are question, context, memory.")
         return _pair_up(inputs.get("question"), inputs.get("context"), inputs.get("memory"))
     if not isinstance(inputs, (list, tuple)):
         raise TypeError(

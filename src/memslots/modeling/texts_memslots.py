@@ -168,9 +168,7 @@ def as_list(value, name: str) -> list:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, (list, tuple)):
-        raise TypeError(
-            f"{name} must be a string or a list of strings, got {type(value).__name__}."
-        )
+        raise TypeError(f"{name} must be a string or list of strings, got {type(value).__name__}.")
     if not value:
         raise ValueError(f"{name} is an empty list; give at least one {name}.")
     return list(value)
@@ -241,9 +239,7 @@ def _hide_texts(messages: list[Message]) -> tuple[list[Message], list[str]]:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            raise ValueError(
-                f"a message's content is a string or a list of parts, got {content!r}."
-            )
+            raise ValueError(f"a message's content is a string or list of parts, got {content!r}.")
         rendered = ""
         for part in parts:
             if part.get("type") == "memory" and not placed:
