@@ -348,8 +348,8 @@ class SavedModel(PreTrainedModel):
                 "memory must be a Memory from compress or load_memory, got "
                 f"{type(memory).__name__}."
             )
-        if not memory.documents:
-            raise ValueError("memory has no documents; give at least one.")
+        if not memory.documents or not all(memory.documents):
+            raise ValueError("memory has no documents, or an empty one; give at least one text.")
         if memory.fingerprint != self.fingerprint:
             raise ValueError(
                 f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "

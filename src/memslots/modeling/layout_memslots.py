@@ -182,11 +182,11 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
     Raises:
         ValueError: any other pair of lengths.
     """
-    if n_contexts == n_questions:
+    if 0 < n_contexts == n_questions:
         return [(i, i) for i in range(n_contexts)]
     if n_contexts == 1:
         return [(0, i) for i in range(n_questions)]
-    if n_questions == 1:
+    if n_questions == 1 and n_contexts:
         return [(i, 0) for i in range(n_contexts)]
     raise ValueError(
         f"{n_contexts} contexts and {n_questions} questions do not go together: give equally many "
