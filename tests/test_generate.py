@@ -268,8 +268,8 @@ def test_models_as_refused_arguments_and_neutral_values(model, memory, ask):
     assert ask(guidance_scale=1.0, assistant_model=None, negative_prompt_ids=None) == ask()
 
 
-def test_unknown_arguments_are_refused_by_transformers(ask):
-    with pytest.raises((ValueError, TypeError), match="temperatur"):
+def test_unknown_arguments_are_refused(ask):
+    with pytest.raises(ValueError, match=r"does not take .'temperatur'.; .* temperature"):
         ask(temperatur=3.0)
 
 
@@ -291,6 +291,34 @@ def test_encoder_runs_once_per_context_and_never_per_token(model, encoder_calls)
     assert len(encoder_calls) == 2
     model.generate(context=TEXTS[0], question=QUESTIONS, max_new_tokens=5, num_beams=2)
     assert len(encoder_calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_new_token": 5}, r"does not take \['max_new_token'\]"),
+        ({"seed": 1, "temperature": 1.0}, r"does not take \['seed'\]"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
+        ({"cache_implementation": "fast"}, "cache_implementation"),
+        ({"early_stopping": "now"}, "early_stopping"),
+        ({"max_length": 5}, "max_length=5 counts the"),
+        ({"batch_size": 1, "return_dict_in_generate": True}, "answers need batch_size=3"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_encoded(model, encoder_calls, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        model.generate(context=TEXTS, question=QUESTIONS, **wrong)
+    assert not encoder_calls
+
+
+def test_arguments_without_a_value_ask_for_nothing(model, memory, ask):
+    nothing = dict.fromkeys((*REFUSED, "stop_strings", "max_length"))
+    assert ask(**nothing) == ask(stop_strings=[]) == ask(stop_strings="") == ask()
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number .*, got None"):
+        ask(batch_size=None)
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number .*, got None"):
+        model.reconstruct(memory, batch_size=None)
 
 
 def test_pairing():

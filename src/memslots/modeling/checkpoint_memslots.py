@@ -352,10 +352,8 @@ class SavedModel(PreTrainedModel):
         # A memory made by a copy of this code (remote code beside an installed package) is another
         # class, so it is recognised by what it holds.
         if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
-            raise TypeError(
-                "memory must be a Memory from compress or load_memory, got "
-                f"{type(memory).__name__}."
-            )
+            kind = type(memory).__name__
+            raise TypeError(f"memory must be a Memory from compress or load_memory, got {kind}.")
         if not memory.documents or not all(memory.documents):
             raise ValueError("memory has no documents, or an empty one; give at least one text.")
         if memory.fingerprint != self.fingerprint:

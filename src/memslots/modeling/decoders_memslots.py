@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ REFUSED = {
 }
 """Arguments of `generate` that cannot work when the prompt is made of embeddings."""
 
+_POPPED = ("tokenizer", "trust_remote_code", "debug_io")  # `generate` takes them, unsaid
 _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0, "return_dict_in_generate": 0}
 """Values that ask for nothing; of other arguments, 0 and False do."""
 
@@ -200,12 +202,22 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     check_values(values)
     for name, reason in REFUSED.items():
         value = values.get(name)
-        if value is None:
-            continue
-        if isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0):
-            continue
-        raise ValueError(f"generate does not take {name} here: {reason}.")
+        neutral = isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0)
+        if value is not None and not neutral:
+            raise ValueError(f"generate does not take {name} here: {reason}.")
     return values
+
+
+def check_settings(decoder: PreTrainedModel, settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for what transformers would refuse, before any work is done for it."""
+    config = copy.deepcopy(settings.get("generation_config") or decoder.generation_config)
+    asked = {k: v for k, v in settings.items() if v is not None and k not in _POPPED}
+    unused = config.update(**asked)
+    for method in (decoder.generate, decoder.forward):
+        unused = {k: unused[k] for k in unused if k not in inspect.signature(method).parameters}
+    if unused:
+        close = get_close_matches(next(iter(unused)), vars(config)) or ["max_new_tokens"]
+        raise ValueError(f"generate does not take {[*unused]}; it takes, for example, {close[0]}.")
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -215,7 +227,7 @@ def check_values(values: Mapping[str, Any]) -> None:
         if name == "temperature" and value == 0 and not values.get("do_sample"):
             least = 0  # greedy
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-        if value is not None and not (fits and least <= value <= most):
+        if (value is not None or name == "batch_size") and not (fits and least <= value <= most):
             raise (ValueError if fits else TypeError)(
                 f"{name} must be {_WORDS[kind]} from {least:g} to {most:g}, got {value!r}."
             )
@@ -266,7 +278,8 @@ def generation_defaults(
         most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
         most = most if positions is None else min(most, positions - length)
         settings["max_new_tokens"] = max(1, most)
-    if kwargs.get("stop_strings") or config.stop_strings:
+    settings["stop_strings"] = settings.get("stop_strings") or None  # none, said as [] or ""
+    if settings["stop_strings"] or config.stop_strings:
         kwargs.setdefault("tokenizer", processor.tokenizer)
     return kwargs
 

@@ -65,8 +65,7 @@ class Memory:
 
     def __post_init__(self):
         total = sum(segment.slots for segment in self.segments)
-        right = self.slots.dim() == 2 and self.slots.shape[0] == total
-        if not right or not self.slots.is_floating_point():
+        if self.slots.shape[:-1] != (total,) or not self.slots.is_floating_point():
             raise ValueError(
                 f"the segments of this memory need slots of shape ({total}, d_encoder), "
                 f"floating-point, got {self.slots.dtype} of shape {tuple(self.slots.shape)}."
@@ -203,10 +202,8 @@ class Memory:
         memories = list(memories)
         if not memories:
             raise ValueError("Memory.cat needs at least one memory, got an empty list.")
-        for other in memories:
-            if not hasattr(other, "documents"):
-                kind = type(other).__name__
-                raise TypeError(f"Memory.cat joins memories from compress or load, got {kind}.")
+        if wrong := [type(m).__name__ for m in memories if not hasattr(m, "documents")]:
+            raise TypeError(f"Memory.cat joins memories from compress or load, got {wrong[0]}.")
         first = memories[0]
         mixed = any(memory.checks for memory in memories)  # then each segment has its own rate
         fields = ("fingerprint", "rates", "nested", "pooling", *([] if mixed else ["rate"]))

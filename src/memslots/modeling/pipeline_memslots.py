@@ -111,9 +111,8 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
                 sources = sources[:1]
             source: dict[str, Any] = {"context": sources, "rate": rate}
             if memory_rate is None:
-                memory = model.outline(
-                    sources, model.segment(sources), model.processor.check_rate(rate)
-                )
+                spans = model.segment(sources)
+                memory = model.outline(sources, spans, model.processor.check_rate(rate))
             else:
                 memory = Memory.cat(sources)
                 memory = memory if rate is None else memory.at_rate(rate)

@@ -305,8 +305,7 @@ class MemslotsProcessor(ProcessorMixin):
         length = max(len(span.ids) for span in spans)
         pad = self.encoder_tokenizer.pad_token_id or 0
         ids = torch.tensor([span.ids + [pad] * (length - len(span.ids)) for span in spans])
-        lengths = torch.tensor([len(span.ids) for span in spans]).unsqueeze(1)
-        mask = (torch.arange(length) < lengths).long()
+        mask = torch.tensor([[i < len(span.ids) for i in range(length)] for span in spans]).long()
         return {"segment_input_ids": ids, "segment_attention_mask": mask}
 
     def lay_out(self, rows: Sequence[Row], segment_slots: Sequence[int], padding_side="left"):

@@ -315,9 +315,8 @@ def unit_spans(
 
     def span_of(start: int, end: int) -> Span:
         stripped = text[start:end].strip()
-        return Span(
-            start, end, encoder_text.encode(lead + (stripped.lower() if lower_case else stripped))
-        )
+        ids = encoder_text.encode(lead + (stripped.lower() if lower_case else stripped))
+        return Span(start, end, ids)
 
     def pieces_of(start: int, end: int) -> list[Span]:
         for room in range(window, 0, -1):
