@@ -299,7 +299,9 @@ def test_a_place_that_cannot_be_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     for place in (tmp_path / "file" / "store", tmp_path / "link"):
-        with pytest.raises(ValueError, match=r"cannot make a memory store at .*; name a new folder"):
+        with pytest.raises(
+            ValueError, match=r"cannot make a memory store at .*; name a new folder"
+        ):
             MemoryStore(place)
 
 

@@ -283,8 +283,6 @@ class MemslotsModel(SavedModel):
             (1, 4)
         """
         texts = as_list(text, "context")
-        if batch_tokens is not None and (type(batch_tokens) is not int or batch_tokens < 1):
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens!r}.")
         rate = self.processor.check_rate(rate)
         spans = self.segment(texts)
         memory = self.outline(texts, spans, rate, literals, keep_text)

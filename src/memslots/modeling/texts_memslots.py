@@ -449,7 +449,8 @@ def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
     """
     spans: set[tuple[int, int]] = set()
     for detector in check_detectors(literals):
-        for span in detector(text):
+        detected: Any = detector(text)
+        for span in detected if isinstance(detected, Iterable) else [detected]:
             start, end = check_span(span, text)
             # White space around a literal says nothing, and the layout puts a space before it.
             while start < end and text[start].isspace():
