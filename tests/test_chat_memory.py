@@ -193,13 +193,56 @@ def test_bad_settings(compressor, settings, message):
         ChatMemory(compressor, **settings)
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"keep_last": None}, "keep_last must be an integer of at least 0, got None"),
+        ({"turn_format": "{content} {content}"}, "turn_format must contain '{content}' once"),
+        ({"turn_format": None}, "turn_format must be a string"),
+        ({"turn_format": "{content}\ud800"}, "turn_format has a lone surrogate"),
+    ],
+)
+def test_settings_that_fail_only_later_are_refused(compressor, setting, said):
+    with pytest.raises((ValueError, TypeError), match=said):
+        ChatMemory(compressor, **setting)
+
+
+def test_a_turn_that_cannot_be_compressed_is_not_added(compressor, monkeypatch):
+    chat = ChatMemory(compressor, keep_last=1, block_tokens=0)
+    chat.add("user", "Ann owns 27 maps.")
+    with monkeypatch.context() as patch:
+        patch.setattr(compressor, "compress", lambda *args, **kwargs: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                chat.add("assistant", "She does.")
+    assert len(chat) == 1
+    chat.add("assistant", "She does.")
+    assert len(chat) == 2
+    assert chat.compressed_turns == 1
+
+
+@pytest.mark.parametrize("memory", ["gone.safetensors", "/gone/memory.safetensors"])
+def test_a_memory_of_another_name_that_is_not_there(compressor, tmp_path, memory):
+    chat = ChatMemory(compressor)
+    chat.save(tmp_path)
+    state = json.loads((tmp_path / "chat.json").read_text("utf-8"))
+    (tmp_path / "chat.json").write_text(json.dumps({**state, "memory": memory}))
+    with pytest.raises(FileNotFoundError, match="there is no memory file"):
+        ChatMemory.load(tmp_path, compressor)
+    (tmp_path / "chat.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not a chat that memslots saved"):
+        ChatMemory.load(tmp_path, compressor)
+    chat.save(tmp_path)
+    assert len(ChatMemory.load(tmp_path, compressor)) == 0
+
+
 def test_bad_turns_and_questions(compressor):
     chat = ChatMemory(compressor, keep_last=500)
     with pytest.raises(ValueError, match=r"role must be one of .*got 'robot'"):
         chat.add("robot", "Hi.")
     with pytest.raises(ValueError, match="content is empty"):
         chat.add("user", " ")
-    with pytest.raises(ValueError, match="assisted generation"):
+    with pytest.raises(ValueError, match="does not take assistant_model"):
         chat.ask("Why?", assistant_model=object())
     fill(chat, 90)
     with pytest.raises(ValueError, match=r"need \d+ tokens .* decoder has 512.*keep_last"):

@@ -307,3 +307,14 @@ def test_what_is_neither_set_nor_file_is_refused(tmp_path, source, message):
     (tmp_path / "asked.doc").touch()
     with pytest.raises(ValueError, match=message):
         source_rows(source.format(tmp_path))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": "x", "id": ' + "9" * 5000 + "}"])
+def test_a_line_beyond_the_parser_costs_no_other(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n' + line + '\n{"text": "two"}\n')
+    rows = load_rows("jsonl", "train", data_dir=tmp_path / "rows.jsonl")
+    assert [row["text"] for row in rows] == ["one", "two"]
+    assert rows.report.bad == {"not JSON": 1}
+    (tmp_path / "rows.json").write_text(line)
+    with pytest.raises(ValueError, match="is not JSON"):
+        list(load_rows("jsonl", "train", data_dir=tmp_path / "rows.json"))

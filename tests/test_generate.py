@@ -151,6 +151,16 @@ def test_arguments_that_end_answers(model, memory):
     assert ids_of(model, memory, max_time=60.0) == greedy
 
 
+def test_time_alone_leaves_our_limit_of_new_tokens(model, memory):
+    for settings in (
+        {"max_time": 60.0},
+        {"generation_config": GenerationConfig(max_time=60.0, do_sample=False)},
+    ):
+        ids = ids_of(model, memory, max_new_tokens=None, **settings)
+        assert ids == ids_of(model, memory, max_new_tokens=None)
+        assert len(ids) > 20  # which transformers takes by itself
+
+
 def test_generation_config(model, memory, ask):
     config = GenerationConfig(max_new_tokens=4, do_sample=False)
     given = model.generate(memory=memory, question=QUESTIONS[0], generation_config=config)
@@ -258,8 +268,8 @@ def test_models_as_refused_arguments_and_neutral_values(model, memory, ask):
     assert ask(guidance_scale=1.0, assistant_model=None, negative_prompt_ids=None) == ask()
 
 
-def test_unknown_arguments_are_refused_by_transformers(ask):
-    with pytest.raises((ValueError, TypeError), match="temperatur"):
+def test_unknown_arguments_are_refused(ask):
+    with pytest.raises(ValueError, match=r"does not take .'temperatur'.; .* temperature"):
         ask(temperatur=3.0)
 
 
@@ -281,6 +291,34 @@ def test_encoder_runs_once_per_context_and_never_per_token(model, encoder_calls)
     assert len(encoder_calls) == 2
     model.generate(context=TEXTS[0], question=QUESTIONS, max_new_tokens=5, num_beams=2)
     assert len(encoder_calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_new_token": 5}, r"does not take \['max_new_token'\]"),
+        ({"seed": 1, "temperature": 1.0}, r"does not take \['seed'\]"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
+        ({"cache_implementation": "fast"}, "cache_implementation"),
+        ({"early_stopping": "now"}, "early_stopping"),
+        ({"max_length": 5}, "max_length=5 counts the"),
+        ({"batch_size": 1, "return_dict_in_generate": True}, "answers need batch_size=3"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_encoded(model, encoder_calls, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        model.generate(context=TEXTS, question=QUESTIONS, **wrong)
+    assert not encoder_calls
+
+
+def test_arguments_without_a_value_ask_for_nothing(model, memory, ask):
+    nothing = dict.fromkeys((*REFUSED, "stop_strings", "max_length"))
+    assert ask(**nothing) == ask(stop_strings=[]) == ask(stop_strings="") == ask()
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number .*, got None"):
+        ask(batch_size=None)
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number .*, got None"):
+        model.reconstruct(memory, batch_size=None)
 
 
 def test_pairing():
@@ -337,6 +375,39 @@ def test_reconstruct(model):
     assert isinstance(model.reconstruct(memory.join(), max_new_tokens=6), str)
     with pytest.raises(ValueError, match="return_dict_in_generate is for generate"):
         model.reconstruct(memory, return_dict_in_generate=True)
+
+
+def test_reconstruct_follows_a_generation_config(model, monkeypatch):
+    memory, told = model.compress(TEXTS[:1]), []
+    generate_rows = model.generate_rows
+
+    def noting(rows, memory, kwargs, prefix=None):
+        told.append(generation_defaults(model, rows, memory, kwargs))
+        return generate_rows(rows, memory, kwargs, prefix)
+
+    monkeypatch.setattr(model, "generate_rows", noting)
+    short = model.reconstruct(memory, max_new_tokens=3)
+    assert model.reconstruct(memory, generation_config=GenerationConfig(max_new_tokens=3)) == short
+    config = GenerationConfig(do_sample=True, temperature=2.0)
+    model.reconstruct(memory, generation_config=config)
+    assert vars(told.pop()["generation_config"])["do_sample"] is True
+    config = GenerationConfig(temperature=2.0)  # says nothing of sampling: greedy, as without it
+    assert model.reconstruct(memory, generation_config=config) == model.reconstruct(memory)
+    beside = 4  # BOS, the markers and <AE>
+    length = memory.segments[0].slots + beside + 3
+    assert model.reconstruct(memory, max_length=length) == short
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"generation_config": GenerationConfig(num_return_sequences=2, num_beams=2)},
+    ],
+)
+def test_reconstruct_gives_one_text(model, settings):
+    with pytest.raises(ValueError, match=r"num_return_sequences.* for generate"):
+        model.reconstruct(model.compress(TEXTS[0]), max_new_tokens=2, **settings)
 
 
 def test_the_decoders_own_limit_of_new_tokens(zoo):

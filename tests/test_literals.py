@@ -256,6 +256,12 @@ def test_training_reads_them(zoo, tmp_path):
     trainer.train()
 
 
+@pytest.mark.parametrize("answer", [None, 5, True, "numbers"])
+def test_a_detector_that_gives_no_spans_is_named(model, answer):
+    with pytest.raises(ValueError, match=r"a detector of literals gives \(start, end\) .* got"):
+        model.compress("Ann owns 27 maps.", literals=lambda text: answer)
+
+
 def test_packed_questions_and_calls_agree_on_the_layout(zoo):
     model = zoo.compressor().eval()
     inputs = model.processor([COUNTS], ["How old?"], ["34"], rate=4, literals="numbers")

@@ -3,6 +3,7 @@
 import itertools
 import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -57,6 +58,42 @@ def test_at_rate_refuses_what_it_cannot_do(model, memory):
         memory.at_rate(8).at_rate(2)
 
 
+@pytest.mark.parametrize("rate", [4.0, np.int64(4), "4", True, None, [4]])
+def test_at_rate_takes_an_integer(memory, rate):
+    # NumPy's was taken, and the memory could then not be saved.
+    with pytest.raises(ValueError, match=r"^rate .* is not one .* trained for: \[2, 4, 8\]"):
+        memory.at_rate(rate)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"x", "ab\ud800"])
+def test_a_segment_is_read_as_a_text(memory, text):
+    # None took the segment out of what the decoder reads, without a word.
+    with pytest.raises((TypeError, ValueError), match=r"^the text of segment 0 (must|has)"):
+        memory.as_text({0: text})
+    assert memory.as_text({0: "Short.", 1: ""}).segment_texts[:2] == ("Short.", "")
+
+
+@pytest.mark.parametrize("index", [99, -99, "0", 1.0, None])
+def test_segments_are_named_by_their_number(memory, index):
+    count = len(memory.segments)
+    for call in (memory.expand, lambda i: memory.as_text({i: "Short."})):
+        with pytest.raises((IndexError, TypeError), match=f"memory has {count} segments, .*index"):
+            call(index)
+
+
+def test_slots_are_floating_point(memory):
+    with pytest.raises(ValueError, match=r"slots .*floating-point.* got torch.int8"):
+        memory.to(torch.int8)
+
+
+def test_nothing_joined_is_nothing_to_read(model, memory):
+    nothing = memory[:0].join()
+    for call in (model.generate, model.reconstruct):
+        asked = {"question": "Why?"} if call == model.generate else {}
+        with pytest.raises(ValueError, match="memory has no documents, or an empty one"):
+            call(memory=nothing, **asked)
+
+
 def test_bidirectional_encoder_has_no_nested_rates(zoo):
     model = zoo.shared("bert", "qwen2")
     memory = model.compress(TEXTS)
@@ -93,6 +130,11 @@ def test_cat_undoes_selecting(memory):
         Memory.cat([])
     with pytest.raises(ValueError, match="their rate is 2 and 4"):
         Memory.cat([memory, memory.at_rate(4)])
+    for wrong in ([memory, None], ["people.safetensors"], "people.safetensors", [memory, [memory]]):
+        with pytest.raises(
+            TypeError, match=r"joins memories from compress or .*got (None|str|list)"
+        ):
+            Memory.cat(wrong)
 
 
 def test_join_reads_as_one_context(model, memory):

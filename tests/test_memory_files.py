@@ -53,6 +53,16 @@ def test_saving_replaces_a_file_whole(memory, path):
     assert len(Memory.load(path)) == 1
 
 
+def test_saving_through_a_link_replaces_what_it_points_to(memory, tmp_path):
+    (tmp_path / "disk").mkdir()
+    memory.save(tmp_path / "disk" / "doc")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "doc")
+    memory[0].save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert len(Memory.load(tmp_path / "disk" / "doc")) == 1
+    assert [file.name for file in (tmp_path / "disk").iterdir()] == ["doc"]
+
+
 def test_saving_to_nowhere(memory, tmp_path):
     for place in (tmp_path, tmp_path / "missing" / "doc"):
         with pytest.raises(ValueError, match="give a file name in an existing folder"):

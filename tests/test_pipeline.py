@@ -145,6 +145,11 @@ def test_mistakes_are_named(pipe, arguments, message):
         pipe(**arguments)
 
 
+def test_a_memory_of_nothing_is_not_answered(pipe, model):
+    with pytest.raises(ValueError, match="0 contexts and 1 questions"):
+        pipe(question="Why?", memory=model.compress("Ann is here.")[:0])
+
+
 def test_wrong_types(pipe):
     for inputs in ("text", [["q"]], ["q"]):
         with pytest.raises(TypeError, match="dict"):

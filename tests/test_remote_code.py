@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import QUESTIONS, TEXTS
 
 import memslots.modeling
-from memslots import MemslotsModel, MemslotsProcessor
+from memslots import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling import Memory
 
 pytestmark = pytest.mark.timeout(900)  # other processes import transformers
@@ -266,9 +266,37 @@ def test_attach_decoder_checks_what_it_is_given(zoo, model):
     assert bare.decoder is model.decoder  # shared, not copied
     with pytest.raises(TypeError, match="takes a transformers causal LM, got str"):
         bare.attach_decoder("llama")
+    with pytest.raises(TypeError, match=r"got MemslotsModel; give it compressor.decoder"):
+        bare.attach_decoder(model)  # AutoModelForCausalLM loads one too
     other = AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "encoder"))
     with pytest.raises(ValueError, match=r"hidden_size 32 .* the given one has 24"):
         bare.attach_decoder(other)
+
+
+OVERRIDES = {
+    "literals": "numbers",
+    "answer_end": "\n",
+    "plain_prompt": "Q: {question}",
+    "markers": "memory",
+    "compression_rates": [2, 4],
+}
+
+
+def test_fields_of_the_configuration_given_on_loading_are_followed(zoo):
+    checkpoint = zoo.saved()
+    by_config = MemslotsConfig.from_pretrained(checkpoint, **OVERRIDES)
+    for model in (
+        MemslotsModel.from_pretrained(checkpoint, **OVERRIDES),
+        MemslotsModel.from_pretrained(checkpoint, config=by_config),
+    ):
+        for name, value in OVERRIDES.items():
+            assert getattr(model.processor, name) == getattr(model.config, name) == value
+        assert [literal.text for literal in model.compress("Ann owns 27 maps.").literals[0]] == [
+            "27"
+        ]
+        with pytest.raises(ValueError, match="rate 8 is not one"):
+            model.compress("Ann owns 27 maps.", rate=8)
+    assert MemslotsModel.from_pretrained(checkpoint).processor.literals is None
 
 
 def test_processor_round_trip(zoo, tmp_path):

@@ -161,7 +161,7 @@ def test_json_that_is_nested_deep(model, tmp_path):
 @pytest.mark.parametrize(
     ("slots", "message"),
     [
-        (lambda own: own.long(), "int64 slots"),
+        (lambda own: own.long(), "floating-point, got torch.int64"),
         (lambda own: own.to(torch.float8_e4m3fn), "float8_e4m3fn slots"),
         (lambda own: own.repeat(1, 2), "slots of width"),
         (lambda own: own * float("inf"), "not finite"),

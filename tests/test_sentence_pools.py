@@ -199,7 +199,7 @@ def test_the_encoder_may_be_trained_too(make, tmp_path):
         ({"converter_type": "conv"}, r"converter_type must be one of .*got 'conv'"),
         ({"encoder_lora": {}}, "encoder_lora is not for pooling='sentence'"),
         ({"memory_positions": "spread"}, "needs pooling 'memory_tokens'"),
-        ({"train_encoder": True, "bundle_encoder": False}, "bundle_encoder must be True"),
+        ({"train_encoder": True, "bundle_encoder": False}, "set bundle_encoder=True"),
     ],
 )
 def test_settings_that_do_not_go_together(make, settings, message):

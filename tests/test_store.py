@@ -242,7 +242,7 @@ def test_mistakes_are_refused_and_change_nothing(tmp_path):
         ("what JSON can hold", lambda: store.add("n", one, {"x": float("nan")})),
         ("string keys", lambda: store.add("n", one, {1: 2})),
         ("NaN or infinite", lambda: store.add("n", nan)),
-        ("must be floating", lambda: store.add("n", one.to(torch.int32))),
+        ("floating", lambda: store.add("n", one.to(torch.int32))),
         ("this one is of b{12}", lambda: store.add("n", make_memory(["x"], fingerprint="b" * 64))),
         (r"slots of 9\)", lambda: store.add("n", make_memory(["x"], d_encoder=9))),
         ("'nobody' not in the store", lambda: store.get([IDS[0], "nobody"])),
@@ -259,6 +259,50 @@ def test_mistakes_are_refused_and_change_nothing(tmp_path):
         MemoryStore(tmp_path / "nowhere", create=False)
     assert (store.info(), sorted(os.listdir(store.path / "data"))) == before
     assert same_documents(store.get(IDS), memory)
+
+
+@pytest.mark.parametrize("wrong", [5, None, ("a",), ["a"], b"a", 2**70, "\ud800", {"a": 1}])
+def test_values_of_a_wrong_type_are_no_damage(tmp_path, wrong):
+    # A tuple got the advice to move the catalogue away, others errors of sqlite3 and of Python.
+    store, _ = filled(tmp_path)
+    for ask in (store.get, store.read, store.places, store.texts):
+        with pytest.raises(ValueError, match=r"is a string of valid Unicode, got"):
+            ask([wrong])
+    if wrong is not None:
+        with pytest.raises(ValueError, match=r"text_sha256 is a string of valid Unicode, got"):
+            store.find(text_sha256=wrong)
+    assert wrong not in store
+    assert "" not in store
+    assert len(store) == 3
+
+
+@pytest.mark.parametrize("wrong", [None, "memory.safetensors", [make_memory(["Why?"])], 5])
+def test_only_memories_are_added(tmp_path, wrong):
+    store, _ = filled(tmp_path)
+    with pytest.raises(TypeError, match=r"memory must be a Memory .* got (None|str|list|int)"):
+        store.add("new", wrong)
+    with pytest.raises(ValueError, match=r"is a string of valid Unicode, got"):
+        store.get(5)
+    assert "new" not in store
+
+
+def test_metadata_are_found_as_they_are_kept(tmp_path):
+    # JSON's keys are strings, also those inside.
+    store, memory = filled(tmp_path)
+    metadata = {"pages": {1: (2, 3)}, "large": 2**80, "nul": "a\0b"}
+    store.add("new", memory[0], metadata)
+    assert store.find(metadata) == store.find({"pages": {"1": [2, 3]}}) == ["new"]
+    assert store.find({"pages": {1: (2, 4)}}) == []
+
+
+def test_a_place_that_cannot_be_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place in (tmp_path / "file" / "store", tmp_path / "link"):
+        with pytest.raises(
+            ValueError, match=r"cannot make a memory store at .*; name a new folder"
+        ):
+            MemoryStore(place)
 
 
 def test_a_store_that_was_begun_and_not_made_is_made(tmp_path):

@@ -120,6 +120,8 @@ def test_a_row_that_would_stop_training_is_named_before_it_starts(zoo, tmp_path,
     ("row", "message"),
     [
         ({"text": None}, "row 1 of the training dataset: 'text' is None, not text"),
+        ({"text": "A.", "compress_until": 1.5}, "'compress_until' is 5.0, not a number of char"),
+        ({"text": "A.", "compress_until": -1}, "'compress_until' is -1, not a number of char"),
         ({"text": " \n"}, "row 1 of the training dataset: 'text' is empty or only white space"),
         (
             {"text": "  Ann is here.", "compress_until": 2},

@@ -50,6 +50,13 @@ def kept(embedded) -> Memory:
 # -- budgets --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch_tokens", [0, -1, "x", 1.5])
+def test_batch_tokens_are_checked_as_in_a_plain_compress(zoo, batch_tokens):
+    for asked in ({}, {"exact": "numbers"}, {"fidelity": 0.5}):
+        with pytest.raises(ValueError, match="batch_tokens must be at least 1, got"):
+            verified.compress(zoo.shared(), "Ann owns 27.", batch_tokens=batch_tokens, **asked)
+
+
 def test_budget_goes_where_it_recovers_most():
     poor = [Option(8, 1, 2), Option(4, 2, 3), Option(2, 4, 4)]
     rich = [Option(8, 1, 1), Option(4, 2, 8), Option(2, 4, 9)]
@@ -495,7 +502,7 @@ def test_lone_surrogates_empty_texts_and_other_types(model):
             verified.compress(model, "", **options)
         with pytest.raises(TypeError, match="must be a string"):
             verified.compress(model, ["a", 3], **options)
-    with pytest.raises(ValueError, match="leaves nothing to choose"):
+    with pytest.raises(ValueError, match="leaves no choice"):
         model.reconstruct(model.compress("a b", keep_text=True), exact=True, num_beams=2)
     with pytest.raises(ValueError, match="the text of segment 0 was not kept"):
         model.reconstruct(model.compress(TEXTS[0]), exact=True)

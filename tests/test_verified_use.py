@@ -27,7 +27,8 @@ def test_calls_are_answered_and_wrong_ones_told(model):
     found = run_expand(model, memory, '{"segments": [1, 0, 1]}')["segments"]
     assert [one["segment"] for one in found] == [1, 0]
     assert found[1]["text"] == TEXTS[1][: memory.segments[0].end]
-    for wrong in ("{", "{}", '{"segments": []}', '{"segments": [99]}', '{"segments": ["0"]}', "[]"):
+    deep = "[" * 100_000  # beyond the parser
+    for wrong in ("{", "{}", '{"segments": []}', '{"segments": [99]}', '{"segments": ["0"]}', deep):
         assert "wrong arguments" in run_expand(model, memory, wrong)["error"]
     assert len(segment_list(memory).splitlines()) == len(memory.segments)
 

@@ -76,10 +76,11 @@ class ChatMemory:
             ("block_tokens", block_tokens, 0),
             ("max_positions", max_positions, 3),
         ):
-            if value is not None and (type(value) is not int or value < least):
+            optional = value is None and name != "keep_last"
+            if not optional and (type(value) is not int or value < least):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-        if "{content}" not in turn_format:
-            raise ValueError(f"turn_format must contain '{{content}}', got {turn_format!r}.")
+        if check_text(turn_format, "turn_format").count("{content}") != 1:
+            raise ValueError(f"turn_format must contain '{{content}}' once, got {turn_format!r}.")
         check_detectors(literals)
         self.model = model
         self.keep_last = keep_last
@@ -123,6 +124,16 @@ class ChatMemory:
         if role not in ROLES:
             raise ValueError(f"role must be one of {list(ROLES)}, got {role!r}.")
         self.turns.append(Turn(role, check_text(content, "content")))
+        try:
+            self._fill()
+        except BaseException:  # as it was, so that the turn may be added again
+            if self.turns and self.turns[-1].content is content:
+                self.turns.pop()
+            del self._waiting_tokens[len(self.turns) :]
+            raise
+
+    def _fill(self) -> None:
+        """Compress what has left the window, if it fills a block."""
         old = len(self.turns) - self.keep_last
         while len(self._waiting_tokens) < old:  # each turn's tokens are counted once
             text = self._text(self.turns[len(self._waiting_tokens)])
@@ -313,7 +324,7 @@ class ChatMemory:
         try:
             state = json.loads(path.read_text("utf-8"))
             written = state["format"], state["version"]
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{str(path)!r} is not a chat that memslots saved ({error})."
             ) from error
@@ -339,7 +350,7 @@ class ChatMemory:
             try:
                 chat.memory = model.load_memory(named)
             except FileNotFoundError:
-                if _memory_of(path.parent) == named:
+                if _memory_of(path.parent) in (None, named):  # None: not named as `save` does
                     raise
                 return cls.load(folder, model)  # it was saved again since
         return chat
@@ -358,6 +369,6 @@ def _memory_of(folder: Path) -> Path | None:
     """The memory's file that the chat in `folder` names; None without such a chat."""
     try:
         path = folder / Path(json.loads((folder / CHAT_FILE).read_text("utf-8"))["memory"]).name
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return path if path.match("memory-*.safetensors") else None  # `save` deletes it

@@ -75,7 +75,7 @@ def run_expand(
         for index in indices:
             if type(index) is not int or not 0 <= index < count:
                 raise ValueError(f"segments are numbers from 0 to {count - 1}, got {index!r}.")
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         return {"error": f"wrong arguments for expand ({error!s}); give {{'segments': [0]}}."}
     chosen = dict.fromkeys(indices)
     return {"segments": [{"segment": i, "text": verified.expand(model, memory, i)} for i in chosen]}

@@ -158,7 +158,7 @@ def _parsed_lines(lines: Iterable[str]) -> Iterator[RawRow]:
         if line.strip():
             try:
                 yield _record(json.loads(line))
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # nested too deep, or a number too long for Python
                 yield BadRow("not JSON")
 
 
@@ -170,8 +170,8 @@ def _json(adapter: Adapter, file: Path) -> Callable[[], Iterator[RawRow]]:
                 continue
             try:
                 document = json.loads(text)
-            except json.JSONDecodeError as error:
-                if error.msg == "Extra data":  # JSON lines by the name of .json
+            except (ValueError, RecursionError) as error:
+                if getattr(error, "msg", "") == "Extra data":  # JSON lines by the name of .json
                     yield from _parsed_lines(text.split("\n"))
                     continue
                 raise ValueError(f"{file} is not JSON ({error}); download it again.") from error

@@ -37,6 +37,10 @@ if TYPE_CHECKING:  # named so that transformers copies the file with the others;
 
 HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
 _DECODER_FOLDER = "decoder"
+_SAID_BY_CONFIG = (
+    "segment_length compression_rates prompt_format plain_prompt answer_end markers literals"
+)
+"""Fields of the configuration that the processor has too."""
 
 
 class NotLoaded(ValueError, AttributeError):
@@ -127,6 +131,8 @@ class SavedModel(PreTrainedModel):
         if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
         model.processor = MemslotsProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
+        for name in _SAID_BY_CONFIG.split():  # which arguments of loading may have changed
+            setattr(model.processor, name, getattr(config, name))
         if not config.bundle_encoder and dtype == "auto":
             model._load_named_encoder(hub)
         elif not config.bundle_encoder:  # known by its weights as they were, and cast afterwards
@@ -146,9 +152,8 @@ class SavedModel(PreTrainedModel):
             place = {"revision": config.decoder_revision, **(config.decoder_loading or {})}
             name = config.decoder_name_or_path
             try:
-                decoder = AutoModelForCausalLM.from_pretrained(
-                    name, **{**place, **shared, **decoder_kwargs}
-                )
+                options = {**place, **shared, **decoder_kwargs}
+                decoder = AutoModelForCausalLM.from_pretrained(name, **options)
             except OSError as error:
                 raise OSError(
                     f"the decoder {name!r} of this compressor cannot be loaded ({error}); put it "
@@ -174,9 +179,11 @@ class SavedModel(PreTrainedModel):
             >>> bare.attach_decoder(model.decoder).has_decoder
             True
         """
-        if not isinstance(decoder, PreTrainedModel):
+        compressor = hasattr(decoder, "has_decoder")
+        if not isinstance(decoder, PreTrainedModel) or compressor:
             kind, adapter = type(decoder).__name__, hasattr(decoder, "merge_and_unload")
             hint = "; give it llm.merge_and_unload()." if adapter else "."
+            hint = "; give it compressor.decoder." if compressor else hint
             raise TypeError(f"attach_decoder takes a transformers causal LM, got {kind}{hint}")
         for field in ("hidden_size", "vocab_size"):
             expected = getattr(self.config.get_text_config(decoder=True), field)
@@ -292,7 +299,7 @@ class SavedModel(PreTrainedModel):
             )
         if self.config.encoder_layers is None and is_quantized(self.encoder):
             raise ValueError(
-                "a quantized encoder cannot be saved; make the compressor with one that is not."
+                "a quantized encoder cannot be saved; make the compressor with another."
             )
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
@@ -345,12 +352,10 @@ class SavedModel(PreTrainedModel):
         # A memory made by a copy of this code (remote code beside an installed package) is another
         # class, so it is recognised by what it holds.
         if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
-            raise TypeError(
-                "memory must be a Memory from compress or load_memory, got "
-                f"{type(memory).__name__}."
-            )
-        if not memory.documents:
-            raise ValueError("memory has no documents; give at least one.")
+            kind = type(memory).__name__
+            raise TypeError(f"memory must be a Memory from compress or load_memory, got {kind}.")
+        if not memory.documents or not all(memory.documents):
+            raise ValueError("memory has no documents, or an empty one; give at least one text.")
         if memory.fingerprint != self.fingerprint:
             raise ValueError(
                 f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "

@@ -255,9 +255,7 @@ class MemslotsConfig(PreTrainedConfig):
                 f"is {length}; use at most {window or 'the window'}, and at least 16."
             )
         if self.train_encoder and not self.bundle_encoder:
-            raise ValueError(
-                "train_encoder=True changes the encoder, so bundle_encoder must be True."
-            )
+            raise ValueError("train_encoder=True changes the encoder; set bundle_encoder=True.")
 
     def to_dict(self) -> dict[str, Any]:
         """As `PreTrainedConfig.to_dict`; `pipeline()` puts classes into `custom_pipelines`, which

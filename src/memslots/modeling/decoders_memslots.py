@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -31,25 +32,21 @@ from .memory_memslots import Memory
 
 DEFAULT_NEW_TOKENS = 256
 
-_ASSISTED = "assisted generation needs token ids, not embeddings"
+_NEED_IDS = (
+    "assistant_model assistant_tokenizer assistant_early_exit use_mtp prompt_lookup_num_tokens "
+    "guidance_scale negative_prompt_ids negative_prompt_attention_mask prefill_chunk_size "
+    "encoder_repetition_penalty encoder_no_repeat_ngram_size token_healing"
+)
 REFUSED = {
-    **dict.fromkeys(
-        "input_ids inputs inputs_embeds".split(), "give context=, memory= and question="
-    ),
+    **dict.fromkeys(("input_ids", "inputs", "inputs_embeds"), "give context=, memory=, question="),
     **dict.fromkeys(("attention_mask", "position_ids"), "memslots makes them"),
     "past_key_values": "a memory takes its place",
-    **dict.fromkeys("assistant_model assistant_tokenizer assistant_early_exit".split(), _ASSISTED),
-    "use_mtp": _ASSISTED,
-    "prompt_lookup_num_tokens": "prompt lookup needs token ids, not embeddings",
-    "guidance_scale": "classifier-free guidance needs token ids, not embeddings",
-    "negative_prompt_ids": "classifier-free guidance needs token ids, not embeddings",
-    "negative_prompt_attention_mask": "classifier-free guidance needs token ids, not embeddings",
-    "encoder_repetition_penalty": "it penalises prompt token ids, and slots have none",
-    "encoder_no_repeat_ngram_size": "it compares prompt token ids, and slots have none",
+    **dict.fromkeys(_NEED_IDS.split(), "it works on the prompt's token ids, and slots have none"),
     "custom_generate": "it replaces the decoder's generate; call it on model.decoder",
 }
 """Arguments of `generate` that cannot work when the prompt is made of embeddings."""
 
+_POPPED = ("tokenizer", "trust_remote_code", "debug_io")  # `generate` takes them, unsaid
 _NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0, "return_dict_in_generate": 0}
 """Values that ask for nothing; of other arguments, 0 and False do."""
 
@@ -140,10 +137,8 @@ def decoder_logits(
 ) -> torch.Tensor:
     """Logits `(rows, length - start, vocabulary)` from position `start` on, with `decoder_lora`."""
     with reading(model.decoder, model.decoder_lora):
-        output = run_decoder(
-            model.decoder, embeds, attention_mask, start, per_layer, use_cache=False
-        )
-    return output.logits[:, -(embeds.shape[1] - start) :]
+        out = run_decoder(model.decoder, embeds, attention_mask, start, per_layer, use_cache=False)
+    return out.logits[:, -(embeds.shape[1] - start) :]
 
 
 class TaskTargets(NamedTuple):
@@ -195,8 +190,8 @@ def task_targets(
         yield TaskTargets(task, logits[:, :-1][is_target], task_labels[is_target])
 
 
-def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
-    """Raise `ValueError` or `TypeError` for an argument of `generate` that cannot work, by name."""
+def check_generate_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate`, those of a `generation_config` too; refuses what cannot work."""
     config = kwargs.get("generation_config")
     if not isinstance(config, GenerationConfig | None):
         raise TypeError(
@@ -207,11 +202,22 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> None:
     check_values(values)
     for name, reason in REFUSED.items():
         value = values.get(name)
-        if value is None:
-            continue
-        if isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0):
-            continue
-        raise ValueError(f"generate does not take {name} here: {reason}.")
+        neutral = isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0)
+        if value is not None and not neutral:
+            raise ValueError(f"generate does not take {name} here: {reason}.")
+    return values
+
+
+def check_settings(decoder: PreTrainedModel, settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for what transformers would refuse, before any work is done for it."""
+    config = copy.deepcopy(settings.get("generation_config") or decoder.generation_config)
+    asked = {k: v for k, v in settings.items() if v is not None and k not in _POPPED}
+    unused = config.update(**asked)
+    for method in (decoder.generate, decoder.forward):
+        unused = {k: unused[k] for k in unused if k not in inspect.signature(method).parameters}
+    if unused:
+        close = get_close_matches(next(iter(unused)), vars(config)) or ["max_new_tokens"]
+        raise ValueError(f"generate does not take {[*unused]}; it takes, for example, {close[0]}.")
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -221,7 +227,7 @@ def check_values(values: Mapping[str, Any]) -> None:
         if name == "temperature" and value == 0 and not values.get("do_sample"):
             least = 0  # greedy
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-        if value is not None and not (fits and least <= value <= most):
+        if (value is not None or name == "batch_size") and not (fits and least <= value <= most):
             raise (ValueError if fits else TypeError)(
                 f"{name} must be {_WORDS[kind]} from {least:g} to {most:g}, got {value!r}."
             )
@@ -268,11 +274,12 @@ def generation_defaults(
             )
         settings["max_new_tokens"] = max(1, min(whole, positions or whole) - length)
         settings["max_length"] = None
-    elif most is None and settings.get("max_time") is None:
+    elif most is None:
         most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
         most = most if positions is None else min(most, positions - length)
         settings["max_new_tokens"] = max(1, most)
-    if kwargs.get("stop_strings") or config.stop_strings:
+    settings["stop_strings"] = settings.get("stop_strings") or None  # none, said as [] or ""
+    if settings["stop_strings"] or config.stop_strings:
         kwargs.setdefault("tokenizer", processor.tokenizer)
     return kwargs
 
@@ -302,13 +309,12 @@ def reconstruct(
         'Ann is here.'
     """
     self.check_memory(memory)
-    check_generate_kwargs({"batch_size": batch_size, **generate_kwargs})
+    told = check_generate_kwargs({"batch_size": batch_size, **generate_kwargs})
     if exact and generate_kwargs:
-        raise ValueError(
-            f"exact=True leaves nothing to choose; leave out {sorted(generate_kwargs)}."
-        )
-    if generate_kwargs.get("return_dict_in_generate"):
-        raise ValueError("reconstruct returns text; return_dict_in_generate is for generate.")
+        raise ValueError(f"exact=True leaves no choice; leave out {sorted(generate_kwargs)}.")
+    for name, usual in (("return_dict_in_generate", 0), ("num_return_sequences", 1)):
+        if (told.get(name) or usual) > usual:
+            raise ValueError(f"reconstruct returns one text a segment; {name} is for generate.")
     chosen = range(len(memory.segments))
     if exact:
         kept = memory.kept_texts(chosen)
@@ -328,13 +334,16 @@ def read_back(
     texts = dict(enumerate(memory.segment_texts))
     beside = beside_slots(memory, processor.decoder_text.encode)
     # Segments of like length end together, and none is cut short or runs far beyond its end.
+    told = check_generate_kwargs(generate_kwargs)
+    greedy = {} if "do_sample" in told else {"do_sample": False}
+    bounded = not told.keys().isdisjoint(("max_new_tokens", "max_length"))
     order = sorted((i for i in chosen if texts[i] is None), key=lambda i: memory.segments[i].tokens)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         rows = [reading_row(i, processor.bos_ids, [], beside[i]) for i in batch]
         longest = max(memory.segments[i].tokens for i in batch)
-        kwargs = {"max_new_tokens": 2 * longest + 16, "do_sample": False, **generate_kwargs}
-        output = model.generate_rows(rows, memory, kwargs)
+        bound = {} if bounded else {"max_new_tokens": 2 * longest + 16}
+        output = model.generate_rows(rows, memory, {**greedy, **bound, **generate_kwargs})
         for i, ids in zip(batch, output, strict=True):
             texts[i] = processor.decode(ids)
     return [texts[i] or "" for i in chosen]
@@ -475,7 +484,7 @@ def prefilled_with(decoder: PreTrainedModel, per_layer: torch.Tensor | None) -> 
         if rest or embeds.shape[1] != per_layer.shape[1]:
             raise ValueError(
                 f"{type(decoder).__name__} has per-layer embeddings, which are prefilled in one "
-                "pass and with a cache; leave out use_cache=False and prefill_chunk_size."
+                "pass and with a cache; leave out use_cache=False."
             )
         return args, {**kwargs, "per_layer_inputs": per_layer.repeat_interleave(times, dim=0)}
 

@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -305,13 +306,13 @@ def encode_spans(
 
     Arguments are those of `MemslotsModel.compress`. Equal segments are encoded once.
     """
+    if batch_tokens is not None and (type(batch_tokens) is not int or batch_tokens < 1):
+        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens!r}.")
     index: dict[tuple[int, ...], int] = {}  # of each distinct segment
     places_of = [index.setdefault(tuple(span.ids), len(index)) for span in spans]
     spans = list({tuple(span.ids): span for span in spans}.values())
     counts = [-(-len(span.ids) // rate) for span in spans]
-    offsets = [0]
-    for count in counts:
-        offsets.append(offsets[-1] + count)
+    offsets = [0, *accumulate(counts)]
     device = model.encoder.device
     slots = torch.empty(offsets[-1], model.slot_size, device=device, dtype=model.dtype)
     pooled = model.config.pooling != "memory_tokens"
@@ -583,9 +584,8 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
         positions = torch.arange(1, states.shape[1] + 1, device=states.device)
         weights = weights * positions.to(states.dtype)[None, :, None]
     total = weights.sum(dim=1).clamp(min=1e-9)
-    return (states * weights).sum(dim=1) / (
-        total.sqrt() if mode == "mean_sqrt_len_tokens" else total
-    )
+    divisor = total.sqrt() if mode == "mean_sqrt_len_tokens" else total
+    return (states * weights).sum(dim=1) / divisor
 
 
 # -- converters: `(slots, d_encoder)` to `(slots, d_decoder)` --------------------------------------

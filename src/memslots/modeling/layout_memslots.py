@@ -75,10 +75,8 @@ class Row:
     def target_labels(self) -> list[int]:
         """Labels of `target`: its tokens where they are predicted, else `IGNORE`."""
         predicted = self.predicted or [i >= self.input_only for i in range(len(self.target))]
-        return [
-            token if counts else IGNORE
-            for token, counts in zip(self.target, predicted, strict=True)
-        ]
+        pairs = zip(self.target, predicted, strict=True)
+        return [token if counts else IGNORE for token, counts in pairs]
 
 
 class LaidOut(NamedTuple):
@@ -184,11 +182,11 @@ def pair(n_contexts: int, n_questions: int) -> list[tuple[int, int]]:
     Raises:
         ValueError: any other pair of lengths.
     """
-    if n_contexts == n_questions:
+    if 0 < n_contexts == n_questions:
         return [(i, i) for i in range(n_contexts)]
     if n_contexts == 1:
         return [(0, i) for i in range(n_questions)]
-    if n_questions == 1:
+    if n_questions == 1 and n_contexts:
         return [(i, 0) for i in range(n_contexts)]
     raise ValueError(
         f"{n_contexts} contexts and {n_questions} questions do not go together: give equally many "
@@ -211,9 +209,7 @@ def reading_row(
 
 def literal_ids(literals: Sequence[Sequence], encode: Encode) -> list[list[int]]:
     """The verbatim tokens of each segment (user text: never a control token)."""
-    return [
-        [token for literal in held for token in encode(f" {literal.text}")] for held in literals
-    ]
+    return [[id_ for literal in held for id_ in encode(f" {literal.text}")] for held in literals]
 
 
 def beside_slots(memory: Memory, encode: Encode) -> list[list[int]]:

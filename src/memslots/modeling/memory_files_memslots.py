@@ -158,11 +158,9 @@ def write_file(
     Raises:
         ValueError: `path` is a folder, or its folder does not exist.
     """
-    path = Path(os.fsdecode(path))
+    path = Path(os.path.realpath(os.fsdecode(path)))  # a link stays one
     if (path.exists() and not path.is_file()) or not path.parent.is_dir():  # a device, a pipe
-        raise ValueError(
-            f"cannot save a memory to {str(path)!r}: give a file name in an existing folder."
-        )
+        raise ValueError(f"cannot save to {str(path)!r}: give a file name in an existing folder.")
     text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
     metadata = {"memslots": text, "sha256": _checksum(text, tensors)}
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

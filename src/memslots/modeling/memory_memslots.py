@@ -21,7 +21,7 @@ from .memory_files_memslots import (
     read_file,
     write_memory_file,
 )
-from .texts_memslots import Literal
+from .texts_memslots import Literal, check_text
 
 
 def slots_for(tokens: int, rate: int) -> int:
@@ -65,10 +65,10 @@ class Memory:
 
     def __post_init__(self):
         total = sum(segment.slots for segment in self.segments)
-        if self.slots.dim() != 2 or self.slots.shape[0] != total:
+        if self.slots.shape[:-1] != (total,) or not self.slots.is_floating_point():
             raise ValueError(
                 f"the segments of this memory need slots of shape ({total}, d_encoder), "
-                f"got {tuple(self.slots.shape)}."
+                f"floating-point, got {self.slots.dtype} of shape {tuple(self.slots.shape)}."
             )
         if self.texts and len(self.texts) != len(self.text_sha256):
             raise ValueError(f"{len(self.texts)} texts for {len(self.text_sha256)} hashes.")
@@ -202,6 +202,8 @@ class Memory:
         memories = list(memories)
         if not memories:
             raise ValueError("Memory.cat needs at least one memory, got an empty list.")
+        if wrong := [type(m).__name__ for m in memories if not hasattr(m, "documents")]:
+            raise TypeError(f"Memory.cat joins memories from compress or load, got {wrong[0]}.")
         first = memories[0]
         mixed = any(memory.checks for memory in memories)  # then each segment has its own rate
         fields = ("fingerprint", "rates", "nested", "pooling", *([] if mixed else ["rate"]))
@@ -252,10 +254,8 @@ class Memory:
             >>> model.compress("Ann owns 27 maps of Lagos.", rate=2).at_rate(8).rate
             8
         """
-        if rate not in self.rates:
-            raise ValueError(
-                f"rate {rate!r} is not one that the compressor was trained for: {list(self.rates)}."
-            )
+        if type(rate) is not int or rate not in self.rates:
+            raise ValueError(f"rate {rate!r} is not one of those trained for: {list(self.rates)}.")
         if rate < self.rate:
             raise ValueError(
                 f"this memory has rate {self.rate}; the finer rate {rate} needs slots that it does "
@@ -268,10 +268,8 @@ class Memory:
                 f"the slots of rate {rate} cannot be made of those of rate {self.rate}, which this "
                 f"encoder pools by {self.pooling!r}; compress the text again with rate={rate}."
             )
-        checked = sum(
-            0 < s.rate < rate and s.check is not None and s.check.lost is not None
-            for s in self.segments
-        )
+        checks = [s.check for s in self.segments if 0 < s.rate < rate]
+        checked = sum(check is not None and check.lost is not None for check in checks)
         if checked:
             warnings.warn(
                 f"at rate {rate} {checked} of {len(self.segments)} segments have other slots than "
@@ -322,6 +320,8 @@ class Memory:
         """
         changed = self._slots_of_segments()
         for i, text in texts.items():
+            self._check_index(i)  # a text may be nothing
+            check_text(f"{text}." if isinstance(text, str) else text, f"the text of segment {i}")
             segment, slots = changed[i]
             check = segment.check or SegmentCheck()
             check = replace(check, positions=check.tokens, text=text)
@@ -330,6 +330,10 @@ class Memory:
             segment = replace(segment, slots=0, rate=0, literals=literals, check=check)
             changed[i] = segment, slots[:0]
         return self._with_segments(changed)
+
+    def _check_index(self, i: int) -> None:
+        if not isinstance(i, int) or not -len(self.segments) <= i < len(self.segments):
+            raise IndexError(f"memory has {len(self.segments)} segments, there is no index {i!r}.")
 
     def _slots_of_segments(self) -> list[tuple[Segment, torch.Tensor]]:
         slots = self.slots.split([segment.slots for segment in self.segments])
@@ -376,8 +380,7 @@ class Memory:
             >>> model.compress("Ann is here.", keep_text=True).expand(0)
             'Ann is here.'
         """
-        if not -len(self.segments) <= i < len(self.segments):
-            raise IndexError(f"memory has {len(self.segments)} segments, there is no index {i}.")
+        self._check_index(i)
         (text,) = self.kept_texts([i])
         if text is None:
             raise ValueError(

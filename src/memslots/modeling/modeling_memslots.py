@@ -24,6 +24,7 @@ from .decoders_memslots import (
     LoraUp,
     TaskTargets,
     check_generate_kwargs,
+    check_settings,
     decoder_logits,
     generation_defaults,
     per_layer_inputs,
@@ -282,8 +283,6 @@ class MemslotsModel(SavedModel):
             (1, 4)
         """
         texts = as_list(text, "context")
-        if batch_tokens is not None and (type(batch_tokens) is not int or batch_tokens < 1):
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens!r}.")
         rate = self.processor.check_rate(rate)
         spans = self.segment(texts)
         memory = self.outline(texts, spans, rate, literals, keep_text)
@@ -570,12 +569,19 @@ class MemslotsModel(SavedModel):
         if not spans:
             memory = memory if rate is None else memory.at_rate(processor.check_rate(rate))
         rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
+        whole = generate_kwargs.get("return_dict_in_generate")
+        if whole and len(rows) > batch_size:
+            raise ValueError(
+                f"return_dict_in_generate=True returns one batch; {len(rows)} answers need "
+                f"batch_size={len(rows)}, got {batch_size}."
+            )
         check_room(self, memory, rows, [i for i, _ in pairs], generate_kwargs)
+        check_settings(self.decoder, generation_defaults(self, rows, memory, generate_kwargs))
         if spans:  # that all fits is known before anything is encoded
             flat = [span for document in spans for span in document]
             memory = replace(memory, slots=encode_spans(self, flat, memory.rate))
         answers = self.answer_rows(rows, memory, batch_size, generate_kwargs, prefix)
-        if generate_kwargs.get("return_dict_in_generate"):
+        if whole:
             return answers
         return answers[0] if single and len(answers) == 1 else answers
 
@@ -603,11 +609,6 @@ class MemslotsModel(SavedModel):
             1
         """
         whole = generate_kwargs.get("return_dict_in_generate")
-        if whole and len(rows) > batch_size:
-            raise ValueError(
-                f"return_dict_in_generate=True returns one batch; {len(rows)} answers need "
-                f"batch_size={len(rows)}, got {batch_size}."
-            )
         kwargs = generation_defaults(self, rows, memory, generate_kwargs)
         answers: list[str] = []
         for start in range(0, len(rows), batch_size):
@@ -644,7 +645,7 @@ class MemslotsModel(SavedModel):
                     per_layer = per_layer[:, cache.get_seq_length() :]
         lora = None if memory is None else self.decoder_lora
         with reading(self.decoder, lora), prefilled_with(self.decoder, per_layer):
-            return self.decoder.generate(**inputs, **kwargs)
+            return self.decoder.generate(**{**kwargs, **inputs})
 
     # -- reading back ------------------------------------------------------------------------------
 

@@ -111,9 +111,8 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
                 sources = sources[:1]
             source: dict[str, Any] = {"context": sources, "rate": rate}
             if memory_rate is None:
-                memory = model.outline(
-                    sources, model.segment(sources), model.processor.check_rate(rate)
-                )
+                spans = model.segment(sources)
+                memory = model.outline(sources, spans, model.processor.check_rate(rate))
             else:
                 memory = Memory.cat(sources)
                 memory = memory if rate is None else memory.at_rate(rate)
@@ -141,9 +140,7 @@ def _spread(inputs) -> tuple[list[Item], bool]:
     if isinstance(inputs, dict):
         unknown = sorted(set(inputs) - {"question", "context", "memory"})
         if unknown:
-            raise ValueError(
-                f"an input has the keys {unknown}; allowed are question with context or memory."
-            )
+            raise ValueError(f"an input has keys {unknown}; allowed are question, context, memory.")
         return _pair_up(inputs.get("question"), inputs.get("context"), inputs.get("memory"))
     if not isinstance(inputs, (list, tuple)):
         raise TypeError(

@@ -304,12 +304,9 @@ class MemslotsProcessor(ProcessorMixin):
         """
         length = max(len(span.ids) for span in spans)
         pad = self.encoder_tokenizer.pad_token_id or 0
-        ids = [span.ids + [pad] * (length - len(span.ids)) for span in spans]
-        mask = [[1] * len(span.ids) + [0] * (length - len(span.ids)) for span in spans]
-        return {
-            "segment_input_ids": torch.tensor(ids),
-            "segment_attention_mask": torch.tensor(mask),
-        }
+        ids = torch.tensor([span.ids + [pad] * (length - len(span.ids)) for span in spans])
+        mask = torch.tensor([[i < len(span.ids) for i in range(length)] for span in spans]).long()
+        return {"segment_input_ids": ids, "segment_attention_mask": mask}
 
     def lay_out(self, rows: Sequence[Row], segment_slots: Sequence[int], padding_side="left"):
         """The tensors of decoder rows, see `layout_memslots.lay_out`.

@@ -168,9 +168,7 @@ def as_list(value, name: str) -> list:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, (list, tuple)):
-        raise TypeError(
-            f"{name} must be a string or a list of strings, got {type(value).__name__}."
-        )
+        raise TypeError(f"{name} must be a string or list of strings, got {type(value).__name__}.")
     if not value:
         raise ValueError(f"{name} is an empty list; give at least one {name}.")
     return list(value)
@@ -241,9 +239,7 @@ def _hide_texts(messages: list[Message]) -> tuple[list[Message], list[str]]:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            raise ValueError(
-                f"a message's content is a string or a list of parts, got {content!r}."
-            )
+            raise ValueError(f"a message's content is a string or list of parts, got {content!r}.")
         rendered = ""
         for part in parts:
             if part.get("type") == "memory" and not placed:
@@ -319,9 +315,8 @@ def unit_spans(
 
     def span_of(start: int, end: int) -> Span:
         stripped = text[start:end].strip()
-        return Span(
-            start, end, encoder_text.encode(lead + (stripped.lower() if lower_case else stripped))
-        )
+        ids = encoder_text.encode(lead + (stripped.lower() if lower_case else stripped))
+        return Span(start, end, ids)
 
     def pieces_of(start: int, end: int) -> list[Span]:
         for room in range(window, 0, -1):
@@ -454,7 +449,8 @@ def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
     """
     spans: set[tuple[int, int]] = set()
     for detector in check_detectors(literals):
-        for span in detector(text):
+        detected: Any = detector(text)
+        for span in detected if isinstance(detected, Iterable) else [detected]:
             start, end = check_span(span, text)
             # White space around a literal says nothing, and the layout puts a space before it.
             while start < end and text[start].isspace():

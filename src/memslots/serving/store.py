@@ -13,9 +13,10 @@ not name was left by a writer that died, and may be removed by whoever holds the
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,9 +32,11 @@ from .quantise import SLOT_DTYPES, check_slot_dtype
 from .store_format import (
     CorruptRow,
     check_ids,
+    check_strings,
     decode_row,
     encode_memory,
     encode_metadata,
+    is_unicode,
     pa,
     shorten,
 )
@@ -110,7 +113,13 @@ class MemoryStore:
                     "MemoryStore(path) makes one."
                 )
             self._check_empty()
-            self._data.mkdir(parents=True, exist_ok=True)
+            try:
+                self._data.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ValueError(
+                    f"cannot make a memory store at {str(self.path)!r}: a file or a broken link is "
+                    "in the way; name a new folder."
+                ) from error
             self._catalogue.create(slot_dtype or SLOT_DTYPES[0])
         with self._catalogue.read() as db:
             self.slot_dtype = self._catalogue.header(db)["slot_dtype"]
@@ -154,7 +163,7 @@ class MemoryStore:
             return db.execute("SELECT count(*) FROM documents").fetchone()[0]
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and bool(self.places([key]))
+        return isinstance(key, str) and is_unicode(key) and bool(self.places([key]))
 
     def ids(self) -> Iterator[str]:
         """All ids in order; those that are added or deleted meanwhile may be missed or named."""
@@ -172,16 +181,19 @@ class MemoryStore:
             metadata: Keys and the values that they must have, compared as JSON.
             text_sha256: SHA-256 of the source text (UTF-8).
         """
-        encode_metadata(metadata)
-        return self._catalogue.find(metadata or {}, text_sha256)
+        if text_sha256 is not None:
+            check_strings([text_sha256], "text_sha256")
+        return self._catalogue.find(json.loads(encode_metadata(metadata)), text_sha256)
 
     def places(self, ids: Sequence[str]) -> dict[str, Place]:
         """The catalogue's entries of those of `ids` that are in the store."""
+        ids = check_strings(ids, "an id")
         with self._catalogue.read() as db:
             return self._catalogue.places(db, ids)
 
     def texts(self, text_keys: Sequence[str]) -> list[Place]:
         """The catalogue's entries of those texts (SHA-256) that are in the store."""
+        text_keys = check_strings(text_keys, "a text's SHA-256")
         with self._catalogue.read() as db:
             return self._catalogue.texts(db, text_keys)
 
@@ -239,7 +251,7 @@ class MemoryStore:
             ValueError: No ids, unknown ids, several rates, a rate that cannot be made of the
                 stored slots, or a document that is damaged.
         """
-        ids = [ids] if isinstance(ids, str) else list(ids)
+        ids = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
         if not ids:
             raise ValueError("get needs at least one id, got none.")
         memories = self.read(ids)
@@ -251,7 +263,7 @@ class MemoryStore:
         Raises:
             ValueError: Unknown ids, or a document that is damaged.
         """
-        ids = list(dict.fromkeys(ids))
+        ids = list(dict.fromkeys(check_strings(ids, "an id")))
         for attempt in range(_COMPACTED_MEANWHILE + 1):
             places = self.places(ids)
             if unknown := [key for key in ids if key not in places]:

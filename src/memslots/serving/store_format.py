@@ -104,6 +104,24 @@ def check_ids(ids: str | Sequence[str], new: bool = False) -> list[str]:
     return ids
 
 
+def check_strings(values: Iterable[object], name: str) -> list[str]:
+    """The values as a list.
+
+    Args:
+        values: Ids or hashes that are looked up.
+        name: What they are, for the message.
+
+    Raises:
+        ValueError: One that cannot be in a store: no string, or not valid Unicode.
+    """
+    strings = []
+    for value in values:
+        if not isinstance(value, str) or not is_unicode(value):
+            raise ValueError(f"{name} is a string of valid Unicode, got {repr(value)[:80]}.")
+        strings.append(value)
+    return strings
+
+
 def has_control(text: str) -> bool:
     """Whether a text holds a control character or a line break."""
     return not text.isprintable() and any(
@@ -169,6 +187,10 @@ def encode_memory(
         ValueError: Not one id and one metadata a document, slots that cannot be kept, or a memory
             that holds more than this format has a place for.
     """
+    if not hasattr(memory, "documents"):
+        raise TypeError(
+            f"memory must be a Memory of compress or load_memory, got {type(memory).__name__}."
+        )
     if not len(ids) == len(metadata) == len(memory):
         raise ValueError(
             f"give one id and one metadata for each document: {len(ids)} ids and {len(metadata)} "

@@ -47,8 +47,10 @@ def check_columns(columns: Sequence[str], name: str) -> None:
 def what_is_wrong(row: Mapping[str, Any]) -> str | None:
     """Why a row cannot be trained on, its column named; None if it can."""
     if row.get("text") is not None or set(row).isdisjoint(QA_COLUMNS):
-        text = row.get("text")
-        return _wrong("text", text[: row.get("compress_until")] if isinstance(text, str) else text)
+        text, until = row.get("text"), row.get("compress_until")
+        if until is not None and (type(until) is not int or until < 1):
+            return f"'compress_until' is {until!r}, not a number of characters (an integer)"
+        return _wrong("text", text[:until] if isinstance(text, str) else text)
     for column in QA_COLUMNS:
         value = row.get(column)
         parts = value if isinstance(value, list) and column != "context" else [value]
