@@ -86,12 +86,15 @@ def test_slots_are_floating_point(memory):
         memory.to(torch.int8)
 
 
-def test_nothing_joined_is_nothing_to_read(model, memory):
-    nothing = memory[:0].join()
-    for call in (model.generate, model.reconstruct):
-        asked = {"question": "Why?"} if call == model.generate else {}
-        with pytest.raises(ValueError, match="memory has no documents, or an empty one"):
-            call(memory=nothing, **asked)
+def test_nothing_is_neither_joined_nor_read(model, memory):
+    nothing = memory[:0]
+    for call in (
+        nothing.join,
+        lambda: model.generate(memory=nothing, question="Why?"),
+        lambda: model.reconstruct(memory=nothing),
+    ):
+        with pytest.raises(ValueError, match="memory has no documents"):
+            call()
 
 
 def test_bidirectional_encoder_has_no_nested_rates(zoo):

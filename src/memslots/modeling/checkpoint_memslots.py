@@ -349,13 +349,12 @@ class SavedModel(PreTrainedModel):
         Examples:
             >>> model.check_memory(model.compress("Ann is here."))
         """
-        # A memory made by a copy of this code (remote code beside an installed package) is another
-        # class, so it is recognised by what it holds.
+        # One made by a copy of this code (remote code) is another class: known by what it holds.
         if not all(hasattr(memory, name) for name in ("slots", "documents", "fingerprint")):
             kind = type(memory).__name__
             raise TypeError(f"memory must be a Memory from compress or load_memory, got {kind}.")
-        if not memory.documents or not all(memory.documents):
-            raise ValueError("memory has no documents, or an empty one; give at least one text.")
+        if not memory.documents:
+            raise ValueError("memory has no documents; give at least one text.")
         if memory.fingerprint != self.fingerprint:
             raise ValueError(
                 f"this memory was written by compressor {memory.fingerprint[:12]}, and this model "

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .encoders_memslots import is_quantized
@@ -212,12 +212,11 @@ def check_settings(decoder: PreTrainedModel, settings: Mapping[str, Any]) -> Non
     """Raise `ValueError` for what transformers would refuse, before any work is done for it."""
     config = copy.deepcopy(settings.get("generation_config") or decoder.generation_config)
     asked = {k: v for k, v in settings.items() if v is not None and k not in _POPPED}
-    unused = config.update(**asked)
-    for method in (decoder.generate, decoder.forward):
-        unused = {k: unused[k] for k in unused if k not in inspect.signature(method).parameters}
+    unused = set(config.update(**asked)) - set(inspect.signature(decoder.forward).parameters)
+    unused -= set(inspect.signature(GenerationMixin.generate).parameters)
     if unused:
-        close = get_close_matches(next(iter(unused)), vars(config)) or ["max_new_tokens"]
-        raise ValueError(f"generate does not take {[*unused]}; it takes, for example, {close[0]}.")
+        close = get_close_matches(min(unused), vars(config)) or ["max_new_tokens"]
+        raise ValueError(f"generate does not take {sorted(unused)}; it takes, say, {close[0]}.")
 
 
 def check_values(values: Mapping[str, Any]) -> None:

@@ -233,12 +233,14 @@ class Memory:
         )
 
     def join(self) -> "Memory":
-        """All documents as one context, in order: what a question over several documents reads.
+        """All documents, at least one, as one context, in order.
 
         Examples:
             >>> len(model.compress(["Ann is here.", "Bo is not."]).join())
             1
         """
+        if not self.documents:
+            raise ValueError("memory has no documents; give at least one text.")
         return replace(self, documents=(self.segments,))
 
     def at_rate(self, rate: int) -> "Memory":
