@@ -36,7 +36,7 @@ def plot_utilisation(records: Sequence[Record], file: Path) -> None:
         axes.bar(places, means, width, yerr=deviations, capsize=4, label=method)
     axes.set_xticks([i + width * (len(methods) - 1) / 2 for i in range(len(decoders))], decoders)
     axes.set_ylabel("token gain / theoretical capacity")
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(methods), frameon=False)
     figure.savefig(file, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
 

@@ -43,7 +43,8 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
     searches = by_kind["search"]
     with_vectors = [r for r in searches if r["cell"]["method"] in ("mem", "dense")]
     # Pictures count as the report does, where that was measured.
-    drawn = [r for r in with_vectors if not r["cell"]["first_token"]] or with_vectors
+    drawn_count = next((n for n in _COUNTS if any(_key(r)[-1] == n for r in with_vectors)), "")
+    drawn = [record for record in with_vectors if _key(record)[-1] == drawn_count]
     drawn_prose = [record for record in drawn if record["cell"]["source"] == "books"]
     prose = [record for record in with_vectors if record["cell"]["source"] == "books"]
     utilisation = page.with_name("capacity-utilisation.png")
@@ -69,6 +70,7 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
         utilisation=utilisation.name if drawn_prose else None,
         scatter_picture=scatter_picture.name,
         scatters=_scatters(drawn),
+        drawn_count=drawn_count,
         structure=[_structure_cells(record) for record in by_kind["structure"]],
         lines=[
             (record["cell"]["decoder"], line["points"])
@@ -76,8 +78,6 @@ def write_capacity_page(records: Sequence[Record], page: Path, missing: int = 0)
             for line in record["result"]["lines"][:1]
         ],
         quote=json.dumps,
-        cells=len(records),
-        minutes=sum(record["cpu_seconds"] for record in records) / 60,
     )
     page.write_text(text, encoding="utf-8")
 
@@ -101,6 +101,10 @@ def _decoders(records: Sequence[Record]) -> list[list[Any]]:
         ]
         for name, facts in seen.items()
     ]
+
+
+_COUNTS = ("2 to N", "1 to N, behind BOS", "1 to N")
+"""Which tokens are trained and counted, the report's way first."""
 
 
 def _key(record: Record) -> tuple:
@@ -139,7 +143,8 @@ def _table_1(searches: Sequence[Record]) -> list[list[str]]:
             source,
             _named(method, targets, rank),
             counted,
-            _spread([r["longest_length"] for r in results], 0),
+            ("at least " if any(map(_came_back_whole, group)) else "")
+            + _spread([r["longest_length"] for r in results], 0),
             TABLE_1.get((method, targets, rank), "-") if comparable else "-",
             _spread([r["token_gain"] for r in results]),
             _spread(share, 3),
@@ -151,6 +156,11 @@ def _table_1(searches: Sequence[Record]) -> list[list[str]]:
         ]
         rows.append(cells)
     return rows
+
+
+def _came_back_whole(record: Record) -> bool:
+    """Whether the longest length that was tried came back, so that a longer one might."""
+    return record["result"]["longest_length"] == max(map(int, record["result"]["lengths"]))
 
 
 def _named(method: str, targets: str, rank: int) -> str:
@@ -215,6 +225,8 @@ def _ratios(searches: Sequence[Record]) -> list[tuple[str, str, str, str]]:
             plain = statistics.fmean(r["result"][field] for r in mem)
             better = statistics.fmean(r["result"][field] for r in dense)
             parts.append(f"{better / plain:.2f} times in {name}" if plain else f"no {name} of mem")
+        if open_ended := [r["cell"]["method"] for r in (*mem, *dense) if _came_back_whole(r)]:
+            parts.append(f"no longer length was tried for {', '.join(dict.fromkeys(open_ended))}")
         rows.append((decoder, source, counted, ", ".join(parts)))
     return rows
 

@@ -70,7 +70,7 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
                     "seed": seed,
                     "first_token": block.get("first_token", True),
                     **{key: block[key] for key in ["start_token"] if key in block},
-                    "lengths": settings["lengths"],
+                    "lengths": block.get("lengths", settings["lengths"]),
                     "texts": settings["texts"],
                 }
             )
