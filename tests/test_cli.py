@@ -423,17 +423,20 @@ def test_no_command_writes_over_what_it_reads(refused, run, checkpoints, text, t
     asked = tmp_path / "asked.json"
     asked.write_text(json.dumps([{"context": TEXT, "question": "Who?", "answer": "Carmen"}]))
     report = ["report", "--memory", memory, "--text", text, "--html"]
-    before = [path.read_bytes() for path in (text, memory, asked)]
+    begun = asked.rename(tmp_path / "asked.partial.jsonl")
+    asked.write_bytes(begun.read_bytes())
+    before = [path.read_bytes() for path in (text, memory, asked, begun)]
     for command, option in (
         ([*report, memory, "--force"], "--html"),
         ([*report, text, "--force"], "--html"),
         (["compress", text, "-o", text, "--force", *model], "--output"),
         (["eval", "--data", f"qa={asked}", "-o", asked, *model], "--output"),
+        (["eval", "--data", f"qa={begun}", "-o", asked, *model], "--output"),
     ):
         said = refused(*command)
         assert f"error: {option} " in said
         assert "is a file that is read here; name another one" in said
-    assert [path.read_bytes() for path in (text, memory, asked)] == before
+    assert [path.read_bytes() for path in (text, memory, asked, begun)] == before
     assert run(*report, page)[0] == 0
     assert "map.html exists; --force replaces it" in refused(*report, page)
     assert run(*report, page, "--force")[0] == 0
@@ -462,6 +465,7 @@ def test_bad_arguments(refused, checkpoints, text):
     assert "question is empty" in refused("ask", "--text", text, "--question", " ", *one)
     assert "choose one of auto" in refused(*ask, *one, "--dtype", "float33")
     assert "cannot be used" in refused(*ask, *one, "--device", "abacus")
+    assert "--device meta cannot be used" in refused(*ask, *one, "--device", "meta")
     assert "no such folder" in refused(*ask, "--model", "./nowhere")
     assert "me/none is not in the Hub's cache" in refused(*ask, "--model", "me/none")
     assert "Did you mean 'ask'? See" in refused("asks")

@@ -299,6 +299,20 @@ def test_what_is_right_beside_others_and_wrong_alone_is_not_exact(zoo, texts):
     assert all(reading.metrics()["accuracy"] < 1 for reading in read_back(decoder, made))
 
 
+def test_what_is_never_right_alone_is_kept_all_the_same(zoo):
+    decoder = load_frozen_decoder(zoo.folder("llama", "decoder"))
+
+    def token_7_beside_others_and_8_alone(module, inputs, logits):
+        sure = torch.zeros_like(logits)
+        sure[..., 8 if len(logits) == 1 else 7] = 1e4
+        return logits + sure
+
+    decoder.model.lm_head.register_forward_hook(token_7_beside_others_and_8_alone)
+    made = cram(decoder, [[7], [7, 7]], quick("mem", max_steps=2))
+    assert [(text.stopped, text.accuracy) for text in made] == [("max steps", 0.0)] * 2
+    assert [reading.metrics()["accuracy"] for reading in read_back(decoder, made)] == [0.0, 0.0]
+
+
 def test_the_decoder_of_a_memslots_checkpoint(zoo, tmp_path):
     zoo.compressor(bundle_decoder=True).save_pretrained(tmp_path / "both")
     own = load_frozen_decoder(tmp_path / "both")

@@ -143,7 +143,7 @@ def _table_1(searches: Sequence[Record]) -> list[list[str]]:
             source,
             _named(method, targets, rank),
             counted,
-            ("at least " if any(map(_came_back_whole, group)) else "")
+            ("at least " if any(map(_may_hold_more, group)) else "")
             + _spread([r["longest_length"] for r in results], 0),
             TABLE_1.get((method, targets, rank), "-") if comparable else "-",
             _spread([r["token_gain"] for r in results]),
@@ -158,8 +158,8 @@ def _table_1(searches: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
-def _came_back_whole(record: Record) -> bool:
-    """Whether the longest length that was tried came back, so that a longer one might."""
+def _may_hold_more(record: Record) -> bool:
+    """Whether the longest length that was tried came back: nobody knows of a longer one."""
     return record["result"]["longest_length"] == max(map(int, record["result"]["lengths"]))
 
 
@@ -176,7 +176,7 @@ def _by_length(searches: Sequence[Record]) -> list[list[Any]]:
         for record in group:
             for length, texts in record["result"]["lengths"].items():
                 of_length.setdefault(int(length), []).extend(texts)
-        field = "accuracy" if counted.startswith("1 to N") else "accuracy_from_token_2"
+        field = "accuracy" if group[0]["cell"]["first_token"] else "accuracy_from_token_2"
         for length, texts in sorted(of_length.items()):
             means = {name: statistics.fmean(text[name] for text in texts) for name in _MEANS}
             rows.append(
@@ -225,7 +225,7 @@ def _ratios(searches: Sequence[Record]) -> list[tuple[str, str, str, str]]:
             plain = statistics.fmean(r["result"][field] for r in mem)
             better = statistics.fmean(r["result"][field] for r in dense)
             parts.append(f"{better / plain:.2f} times in {name}" if plain else f"no {name} of mem")
-        if open_ended := [r["cell"]["method"] for r in (*mem, *dense) if _came_back_whole(r)]:
+        if open_ended := [r["cell"]["method"] for r in (*mem, *dense) if _may_hold_more(r)]:
             parts.append(f"no longer length was tried for {', '.join(dict.fromkeys(open_ended))}")
         rows.append((decoder, source, counted, ", ".join(parts)))
     return rows

@@ -69,8 +69,8 @@ def plan_cells(settings: dict[str, Any], decoders: dict[str, str], books: str | 
                     "source": block["source"],
                     "seed": seed,
                     "first_token": block.get("first_token", True),
-                    **{key: block[key] for key in ["start_token"] if key in block},
-                    "lengths": block.get("lengths", settings["lengths"]),
+                    **({"start_token": True} if block.get("start_token") else {}),
+                    "lengths": settings["lengths"],
                     "texts": settings["texts"],
                 }
             )

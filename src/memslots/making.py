@@ -21,7 +21,12 @@ from transformers.pytorch_utils import Conv1D
 
 from memslots.embedding_map import embedding_scale, fit_embedding_map, shared_tokens
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
-from memslots.modeling.checkpoint_memslots import HUB_KWARGS, mark_initialized, pick_dtype
+from memslots.modeling.checkpoint_memslots import (
+    HUB_KWARGS,
+    PROCESSOR_FIELDS,
+    mark_initialized,
+    pick_dtype,
+)
 from memslots.modeling.decoders_memslots import weights_sample
 from memslots.modeling.encoders_memslots import (
     ACTIVATIONS,
@@ -237,11 +242,10 @@ def processor_for(config: MemslotsConfig, tokenizer, encoder_tokenizer) -> Memsl
     if described is not None:
         units = {"unit": config.pool_unit, "language": config.pool_language}
         units.update({name: described[name] for name in ("lead", "lower_case")})
-    same = "segment_length compression_rates prompt_format plain_prompt answer_end markers literals"
     return MemslotsProcessor(
         tokenizer,
         encoder_tokenizer,
-        **{name: getattr(config, name) for name in same.split()},
+        **{name: getattr(config, name) for name in PROCESSOR_FIELDS},
         spread=config.memory_positions == "spread",
         units=units,
     )

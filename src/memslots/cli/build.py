@@ -30,7 +30,6 @@ from .options import (
     literal_names,
     load_config,
     load_model,
-    not_replaced,
     out,
     print_json,
     quiet,
@@ -415,10 +414,7 @@ def evaluate(
     from .measure import check_output, measure, task_sources
 
     sets = task_sources(data or [])
-    check_output(output)
-    read = [source for sources in sets.values() for source in sources]
-    for written in (output, output.with_suffix(".md"), output.with_suffix(".samples.jsonl")):
-        not_replaced(written, read, "--output")
+    check_output(output, [source for sources in sets.values() for source in sources])
     beside = literal_names(literals)
     measure(
         load_model(model, revision, device, dtype),

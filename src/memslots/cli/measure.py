@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from .options import err, numbers, out, print_json, words
+from .options import err, not_replaced, numbers, out, print_json, words
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -102,16 +102,22 @@ def measure(
         out.print(written, markup=False)
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, inputs: Sequence[str | Path] = ()) -> None:
     """Refuse, before anything is loaded, a file that results cannot be written to.
 
+    Args:
+        output: of the results.
+        inputs: files that are read, which neither the results nor what goes beside them replace.
+
     Raises:
-        ValueError: no `.json` file, or no folder to write it in.
+        ValueError: no `.json` file, no folder to write it in, or a file of `inputs`.
     """
     if output.suffix != ".json":
         raise ValueError(f"--output {output}: name a .json file; table and plots go beside it.")
     if not output.resolve().parent.is_dir():
         raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
+    for ending in (".json", ".md", ".partial.jsonl", ".samples.jsonl"):
+        not_replaced(output.with_suffix(ending), inputs, "--output")
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -443,7 +443,7 @@ def choose_device(device: str | None):
         )
         return accelerator or torch.device("cpu")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()  # meta holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--device {device} cannot be used: {reason}") from error

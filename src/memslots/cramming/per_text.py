@@ -305,8 +305,8 @@ class _Batch:
                     f"the loss of text {text + 1} is {loss} at step {step}; use a smaller learning "
                     f"rate than {self.settings.learning_rate:g}, or float32."
                 )
-            if accuracy == 1.0 and not self._comes_back_alone(row, kept):
-                continue
+            if accuracy == 1.0:
+                loss, accuracy = self._judge_alone(row, kept)
             best = self.best_accuracy[text]
             if accuracy < best or (accuracy == best and loss >= self.best_loss[text]):
                 continue
@@ -319,15 +319,16 @@ class _Batch:
             }
 
     @torch.no_grad()
-    def _comes_back_alone(self, row: int, kept: Params) -> bool:
-        """Whether a row that is right beside others is right alone: sums round by a batch's shape.
+    def _judge_alone(self, row: int, kept: Params) -> tuple[float, float]:
+        """Loss and accuracy of a row that is read alone: sums round by the shape of the batch.
 
-        In bfloat16 three of nine texts were not, by one token as probable as another.
+        In bfloat16 three of nine texts were right beside others and not alone, by one token.
         """
         length = len(self.texts[self.rows[row]])
         alone = {name: part[row : row + 1] for name, part in kept.items()}
         logits = self.reader.logits(alone, self.ids[row : row + 1, :length])
-        return _judge(logits, self.labels[row : row + 1, :length])[1].item() == 1.0
+        loss, accuracy = _judge(logits, self.labels[row : row + 1, :length])
+        return loss.item(), accuracy.item()
 
     def _why(self, row: int, step: int) -> str:
         """Why the text of a row is done; empty while it is not."""

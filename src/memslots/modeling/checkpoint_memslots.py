@@ -37,9 +37,9 @@ if TYPE_CHECKING:  # named so that transformers copies the file with the others;
 
 HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
 _DECODER_FOLDER = "decoder"
-_SAID_BY_CONFIG = (
+PROCESSOR_FIELDS = (
     "segment_length compression_rates prompt_format plain_prompt answer_end markers literals"
-)
+).split()
 """Fields of the configuration that the processor has too."""
 
 
@@ -131,7 +131,7 @@ class SavedModel(PreTrainedModel):
         if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
         model.processor = MemslotsProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
-        for name in _SAID_BY_CONFIG.split():  # which arguments of loading may have changed
+        for name in PROCESSOR_FIELDS:  # which arguments of loading may have changed
             setattr(model.processor, name, getattr(config, name))
         if not config.bundle_encoder and dtype == "auto":
             model._load_named_encoder(hub)
@@ -299,7 +299,7 @@ class SavedModel(PreTrainedModel):
             )
         if self.config.encoder_layers is None and is_quantized(self.encoder):
             raise ValueError(
-                "a quantized encoder cannot be saved; make the compressor with another."
+                "a quantized encoder cannot be saved; make the compressor with one that is not."
             )
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
