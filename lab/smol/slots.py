@@ -93,9 +93,16 @@ class Slots(nn.Module):
     def write(self, ids: torch.Tensor, rate: int) -> torch.Tensor:
         """What the decoder reads in place of `(rows, tokens)`: `(rows, slots, width)`.
 
-        Tokens beyond `segment` are read segment by segment, as a compressor reads a long text; the
-        last group of a segment may be a short one.
+        Tokens beyond `segment` are read segment by segment, as a compressor reads a long text: the
+        last segment may be a short one, and so may the last group of a segment.
         """
+        tokens = ids.shape[1]
+        whole = tokens - tokens % self.segment
+        parts = [part for part in ids.tensor_split([whole], dim=1) if part.shape[1]]
+        return torch.cat([self._write(part, rate) for part in parts], dim=1)
+
+    def _write(self, ids: torch.Tensor, rate: int) -> torch.Tensor:
+        """Of texts that are whole segments, or shorter than one."""
         embeds = self.table[ids.reshape(-1, min(self.segment, ids.shape[1]))]
         states = self.encoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         segments, length = embeds.shape[:2]

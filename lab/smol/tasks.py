@@ -36,8 +36,13 @@ MOST_FOLLOWING = 4
 SHORTER = 0.15
 """Share of the steps of repeating with texts below a segment, as the end of a text is."""
 
-QUESTIONS = 4
-"""About a text, asked one after another."""
+ENDED = 0.5
+"""Share of the other steps, of several segments, with texts that end in a short one."""
+
+LEAST_END = 8
+
+QUESTIONS = 8
+"""About a text, asked one after another; and places of it to be recalled, at most."""
 
 SHOWN = 0.6
 """Share of the steps of questions that show worked examples first."""
@@ -117,10 +122,12 @@ class Tasks:
             return self._repeated(segments, tokens, draw)
         n_segments = draw.choice(texts)
         length = tokens * n_segments
+        wanted, tries = max(1, segments * tokens // length), 0
+        if n_segments > 1 and draw.random() < ENDED:
+            length -= draw.randrange(tokens - LEAST_END)
         ids: list[torch.Tensor] = []
         following: list[torch.Tensor] = []
         scored: list[torch.Tensor] = []
-        wanted, tries = max(1, segments * tokens // length), 0
         while len(ids) < wanted:
             tries += 1
             if tries > MOST_TRIES * wanted:
@@ -131,9 +138,7 @@ class Tasks:
                 after = self.texts[start + length :][: tokens * min(n_segments, MOST_FOLLOWING)]
                 counted = torch.arange(len(after)) >= 1
             elif task == RECALL:
-                place = draw.randrange(length - tokens // 2)
-                after = text[place : place + tokens // 2]
-                counted = torch.arange(len(after)) >= CUE
+                after, counted = self._recalled(text, tokens // 2, min(QUESTIONS, n_segments), draw)
             elif task in (FACTS, NOUNS):
                 text, after, counted = self._told(task, text, draw)
             else:
@@ -171,6 +176,17 @@ class Tasks:
         starts = [draw.randrange(len(self.texts) - tokens) for _ in range(segments)]
         ids = torch.stack([self.texts[start : start + tokens] for start in starts])
         return Rows(ids, ids, torch.ones_like(ids, dtype=torch.bool), None)
+
+    def _recalled(
+        self, text: torch.Tensor, length: int, places: int, draw: random.Random
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Passages of a text one after another; of each all counts but its cue."""
+        between = torch.tensor(self._encode("\n\n"))
+        passages, counted = [], []
+        for start in draw.sample(range(len(text) - length), places):
+            passages += [text[start : start + length], between]
+            counted += [torch.arange(length) >= CUE, torch.zeros_like(between, dtype=torch.bool)]
+        return torch.cat(passages[:-1]), torch.cat(counted[:-1])
 
     def _told(
         self, task: str, text: torch.Tensor, draw: random.Random

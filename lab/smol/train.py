@@ -102,10 +102,23 @@ SCHEDULE = (
         ),
         LONG_TEXTS,
     ),
+    Phase(
+        6184,
+        64,
+        12,
+        (2, 4, 4, 4, 8),
+        (
+            *(REPEAT, NOUNS, REPEAT, CLOZE, COMPLETE, RECALL, REPEAT),
+            *(FACTS, REPEAT, NOUNS, CLOZE, COMPLETE, REPEAT, RECALL),
+        ),
+        LONG_TEXTS,
+    ),
 )
 """Short segments first: with 64 tokens from the start a model stands still (docs/log.md)."""
 
 WARM_UP = 30
+BETAS = (0.95, 0.99)
+"""Of AdamW: steps differ in task and rate, so the mean is over more of them than one round."""
 MOST_SCALED = 4.0
 """Times a step's gradient, at most, where its norm is below that of others: what follows a text."""
 
@@ -334,7 +347,7 @@ def train(options: argparse.Namespace) -> None:
     steps = Steps(Tasks(texts, known, taught, tokenizer), options.scale)
     weights = slots.trained()
     optimizer = torch.optim.AdamW(
-        weights.values(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        weights.values(), lr=options.learning_rate, betas=BETAS, weight_decay=0.01, fused=True
     )
     checkpoint = options.output / "last.pt"
     step = seen = 0

@@ -1,6 +1,11 @@
-# wait.sh SECONDS: brings back the weights once they are trained, or what there is then.
+# wait.sh SECONDS: brings back the weights once they are trained, or what there was a few seconds
+# before the call is ended.
 . ~/smol/env.sh
-for second in $(seq $1); do grep -q ^trained ~/smol/train.log && break; sleep 1; done
-cp /tmp/run/slots-* /tmp/run/curve.jsonl ~/smol/*.log $OUT
+bring() { cp /tmp/run/slots-* /tmp/run/curve.jsonl ~/smol/*.log $OUT; }
+for second in $(seq $(($1 / 10))); do
+    grep -q ^trained ~/smol/train.log && break
+    bring
+    sleep 10
+done
+bring
 tail -n 3 ~/smol/train.log
-timeout 45 python3 benchmarks/against_published.py --device cuda --repeats 3 --output $OUT
