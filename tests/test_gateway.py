@@ -1,6 +1,7 @@
 """The gateway on loopback: answers are `generate`'s, and whoever is refused is told why."""
 
 import base64
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -414,6 +415,16 @@ def until(condition):
         time.sleep(0.01)
 
 
+@contextlib.contextmanager
+def each_pass_takes(seconds, module):
+    """Else a tiny model may have answered before the server learns that its client has left."""
+    handle = module.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def give_up(url, body):
     with pytest.raises(httpx.TimeoutException):
         httpx.post(url, json=body, timeout=3)
@@ -463,7 +474,11 @@ def test_the_generating_thread_stops_when_its_client_leaves(model, monkeypatch):
     gateway = limited(model, engine, running=2, max_tokens=400)
     body = asking(documents=["x"], stream=True)
     body["max_tokens"] = 400
-    with served(gateway.app()) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with (
+        served(gateway.app()) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+        each_pass_takes(0.02, model.decoder.model),
+    ):
         with client.stream("POST", CHAT, json=body) as first:
             assert next(first.iter_lines()).startswith("data: ")
         until(lambda: gateway.admission.inside == 0)

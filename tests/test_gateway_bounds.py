@@ -13,7 +13,7 @@ import time
 import httpx
 import pytest
 from loopback import served
-from test_gateway import CHAT, asking, give_up, limited, refused, until
+from test_gateway import CHAT, asking, each_pass_takes, give_up, limited, refused, until
 from tiny_models import TEXTS
 
 from memslots import MemslotsModel, embedded
@@ -515,7 +515,7 @@ def test_clients_that_leave_are_counted_as_such(model):
 def test_a_stream_that_is_left_midway_is_not_counted_as_answered(model):
     gateway = limited(model, max_tokens=400)
     body = {**asking(documents=["x"], stream=True), "max_tokens": 400}
-    with client_of(gateway) as client:
+    with client_of(gateway) as client, each_pass_takes(0.02, model.decoder):
         with client.stream("POST", CHAT, json=body) as response:
             assert next(response.iter_lines()).startswith("data: ")
         counted = 'memslots_requests_total{route="chat",status="%s"}'
