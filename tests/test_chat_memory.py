@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from tiny_models import SENTENCES, words
+from transformers import GenerationConfig
 
 from lab.data.conversations import conversation_rows
 from memslots import ChatMemory, MemslotsModel, embedded
@@ -244,6 +245,12 @@ def test_bad_turns_and_questions(compressor):
         chat.add("user", " ")
     with pytest.raises(ValueError, match="does not take assistant_model"):
         chat.ask("Why?", assistant_model=object())
+    for several in (
+        {"num_return_sequences": 2},
+        {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)},
+    ):
+        with pytest.raises(ValueError, match=r"one answer.*num_return_sequences"):
+            chat.ask("Why?", **several)
     fill(chat, 90)
     with pytest.raises(ValueError, match=r"need \d+ tokens .* decoder has 512.*keep_last"):
         chat.ask("Why?")

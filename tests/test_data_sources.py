@@ -210,6 +210,8 @@ def test_a_seed_reorders_and_keeps_every_row(tmp_path, monkeypatch):
         (("sqad", "train"), r"'sqad' is unknown \(did you mean 'squad'\?\).*hotpotqa"),
         (("squad", "dev"), r"split='dev' is not a split of squad; .*validation, paper_train"),
         (("sst2", "paper_train"), r"'paper_train' is not a split of sst2"),
+        ((None, "train"), r"dataset None is unknown.*choose one of"),
+        (("text", "train", ""), r"data_dir='' names nothing"),
         (("squad", "train", "nowhere"), r"data_dir='nowhere' does not exist"),
         (("squad", "train", ROWS), r"no file of SQuAD 2\.0, split 'train'; looked for train-v2"),
         (("squad", "train", ROWS / "squad.jsonl", 0), r"limit=0 is not possible; give 1"),

@@ -547,6 +547,18 @@ def test_what_does_not_fit_is_not_compressed(zoo, monkeypatch):
         assert client.post(CHAT, json=short).status_code == 200
 
 
+@pytest.mark.parametrize("command", [["serve"], ["demo", "--web"]])
+def test_an_address_that_is_taken_is_told_before_anything_is_loaded(command, monkeypatch, capsys):
+    for module in ("serve", "web"):
+        loading = f"memslots.cli.{module}.load_model"
+        monkeypatch.setattr(loading, lambda *a, **k: pytest.fail("a model was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main([*command, "--port", port]) == 2
+        assert f"--port {port}" in (told := " ".join(capsys.readouterr().err.split()))
+        assert "choose another port" in told
+
+
 @pytest.mark.parametrize("keys", [",", " , ,", " "])
 def test_keys_that_are_none_do_not_leave_the_gateway_open(monkeypatch, capsys, keys):
     monkeypatch.setenv("MEMSLOTS_API_KEY", keys)

@@ -1,6 +1,7 @@
 """pipeline("memory-question-answering"): its inputs, and that it answers as the model does."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_models import QUESTIONS, TEXTS
@@ -85,6 +86,14 @@ def test_memory_in_hand_and_on_disk(pipe, model, expected, tmp_path):
     assert found[1]["n_slots"] < expected[1]["n_slots"]
     assert found[1] == pipe(question=QUESTIONS[1], memory=memory[1], rate=8)
     assert found[1] == pipe(question=QUESTIONS[1], context=TEXTS[1], rate=8)
+
+
+def test_a_memory_that_is_refused_costs_no_answer(pipe, model, monkeypatch):
+    asked = [{"question": QUESTIONS[0], "context": TEXTS[0]}]
+    other = replace(model.compress(TEXTS[1]), fingerprint="0" * 64)
+    monkeypatch.setattr(model, "encode", lambda *a, **k: pytest.fail("a text was encoded"))
+    with pytest.raises(ValueError, match="compressor"):
+        pipe([*asked, {"question": QUESTIONS[1], "memory": other}])
 
 
 def test_a_text_is_encoded_once_however_many_ask(pipe, model, monkeypatch):

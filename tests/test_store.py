@@ -261,6 +261,13 @@ def test_mistakes_are_refused_and_change_nothing(tmp_path):
     assert same_documents(store.get(IDS), memory)
 
 
+@pytest.mark.parametrize("wait", ["x", None, True, -1, float("nan"), float("inf")])
+def test_a_wait_is_seconds(tmp_path, wait):
+    with pytest.raises(ValueError, match="wait must be seconds"):
+        MemoryStore(tmp_path / "store", wait=wait)
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize("wrong", [5, None, ("a",), ["a"], b"a", 2**70, "\ud800", {"a": 1}])
 def test_values_of_a_wrong_type_are_no_damage(tmp_path, wrong):
     # A tuple got the advice to move the catalogue away, others errors of sqlite3 and of Python.

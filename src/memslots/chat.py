@@ -160,7 +160,11 @@ class ChatMemory:
         if generate_kwargs.get("return_dict_in_generate"):
             raise ValueError("ask returns text; return_dict_in_generate is for generate.")
         model = self.model
-        check_generate_kwargs(generate_kwargs)
+        if check_generate_kwargs(generate_kwargs).get("num_return_sequences", 1) != 1:
+            raise ValueError(
+                "ask gives one answer, which becomes a turn; for num_return_sequences call "
+                "model.generate(memory=chat.memory, question=...)."
+            )
         row = self._row(question)
         limit = positions_of(model.decoder.config)
         needed = self._length(row) + (generate_kwargs.get("max_new_tokens") or 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -513,6 +514,29 @@ def not_replaced(path: Path, inputs: Sequence[str | Path], option: str) -> None:
     read = [Path(each) for each in inputs if str(each) != "-" and Path(each).exists()]
     if path.exists() and any(path.samefile(each) for each in read):
         raise ValueError(f"{option} {path} is a file that is read here; name another one.")
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse, before anything is loaded, an address that cannot be listened on.
+
+    Args:
+        host: address or name.
+        port: 0 is any free one.
+
+    Raises:
+        ValueError: another program listens there, or the address is not of this machine.
+    """
+    try:
+        socket.create_server((host, port), family=_family(host)).close()
+    except OSError as error:
+        raise ValueError(
+            f"--host {host} --port {port} cannot be listened on "
+            f"({error.strerror}); choose another port, or 0 for a free one."
+        ) from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def say_unknown(memory: Memory) -> None:

@@ -17,6 +17,7 @@ from .options import (
     Literals,
     Model,
     Revision,
+    check_port,
     literal_names,
     load_model,
     out,
@@ -141,6 +142,7 @@ def serve(
         shutdown=shutdown,
         literals=None if literals is None else tuple(literal_names(literals) or ()),
     )
+    check_port(host, port)
     compressor = _compressor(model, revision, device, dtype, vllm is None or with_decoder)
     shelf = _shelf(store, compressor)
     engine = _engine(compressor, vllm, vllm_model, timeout, prefix_cache_mb * 2**20)

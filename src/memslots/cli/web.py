@@ -10,7 +10,7 @@ from rich.text import Text
 from memslots.checkpoints import embedded
 from memslots.extras import install_extra
 
-from .options import err, load_model, out, resolve_model
+from .options import check_port, err, load_model, out, resolve_model
 
 TINY_NOTE = (
     "This is the checkpoint tiny, a demonstration: it answers questions on short English "
@@ -41,7 +41,7 @@ def serve_page(
 
     Raises:
         ImportError: Gradio is missing.
-        OSError: the port is taken.
+        ValueError: the port is taken.
     """
     try:
         import gradio
@@ -51,6 +51,8 @@ def serve_page(
     from memslots.hub_cards.space.memslots_space.page import Page
     from memslots.hub_cards.space.memslots_space.settings import Settings
 
+    if port is not None:
+        check_port(host, port)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     name = resolve_model(model)
     out.print(f"loading {name}, Gradio {gradio.__version__}", style="dim", soft_wrap=True)

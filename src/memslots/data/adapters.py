@@ -284,13 +284,13 @@ def _check_split(adapter: Adapter, split: str) -> None:
 
 
 def _adapter(name: str) -> Adapter:
-    if name not in ADAPTERS:
+    if not isinstance(name, str) or name not in ADAPTERS:
         raise ValueError(f"{_unknown(name)}.")
     return ADAPTERS[name]
 
 
 def _unknown(name: str) -> str:
-    near = get_close_matches(name, ADAPTERS, n=1)
+    near = get_close_matches(str(name), ADAPTERS, n=1)
     return (
         f"dataset {name!r} is unknown{f' (did you mean {near[0]!r}?)' if near else ''}; choose one "
         f"of {', '.join(ADAPTERS)}"

@@ -41,6 +41,8 @@ def find_files(adapter: Adapter, split: str, data_dir: str | Path) -> list[Path]
     Raises:
         DataNotFound: There are none.
     """
+    if not str(data_dir):  # Path("") would be the current folder
+        raise DataNotFound("data_dir='' names nothing; give a folder or a file, or None.")
     folder = Path(data_dir)
     if not folder.exists():
         raise DataNotFound(f"data_dir={str(data_dir)!r} does not exist; give a folder or a file.")

@@ -49,17 +49,14 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             inputs: `{"question": ..., "context": ...}` or `{"question": ..., "memory": ...}`, a
                 list of such, or a generator or dataset of such, which is read as it is answered.
             question: a question, or n, instead of `inputs`.
-            context: a text, or n. n texts with n questions pair; one of either goes with all of the
-                other.
-            memory: instead of `context`: what `compress` returned, or the path of a saved one; n
-                documents count as n texts.
+            context: a text, or n. n texts pair with n questions, or one of either with all others.
+            memory: instead of `context`: a memory, or a saved one's path; n documents are n texts.
             batch_size: questions that the decoder answers at once.
             kwargs: `rate` (of a memory, a coarser one than its own) and arguments of `generate`.
 
         Returns:
             `{"answer", "n_tokens", "n_slots", "rate"}`: the answer, encoder tokens of the context,
-            slots that stood for them, and encoder tokens per slot. A list of them where a list was
-            given, an iterator where a stream was.
+            slots for them, encoder tokens per slot. A list for a list, an iterator for a stream.
 
         Raises:
             ValueError: what does not go together, and what `compress` and `generate` raise.
@@ -104,7 +101,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
         for i, item in enumerate(items):
             groups.setdefault(getattr(item["source"], "rate", None), []).append(i)
         results: list[Any] = [None] * len(items)
-        # Texts first: what does not fit is refused before anything is encoded.
+        asked = []  # texts first: what does not fit is refused before anything is encoded
         for memory_rate, chosen in sorted(groups.items(), key=lambda group: group[0] is not None):
             sources = [items[i]["source"] for i in chosen]
             if all(source == sources[0] for source in sources):  # memories by identity
@@ -116,12 +113,15 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             else:
                 memory = Memory.cat(sources)
                 memory = memory if rate is None else memory.at_rate(rate)
+                model.check_memory(memory)
                 source = {"memory": memory}
+            asked.append((chosen, source, memory))
+        for chosen, source, memory in asked:
             questions = [items[i]["question"] for i in chosen]
             answers = model.generate(**source, question=questions, **parameters)
             each = len(answers) // len(chosen)  # more than 1 with num_return_sequences
             for n, i in enumerate(chosen):
-                several, document = answers[n * each : (n + 1) * each], n % len(sources)
+                several, document = answers[n * each : (n + 1) * each], n % len(memory)
                 results[i] = {
                     "answer": several[0] if each == 1 else several,
                     "n_tokens": memory.n_tokens[document],

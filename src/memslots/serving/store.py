@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,7 +91,8 @@ class MemoryStore:
 
     Raises:
         FileNotFoundError: `create=False` and no store there.
-        ValueError: Not a store, one of a newer memslots, or one with another `slot_dtype`.
+        ValueError: Not a store, one of a newer memslots, or one with another `slot_dtype`; a `wait`
+            that is no number of seconds.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class MemoryStore:
         create: bool = True,
         wait: float = 60.0,
     ):
+        if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait < math.inf:
+            raise ValueError(f"wait must be seconds, 0 or more, got {wait!r}.")
         self.path = Path(path)
         self._data = self.path / DATA
         self._catalogue = Catalogue(self.path, wait)
