@@ -154,6 +154,15 @@ def test_fingerprint_follows_encoder_and_segmentation_only(zoo):
     assert model.fingerprint not in (before, changed)
 
 
+def test_fingerprint_follows_another_encoder(zoo):
+    model, other = (zoo.compressor(seed=seed) for seed in (0, 1))
+    memory = model.compress(TEXTS)
+    other.encoder.wte.weight.data += 1  # which torch does not count
+    model.encoder = other.encoder
+    with pytest.raises(ValueError, match="this memory was written by compressor"):
+        model.generate(memory=memory, question=QUESTIONS[0])
+
+
 def test_fingerprint_follows_segment_length(zoo):
     # 22 and 24 tokens give equally many memory tokens, and so equal weights.
     one, two = (zoo.compressor(segment_length=n, compression_rates=[12]) for n in (22, 24))

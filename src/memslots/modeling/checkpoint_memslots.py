@@ -56,7 +56,7 @@ class SavedModel(PreTrainedModel):
     processor: MemslotsProcessor
     sentence_head: SentenceHead | None
     # With the versions of the weights that it is of, which count their changes.
-    _fingerprint: tuple[tuple[tuple[int, torch.dtype], ...], str] | None
+    _fingerprint: tuple[tuple[Any, ...], str] | None
     _stated: str | None  # the checkpoint's, until weights may change
     _names: dict[str, str]  # what it stated, by the digest of the weights then
 

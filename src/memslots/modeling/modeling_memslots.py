@@ -208,11 +208,11 @@ class MemslotsModel(SavedModel):
             self._fingerprint = (version, self._names.get(digest, digest))
         return self._fingerprint[1]
 
-    def _weight_versions(self) -> tuple[tuple[int, torch.dtype], ...]:
+    def _weight_versions(self) -> tuple[Any, ...]:
         parts = [self.encoder, *filter(None, (self.sentence_head, self.group_pool))]
         weights = [weight for part in parts for weight in part.parameters()]
         weights += [] if self.memory_tokens is None else [self.memory_tokens]
-        return tuple((weight._version, weight.dtype) for weight in weights)
+        return (*map(id, parts), *((weight._version, weight.dtype) for weight in weights))
 
     # -- writing slots -----------------------------------------------------------------------------
 
