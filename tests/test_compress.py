@@ -3,9 +3,13 @@
 import gc
 import weakref
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from tiny_models import LONG, SEGMENT, TEXTS, words
+from datasets import Dataset
+from store_memories import same_documents
+from tiny_models import LONG, QUESTIONS, SEGMENT, TEXTS, words
 from transformers import AutoModelForCausalLM
 
 from memslots.modeling.encoders_memslots import token_batches
@@ -52,6 +56,20 @@ def test_only_the_slots_are_held(model, passes):
     # No view on something larger, and no graph.
     assert memory.slots.untyped_storage().nbytes() == memory.nbytes
     assert not memory.slots.requires_grad
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [tuple, np.array, pd.Series, lambda texts: Dataset.from_dict({"text": texts})["text"]],
+)
+def test_columns_of_texts_are_taken(model, sequence):
+    memory = model.compress(TEXTS)
+    assert same_documents(model.compress(sequence(TEXTS)), memory)
+    answers = model.generate(memory=memory, question=list(QUESTIONS), max_new_tokens=2)
+    found = model.generate(context=sequence(TEXTS), question=sequence(QUESTIONS), max_new_tokens=2)
+    assert found == answers
+    with pytest.raises(ValueError, match="empty list"):
+        model.compress(sequence(TEXTS)[:0])
 
 
 def test_one_segment_larger_than_the_budget_still_runs(model):

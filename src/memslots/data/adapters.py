@@ -214,8 +214,8 @@ def load_rows(
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} is not possible; give 1 or more, or None for all rows.")
     try:
-        own_split = paper.source if paper else split
-        source, open_rows = _open(adapter, own_split, data_dir, seed, streaming)
+        stored_split = paper.source if paper else split
+        source, open_rows = _open(adapter, stored_split, data_dir, seed, streaming)
     except DataNotFound:
         if not allow_stand_in or adapter.stand_in is None:
             raise

@@ -167,9 +167,9 @@ def as_list(value, name: str) -> list:
     """A text or several as a list; `TypeError` for anything else, `ValueError` for none."""
     if isinstance(value, str):
         return [value]
-    if not isinstance(value, (list, tuple)):
+    if isinstance(value, bytes) or not (isinstance(value, Sequence) or hasattr(value, "tolist")):
         raise TypeError(f"{name} must be a string or list of strings, got {type(value).__name__}.")
-    if not value:
+    if not len(value):
         raise ValueError(f"{name} is an empty list; give at least one {name}.")
     return list(value)
 
