@@ -108,6 +108,26 @@ def _asked(question: str, sentence: str) -> str:
     return next((pair for pair in pairs if pair in sentence and pair.istitle()), "no one")
 
 
+def test_pools_of_namesakes_have_few_names():
+    def names(row):
+        return [" ".join(said.split()[:2]).strip(",") for said in row["context"].split(". ")]
+
+    def first_names(rows):
+        return sum(len({name.split()[0] for name in names(row)}) for row in rows)
+
+    asked = {"people": 20, "questions": 6, "population": 1000, "brief": True}
+    rows, others = ([*pool_rows("train", 8, **asked, namesakes=same)] for same in (True, False))
+    assert all(len(set(names(row))) == 20 for row in rows)
+    assert len({tuple(names(row)) for row in rows}) == 8
+    assert 1.2 * first_names(rows) < first_names(others)
+    for row in rows:
+        for question, answer in zip(row["question"], row["answer"], strict=True):
+            (said,) = [one for one in row["context"].split(". ") if _asked(question, one) in one]
+            assert answer in said
+    (row,) = pool_rows("test", 1, people=4, questions=2, population=200, namesakes=True)
+    assert len(row["question"]) == 2
+
+
 def test_pools_of_a_thousand_and_of_more_than_there_are():
     row = next(iter(pool_rows("test", 1, people=1000, population=1000)))
     assert row["context"].count(". ") == 999

@@ -145,6 +145,7 @@ def pool_rows(
     population: int = 2000,
     seed: int = 0,
     brief: bool = False,
+    namesakes: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yields rows of many people with one sentence each; every question names its person.
 
@@ -158,6 +159,8 @@ def pool_rows(
             encoder has to read no more than these.
         seed: another seed gives other people.
         brief: ask in few words, "Irene Smith's city", instead of a whole question.
+        namesakes: rows of few first and few last names, so that a small one is as hard to choose
+            from as a large one.
 
     Yields:
         As `sentence_rows`; `other_context` has the same names, and the other people's facts.
@@ -168,12 +171,14 @@ def pool_rows(
     if not 1 <= people <= population:
         raise ValueError(f"people={people} must be 1 to {population}, the population.")
     everyone = _population(split, population, seed)
-    own = [number for number, person in enumerate(everyone) if persona_split(person) == split]
+    own = {number for number, person in enumerate(everyone) if persona_split(person) == split}
     for row in range(n):
         rng = random.Random(f"memslots-pools-{split}-{seed}-{people}-{row}")
-        asked = rng.sample(own, min(people, questions, len(own)))
+        drawn = _namesakes(everyone, own, people, rng) if namesakes else range(population)
+        may_be_asked = [number for number in drawn if number in own]
+        asked = rng.sample(may_be_asked, min(people, questions, len(may_be_asked)))
         among = set(asked)
-        others = rng.sample(range(population), min(population, people + len(asked)))
+        others = rng.sample(drawn, min(len(drawn), people + len(asked)))
         beside = [number for number in others if number not in among][: people - len(asked)]
         pool = [*asked, *beside]
         rng.shuffle(pool)
@@ -193,6 +198,20 @@ def pool_rows(
                 for number, other in zip(pool, moved, strict=True)
             ),
         }
+
+
+def _namesakes(
+    everyone: Sequence[Persona], own: set[int], people: int, rng: random.Random
+) -> list[int]:
+    """Those of the fewest first and last names that hold so many people, one of them in `own`."""
+    names = [person.name.split(" ") for person in everyone]
+    first, last = (sorted(set(column)) for column in zip(*names, strict=True))
+    rng.shuffle(first)
+    rng.shuffle(last)
+    # A person is among the first n first and last names where this is below n.
+    reached = [max(first.index(one), last.index(other)) for one, other in names]
+    enough = max(sorted(reached)[people - 1], min(reached[number] for number in own))
+    return [number for number, place in enumerate(reached) if place <= enough]
 
 
 def _population(split: str, count: int, seed: int) -> list[Persona]:
