@@ -248,15 +248,23 @@ def test_the_packaged_settings_plan_every_table(books, folder):
     cells = runs.plan_cells(recipe["capacity"], {"smollm2": folder}, books)
     for cell in cells:
         runs.settings_of(cell)
-    searches = [cell for cell in cells if cell["kind"] == "search" and not cell["first_token"]]
-    for method, source in (
-        ("mem", "books"),
-        ("dense", "books"),
-        ("mem", "random"),
-        ("lora", "books"),
+    searches = [cell for cell in cells if cell["kind"] == "search"]
+    for method, source, start_token, n_seeds in (
+        ("mem", "books", True, 5),
+        ("dense", "books", True, 5),
+        ("mem", "random", True, 5),
+        ("dense", "random", True, 5),
+        ("lora", "books", True, 1),
+        ("mem", "books", False, 1),
+        ("dense", "books", False, 1),
     ):
-        seeds = {c["seed"] for c in searches if (c["method"], c["source"]) == (method, source)}
-        assert seeds == set(range(5))
+        asked = {"method": method, "source": source}
+        seeds = {
+            cell["seed"]
+            for cell in searches
+            if asked.items() <= cell.items() and cell.get("start_token", False) == start_token
+        }
+        assert seeds == set(range(n_seeds)), asked
 
 
 def test_kinds_places_and_bands_of_tokens(decoder):
