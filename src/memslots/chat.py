@@ -160,7 +160,7 @@ class ChatMemory:
         if generate_kwargs.get("return_dict_in_generate"):
             raise ValueError("ask returns text; return_dict_in_generate is for generate.")
         model = self.model
-        if check_generate_kwargs(generate_kwargs).get("num_return_sequences", 1) != 1:
+        if (check_generate_kwargs(generate_kwargs).get("num_return_sequences") or 1) > 1:
             raise ValueError(
                 "ask gives one answer, which becomes a turn; for num_return_sequences call "
                 "model.generate(memory=chat.memory, question=...)."

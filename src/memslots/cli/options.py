@@ -526,17 +526,14 @@ def check_port(host: str, port: int) -> None:
     Raises:
         ValueError: another program listens there, or the address is not of this machine.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=_family(host)).close()
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise ValueError(
-            f"--host {host} --port {port} cannot be listened on "
-            f"({error.strerror}); choose another port, or 0 for a free one."
+            f"--host {host} --port {port} cannot be listened on ({error.strerror}); choose another "
+            "port (0 takes a free one), or an address of this machine."
         ) from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def say_unknown(memory: Memory) -> None:

@@ -49,7 +49,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             inputs: `{"question": ..., "context": ...}` or `{"question": ..., "memory": ...}`, a
                 list of such, or a generator or dataset of such, which is read as it is answered.
             question: a question, or n, instead of `inputs`.
-            context: a text, or n. n texts pair with n questions, or one of either with all others.
+            context: a text or n. n pair with n questions; one of either goes with all of the other.
             memory: instead of `context`: a memory, or a saved one's path; n documents are n texts.
             batch_size: questions that the decoder answers at once.
             kwargs: `rate` (of a memory, a coarser one than its own) and arguments of `generate`.
