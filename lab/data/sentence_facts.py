@@ -205,11 +205,13 @@ def _namesakes(
 ) -> list[int]:
     """Those of the fewest first and last names that hold so many people, one of them in `own`."""
     names = [person.name.split(" ") for person in everyone]
-    first, last = (sorted(set(column)) for column in zip(*names, strict=True))
-    rng.shuffle(first)
-    rng.shuffle(last)
+    places = []
+    for column in zip(*names, strict=True):
+        distinct = sorted(set(column))
+        rng.shuffle(distinct)
+        places.append({name: place for place, name in enumerate(distinct)})
     # A person is among the first n first and last names where this is below n.
-    reached = [max(first.index(one), last.index(other)) for one, other in names]
+    reached = [max(places[0][first], places[1][last]) for first, last in names]
     enough = max(sorted(reached)[people - 1], min(reached[number] for number in own))
     return [number for number, place in enumerate(reached) if place <= enough]
 
