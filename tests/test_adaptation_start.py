@@ -188,3 +188,16 @@ def test_a_new_pair_that_shares_few_tokens_is_told(zoo, monkeypatch, caplog):
     new_compressor(encoder, decoder, pooling="groups", converter_type="residual")
     assert "share 3 tokens" in caplog.text
     assert "needs at least 48" in caplog.text
+
+
+def test_a_decoder_that_is_refused_changes_nothing(zoo, tmp_path):
+    AutoModelForCausalLM.from_pretrained(zoo.folder("llama", "decoder")).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folder("llama", "decoder"))
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    model = zoo.compressor("gpt2", "llama", prompt_format="chat").eval()
+    config, answer = model.config.to_dict(), model.generate(context="Ann.", question="Who?")
+    with pytest.raises(ValueError, match="chat template"):
+        adapt_to_decoder(model, str(tmp_path))
+    assert model.config.to_dict() == config
+    assert model.generate(context="Ann.", question="Who?") == answer

@@ -376,3 +376,37 @@ def test_a_chat_on_a_full_disk(compressor, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_answer_ends_where_the_checkpoint_says_in_a_chat_too():
+    model = MemslotsModel.from_pretrained(embedded("tiny"), answer_end=" and")
+    text = "Carmen Moss is an engineer at Silver Bank. She speaks English and Yoruba."
+    question = "Which languages does the person speak?"
+    chat = ChatMemory(model, keep_last=0, block_tokens=0, turn_format="{content}\n")
+    chat.add("user", text)
+    answer = model.generate(memory=chat.memory, question=question)
+    assert answer.endswith(" and")
+    assert chat.ask(question, remember=False) == answer
+    longer = chat.ask(question, remember=False, stop_strings=[" no such"])
+    assert longer.startswith(answer)
+    assert longer != answer
+
+
+def test_turns_that_the_encoder_drops_do_not_lock_the_chat(zoo):
+    model = zoo.compressor("bert", "llama").eval()
+    chat = ChatMemory(model, keep_last=1, block_tokens=0, turn_format="{content}\n")
+    for number in range(2):
+        with pytest.raises(ValueError, match=r"drops all of the user's '\\u200b'"):
+            chat.add("user", "\u200b")
+        with pytest.raises(ValueError, match=r"drops all of the user's '\\u200b'"):
+            chat.ask("\u200b", max_new_tokens=2)
+        assert len(chat) == number
+        chat.add("user", "Carmen lives in Lagos.")
+    assert chat.compressed_turns == 1
+
+
+def test_settings_in_a_generation_config_count_in_a_chat_too(compressor):
+    chat = ChatMemory(compressor)
+    for most in ({"max_new_tokens": 600}, {"return_dict_in_generate": True}):
+        with pytest.raises(ValueError, match=r"decoder has 512|ask returns text"):
+            chat.ask("Why?", generation_config=GenerationConfig(**most))

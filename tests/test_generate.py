@@ -546,3 +546,58 @@ def test_numbers_of_other_libraries_are_numbers(model, memory):
     for number in (np.float64(0.5), np.float32(0.5), 2):
         drawn |= {"temperature": number, "repetition_penalty": number}
         assert isinstance(model.generate(memory=memory, question="Why?", **drawn), str)
+
+
+def test_temperature_0_is_greedy_whatever_the_decoders_own_settings(zoo):
+    model = zoo.compressor("gpt2", "llama").eval()
+    memory = model.compress(TEXTS[0])
+    greedy = model.generate(memory=memory, question="Why?", max_new_tokens=8)
+    model.decoder.generation_config.do_sample = True
+    for kwargs in (
+        {"temperature": 0, "max_new_tokens": 8},
+        {"generation_config": GenerationConfig(temperature=0.0, max_new_tokens=8)},
+    ):
+        assert model.generate(memory=memory, question="Why?", **kwargs) == greedy
+
+
+def test_the_decoders_own_stop_strings_end_an_answer(zoo):
+    model = zoo.compressor("gpt2", "llama").eval()
+    memory = model.compress(TEXTS[0])
+    whole = model.generate(memory=memory, question="Why?", max_new_tokens=8)
+    stop = whole[len(whole) // 2]
+    expected = model.generate(memory=memory, question="Why?", max_new_tokens=8, stop_strings=[stop])
+    assert len(expected) < len(whole)
+    model.decoder.generation_config.stop_strings = [stop]
+    assert model.generate(memory=memory, question="Why?", max_new_tokens=8) == expected
+    for nothing in (None, [], ""):
+        answer = model.generate(
+            memory=memory, question="Why?", max_new_tokens=8, stop_strings=nothing
+        )
+        assert answer == whole
+
+
+def test_return_dict_in_a_generation_config(model, memory):
+    config = GenerationConfig(max_new_tokens=3, return_dict_in_generate=True)
+    argument = model.generate(
+        memory=memory, question="Why?", max_new_tokens=3, return_dict_in_generate=True
+    )
+    configured = model.generate(memory=memory, question="Why?", generation_config=config)
+    assert type(configured) is type(argument)
+    assert torch.equal(configured.sequences, argument.sequences)
+    with pytest.raises(ValueError, match="return_dict_in_generate"):
+        model.generate(
+            memory=memory, question=["Why?", "Who?"], batch_size=1, generation_config=config
+        )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"penalty_alpha": 0.5, "top_k": 4}, {"force_words_ids": [[5]]}, {"dola_layers": "low"}]
+    + [{"do_sample": True, "typical_p": 0.0}],
+)
+def test_what_transformers_would_refuse_later_is_refused_before_encoding(
+    model, monkeypatch, setting
+):
+    monkeypatch.setattr(model, "encode", lambda *args, **kwargs: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match=next(iter(setting.keys() - {"do_sample", "top_k"}))):
+        model.generate(context=TEXTS[0], question="Why?", **setting)

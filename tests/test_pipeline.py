@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from tiny_models import QUESTIONS, TEXTS
 from torch.utils.data import Dataset
-from transformers import pipeline
+from transformers import GenerationConfig, pipeline
 
 from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.modeling.pipeline_memslots import MemoryQuestionAnsweringPipeline
@@ -185,3 +185,10 @@ def test_found_by_name_and_saved_again(zoo, expected, tmp_path):
         MemslotsModel.from_pretrained(tmp_path / "again"), device="cpu", **NEW
     )
     assert again(question=QUESTIONS, context=TEXTS) == expected
+
+
+def test_a_generation_config_that_returns_a_dict_is_refused_first(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.model, "encode", lambda *args, **kwargs: pytest.fail("encoded"))
+    config = GenerationConfig(return_dict_in_generate=True)
+    with pytest.raises(ValueError, match="this pipeline returns answers"):
+        pipe(question="Why?", context="Ann is here.", generation_config=config)

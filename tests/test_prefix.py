@@ -211,3 +211,12 @@ def test_decoders_that_keep_more_than_keys_and_values_are_refused():
     for config in (mamba, recurrent):
         with pytest.raises(ValueError, match="no prefix can be shared"):
             check_keeps_states(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_decoder_whose_own_cache_is_static_is_told(zoo):
+    model = zoo.compressor("gpt2", "llama").eval()
+    memory = model.compress(TEXTS[0])
+    prefix = prefill(model, memory)
+    model.decoder.generation_config.cache_implementation = "static"
+    with pytest.raises(ValueError, match=r"cache_implementation='static'.*generation_config"):
+        model.generate(memory=prefix, question=QUESTIONS[0], max_new_tokens=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import QUESTIONS, TEXTS
+from tiny_models import QUESTIONS, TEXTS, words
 
 import memslots.modeling
 from memslots import MemslotsConfig, MemslotsModel, MemslotsProcessor
@@ -314,3 +314,21 @@ def test_processor_round_trip(zoo, tmp_path):
         assert getattr(loaded, name) == getattr(model.processor, name)
     assert loaded.prompt(question="Why?") == model.processor.prompt(question="Why?")
     assert loaded.segment(TEXTS[1]) == model.processor.segment(TEXTS[1])
+
+
+def test_another_segmentation_has_another_fingerprint(zoo, tmp_path):
+    zoo.compressor(pooling="mean").save_pretrained(tmp_path / "first")
+    first = MemslotsModel.from_pretrained(tmp_path / "first")
+    finer = MemslotsModel.from_pretrained(tmp_path / "first", segment_length=12)
+    assert finer.fingerprint != first.fingerprint
+    finer.compress(words(40)).save(tmp_path / "memory.safetensors")
+    finer.save_pretrained(tmp_path / "finer")
+    again = MemslotsModel.from_pretrained(tmp_path / "finer")
+    assert again.load_memory(tmp_path / "memory.safetensors").fingerprint == again.fingerprint
+
+
+def test_attention_is_chosen_for_encoder_and_decoder(zoo, tmp_path):
+    zoo.compressor().save_pretrained(tmp_path)
+    model = MemslotsModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert model.encoder.config._attn_implementation == "eager"
+    assert model.decoder.config._attn_implementation == "eager"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig
 from test_pcc_recipes import small
 from test_trainer import qa_rows, settings
 from tiny_models import words
@@ -155,3 +156,34 @@ def test_several_datasets_are_evaluated_by_name(zoo, tmp_path):
         CompressorTrainer(
             zoo.compressor(), settings(tmp_path), Dataset.from_list(qa_rows(2)), evaluated
         )
+
+
+def test_a_peft_config_and_several_training_sets_are_refused(zoo, tmp_path):
+    model, rows = zoo.compressor(), Dataset.from_list(qa_rows(4))
+    lora = LoraConfig(target_modules=["q_proj"], r=2)
+    with pytest.raises(ValueError, match=r"frozen decoder.*encoder_lora"):
+        CompressorTrainer(model, settings(tmp_path), rows, peft_config=lora)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    with pytest.raises(ValueError, match=r"datasets \['test', 'train'\].*dataset\['train'\]"):
+        CompressorTrainer(model, settings(tmp_path), DatasetDict(train=rows, test=rows))
+
+
+@pytest.mark.parametrize("options", [{"completion_weight": 1.0}, {"distillation_weight": 1.0}])
+@pytest.mark.parametrize("until", [None, 11])
+def test_texts_after_which_nothing_or_one_token_follows_do_not_stop_training(
+    zoo, tmp_path, options, until
+):
+    rows = [{"text": "Ann is here.", "compress_until": until}]
+    rows += [{"text": words(200, seed=3), "compress_until": None}]
+    arguments = settings(tmp_path, max_steps=2, per_device_train_batch_size=1, **options)
+    trainer = CompressorTrainer(zoo.compressor(), arguments, Dataset.from_list(rows))
+    assert trainer.train().global_step == 2
+
+
+def test_a_row_that_the_encoder_drops_is_named(zoo, tmp_path):
+    rows = [{"context": "\u200b\u200b", "question": "Where?", "answer": "Lagos"}]
+    trainer = CompressorTrainer(
+        zoo.compressor("bert", "llama"), settings(tmp_path), Dataset.from_list(rows)
+    )
+    with pytest.raises(ValueError, match=r"row that begins '\\u200b\\u200b': context has no token"):
+        trainer.train()

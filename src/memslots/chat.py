@@ -53,7 +53,8 @@ class ChatMemory:
             those of sentences.
         max_positions: most prompt tokens of the memory; None sets no limit.
         literals: verbatim tokens beside the slots, see `MemslotsModel.compress`.
-        system: what stands before everything else and is never compressed.
+        system: a system message, never compressed: first in a chat template, after the memory in
+            plain prompts.
         turn_format: text of a turn, with `{content}` and, if wanted, `{role}` in it.
 
     Raises:
@@ -97,7 +98,7 @@ class ChatMemory:
         """Those that are read as text: what waits for its block to fill, then the window."""
         self.compressed_turns = 0
         self.forgotten_blocks = 0
-        self._waiting_tokens: list[int] = []
+        self._turn_tokens: list[int] = []
 
     def __len__(self) -> int:
         """Turns added so far."""
@@ -113,7 +114,8 @@ class ChatMemory:
         """Add a turn; what leaves the window and fills a block is compressed.
 
         Raises:
-            ValueError: an unknown role, or an empty text.
+            ValueError: an unknown role, or a text that is empty or of which the encoder's tokenizer
+                keeps nothing.
 
         Examples:
             >>> chat = ChatMemory(model, keep_last=1, rate=4)
@@ -129,17 +131,26 @@ class ChatMemory:
         except BaseException:  # as it was, so that the turn may be added again
             if self.turns and self.turns[-1].content is content:
                 self.turns.pop()
-            del self._waiting_tokens[len(self.turns) :]
+            del self._turn_tokens[len(self.turns) :]
             raise
 
     def _fill(self) -> None:
         """Compress what has left the window, if it fills a block."""
+        for turn in self.turns[len(self._turn_tokens) :]:  # each turn's tokens are counted once
+            self._turn_tokens.append(self._tokens(turn, needed=turn is self.turns[-1]))
         old = len(self.turns) - self.keep_last
-        while len(self._waiting_tokens) < old:  # each turn's tokens are counted once
-            text = self._text(self.turns[len(self._waiting_tokens)])
-            self._waiting_tokens.append(len(self._processor.encoder_text.encode(text)))
-        if old > 0 and sum(self._waiting_tokens) >= self.block_tokens:
+        if old > 0 and sum(self._turn_tokens[:old]) >= self.block_tokens:
             self._compress(old)
+
+    def _tokens(self, turn: Turn, needed: bool = False) -> int:
+        """Encoder tokens of a turn; a block of turns without any could not be compressed."""
+        tokens = len(self._processor.encoder_text.encode(self._text(turn)))
+        if needed and not tokens:
+            raise ValueError(
+                f"the encoder's tokenizer drops all of the {turn.role}'s {turn.content!r}; leave "
+                "this turn out."
+            )
+        return tokens
 
     def ask(self, question: str, remember: bool = True, **generate_kwargs: Any) -> str:
         """Answer from the memory, the last turns and the question.
@@ -157,27 +168,32 @@ class ChatMemory:
             >>> isinstance(ChatMemory(model).ask("Who are you?", max_new_tokens=2), str)
             True
         """
-        if generate_kwargs.get("return_dict_in_generate"):
+        settings = check_generate_kwargs(generate_kwargs)
+        if settings.get("return_dict_in_generate"):
             raise ValueError("ask returns text; return_dict_in_generate is for generate.")
         model = self.model
-        if (check_generate_kwargs(generate_kwargs).get("num_return_sequences") or 1) > 1:
+        if (settings.get("num_return_sequences") or 1) > 1:
             raise ValueError(
                 "ask gives one answer, which becomes a turn; for num_return_sequences call "
                 "model.generate(memory=chat.memory, question=...)."
             )
         row = self._row(question)
+        if remember:
+            self._tokens(Turn("user", question), needed=True)
         limit = positions_of(model.decoder.config)
-        needed = self._length(row) + (generate_kwargs.get("max_new_tokens") or 1)
+        needed = self._length(row) + (settings.get("max_new_tokens") or 1)
         if limit is not None and needed > limit:
             raise ValueError(
                 f"memory, recent turns and question need {needed} tokens with the answer, and "
                 f"the decoder has {limit}; use a coarser rate, a smaller keep_last, or give "
                 "max_positions."
             )
+        if self._processor.answer_end and "stop_strings" not in settings:
+            generate_kwargs["stop_strings"] = self._processor.answer_end
         (answer, *_) = model.answer_rows([row], self.memory, 1, generate_kwargs)
         if remember:
             self.add("user", question)
-            if answer.strip():
+            if answer.strip() and self._tokens(Turn("assistant", answer)):
                 self.add("assistant", answer)
         return answer
 
@@ -234,7 +250,7 @@ class ChatMemory:
         else:
             self.memory = Memory.cat([self.memory, new]).join()
         self.compressed_turns += old
-        self.turns, self._waiting_tokens = self.turns[old:], []
+        self.turns, self._turn_tokens = self.turns[old:], self._turn_tokens[old:]
         if self.max_positions is not None:
             self._shrink(self.memory, self.max_positions)
 

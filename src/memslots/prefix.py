@@ -20,7 +20,12 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from memslots.modeling.decoders_memslots import check_values, reading, run_decoder
+from memslots.modeling.decoders_memslots import (
+    check_generate_kwargs,
+    check_values,
+    reading,
+    run_decoder,
+)
 from memslots.modeling.layout_memslots import Prompt, Row, check_room
 from memslots.modeling.memory_memslots import Memory
 from memslots.modeling.modeling_memslots import MemslotsModel
@@ -98,10 +103,13 @@ class Prefix:
                 f"this prefix was read at rate {self.memory.rate}, so rate={rate} needs another "
                 "one: prefill(model, memory.at_rate(rate))."
             )
-        if kwargs.get("cache_implementation") is not None:
+        cache = check_generate_kwargs(kwargs).get("cache_implementation")
+        cache = cache or model.decoder.generation_config.cache_implementation
+        if cache is not None:
             raise ValueError(
-                "a prefix is continued in a dynamic cache; leave out cache_implementation="
-                f"{kwargs['cache_implementation']!r}, or give the memory instead of its prefix."
+                f"a prefix is continued in a dynamic cache; leave out cache_implementation={cache!r} "
+                "(an argument, or in model.decoder.generation_config), or give the memory instead "
+                "of its prefix."
             )
         for prompt in prompts:
             if prompt.before != self.before:

@@ -86,8 +86,8 @@ class SavedModel(PreTrainedModel):
             *model_args: as for any `PreTrainedModel`.
             load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
             decoder_kwargs: arguments of the decoder's `from_pretrained` alone.
-            kwargs: as for any `PreTrainedModel`; `dtype` and `device_map` go to the decoder too,
-                and `quantization_config` to it alone.
+            kwargs: as for any `PreTrainedModel`; `dtype`, `device_map` and `attn_implementation` go
+                to the decoder too, and `quantization_config` to it alone.
 
         Raises:
             ValueError: weights are missing, or a bundled decoder is to be quantized.
@@ -117,10 +117,11 @@ class SavedModel(PreTrainedModel):
                 f"of the compressor, for example {missing[:3]}; save it again with save_pretrained."
             )
         hub: dict[str, Any] = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-        shared = {"dtype": dtype, "device_map": kwargs.get("device_map"), **hub}
-        origin: dict[str, Any] = {
-            key: kwargs[key] for key in (*HUB_KWARGS, "revision", "subfolder") if key in kwargs
+        shared = {
+            key: kwargs[key] for key in ("device_map", "attn_implementation") if key in kwargs
         }
+        shared |= {"dtype": dtype, **hub}
+        origin = hub | {key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs}
         config = model.config
         if config.bundle_decoder and decoder_kwargs.get("quantization_config") is not None:
             raise ValueError(
@@ -131,6 +132,7 @@ class SavedModel(PreTrainedModel):
         if config.encoder_lora is not None and config.encoder_layers is None:
             model._load_encoder_base(shared)
         model.processor = MemslotsProcessor.from_pretrained(pretrained_model_name_or_path, **origin)
+        resegmented = model.processor.segment_length != config.segment_length
         for name in PROCESSOR_FIELDS:  # which arguments of loading may have changed
             setattr(model.processor, name, getattr(config, name))
         if not config.bundle_encoder and dtype == "auto":
@@ -141,7 +143,7 @@ class SavedModel(PreTrainedModel):
             model.to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
             config = model.config
         model.freeze_sentence_encoder()  # loading makes every weight trainable
-        if config.fingerprint is not None:
+        if config.fingerprint is not None and not (resegmented or "pool_unit" in kwargs):
             model._trust_fingerprint(config.fingerprint)
         if model.has_decoder:
             model.attach_decoder(model.decoder)

@@ -32,6 +32,7 @@ from .memory_memslots import Memory
 
 DEFAULT_NEW_TOKENS = 256
 
+_NEED_HUB_CODE = "penalty_alpha dola_layers constraints force_words_ids"
 _NEED_IDS = (
     "assistant_model assistant_tokenizer assistant_early_exit use_mtp prompt_lookup_num_tokens "
     "guidance_scale negative_prompt_ids negative_prompt_attention_mask prefill_chunk_size "
@@ -43,6 +44,7 @@ REFUSED = {
     "past_key_values": "a memory takes its place",
     **dict.fromkeys(_NEED_IDS.split(), "it works on the prompt's token ids, and slots have none"),
     "custom_generate": "it replaces the decoder's generate; call it on model.decoder",
+    **dict.fromkeys(_NEED_HUB_CODE.split(), "transformers would load code for it from the Hub"),
 }
 """Arguments of `generate` that cannot work when the prompt is made of embeddings."""
 
@@ -55,7 +57,8 @@ _AT_LEAST_0 = "min_new_tokens min_length top_k no_repeat_ngram_size"
 _BOUNDS: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_AT_LEAST_1.split(), (Integral, 1, math.inf)),
     **dict.fromkeys(_AT_LEAST_0.split(), (Integral, 0, math.inf)),
-    **dict.fromkeys(("top_p", "min_p", "typical_p"), (Real, 0, 1)),
+    **dict.fromkeys(("top_p", "min_p"), (Real, 0, 1)),
+    "typical_p": (Real, 1e-4, 1),
     **dict.fromkeys(("temperature", "repetition_penalty", "max_time"), (Real, 1e-4, 1e9)),
     **dict.fromkeys(("do_sample", "use_cache", "return_dict_in_generate"), (bool, 0, 1)),
 }
@@ -255,6 +258,8 @@ def generation_defaults(
         settings: dict[str, Any] = vars(config)
     else:
         settings = kwargs
+    if settings.get("temperature") == 0 and not settings.get("do_sample"):
+        settings["do_sample"] = False  # greedy, whatever the decoder's own is
     # What a given configuration leaves open is the decoder's own if that can be, and then ours.
     for name in _NEUTRAL:
         if getattr(defaults, name, None) is not None and settings.get(name) is None:
@@ -277,8 +282,9 @@ def generation_defaults(
         most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
         most = most if positions is None else min(most, positions - length)
         settings["max_new_tokens"] = max(1, most)
-    settings["stop_strings"] = settings.get("stop_strings") or None  # none, said as [] or ""
-    if settings["stop_strings"] or config.stop_strings:
+    if "stop_strings" in settings:
+        settings["stop_strings"] = settings["stop_strings"] or None  # none, said as [] or ""
+    if settings.get("stop_strings") or defaults.stop_strings:
         kwargs.setdefault("tokenizer", processor.tokenizer)
     return kwargs
 
@@ -340,8 +346,7 @@ def read_back(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         rows = [reading_row(i, processor.bos_ids, [], beside[i]) for i in batch]
-        longest = max(memory.segments[i].tokens for i in batch)
-        bound = {} if bounded else {"max_new_tokens": 2 * longest + 16}
+        bound = {} if bounded else {"max_new_tokens": 2 * memory.segments[batch[-1]].tokens + 16}
         output = model.generate_rows(rows, memory, {**greedy, **bound, **generate_kwargs})
         for i, ids in zip(batch, output, strict=True):
             texts[i] = processor.decode(ids)

@@ -541,13 +541,13 @@ class MemslotsModel(SavedModel):
             2
         """
         processor = self.processor
-        check_generate_kwargs({"batch_size": batch_size, **generate_kwargs})
+        told = check_generate_kwargs({"batch_size": batch_size, **generate_kwargs})
         if (context is None) == (memory is None):
             count = "neither" if context is None else "both"
             raise ValueError(f"give either context=... or memory=..., got {count}.")
         prompts, single = processor.prompts(question, messages, chat_template_kwargs or {})
-        if question is not None and processor.answer_end:
-            generate_kwargs.setdefault("stop_strings", processor.answer_end)
+        if question is not None and processor.answer_end and "stop_strings" not in told:
+            generate_kwargs["stop_strings"] = processor.answer_end
         prefix = memory if hasattr(memory, "states") else None  # a `memslots.prefix.Prefix`
         if prefix is not None:
             prefix.check(self, prompts, rate, generate_kwargs)
@@ -564,12 +564,11 @@ class MemslotsModel(SavedModel):
                     "literals=... goes with context=...; a memory keeps those that it was "
                     "compressed with."
                 )
+            memory = memory if rate is None else memory.at_rate(processor.check_rate(rate))
         single = single and (isinstance(context, str) if spans else len(memory) == 1)
         pairs = pair(len(memory), len(prompts))
-        if not spans:
-            memory = memory if rate is None else memory.at_rate(processor.check_rate(rate))
         rows = self.memory_rows(memory, [(i, prompts[j]) for i, j in pairs])
-        whole = generate_kwargs.get("return_dict_in_generate")
+        whole = told.get("return_dict_in_generate")
         if whole and len(rows) > batch_size:
             raise ValueError(
                 f"return_dict_in_generate=True returns one batch; {len(rows)} answers need "
@@ -581,9 +580,7 @@ class MemslotsModel(SavedModel):
             flat = [span for document in spans for span in document]
             memory = replace(memory, slots=encode_spans(self, flat, memory.rate))
         answers = self.answer_rows(rows, memory, batch_size, generate_kwargs, prefix)
-        if whole:
-            return answers
-        return answers[0] if single and len(answers) == 1 else answers
+        return answers[0] if single and not whole and len(answers) == 1 else answers
 
     def answer_rows(
         self,
@@ -608,12 +605,11 @@ class MemslotsModel(SavedModel):
             >>> len(model.answer_rows(rows, memory, 1, {"max_new_tokens": 2}))
             1
         """
-        whole = generate_kwargs.get("return_dict_in_generate")
         kwargs = generation_defaults(self, rows, memory, generate_kwargs)
         answers: list[str] = []
         for start in range(0, len(rows), batch_size):
             output = self.generate_rows(rows[start : start + batch_size], memory, kwargs, prefix)
-            if whole:
+            if not isinstance(output, torch.Tensor):
                 return output
             answers += [self.processor.decode(ids).strip() for ids in output]
         return answers

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
+from .decoders_memslots import check_generate_kwargs
 from .layout_memslots import pair
 from .memory_memslots import Memory
 from .texts_memslots import as_list
@@ -62,11 +63,9 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
             ValueError: what does not go together, and what `compress` and `generate` raise.
             TypeError: inputs of another type.
         """
-        _, settings, _ = self._sanitize_parameters(**kwargs)
-        settings = {**self._forward_params, **settings}
+        settings = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
         size = self._batch_size if batch_size is None else batch_size
-        if size is not None:
-            settings["batch_size"] = size
+        settings |= {} if size is None else {"batch_size": size}
         if inputs is None:
             items, single = _pair_up(question, context, memory)
         elif not question is context is memory is None:
@@ -83,7 +82,7 @@ class MemoryQuestionAnsweringPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs):
         nested = kwargs.pop("generate_kwargs", None) or {}
-        if kwargs.get("return_dict_in_generate") or nested.get("return_dict_in_generate"):
+        if check_generate_kwargs({**nested, **kwargs}).get("return_dict_in_generate"):
             raise ValueError(
                 "this pipeline returns answers; for return_dict_in_generate call "
                 "pipe.model.generate(memory=..., question=...)."

@@ -60,9 +60,14 @@ def adapt_to_decoder(
     options = decoder_kwargs or {}
     decoder = absolute(decoder, "decoder")
     device = model.encoder.device
+    tokenizer = decoder_tokenizer(decoder, options)
+    processor = processor_for(model.config, tokenizer, model.processor.encoder_tokenizer)
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{"dtype": model.dtype, **options})
     config = model.config
-    tokenizer = decoder_tokenizer(decoder, options)
+    lora = None  # its weights are for the decoder before
+    if config.decoder_lora is not None:
+        lora = DecoderLora(llm.config, config.decoder_lora)
+        lora.to(device=device, dtype=model.encoder.dtype)
     mapping = None
     if start == "embeddings":
         old_tokenizer = model.processor.tokenizer
@@ -88,11 +93,10 @@ def adapt_to_decoder(
     model.converter = converter
     model.markers = nn.Parameter(markers)
     model.converter.to(device=device, dtype=model.encoder.dtype)
-    if config.decoder_lora is not None:  # its weights are for the decoder before
-        model.decoder_lora = DecoderLora(llm.config, config.decoder_lora)
-        model.decoder_lora.to(device=device, dtype=model.encoder.dtype)
+    if lora is not None:
+        model.decoder_lora = lora
     model.markers.data = model.markers.data.to(device=device, dtype=model.encoder.dtype)
-    model.processor = processor_for(config, tokenizer, model.processor.encoder_tokenizer)
+    model.processor = processor
     model.attach_decoder(llm)
     choose_trained(model, train)
 

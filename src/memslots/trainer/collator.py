@@ -79,7 +79,7 @@ def _wrong(column: str, value: object) -> str | None:
 
 
 def check_rows(rows: Iterable[Mapping[str, Any]], name: str) -> None:
-    """Refuse a dataset with a row that would stop training when it comes.
+    """Refuse a dataset with a row whose columns cannot be trained on.
 
     Raises:
         ValueError: names the first such row and its column.
@@ -154,12 +154,15 @@ class CompressorCollator:
             wrong = what_is_wrong(example)  # of a stream, no row is seen before
             if wrong is not None:
                 raise ValueError(f"a row cannot be trained on: {wrong}.")
-            if example.get("text") is not None:
-                self._add_text(example["text"], example.get("compress_until"), spans, rows)
-            else:
-                self._add_questions(example, spans, rows)
+            text = example["context"] if example.get("text") is None else example["text"]
+            try:
+                if example.get("text") is not None:
+                    self._add_text(text, example.get("compress_until"), spans, rows)
+                else:
+                    self._add_questions(example, spans, rows)
+            except ValueError as error:
+                raise ValueError(f"the row that begins {text[:60]!r}: {error}") from error
             if self.args.distillation_weight:
-                text = example["context"] if example.get("text") is None else example["text"]
                 teachers += self._teachers(text, spans, rows[first:])
         return {
             **self.processor.collate_segments(spans),
@@ -171,15 +174,17 @@ class CompressorCollator:
         segments = list(range(len(spans), len(spans) + len(text_spans)))
         spans += text_spans
         literals = self._literals(text, text_spans)
-        if self.args.completion_weight < 1:
-            self._add_reconstructions(text, text_spans, segments, literals, rows)
         following = text[text_spans[-1].end :]
-        self._say_if_nothing_follows(bool(following))
-        if self.args.completion_weight > 0 and following:
-            # Enough characters for the tokens wanted: no token of a BPE spans a whole sentence.
-            limit = self.args.completion_length
-            ids = self.processor.decoder_text.encode(following[: 16 * limit])[:limit]
-            # The first token of the continuation, x_k, is given (PCC, eq. 3).
+        # Enough characters for the tokens wanted: no token of a BPE spans a whole sentence.
+        limit = self.args.completion_length
+        ids = self.processor.decoder_text.encode(following[: 16 * limit])[:limit]
+        # The first token of the continuation, x_k, is given (PCC, eq. 3): one alone has no target.
+        follows = len(ids) > 1
+        self._say_if_nothing_follows(follows)
+        # Without either task the batch would have no row; this one's weight is then 0.
+        if self.args.completion_weight < 1 or not follows:
+            self._add_reconstructions(text, text_spans, segments, literals, rows)
+        if self.args.completion_weight > 0 and follows:
             rows.append(
                 Row(segments, self._bos(), ids, input_only=1, task=COMPLETION, literals=literals)
             )

@@ -43,11 +43,11 @@ class CompressorTrainer(SFTTrainer):
         train_dataset: rows as above.
         eval_dataset: likewise, or several by name, as the Trainer takes them.
         card_writer: called with the model and a checkpoint's folder, to write its README.md.
-        kwargs: as for `SFTTrainer`.
+        kwargs: as for `SFTTrainer`, but `peft_config`.
 
     Raises:
         ValueError: a model without decoder or processor, a dataset without the columns, an empty
-            dataset, or rates that the model does not have.
+            dataset, rates that the model does not have, or a `peft_config`.
 
     Examples:
         >>> from datasets import Dataset
@@ -78,7 +78,18 @@ class CompressorTrainer(SFTTrainer):
             raise TypeError(f"args must be a CompressorConfig, got {type(args).__name__}.")
         if not model.has_decoder:
             raise ValueError(model.needs_decoder)
+        if kwargs.get("peft_config") is not None:
+            raise ValueError(
+                "peft_config would train LoRA layers in the frozen decoder and leave the "
+                "compressor as it is; give the compressor encoder_lora or decoder_lora, fields of "
+                "MemslotsConfig, when it is made."
+            )
         processor = model.processor
+        if isinstance(train_dataset, dict):
+            raise ValueError(
+                f"train_dataset is a dict of the datasets {sorted(train_dataset)}; give one of "
+                "them, such as dataset['train']."
+            )
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         named = {f"evaluation {key}".strip(): value for key, value in evaluated.items()}
         for name, dataset in {"training": train_dataset, **named}.items():
@@ -325,6 +336,8 @@ class CompressorTrainer(SFTTrainer):
         rows = sorted(batch.teacher_rows, key=lambda row: row.task)  # as forward goes through them
         inputs = self.data_collator.processor.lay_out(rows, [])
         mask, labels = inputs["attention_mask"].to(device), inputs["labels"].to(device)
+        if not bool((labels != IGNORE).any()):
+            return None
         start = int((labels != IGNORE).any(dim=0).nonzero()[0]) - 1
         decoder = self.model.decoder
         accepted = inspect.signature(decoder.forward).parameters
