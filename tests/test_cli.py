@@ -12,8 +12,9 @@ import typer
 
 import memslots
 from lab.__main__ import lab
-from memslots import Memory
+from memslots import Memory, embedded
 from memslots.cli import app, main
+from memslots.cli.options import print_json
 
 TEXT = "Carmen Moss is an engineer at Silver Bank. She lives in Lagos and owns 27 maps. Café."
 
@@ -169,6 +170,7 @@ HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "yaml", "pyarrow",
 QUICK = """
 import os, sys, time
 from memslots.cli import app, main
+from memslots.cli.options import print_json
 started = time.perf_counter()
 sys.stdout = open(os.devnull, "w")
 for arguments in {calls!r}:
@@ -584,3 +586,57 @@ def test_no_library_warns_on_a_typo(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pcc_lite" in done.stderr
+
+
+def test_cram_and_store_get_write_over_nothing_that_they_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("Ann owns 27 maps.")
+    command = ["cram", "--text", "text.txt", "--decoder", "tiny", "--length", "4"]
+    assert main([*command, "-o", "text.txt", "--force"]) == 2
+    (tmp_path / "kept").write_text("kept")
+    assert main([*command, "-o", "kept"]) == 2
+    assert "exists; --force replaces it" in capsys.readouterr().err
+    assert text.read_text() == "Ann owns 27 maps."
+    assert (tmp_path / "kept").read_text() == "kept"
+    assert main(["store", "add", "text.txt", "--store", "st", "--model", "tiny"]) == 0
+    get = ["store", "get", "text.txt", "--store", "st", "--force", "-o"]
+    assert main([*get, "st/catalogue.sqlite"]) == 2
+    assert "is in the store st" in capsys.readouterr().err
+    assert main(["store", "info", "--store", "st"]) == 0
+
+
+def test_results_of_eval_need_a_file_that_can_be_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "asked.jsonl").write_text('{"context":"A.","question":"Q?","answer":"A"}\n')
+    (tmp_path / "results.md").mkdir()
+    command = ["eval", "--model", "nosuch", "--tasks", "qa", "--data", "qa=asked.jsonl"]
+    assert main([*command, "--output", "results.json"]) == 2
+    assert "results.md is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["plan", "--tokens", "1000"], ["init", "--encoder", "decoder", "-o", "new"]]
+)
+def test_no_command_runs_or_offers_to_run_a_repositorys_code(
+    tmp_path, capsys, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    config = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Strange"}}
+    (tmp_path / "other/config.json").write_text(json.dumps(config))
+    (tmp_path / "other/strange.py").write_text("raise SystemExit('code ran')")
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked"))
+    assert main([*command, "--decoder", "other"]) == 2
+    assert ("trust_remote_code" in capsys.readouterr().err) == (command[0] == "plan")
+
+
+def test_a_memslots_checkpoint_is_no_llm(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--decoder", str(embedded("tiny")), "-o", "new"]) == 2
+    assert "is a memslots checkpoint; name the LLM" in capsys.readouterr().err
+
+
+def test_json_with_standard_output_closed(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    print_json({"answer": "ü"})

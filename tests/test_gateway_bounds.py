@@ -20,12 +20,15 @@ from memslots import MemslotsModel, embedded
 from memslots.cli import main
 from memslots.interruption import EVERY
 from memslots.modeling.texts_memslots import DETECTORS
+from memslots.serving.gateway import parse
+from memslots.serving.gateway_requests import ApiError, ChatRequest, MemoryRequest
 from memslots.serving.server import gateway_server
 from memslots.serving.shelf import ProcessShelf, StoreShelf
 from memslots.serving.store import MemoryStore
 
 LONG = TEXTS[1] * 40
 MEMORIES = "/v1/memories"
+NAMED = ("chat_template_kwargs", "response_format", "stream_options")
 
 
 @contextlib.contextmanager
@@ -564,3 +567,33 @@ def test_keys_that_are_none_do_not_leave_the_gateway_open(monkeypatch, capsys, k
     monkeypatch.setenv("MEMSLOTS_API_KEY", keys)
     assert main(["serve"]) == 2
     assert "MEMSLOTS_API_KEY is set and holds no key" in " ".join(capsys.readouterr().err.split())
+
+
+MANY = 200_000
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [
+        (ChatRequest, {name: [1] * MANY})
+        for name in ("documents", "memory_ids", "literals", "messages", "stop", "tools")
+    ]
+    + [(ChatRequest, {"expand": ["a"] * MANY})]
+    + [(ChatRequest, {name: {str(i): [] for i in range(MANY)}}) for name in NAMED]
+    + [(ChatRequest, {"documents": [{"text": "x", **dict.fromkeys(map(str, range(MANY)), 1)}]})]
+    + [(form, dict.fromkeys(map(str, range(MANY)), 1)) for form in (ChatRequest, MemoryRequest)]
+    + [(MemoryRequest, {name: ["", *[[]] * MANY]}) for name in ("literals", "rates", "exact")],
+)
+def test_a_body_of_many_wrong_things_is_refused_at_the_first(form, body):
+    """An error for each would take a kilobyte and, of a million, a minute of everybody's time."""
+    chat = {"messages": [{"role": "user", "content": "Why?"}]} if form is ChatRequest else {}
+    sent = json.dumps({**chat, **body}).encode()
+    started = time.process_time()
+    json.loads(sent)
+    parsing = time.process_time() - started
+    started = time.process_time()
+    with pytest.raises(ApiError) as refusal:
+        parse(form, sent)
+    assert refusal.value.status == 400
+    assert time.process_time() - started < 20 * parsing + 0.2
+    assert len(str(refusal.value)) < 300

@@ -592,8 +592,12 @@ def test_return_dict_in_a_generation_config(model, memory):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"penalty_alpha": 0.5, "top_k": 4}, {"force_words_ids": [[5]]}, {"dola_layers": "low"}]
-    + [{"do_sample": True, "typical_p": 0.0}],
+    [
+        {"penalty_alpha": 0.5, "top_k": 4},
+        {"force_words_ids": [[5]]},
+        {"dola_layers": "low"},
+        {"do_sample": True, "typical_p": 0.0},
+    ],
 )
 def test_what_transformers_would_refuse_later_is_refused_before_encoding(
     model, monkeypatch, setting

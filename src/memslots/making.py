@@ -431,9 +431,13 @@ def _with_revision(kwargs, config_kwargs: dict[str, Any], field: str) -> dict[st
 
 
 def only_place(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Of arguments of `from_pretrained` those that say where a model is, which tokenizers take."""
+    """Of arguments of `from_pretrained` those that say where a model is, which tokenizers take.
+
+    A repository's code is run only if they say so: transformers would ask.
+    """
     keys = (*HUB_KWARGS, *_PLACE_KWARGS)
-    return {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
+    told = {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
+    return {"trust_remote_code": False, **told}
 
 
 def kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -444,6 +448,13 @@ def kept_place(kwargs: dict[str, Any]) -> dict[str, Any] | None:
 
 def decoder_config(name: str, kwargs: dict[str, Any]):
     """A decoder's configuration; of a LoRA adapter's folder, that of its base model."""
+    file = os.path.join(name, "config.json")
+    if os.path.isfile(file):
+        with open(file, encoding="utf-8") as opened:
+            if json.load(opened).get("model_type") == MemslotsConfig.model_type:
+                raise ValueError(
+                    f"{name!r} is a memslots checkpoint; name the LLM that is to read."
+                )
     if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
         os.path.join(name, "config.json")
     ):

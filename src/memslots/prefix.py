@@ -107,9 +107,9 @@ class Prefix:
         cache = cache or model.decoder.generation_config.cache_implementation
         if cache is not None:
             raise ValueError(
-                f"a prefix is continued in a dynamic cache; leave out cache_implementation={cache!r} "
-                "(an argument, or in model.decoder.generation_config), or give the memory instead "
-                "of its prefix."
+                "a prefix is continued in a dynamic cache; leave out cache_implementation="
+                f"{cache!r} (an argument, or in model.decoder.generation_config), or give the "
+                "memory instead of its prefix."
             )
         for prompt in prompts:
             if prompt.before != self.before:

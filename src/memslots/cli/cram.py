@@ -14,6 +14,7 @@ from rich.table import Table
 from .options import (
     Device,
     Dtype,
+    Force,
     Json,
     Texts,
     choose_device,
@@ -102,6 +103,7 @@ def cram(
             "--output", "-o", metavar="FILE", help="Save the result in this safetensors file."
         ),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -113,7 +115,7 @@ def cram(
             "give only one of the two."
         )
     if output is not None:
-        new_file(output, force=True)
+        new_file(output, force, text)
     contents = [read_text(name) for name in text]
     import torch
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from .options import err, not_replaced, numbers, out, print_json, words
+from .options import err, new_file, numbers, out, print_json, words
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -114,10 +114,8 @@ def check_output(output: Path, inputs: Sequence[str | Path] = ()) -> None:
     """
     if output.suffix != ".json":
         raise ValueError(f"--output {output}: name a .json file; table and plots go beside it.")
-    if not output.resolve().parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.resolve().parent}.")
     for ending in (".json", ".md", ".partial.jsonl", ".samples.jsonl"):
-        not_replaced(output.with_suffix(ending), inputs, "--output")
+        new_file(output.with_suffix(ending), True, inputs)
 
 
 def _show(results: dict[str, Any]) -> None:

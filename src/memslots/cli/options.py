@@ -578,7 +578,7 @@ def steps(total: int) -> Iterator[Callable[..., None]]:
 
 def print_json(values: Any) -> None:
     """Prints one JSON object; escaped where standard output does not take all characters."""
-    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    utf8 = (getattr(sys.stdout, "encoding", "") or "").lower().replace("-", "") == "utf8"
     typer.echo(json.dumps(values, ensure_ascii=not utf8))
 
 

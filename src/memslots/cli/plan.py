@@ -56,8 +56,9 @@ def plan(
 ) -> None:
     """Estimate KV cache, GPUs, cost and waiting time for contexts as text and as slots."""
     size = gigabytes(gpu_memory)
-    from transformers import AutoConfig, PreTrainedConfig
+    from transformers import PreTrainedConfig
 
+    from memslots.making import decoder_config
     from memslots.modeling import MemslotsConfig
     from memslots.serving.serving_cost import Demand, plan_serving
 
@@ -78,7 +79,7 @@ def plan(
     if stated.get("model_type") == MemslotsConfig.model_type:  # by our class: its code is not run
         config = MemslotsConfig.from_dict(stated).decoder_config
     else:
-        config = AutoConfig.from_pretrained(decoder)
+        config = decoder_config(decoder, {})
     plan = plan_serving(config, demand)
     if as_json:
         values = {"demand": dataclasses.asdict(demand), **dataclasses.asdict(plan)}

@@ -290,6 +290,8 @@ def get(
 ) -> None:
     """Copy documents into one memory file, which `ask` and `reconstruct` read."""
     new_file(output, force)
+    if store.resolve() in output.resolve().parents:
+        raise ValueError(f"--output {output} is in the store {store}; name a file outside it.")
     memory = _open(store).get(ids, rate=rate)
     memory.save(output)
     if as_json:

@@ -126,7 +126,7 @@ def load_frozen_decoder(
         return FrozenDecoder(
             checkpoint.decoder.to(device), checkpoint.processor.tokenizer, Path(name).name
         )
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
             f"{name} is a {config.model_type} model, and no causal LM; name a decoder that "

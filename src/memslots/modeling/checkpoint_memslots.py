@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # named so that transformers copies the file with the others;
     from .pipeline_memslots import MemoryQuestionAnsweringPipeline as _Pipeline  # noqa: F401
 
 HUB_KWARGS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
-_DECODER_FOLDER = "decoder"
+_SHARED, _DECODER_FOLDER = ("device_map", "attn_implementation"), "decoder"
 PROCESSOR_FIELDS = (
     "segment_length compression_rates prompt_format plain_prompt answer_end markers literals"
 ).split()
@@ -117,10 +117,7 @@ class SavedModel(PreTrainedModel):
                 f"of the compressor, for example {missing[:3]}; save it again with save_pretrained."
             )
         hub: dict[str, Any] = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-        shared = {
-            key: kwargs[key] for key in ("device_map", "attn_implementation") if key in kwargs
-        }
-        shared |= {"dtype": dtype, **hub}
+        shared = {"dtype": dtype, **hub, **{key: kwargs[key] for key in _SHARED if key in kwargs}}
         origin = hub | {key: kwargs[key] for key in ("revision", "subfolder") if key in kwargs}
         config = model.config
         if config.bundle_decoder and decoder_kwargs.get("quantization_config") is not None:

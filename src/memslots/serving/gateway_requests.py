@@ -14,6 +14,11 @@ from memslots.modeling import MemslotsProcessor
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Text = Annotated[str, Field(min_length=1)]
+Few = Field(max_length=1000, fail_fast=True)
+"""For lists: pydantic would keep an error for each wrong item, a kilobyte each."""
+
+MOST_FIELDS = 256
+"""Of an object in a request, for the same reason."""
 
 
 _NOT_FOR_TEMPLATES = {
@@ -73,7 +78,18 @@ class ApiError(Exception):
         }
 
 
-class Document(BaseModel):
+class RequestObject(BaseModel):
+    """An object in a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_FIELDS:
+            raise ValueError(f"{len(value):,} fields; an object here has at most {MOST_FIELDS}")
+        return value
+
+
+class Document(RequestObject):
     """A text to read."""
 
     model_config = ConfigDict(extra="forbid")
@@ -81,7 +97,7 @@ class Document(BaseModel):
     text: Text
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(RequestObject):
     """OpenAI's `stream_options`."""
 
     model_config = ConfigDict(extra="ignore")
@@ -89,7 +105,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(RequestObject):
     """`POST /v1/chat/completions`: OpenAI's, with `documents`, `memory_ids` and how they are read.
 
     Fields that would change the answer and cannot be honoured are refused by name, and so are
@@ -99,13 +115,13 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000, fail_fast=True)]
     model: str | None = None
-    documents: list[Text | Document] = []
-    memory_ids: list[Text] = []
+    documents: Annotated[list[Text | Document], Few] = []
+    memory_ids: Annotated[list[Text], Few] = []
     rate: Annotated[int, Field(ge=1)] | None = None
-    literals: list[Text] | None = None
-    expand: list[Annotated[int, Field(strict=True)]] = []
+    literals: Annotated[list[Text], Few] | None = None
+    expand: Annotated[list[Annotated[int, Field(strict=True)]], Few] = []
     chat_template_kwargs: dict[str, bool | int | float | str | None] = {}
 
     stream: bool = False
@@ -116,7 +132,7 @@ class ChatRequest(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: list[Text] | Text | None = None
+    stop: Annotated[list[Text], Few] | Text | None = None
 
     # Sent by many clients as they are, and harmless so.
     n: Literal[1] | None = None
@@ -128,8 +144,13 @@ class ChatRequest(BaseModel):
     frequency_penalty: Literal[0] | None = None
     parallel_tool_calls: bool | None = None
     tool_choice: Literal["none", "auto"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[list[Any], Field(max_length=0, fail_fast=True)] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
+
+    @field_validator("chat_template_kwargs", "response_format", mode="before")
+    @classmethod
+    def _few_settings(cls, value: Any) -> Any:
+        return cls._few_fields(value)
 
     @model_validator(mode="after")
     def _others_fields(self) -> ChatRequest:
@@ -180,7 +201,7 @@ class ChatRequest(BaseModel):
         return sum(map(len, self.texts)) + _characters(self.messages)
 
 
-class MemoryRequest(BaseModel):
+class MemoryRequest(RequestObject):
     """`POST /v1/memories`: a text to compress, or a memory file to keep.
 
     What says how a text is compressed is as in `verified.compress`, of what JSON can hold.
@@ -192,11 +213,11 @@ class MemoryRequest(BaseModel):
     memory: Annotated[Text, Field(description="`memory.save`'s file in base64")] | None = None
     id: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     rate: Annotated[int, Field(ge=1)] | None = None
-    literals: list[Text] | None = None
-    rates: list[Annotated[int, Field(ge=1)]] | None = None
+    literals: Annotated[list[Text], Few] | None = None
+    rates: Annotated[list[Annotated[int, Field(ge=1)]], Few] | None = None
     fidelity: Annotated[float, Field(gt=0, le=1)] | None = None
     max_slots: Annotated[int, Field(ge=1)] | None = None
-    exact: StrictBool | list[Text] | None = None
+    exact: StrictBool | Annotated[list[Text], Few] | None = None
     keep_text: StrictBool | None = None
     metadata: dict[str, Any] = {}
 

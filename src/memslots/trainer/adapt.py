@@ -62,7 +62,8 @@ def adapt_to_decoder(
     device = model.encoder.device
     tokenizer = decoder_tokenizer(decoder, options)
     processor = processor_for(model.config, tokenizer, model.processor.encoder_tokenizer)
-    llm = AutoModelForCausalLM.from_pretrained(decoder, **{"dtype": model.dtype, **options})
+    settings = {"dtype": model.dtype, "trust_remote_code": False, **options}
+    llm = AutoModelForCausalLM.from_pretrained(decoder, **settings)
     config = model.config
     lora = None  # its weights are for the decoder before
     if config.decoder_lora is not None:
