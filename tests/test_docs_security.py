@@ -130,7 +130,7 @@ def test_the_limits_are_those_of_the_code():
     assert rows["segments read as text"][0] == str(settings.max_expand)
     assert rows["questions"][1] == str(handler.MAX_QUESTIONS)
     assert rows["an answer"] == [f"{settings.max_tokens:,} tokens", f"{longest:,} tokens"]
-    assert f"{settings.running} worked on and {settings.waiting} waiting" in rows["at once"][0]
+    assert f"(32 with vLLM) and {settings.waiting} waiting" in rows["at once"][0]
 
 
 def test_installed_code_needs_no_remote_code():

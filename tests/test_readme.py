@@ -85,7 +85,7 @@ def test_what_was_measured_beside_other_tools_is_on_the_page_of_the_comparison()
         "LLMLingua, told rate 4": ("llmlingua", "4"),
     }.items():
         asked, followed = questions[method], passages[method]
-        assert stated[name] == [asked[3], asked[5], followed[5], followed[-1]]
+        assert stated[name] == [asked[3], asked[5], followed[3], followed[5], followed[-1]]
 
 
 def test_quoted_figures_are_those_of_the_papers():
