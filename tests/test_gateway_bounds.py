@@ -13,6 +13,7 @@ import time
 import httpx
 import pytest
 from loopback import served
+from pydantic import ValidationError
 from test_gateway import CHAT, asking, each_pass_takes, give_up, limited, refused, until
 from tiny_models import TEXTS
 
@@ -588,12 +589,10 @@ def test_a_body_of_many_wrong_things_is_refused_at_the_first(form, body):
     """An error for each would take a kilobyte and, of a million, a minute of everybody's time."""
     chat = {"messages": [{"role": "user", "content": "Why?"}]} if form is ChatRequest else {}
     sent = json.dumps({**chat, **body}).encode()
-    started = time.process_time()
-    json.loads(sent)
-    parsing = time.process_time() - started
-    started = time.process_time()
+    with pytest.raises(ValidationError) as errors:
+        form.model_validate_json(sent)
+    assert errors.value.error_count() <= 2
     with pytest.raises(ApiError) as refusal:
         parse(form, sent)
     assert refusal.value.status == 400
-    assert time.process_time() - started < 20 * parsing + 0.2
     assert len(str(refusal.value)) < 300

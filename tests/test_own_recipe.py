@@ -226,7 +226,11 @@ def test_its_options_belong_to_it(capsys):
 
 
 @pytest.mark.parametrize(
-    ("budget", "minutes"), [("2h", 120), ("90m", 90), ("1h30m", 90), ("45", 45), ("0.5h", 30)]
+    ("budget", "minutes"),
+    [
+        *(("2h", 120), ("90m", 90), ("1h30m", 90), ("45", 45), ("0.5h", 30), ("2 h", 120)),
+        *(("90min", 90), ("2hours", 120), ("1h 30m", 90), ("2H", 120), ("5 minutes", 5)),
+    ],
 )
 def test_budgets_are_read_as_people_write_them(budget, minutes):
     assert minutes_of(budget) == minutes

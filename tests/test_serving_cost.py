@@ -203,8 +203,10 @@ def test_the_command(zoo, tmp_path, capsys):
     assert values["plain"]["bytes_per_user"] > 3 * values["compressed"]["bytes_per_user"] / 2
     assert values["fits_as_text"]
     for arguments, message in (
-        (["--rate", "0.5"], "rate=0.5 must be at least 1"),
-        (["--gpu-memory", "0"], "gpu_gigabytes=0.0 must be greater than 0"),
+        (["--rate", "0.5"], "--rate 0.5 must be at least 1"),
+        (["--gpu-memory", "0"], "--gpu-memory 0.0 must be greater than 0"),
+        (["--gpu-price", "-1"], "--gpu-price -1.0 must be greater than 0"),
+        (["--decoder", "nosuch"], "the decoder 'nosuch' is not a folder here"),
         (["--tokens", "4000"], "more than the 512 tokens"),
     ):
         assert main([*command, *arguments]) == 2
@@ -223,7 +225,15 @@ def test_the_command_plans_for_the_decoder_of_a_checkpoint(zoo, capsys, monkeypa
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [("80", 80.0), ("80GB", 80.0), ("80 GiB", 85.89934592), ("81920MiB", 85.89934592)],
+    [
+        ("80", 80.0),
+        ("80GB", 80.0),
+        ("80gb", 80.0),
+        ("80G", 80.0),
+        ("80Gi", 85.89934592),
+        ("80 GiB", 85.89934592),
+        ("81920MiB", 85.89934592),
+    ],
 )
 def test_gpu_memory_takes_the_units_that_people_write(size, expected):
     assert gigabytes(size) == pytest.approx(expected)

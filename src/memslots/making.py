@@ -109,7 +109,7 @@ def new_compressor(
     shared = {"dtype": pick_dtype(dtype), "device_map": device_map}
     encoder_kwargs = _with_revision(encoder_kwargs, config_kwargs, "encoder_revision")
     decoder_kwargs = _with_revision(decoder_kwargs, config_kwargs, "decoder_revision")
-    with _named("decoder", decoder):
+    with model_named("decoder", decoder):
         llm_config = decoder_config(decoder, decoder_kwargs)
         tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
     head = None
@@ -127,7 +127,7 @@ def new_compressor(
                 "encoder encoder_kwargs={'num_hidden_layers': ...}."
             )
         place = only_place(encoder_kwargs)
-        with _named("encoder", encoder):
+        with model_named("encoder", encoder):
             encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
         if config_kwargs.get("pooling") != "sentence":
             encoder_config = AutoConfig.from_pretrained(encoder, **place)
@@ -211,7 +211,7 @@ def usual_settings(
     """
     decoder, kwargs = absolute(decoder, "decoder"), decoder_kwargs or {}
     settings: dict[str, Any] = {}
-    with _named("decoder", decoder):
+    with model_named("decoder", decoder):
         template = decoder_tokenizer(decoder, kwargs).chat_template
     if template:
         settings["prompt_format"] = "chat"
@@ -223,7 +223,7 @@ def usual_settings(
         layers = max(1, round(text_config.num_hidden_layers / 3))
         return settings | {"encoder_layers": layers} | start
     encoder = absolute(encoder, "encoder")
-    with _named("encoder", encoder):
+    with model_named("encoder", encoder):
         config = AutoConfig.from_pretrained(encoder, **only_place(encoder_kwargs or {}))
     text_config = config.get_text_config(encoder=True)
     embedding = getattr(text_config, "embedding_size", None)  # ALBERT's differs from its states'
@@ -408,7 +408,7 @@ def absolute(name: str | os.PathLike, what: str = "model") -> str:
 
 
 @contextmanager
-def _named(what: str, name: str) -> Iterator[None]:
+def model_named(what: str, name: str) -> Iterator[None]:
     """If a model cannot be loaded, say which one: the Hub's errors do not."""
     try:
         yield

@@ -85,13 +85,13 @@ def demo(
         check_typing(text, as_json)
     text_page = None if text is None else read_text(text)
     chosen = numbers(rates, "--rates")
+    name = resolve_model(model)
     if text_page is not None and not question:
         out.print("Type questions; an empty line or Ctrl-D ends them.", style="dim")
         question = list(typed_questions())
         if not question:
             return
     started = time.perf_counter()
-    name = resolve_model(model)
     say = err if as_json else out
     say.print(f"memslots {__version__}: loading {name}", style="dim", soft_wrap=True)
     compressor = load_model(name, revision, device, dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -58,24 +60,26 @@ def plan(
     size = gigabytes(gpu_memory)
     from transformers import PreTrainedConfig
 
-    from memslots.making import decoder_config
+    from memslots.making import decoder_config, model_named
     from memslots.modeling import MemslotsConfig
     from memslots.serving.serving_cost import Demand, plan_serving
 
     quiet()
-    demand = Demand(
-        tokens=tokens,
-        rate=rate,
-        users=users,
-        gpu_gigabytes=size,
-        gpu_dollars_an_hour=gpu_price,
-        gpu_teraflops=gpu_teraflops,
-        weight_bits=weight_bits,
-        cache_bits=cache_bits,
-        question_tokens=question_tokens,
-        slot_width=slot_width,
-    )
-    stated, _ = PreTrainedConfig.get_config_dict(decoder)
+    with options_named({"gpu_gigabytes": "gpu_memory", "gpu_dollars_an_hour": "gpu_price"}):
+        demand = Demand(
+            tokens=tokens,
+            rate=rate,
+            users=users,
+            gpu_gigabytes=size,
+            gpu_dollars_an_hour=gpu_price,
+            gpu_teraflops=gpu_teraflops,
+            weight_bits=weight_bits,
+            cache_bits=cache_bits,
+            question_tokens=question_tokens,
+            slot_width=slot_width,
+        )
+    with model_named("decoder", decoder):
+        stated, _ = PreTrainedConfig.get_config_dict(decoder)
     if stated.get("model_type") == MemslotsConfig.model_type:  # by our class: its code is not run
         config = MemslotsConfig.from_dict(stated).decoder_config
     else:
@@ -112,13 +116,24 @@ def plan(
         err.print("As text, the context is longer than the decoder can read.", style="dim")
 
 
+@contextlib.contextmanager
+def options_named(names: dict[str, str]) -> Iterator[None]:
+    """Let a message about a field speak of the command's option; `names` are those that differ."""
+    try:
+        yield
+    except ValueError as error:
+        field, rest = str(error).split("=", 1)
+        option = names.get(field, field).replace("_", "-")
+        raise ValueError(f"--{option} {rest}") from error
+
+
 def gigabytes(size: str) -> float:
     """A size in 10^9 bytes: `80`, `80GB`, `80 GiB`, `81920MiB`.
 
     Raises:
         ValueError: no number, or another unit.
     """
-    match = re.fullmatch(r"\s*(-?[0-9.]+)\s*([kMGT]i?B)?\s*", size)
+    match = re.fullmatch(r"\s*(-?[0-9.]+)\s*([kmgt]i?)?b?\s*", size.lower())
     try:
         number = float(match[1]) if match else None
     except ValueError:
@@ -128,9 +143,9 @@ def gigabytes(size: str) -> float:
             f"--gpu-memory {size!r} is not a size; give a number of GB, or one with its unit, such "
             "as 80GB or 80GiB."
         )
-    unit = match[2] or "GB"
+    unit = match[2] or "g"
     base = 1024 if "i" in unit else 1000
-    return number * base ** (1 + "kMGT".index(unit[0])) / 1e9
+    return number * base ** (1 + "kmgt".index(unit[0])) / 1e9
 
 
 def _bytes(size: float) -> str:

@@ -181,7 +181,11 @@ def minutes_of(budget: str) -> float:
         >>> minutes_of("1h30m"), minutes_of("45")
         (90.0, 45.0)
     """
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?", budget.strip())
-    if match is None or not budget.strip():
+    written = re.sub(r"\s", "", budget.lower())
+    hours, minutes = (
+        rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("h(?:ours?)?", "(?:m(?:in(?:ute)?s?)?)?")
+    )
+    match = re.fullmatch(hours + minutes, written)
+    if match is None or not written:
         raise ValueError(f"--budget {budget!r} is not a length of time; give 2h, 90m or 1h30m.")
     return 60 * float(match[1] or 0) + float(match[2] or 0)

@@ -97,7 +97,7 @@ class Gateway:
             ("GET", "/v1/memories/{id:path}", "memory", self._get_memory, None, False),
             ("DELETE", "/v1/memories/{id:path}", "memory", self._delete_memory, None, False),
         ]
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route(
                     path,
@@ -109,6 +109,8 @@ class Gateway:
             exception_handlers={HTTPException: _no_such_route},
             lifespan=self._lifespan,
         )
+        app.router.redirect_slashes = False  # a redirect would name any host that a client named
+        return app
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -470,5 +472,8 @@ def _users_mistake(param: str):
 
 async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 404
+    headers = (
+        error.headers if isinstance(error, HTTPException) else None
+    )  # 405 says what is allowed
     said = f"{request.method} {request.url.path} is not served here."
-    return JSONResponse(ApiError(status, said, code="unknown_url").body(), status)
+    return JSONResponse(ApiError(status, said, code="unknown_url").body(), status, headers)

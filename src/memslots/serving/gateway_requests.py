@@ -78,15 +78,20 @@ class ApiError(Exception):
         }
 
 
+def few_fields(value: Any) -> Any:
+    """Refuse an object of more than `MOST_FIELDS`."""
+    if isinstance(value, dict) and len(value) > MOST_FIELDS:
+        raise ValueError(f"{len(value):,} fields; an object here has at most {MOST_FIELDS}")
+    return value
+
+
 class RequestObject(BaseModel):
     """An object in a request."""
 
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > MOST_FIELDS:
-            raise ValueError(f"{len(value):,} fields; an object here has at most {MOST_FIELDS}")
-        return value
+        return few_fields(value)
 
 
 class Document(RequestObject):
@@ -150,7 +155,7 @@ class ChatRequest(RequestObject):
     @field_validator("chat_template_kwargs", "response_format", mode="before")
     @classmethod
     def _few_settings(cls, value: Any) -> Any:
-        return cls._few_fields(value)
+        return few_fields(value)
 
     @model_validator(mode="after")
     def _others_fields(self) -> ChatRequest:
