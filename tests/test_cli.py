@@ -618,7 +618,7 @@ def test_results_of_eval_need_a_file_that_can_be_written(tmp_path, capsys, monke
 @pytest.mark.parametrize(
     "command", [["plan", "--tokens", "1000"], ["init", "--encoder", "decoder", "-o", "new"]]
 )
-def test_no_command_runs_or_offers_to_run_a_repositorys_code(
+def test_no_command_runs_or_offers_to_run_code_of_a_repository(
     tmp_path, capsys, monkeypatch, command
 ):
     monkeypatch.chdir(tmp_path)
