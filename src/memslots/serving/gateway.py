@@ -472,8 +472,6 @@ def _users_mistake(param: str):
 
 async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 404
-    headers = (
-        error.headers if isinstance(error, HTTPException) else None
-    )  # 405 says what is allowed
+    headers = getattr(error, "headers", None)  # a 405's say what is allowed
     said = f"{request.method} {request.url.path} is not served here."
     return JSONResponse(ApiError(status, said, code="unknown_url").body(), status, headers)

@@ -174,7 +174,7 @@ class CompressorCollator:
         segments = list(range(len(spans), len(spans) + len(text_spans)))
         spans += text_spans
         literals = self._literals(text, text_spans)
-        following = text[text_spans[-1].end :]
+        following = text[text_spans[-1].end :] if self.args.completion_weight > 0 else ""
         # Enough characters for the tokens wanted: no token of a BPE spans a whole sentence.
         limit = self.args.completion_length
         ids = self.processor.decoder_text.encode(following[: 16 * limit])[:limit]
@@ -184,7 +184,7 @@ class CompressorCollator:
         # Without either task the batch would have no row; this one's weight is then 0.
         if self.args.completion_weight < 1 or not follows:
             self._add_reconstructions(text, text_spans, segments, literals, rows)
-        if self.args.completion_weight > 0 and follows:
+        if follows:
             rows.append(
                 Row(segments, self._bos(), ids, input_only=1, task=COMPLETION, literals=literals)
             )
