@@ -490,12 +490,15 @@ def test_the_generating_thread_stops_when_its_client_leaves(model, monkeypatch):
         assert 0 < ended[0] < 400
 
 
-def test_a_request_that_takes_too_long_ends(model):
+def test_a_request_that_takes_too_long_ends(model, caplog):
     engine = Slow()
     with served(limited(model, engine, timeout=0.5).app()) as url:
         response = httpx.post(url + CHAT, json=asking(documents=["x"]), timeout=30)
         refused(response, 504, "too long", "timeout")
         until(lambda: engine.running == 0)
+    (logged,) = (record for record in caplog.records if record.name.startswith("memslots"))
+    assert "took too long" in logged.getMessage()
+    assert not logged.exc_info
 
 
 # -- in front of vLLM ------------------------------------------------------------------------------

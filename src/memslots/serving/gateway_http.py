@@ -128,7 +128,9 @@ class Endpoint:
         except Exception as error:
             problem = as_api_error(error)
             status = problem.status
-            if status >= 500:
+            if status == 504:  # expected, and where it happened says nothing
+                logger.warning("%s: %s", self._route, problem)
+            elif status >= 500:
                 logger.error("%s: %s", self._route, error, exc_info=error)
             if status != CLIENT_LEFT:
                 with contextlib.suppress(TimeoutError):
