@@ -441,11 +441,14 @@ def test_a_chat_compresses_the_document_once(page, model, document, encodings):
     alone.memory = document.memory
     chat, turns = None, []
     for number, question in enumerate(QUESTIONS, start=1):
-        found = after(page, page.send, TEXTS[1], 2, document, chat, turns, question)
-        chat, turns = found["chat"], found["turns"]
+        shown = list(steps(page, page.send, TEXTS[1], 2, document, chat, turns, question))
+        sent = next(step for step in shown if "turns" in step)
+        assert (sent["turns"][-1]["content"], sent["message"]) == (question, "")
+        assert "message" not in shown[-1]  # what is typed while the answer is written stays
+        chat, turns = shown[-1]["chat"], shown[-1]["turns"]
         assert turns[-1]["content"] == alone.ask(question, max_new_tokens=NEW)
-        assert (len(turns), found["message"]) == (2 * number, "")
-        assert f"{number} question" in found["used"]
+        assert len(turns) == 2 * number
+        assert f"{number} question" in shown[-1]["used"]
     assert encodings == []
     for text, rate in ((TEXTS[1], 8), (TEXTS[0], 2)):
         found = after(page, page.send, text, rate, document, chat, turns, "Where?")

@@ -39,6 +39,8 @@ HEAVY: Any = {
     "api_visibility": "private",
 }
 LIGHT: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+LAST: Any = {"trigger_mode": "always_last"}
+"""Of clicks while an event runs, the last one counts after it; by default Gradio drops them all."""
 
 
 def _theme() -> gr.themes.Base:
@@ -195,9 +197,9 @@ class Page:
     def _connect(self) -> None:
         ask = self.ask, [self.question], [self.answers, self.headline]
         chat = [self.chat, self.turns, self.message]
-        self._on(self.rate.input, self.compress)
-        self._on(self.ask_button.click, *ask)
-        self._on(self.question.submit, *ask)
+        self._on(self.rate.input, self.compress, **LAST)
+        self._on(self.ask_button.click, *ask, **LAST)
+        self._on(self.question.submit, *ask, **LAST)
         self._on(self.verify_button.click, self.verify, changed=[self.report])
         self._on(self.read_back_button.click, self.read_back, changed=[self.restored])
         talked = self.talk, chat, [self.refused, self.used, *chat]
@@ -206,8 +208,8 @@ class Page:
         self._on(self.upload.upload, self.read, [self.upload], [self.status, self.text])
         for dataset, example in zip(self.asked, self.examples, strict=True):
             fill = partial(lambda text, sample: (text, sample[0]), example.text)
-            chosen = dataset.click(fill, dataset, [self.text, self.question], **LIGHT)
-            self._on(chosen.then, *ask)
+            chosen = dataset.click(fill, dataset, [self.text, self.question], **LIGHT, **LAST)
+            self._on(chosen.then, *ask, **LAST)
         begun = [self.chat, self.turns, self.used, self.refused]
         restart = {"inputs": None, "outputs": begun, **LIGHT}
         gr.on([self.clear.click, self.turns.clear], lambda: (None, [], "", ""), **restart)
@@ -221,7 +223,9 @@ class Page:
         said += [self.restored, self.used]
         gr.on([each.change for each in said], None, now, None, js=js, **LIGHT)
 
-    def _on(self, event: Any, action: Callable, taken: Any = (), changed: Any = ()) -> None:
+    def _on(
+        self, event: Any, action: Callable, taken: Any = (), changed: Any = (), **mode: Any
+    ) -> None:
         """Runs a generator of `Shown` on an event; what goes wrong is said in `changed[0]`."""
         place = changed[0] if changed else self.status
 
@@ -233,7 +237,7 @@ class Page:
 
         taken = [self.text, self.rate, self.document, *taken]
         changed = list(dict.fromkeys([self.document, self.status, self.picture, *changed]))
-        event(run, taken, changed, show_progress_on=place, **HEAVY)
+        event(run, taken, changed, show_progress_on=place, **HEAVY, **mode)
 
     def compress(
         self, text: str, rate: int, document: Document | None, question: str = "?"
@@ -300,18 +304,16 @@ class Page:
             memory = ChatMemory(self.model, keep_last=KEEP_LAST, rate=rate)
             memory.memory = document.memory
             chat, turns = (about, memory), []
+        turns = [*turns, {"role": "user", "content": message}]
+        yield {self.turns: turns, self.message: ""}  # at once: the next message can be typed
         most = self.settings.max_new_tokens
         answer = chat[1].ask(message, max_new_tokens=most, do_sample=False, num_beams=1)
-        turns = [
-            *turns,
-            {"role": "user", "content": message},
-            {"role": "assistant", "content": answer or "(an empty answer)"},
-        ]
+        turns = [*turns, {"role": "assistant", "content": answer or "(an empty answer)"}]
+        answered = sum(turn["role"] == "assistant" for turn in turns)
         yield {
             self.chat: chat,
             self.turns: turns,
-            self.message: "",
-            self.used: views.chatted(document, len(turns) // 2, chat[1].positions),
+            self.used: views.chatted(document, answered, chat[1].positions),
         }
 
     def read(self, _: str, rate: int, document: Document | None, path: str) -> Iterator[Shown]:
