@@ -136,6 +136,21 @@ def test_a_text_that_would_stop_training_is_named_before_it_starts(zoo, tmp_path
         CompressorTrainer(zoo.compressor(), settings(tmp_path), Dataset.from_list(rows))
 
 
+@pytest.mark.parametrize("options", [{}, {"distillation_weight": 1.0}, {"pack_questions": True}])
+def test_a_row_longer_than_the_decoder_reads_is_named_before_it_starts(zoo, tmp_path, options):
+    model = zoo.compressor()
+    limit = model.decoder.config.max_position_embeddings
+    rows = qa_rows(2)
+    args = settings(tmp_path, training_rates=[4], **options)
+    fits = limit // 4 if options.get("distillation_weight") else 3 * limit
+    rows[1] = {**rows[1], "context": words(fits // 3)}
+    CompressorTrainer(model, args, Dataset.from_list(rows))
+    rows[1] = {**rows[1], "context": words(5 * limit)}
+    named = rf"row 1 of the training dataset .* tokens at rate 4, and the decoder reads {limit}"
+    with pytest.raises(ValueError, match=named):
+        CompressorTrainer(model, args, Dataset.from_list(rows))
+
+
 def test_a_row_of_a_stream_is_named_when_it_comes(zoo, tmp_path):
     rows = qa_rows(4)
     rows[3] = {**rows[3], "answer": None}

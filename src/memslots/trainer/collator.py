@@ -169,6 +169,36 @@ class CompressorCollator:
             "batch": CompressorBatch([len(span.ids) for span in spans], rows, teachers),
         }
 
+    def check_lengths(
+        self, rows: Iterable[Mapping[str, Any]], name: str, rate: int, limit: int
+    ) -> None:
+        """Refuse a dataset with a context that is longer than the decoder reads.
+
+        Args:
+            rows: without a row that `check_rows` refuses.
+            name: of the dataset, for the message.
+            rate: the finest that is trained.
+            limit: tokens that the decoder reads.
+
+        Raises:
+            ValueError: names the first such row.
+        """
+        for number, row in enumerate(rows):
+            # No token is less than a byte, and a prompt's template less than half of what is read.
+            if row.get("text") is not None or len(repr(row).encode()) < limit // 2:
+                continue
+            batch: CompressorBatch = self([dict(row)])["batch"]
+            slots = batch.slots(rate)
+            laid_out = [*batch.rows, *batch.teacher_rows]
+            longest = max(self.processor.row_length(each, slots) for each in laid_out)
+            if longest > limit:
+                raise ValueError(
+                    f"row {number} of the {name} dataset (context {row['context'][:40]!r}...) takes "
+                    f"{longest:,} tokens at rate {rate}, and the decoder reads {limit:,}: split the "
+                    "context, leave the row out with dataset.filter(...), or train coarser rates "
+                    "(training_rates)."
+                )
+
     def _add_text(self, text: str, until: int | None, spans: list[Span], rows: list[Row]) -> None:
         text_spans = self.processor.segment(text[:until])[: self.args.training_segments]
         segments = list(range(len(spans), len(spans) + len(text_spans)))

@@ -13,7 +13,13 @@ from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
-from memslots.modeling.layout_memslots import IGNORE, RECONSTRUCTION, TASKS, Row
+from memslots.modeling.layout_memslots import (
+    IGNORE,
+    RECONSTRUCTION,
+    TASKS,
+    Row,
+    max_positions,
+)
 from memslots.modeling.modeling_memslots import MemslotsModel
 from memslots.trainer.collator import CompressorBatch, CompressorCollator, check_columns, check_rows
 from memslots.trainer.compressor_config import CompressorConfig
@@ -123,12 +129,17 @@ class CompressorTrainer(SFTTrainer):
                 f"reconstruction_rates {self.reconstruction_rates} holds rates that are not "
                 f"trained; those that are trained are {sorted(set(self.rates))}."
             )
+        collator = CompressorCollator(processor, args)
+        limit = max_positions(model.decoder.config)
+        for name, dataset in {"training": train_dataset, **named}.items():
+            if isinstance(dataset, Dataset) and limit is not None:
+                collator.check_lengths(dataset, name, min(self.rates), limit)
         self.card_writer = card_writer
         self.step_metrics = StepMetrics(self.rates)
         super().__init__(
             model=model,
             args=args,
-            data_collator=CompressorCollator(processor, args),
+            data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             # The decoder's tokenizer: SFTTrainer takes any processor for a vision model's.
