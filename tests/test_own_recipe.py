@@ -12,6 +12,7 @@ from memslots.cli import main
 from memslots.configuration.own import minutes_of, own_recipe
 from memslots.data.raw_texts import format_of
 from memslots.making import new_compressor
+from memslots.trainer.compressor_trainer import CompressorTrainer
 from memslots.trainer.log_line import LogLine
 from memslots.trainer.row_sources import Sources
 from memslots.trainer.run import run_recipe
@@ -76,6 +77,28 @@ def test_a_stage_that_is_complete_is_named_and_what_the_recipe_says_otherwise_no
     assert "with another compressor.training, begin.data; to train it again, remove" in told
     assert str(result) in told
     assert (result / "model.safetensors").read_bytes() == weights
+
+
+def test_a_stage_that_goes_on_names_what_the_recipe_says_otherwise_now(
+    zoo, texts, tmp_path, capsys, monkeypatch
+):
+    recipe = small(zoo.folder("llama", "decoder"), texts, 60)
+    del recipe["compressor"]["stages"][1]
+    step = CompressorTrainer.compute_loss
+
+    def killed(trainer, *args, **kwargs):
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(CompressorTrainer, "compute_loss", killed)
+    for rate in (0.01, 0.01, 0.25):
+        recipe["compressor"]["training"]["learning_rate"] = rate
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "run")
+        told = capsys.readouterr().out
+        assert ("goes on with another compressor.training; to begin it" in told) is (rate == 0.25)
+    assert "resuming from step 2" in told
 
 
 def test_documents_may_be_json_lines(zoo, texts, tmp_path, capsys):

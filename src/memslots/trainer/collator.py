@@ -193,10 +193,10 @@ class CompressorCollator:
             longest = max(self.processor.row_length(each, slots) for each in laid_out)
             if longest > limit:
                 raise ValueError(
-                    f"row {number} of the {name} dataset (context {row['context'][:40]!r}...) takes "
-                    f"{longest:,} tokens at rate {rate}, and the decoder reads {limit:,}: split the "
-                    "context, leave the row out with dataset.filter(...), or train coarser rates "
-                    "(training_rates)."
+                    f"row {number} of the {name} dataset (context {row['context'][:40]!r}...) "
+                    f"takes {longest:,} tokens at rate {rate}, and the decoder reads {limit:,}: "
+                    "split the context, leave the row out with dataset.filter(...), or train "
+                    "coarser rates (training_rates)."
                 )
 
     def _add_text(self, text: str, until: int | None, spans: list[Span], rows: list[Row]) -> None:

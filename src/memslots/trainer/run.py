@@ -99,13 +99,20 @@ def run_recipe(
 
 def _complete(recipe: dict[str, Any], settings: dict[str, Any], folder: Path) -> str:
     """A line about a stage that is not run again; it names what the recipe has changed since."""
-    name = settings["name"]
-    line = f"{name}: complete already"
+    line, changed = f"{settings['name']}: complete already", _changed(recipe, settings, folder)
+    return (
+        f"{line}, with another {changed}; to train it again, remove {folder}" if changed else line
+    )
+
+
+def _changed(recipe: dict[str, Any], settings: dict[str, Any], folder: Path) -> str:
+    """What a stage's recipe says otherwise than the one in `folder`, from which it was run."""
     if not (folder / "recipe.yaml").is_file():
-        return line
+        return ""
+    name = settings["name"]
     before = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))["compressor"]
     then: dict[str, Any] = next((stage for stage in before["stages"] if stage["name"] == name), {})
-    changed = [
+    return ", ".join(
         f"{prefix}.{key}"
         for prefix, old, new in (
             ("compressor", before, recipe["compressor"]),
@@ -113,10 +120,7 @@ def _complete(recipe: dict[str, Any], settings: dict[str, Any], folder: Path) ->
         )
         for key in sorted({*old, *new} - {"stages"})
         if old.get(key) != new.get(key)
-    ]
-    if not changed:
-        return line
-    return f"{line}, with another {', '.join(changed)}; to train it again, remove {folder}"
+    )
 
 
 def stages_to_run(section: dict[str, Any], stage: str | None = None) -> list[dict[str, Any]]:
@@ -264,6 +268,14 @@ def _run_stage(
     checkpoint = last_checkpoint(checkpoints)
     if checkpoint is not None:
         _skip_stream(trainer, Path(checkpoint))
+        if changed := _changed(recipe, settings, checkpoints):
+            print(
+                f"{name}: goes on with another {changed}; to begin it again, remove {checkpoints}",
+                flush=True,
+            )
+    if trainer.is_world_process_zero():
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        _write_recipe(recipe, checkpoints)
     trainer.train(resume_from_checkpoint=checkpoint)
     weights = trainer.gathered_weights()
     if trainer.is_world_process_zero():
