@@ -1,5 +1,6 @@
 """Settings for every test: no network (set before any library reads them), and one thread."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items):
     """Heavy files first, the others in their order."""
     places = {name: place for place, name in enumerate(HEAVY)}
     items.sort(key=lambda item: places.get(item.path.stem, len(HEAVY)))
+
+
+def pytest_collection_finish():
+    """Modules stay, so no collection of garbage looks through them: Accelerate asks for many."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish():

@@ -216,8 +216,10 @@ def test_training_rows_longer_than_the_decoders_positions(zoo, tmp_path, decoder
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=1, report_to="none",
         use_cpu=True, save_strategy="no", training_rates=[2],
     )  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-        CompressorTrainer(model, args, rows).train()
+    with pytest.raises(ValueError, match=rf"row 0 .* and the decoder reads {room}: split"):
+        CompressorTrainer(model, args, rows)
+    with pytest.raises(ValueError, match=message):  # of a stream no row is seen before
+        CompressorTrainer(model, args, rows.to_iterable_dataset()).train()
     prompt = model.processor.prompt(question="Why?")
     with pytest.raises(ValueError, match=message):
         target_losses(model, [prompt], [[5, 6]], model.compress(LONG))

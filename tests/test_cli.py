@@ -519,7 +519,6 @@ def test_debug_shows_the_traceback_of_one_call(capsys):
     ("chosen", "told"),
     [
         ({}, "GOMP_SPINCOUNT = '10000'"),
-        ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT = '77'"),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, "GOMP_SPINCOUNT = '0'"),
     ],
 )
