@@ -46,7 +46,7 @@ help:
 	@echo "make tables-ablations  PCC's table 6 on SmolLM2, in small, with the texts of make smol; written to docs/ablations.md (an hour; resumes)"
 	@echo "make tables-capacity  how much a vector of SmolLM2 holds, written to docs/capacity.md (hours; resumes; CAPACITY_OPTIONS='--only NAME')"
 	@echo "make tables-compressors  compressors of one vector a chunk, written to docs/capacity_compressors.md (half an hour; resumes)"
-	@echo "make tables-sentence  sentence pools read by SmolLM2, written to docs/sentence_pools.md (three hours; resumes)"
+	@echo "make tables-sentence  sentence pools read by SmolLM2, written to docs/sentence_pools.md (six hours; resumes)"
 	@echo "make bench      measure speed and memory, write docs/performance.md and docs/performance/smollm2.md (20 minutes and 15 on 2 cores; DEVICE=cuda on a GPU)"
 	@echo "make prefix-cache  memories beside vLLM's prefix cache, written to docs/performance/prefix-cache.md (half an hour; resumes; PREFIX_CACHE_OPTIONS)"
 	@echo "make clean      remove builds and caches (not .venv, .venv-vllm, runs/)"

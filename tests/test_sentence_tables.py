@@ -56,10 +56,11 @@ def run(settings, folder, *only) -> int:
 
 
 def test_runs_measures_and_page(settings, tmp_path, capsys):
-    wanted = "sentence_vectors,numbers,numbers_passthrough,numbers_joint,pools_500"
+    wanted = "sentence_vectors,numbers,numbers_passthrough,numbers_joint,pools_500_finer"
     assert run(settings, tmp_path, "--only", wanted) == 0, capsys.readouterr().err
     made = sorted(path.name for path in (tmp_path / "compressor").iterdir())
-    assert made == sorted([*wanted.split(","), "pools", "pools_100"])
+    before = ["pools", "pools_100", "pools_500", "pools_500_longer"]
+    assert made == sorted([*wanted.split(","), *before])
     file = tmp_path / "measures" / "numbers_passthrough.json"
     measure = json.loads(file.read_text())
     assert measure["literal_tokens"] > 0
