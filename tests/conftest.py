@@ -23,7 +23,9 @@ torch.set_num_threads(1)  # tiny models gain nothing from more
 
 HEAVY = (
     "test_smollm2",
+    "test_pcc_recipes",
     "test_space_browser",
+    "test_cli",
     "test_examples",
     "test_distributed",
     "test_sharded",

@@ -209,10 +209,12 @@ def train(
     """Train a compressor by a recipe. Run the same command again to resume."""
     from memslots.configuration import load_recipe
 
-    from .inspection import loading_arguments
-
     if as_json and not dry_run:
         raise ValueError("--json prints the plan of --dry-run; give that too.")
+    if recipe != "own":
+        load_recipe(recipe)  # a mistyped name is told before torch and TRL are imported
+    from .inspection import loading_arguments
+
     folder = output or Path("runs") / Path(recipe).stem
     try:
         from memslots.trainer.compressor_config import recipe_fields
