@@ -576,16 +576,23 @@ def test_a_warning_is_a_sentence_and_no_line_of_code(tmp_path):
     assert ".py" not in done.stderr
 
 
-def test_no_library_warns_on_a_typo(tmp_path):
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["pcc_lit"], "pcc_lite"),  # told before any library is imported, and the other one after
+        (["pcc_lite", "--set", "compressor.training.learning_rat=1"], "learning_rate"),
+    ],
+)
+def test_no_library_warns_on_a_typo(tmp_path, typed, meant):
     done = subprocess.run(
-        [sys.executable, "-m", "memslots", "train", "pcc_lit", "--output", str(tmp_path)],
+        [sys.executable, "-m", "memslots", "train", *typed, "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "pcc_lite" in done.stderr
+    assert meant in done.stderr
 
 
 def test_cram_and_store_get_write_over_nothing_that_they_read(tmp_path, capsys, monkeypatch):

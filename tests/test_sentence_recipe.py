@@ -7,6 +7,7 @@ from lab import sources  # noqa: F401, whose kinds are named below
 from lab.recipes import lab_recipe
 from lab.training.run import run_recipe
 from memslots import MemslotsModel
+from memslots.trainer.plan import plan_recipe
 from memslots.trainer.pool_units import change_pool_unit
 from memslots.trainer.stage_data import Sources, stage_dataset
 
@@ -31,6 +32,9 @@ def recipe(zoo, tmp_path_factory):
 
 
 def test_two_steps_of_every_phase(recipe, tmp_path):
+    assert {plan.name for plan in plan_recipe(recipe)} == {
+        stage["name"] for stage in recipe["compressor"]["stages"]
+    }
     run_recipe(recipe, tmp_path)
     folder = tmp_path / "compressor" / "people"
     units = {}

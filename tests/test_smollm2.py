@@ -114,7 +114,6 @@ def test_it_reads_trained_slots_where_another_texts_say_nothing(folder, decoder)
     assert own.nats < other.nats - 1
 
 
-@pytest.mark.slow  # two minutes; the README's block is checked by every run
 @needs_weights
 def test_the_demonstration_answers_what_is_shown(smol):
     """`make smol-shown` refreshes both sides after a training; wrong answers are shown too."""
