@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from memslots.embedding_map import embedding_scale, fit_embedding_map, shared_tokens
@@ -100,9 +106,6 @@ def new_compressor(
         ... )  # doctest: +SKIP
     """
     decoder = absolute(decoder, "decoder")
-    shares = encoder == SHARED_ENCODER
-    if not shares:
-        encoder = absolute(encoder, "encoder")
     if "quantization_config" in config_kwargs:
         how = config_kwargs.pop("quantization_config")
         decoder_kwargs = {"quantization_config": how, **(decoder_kwargs or {})}
@@ -112,81 +115,142 @@ def new_compressor(
     with model_named("decoder", decoder):
         llm_config = decoder_config(decoder, decoder_kwargs)
         tokenizer = decoder_tokenizer(decoder, decoder_kwargs)
-    head = None
-    if shares:
-        layers = llm_config.get_text_config(decoder=True).num_hidden_layers
-        count = config_kwargs.setdefault("encoder_layers", layers)
-        _check_layers(count, layers, decoder)
-        encoder_config = first_layers_config(llm_config, count)
-        encoder_tokenizer = copy.deepcopy(tokenizer)
+    part: _DecoderLayers | _SentenceEncoder | _Encoder
+    if encoder == SHARED_ENCODER:
+        part = _DecoderLayers(decoder, llm_config, tokenizer, config_kwargs)
+    elif config_kwargs.get("pooling") == "sentence":
+        part = _SentenceEncoder(encoder, encoder_kwargs, shared, config_kwargs)
     else:
-        if config_kwargs.get("encoder_layers") is not None:
-            raise ValueError(
-                f"encoder_layers={config_kwargs['encoder_layers']} cuts the decoder's own "
-                f"layers, and the encoder is {encoder!r}; give encoder='decoder', or for that "
-                "encoder encoder_kwargs={'num_hidden_layers': ...}."
-            )
-        place = only_place(encoder_kwargs)
-        with model_named("encoder", encoder):
-            encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
-        if config_kwargs.get("pooling") != "sentence":
-            encoder_config = AutoConfig.from_pretrained(encoder, **place)
-        else:
-            base, head, described = read_sentence_encoder(encoder, encoder_tokenizer, **place)
-            base.to(dtype=shared["dtype"] if isinstance(shared["dtype"], torch.dtype) else None)
-            # A copy: what is made of a configuration writes its attention kernel into it.
-            encoder_config = type(base.config).from_dict(base.config.to_dict())
-            config_kwargs = {
-                "segment_length": described["window"],
-                "sentence_encoder": described,
-                **config_kwargs,
-            }
+        part = _Encoder(encoder, encoder_kwargs, shared, config_kwargs)
     config = MemslotsConfig(
-        encoder_config=encoder_config,
+        encoder_config=part.config,
         decoder_config=llm_config,
-        encoder_name_or_path=decoder if shares else encoder,
+        encoder_name_or_path=part.name,
         decoder_name_or_path=decoder,
         decoder_loading=kept_place(decoder_kwargs),
-        encoder_loading=None if shares else kept_place(encoder_kwargs),
+        encoder_loading=part.place,
         **config_kwargs,
     )
-    processor = processor_for(config, tokenizer, encoder_tokenizer)
+    processor = processor_for(config, tokenizer, part.tokenizer)
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
-    if shares:
-        fold_adapter(llm)
-        base = first_layers(llm, config.encoder_layers)
-        if "target_modules" not in (config_kwargs.get("encoder_lora") or {}):
-            names = {"target_modules": linear_layers(base)}
-            config.encoder_lora = {**(config.encoder_lora or {}), **names}
-    elif head is None:
-        base = load_encoder(encoder, config.encoder_config, **{**shared, **encoder_kwargs})
-        # Arguments such as num_hidden_layers have changed what the repository says.
-        base_fields = base.config.to_dict()
-        if is_quantized(base):
-            raise ValueError(
-                f"the encoder {encoder!r} is quantized, so its memories could not be told from "
-                "those of the full encoder; name an unquantized one (quantization_config goes to "
-                "the decoder)."
-            )
-        if "gguf_file" in encoder_kwargs:  # whose weights are dequantised
-            base_fields.pop("quantization_config", None)
-        config.encoder_config = type(base.config).from_dict(base_fields)
-    else:
-        mark_initialized(head)
+    base = part.load(config, llm)
     base.eval()
-    config.encoder_is_causal = head is None and is_causal(base)
+    config.encoder_is_causal = part.head is None and is_causal(base)
     if config.encoder_lora is not None:
         llm.requires_grad_(False)
         check_lora_layers(base, config.encoder_lora)
         add_lora(base, config.encoder_lora)
     mark_initialized(base)
-    model = MemslotsModel(config, encoder=base, load_decoder=False, sentence_head=head)
-    model.to(device=base.device, dtype=None if shares else base.dtype)
+    model = MemslotsModel(config, encoder=base, load_decoder=False, sentence_head=part.head)
+    model.to(device=base.device, dtype=None if config.encoder_layers else base.dtype)
     model.processor = processor
     config.decoder_fingerprint = weights_sample(llm)
     model.attach_decoder(llm)
     match_scales(model)
     return model.eval()
+
+
+class _DecoderLayers:
+    """An encoder that is the decoder's own first layers, with a LoRA.
+
+    Args:
+        decoder: name of the decoder.
+        llm_config: its configuration.
+        tokenizer: its tokenizer.
+        config_kwargs: fields of the compressor's configuration; `encoder_layers` is set.
+    """
+
+    head, place = None, None
+
+    def __init__(self, decoder: str, llm_config, tokenizer, config_kwargs: dict[str, Any]):
+        layers = llm_config.get_text_config(decoder=True).num_hidden_layers
+        count = config_kwargs.setdefault("encoder_layers", layers)
+        if not 1 <= count <= layers:
+            raise ValueError(
+                f"encoder_layers={count}, but the decoder {decoder!r} has {layers} layers; use 1 "
+                f"to {layers} (about a third of them makes a light encoder)."
+            )
+        self.name, self.tokenizer = decoder, copy.deepcopy(tokenizer)
+        self.config = first_layers_config(llm_config, count)
+        self.names_layers = "target_modules" in (config_kwargs.get("encoder_lora") or {})
+
+    def load(self, config: MemslotsConfig, llm: PreTrainedModel) -> PreTrainedModel:
+        fold_adapter(llm)
+        base = first_layers(llm, config.encoder_layers)
+        if not self.names_layers:
+            names = {"target_modules": linear_layers(base)}
+            config.encoder_lora = {**(config.encoder_lora or {}), **names}
+        return base
+
+
+class _Encoder:
+    """A model of its own, a causal LM or a bidirectional encoder.
+
+    Args:
+        name: repository or folder.
+        kwargs: arguments of its loading.
+        shared: arguments of loading that the decoder gets too.
+        config_kwargs: fields of the compressor's configuration.
+    """
+
+    head: SentenceHead | None = None
+
+    def __init__(
+        self,
+        name: str,
+        kwargs: dict[str, Any],
+        shared: dict[str, Any],
+        config_kwargs: dict[str, Any],
+    ):
+        self.name = absolute(name, "encoder")
+        if config_kwargs.get("encoder_layers") is not None:
+            raise ValueError(
+                f"encoder_layers={config_kwargs['encoder_layers']} cuts the decoder's own "
+                f"layers, and the encoder is {self.name!r}; give encoder='decoder', or for that "
+                "encoder encoder_kwargs={'num_hidden_layers': ...}."
+            )
+        self.kwargs, self.shared, self.place = kwargs, shared, kept_place(kwargs)
+        with model_named("encoder", self.name):
+            self.tokenizer = AutoTokenizer.from_pretrained(self.name, **only_place(kwargs))
+        self.config = self.read_config(config_kwargs)
+
+    def read_config(self, config_kwargs: dict[str, Any]) -> PreTrainedConfig:
+        with model_named("encoder", self.name):
+            return AutoConfig.from_pretrained(self.name, **only_place(self.kwargs))
+
+    def load(self, config: MemslotsConfig, llm: PreTrainedModel) -> PreTrainedModel:
+        base = load_encoder(self.name, config.encoder_config, **{**self.shared, **self.kwargs})
+        # Arguments such as num_hidden_layers have changed what the repository says.
+        fields = base.config.to_dict()
+        if is_quantized(base):
+            raise ValueError(
+                f"the encoder {self.name!r} is quantized, so its memories could not be told from "
+                "those of the full encoder; name an unquantized one (quantization_config goes to "
+                "the decoder)."
+            )
+        if "gguf_file" in self.kwargs:  # whose weights are dequantised
+            fields.pop("quantization_config", None)
+        config.encoder_config = type(base.config).from_dict(fields)
+        return base
+
+
+class _SentenceEncoder(_Encoder):
+    """A model of sentence-transformers, of which `config_kwargs` then says what it consists of."""
+
+    def read_config(self, config_kwargs: dict[str, Any]) -> PreTrainedConfig:
+        self.base, self.head, described = read_sentence_encoder(
+            self.name, self.tokenizer, **only_place(self.kwargs)
+        )
+        mark_initialized(self.head)
+        dtype = self.shared["dtype"]
+        self.base.to(dtype=dtype if isinstance(dtype, torch.dtype) else None)
+        config_kwargs.setdefault("segment_length", described["window"])
+        config_kwargs.setdefault("sentence_encoder", described)
+        # A copy: what is made of a configuration writes its attention kernel into it.
+        return type(self.base.config).from_dict(self.base.config.to_dict())
+
+    def load(self, config: MemslotsConfig, llm: PreTrainedModel) -> PreTrainedModel:
+        return self.base
 
 
 def usual_settings(
@@ -475,14 +539,6 @@ def decoder_tokenizer(name: str, kwargs: dict[str, Any]):
 def _adapter_base(name: str) -> str:
     with open(os.path.join(name, "adapter_config.json"), encoding="utf-8") as file:
         return json.load(file)["base_model_name_or_path"]
-
-
-def _check_layers(count: int, layers: int, decoder: str) -> None:
-    if not 1 <= count <= layers:
-        raise ValueError(
-            f"encoder_layers={count}, but the decoder {decoder!r} has {layers} layers; use 1 to "
-            f"{layers} (about a third of them makes a light encoder)."
-        )
 
 
 @torch.no_grad()
