@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from memslots import MemslotsConfig, MemslotsModel
-from memslots.making import match_scales, processor_for
+from memslots.making import processor_for
+from memslots.start_weights import match_scales
 
 WORDS = 800
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]

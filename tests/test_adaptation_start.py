@@ -183,7 +183,9 @@ def test_a_new_pair_of_other_widths_and_tokenizers_starts_where_its_decoder_read
 
 
 def test_a_new_pair_that_shares_few_tokens_is_told(zoo, monkeypatch, caplog):
-    monkeypatch.setattr("memslots.making.shared_tokens", lambda old, new: (torch.arange(3),) * 2)
+    monkeypatch.setattr(
+        "memslots.start_weights.shared_tokens", lambda old, new: (torch.arange(3),) * 2
+    )
     encoder, decoder = zoo.folder("gpt2", "encoder"), zoo.folder("llama", "decoder")
     new_compressor(encoder, decoder, pooling="groups", converter_type="residual")
     assert "share 3 tokens" in caplog.text

@@ -8,10 +8,10 @@ from tiny_models import QUESTIONS, TEXTS
 from torch.nn import functional
 
 from memslots.embedding_map import embedding_scale
-from memslots.making import match_scales
 from memslots.modeling.encoders_memslots import Converter
 from memslots.modeling.layout_memslots import ANSWER, COMPLETION, RECONSTRUCTION, Prompt, Row
 from memslots.modeling.memory_memslots import slots_for
+from memslots.start_weights import match_scales
 from memslots.trainer.losses import TaskLosses
 
 ANSWERS = ["Lagos", "Carmen Moss, and there are twenty seven", "because it rained"]

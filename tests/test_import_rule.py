@@ -11,14 +11,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "memslots"
 
 # A room may import itself and rooms of a lower level: modeling, embedding_map <- verified, chat,
-# making, configuration, data, cramming, smollm2 <- checkpoints <- trainer, evaluation, serving
-# <- hub_cards <- cli.
+# start_weights, sentence_encoders, configuration, data, cramming, smollm2 <- making, checkpoints
+# <- trainer, evaluation, serving <- hub_cards <- cli.
 LEVELS = {
     "modeling": 0,
     "verified": 1,
     "chat": 1,
     "embedding_map": 0,
-    "making": 1,
+    "sentence_encoders": 1,
+    "start_weights": 1,
+    "making": 2,
     "sent_memories": 0,
     "compiling": 1,
     "prefix": 1,

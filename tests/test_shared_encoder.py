@@ -6,9 +6,10 @@ from tiny_models import RATES, SEGMENT, TEXTS, tell_apart
 from transformers import AutoModelForCausalLM
 
 from memslots import MemslotsModel
-from memslots.making import draw_group_pool, merge_encoder, new_compressor
+from memslots.making import merge_encoder, new_compressor
 from memslots.modeling.encoders_memslots import LORA_MARK, GroupPool
 from memslots.modeling.layout_memslots import Prompt, Row
+from memslots.start_weights import draw_group_pool
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}
 TARGETS = {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"], "phi3": ["qkv_proj"]}

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from memslots.making import draw_linear
 from memslots.modeling.encoders_memslots import CONVERTERS
+from memslots.start_weights import draw_linear
 
 DROPOUT = 0.2
 

@@ -30,8 +30,8 @@ from lab.smol.tasks import COMPLETE, FACTS, REPEAT, Tasks
 from lab.smol.train import pieces, token_ids, train_step
 from lab.tables.quoted import quoted
 from memslots.evaluation.intervals import with_interval
-from memslots.making import draw_linear
 from memslots.smollm2 import smollm2
+from memslots.start_weights import draw_linear
 
 RATE = 2
 FEW, SOME, MANY = 8, 16, 64

@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from memslots.making import draw_converter, draw_group_pool
 from memslots.modeling.encoders_memslots import (
     LORA_MARK,
     GroupPool,
@@ -23,6 +22,7 @@ from memslots.modeling.encoders_memslots import (
     add_lora,
     first_layers,
 )
+from memslots.start_weights import draw_converter, draw_group_pool
 
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

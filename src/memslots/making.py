@@ -1,13 +1,7 @@
-"""New compressors: two pretrained models, a converter between them, and what they are measured for.
-
-A sentence-transformers model is read here, once: the checkpoint then holds what it consists of
-(backbone, pooling, dense layers) and is loaded with transformers alone.
-"""
+"""New compressors: two pretrained models, and a converter between them."""
 
 import copy
 import json
-import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +19,6 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from memslots.embedding_map import embedding_scale, fit_embedding_map, shared_tokens
 from memslots.modeling import MemslotsConfig, MemslotsModel, MemslotsProcessor
 from memslots.modeling.checkpoint_memslots import (
     HUB_KWARGS,
@@ -35,12 +28,7 @@ from memslots.modeling.checkpoint_memslots import (
 )
 from memslots.modeling.decoders_memslots import weights_sample
 from memslots.modeling.encoders_memslots import (
-    ACTIVATIONS,
     SHARED_ENCODER,
-    Converter,
-    GroupPool,
-    LinearConverter,
-    ResidualConverter,
     SentenceHead,
     add_lora,
     first_layers,
@@ -50,24 +38,13 @@ from memslots.modeling.encoders_memslots import (
     load_encoder,
     merge_lora,
 )
-from memslots.modeling.texts_memslots import PlainText
-
-logger = logging.getLogger(__name__)
+from memslots.sentence_encoders import read_sentence_encoder
+from memslots.start_weights import match_scales
 
 _PLACE_KWARGS = ("revision", "code_revision", "subfolder", "gguf_file", "trust_remote_code")
 """Loading arguments that say which model a name means; configuration and tokenizer take them."""
 
-NEEDS_SENTENCE_TRANSFORMERS = (
-    "reading a sentence encoder needs sentence-transformers: pip install sentence-transformers."
-)
-
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""Ways of sentence-transformers that `SentenceHead` knows."""
-
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-
-MARKER_WORDS = ("\n\n", "\n\n", "Repeat the text:\n\n")
-"""What `<MEM>`, `</MEM>` and `<AE>` start as where slots start among the decoder's embeddings."""
 
 
 def new_compressor(
@@ -337,75 +314,6 @@ def check_lora_layers(encoder: nn.Module, lora: Mapping[str, Any]) -> None:
         )
 
 
-@torch.no_grad()
-def match_scales(model: MemslotsModel) -> None:
-    """Draw memory tokens, markers and converter anew, at the scale of what they join.
-
-    A slot that is ten times as large as a token embedding, or a tenth of it, is where training
-    starts slowest.
-    """
-    if model.memory_tokens is not None:
-        nn.init.normal_(model.memory_tokens, std=embedding_scale(model.encoder))
-    scale = embedding_scale(model.decoder)
-    nn.init.normal_(model.markers, std=scale)
-    if isinstance(model.converter, ResidualConverter):  # blank lines, and a plea to repeat
-        embed = model.decoder.get_input_embeddings()
-        for marker, words in zip(model.markers, MARKER_WORDS, strict=True):
-            ids = model.processor.decoder_text.encode(words)
-            if ids:
-                tokens = embed(torch.tensor(ids, device=embed.weight.device))
-                marker.copy_(tokens.float().mean(dim=0))
-    draw_converter(model.converter, scale)
-    if isinstance(model.group_pool, GroupPool):
-        draw_group_pool(model.group_pool)
-        if model.config.encoder_layers is None:
-            _start_among_embeddings(model)
-
-
-@torch.no_grad()
-def draw_converter(converter: nn.Module, scale: float) -> None:
-    """New weights of a converter, such that what it gives has the standard deviation `scale`.
-
-    A `ResidualConverter` gives slots as they are instead: of those that lie among the decoder's
-    embeddings, the decoder reads what it knows from the first step.
-    """
-    if hasattr(converter, "draw"):  # one that was added to `CONVERTERS`
-        converter.draw(scale)  # type: ignore[operator]
-        return
-    nn.init.ones_(converter.norm.weight)  # type: ignore[union-attr, arg-type]
-    if isinstance(converter, LinearConverter):
-        draw_linear(converter.map, scale)
-    elif isinstance(converter, Converter):
-        draw_linear(converter.up, 1.0)
-        # The second moment of GELU of a unit normal variable is 0.425.
-        draw_linear(converter.down, scale / math.sqrt(0.425))
-        if isinstance(converter, ResidualConverter):
-            nn.init.eye_(converter.skip.weight)
-            nn.init.zeros_(converter.down.weight)
-
-
-def draw_linear(layer: nn.Linear, gain: float) -> None:
-    """New weights, such that unit normal inputs give outputs of the standard deviation `gain`."""
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
-    nn.init.zeros_(layer.bias)
-
-
-@torch.no_grad()
-def draw_group_pool(pool: GroupPool) -> None:
-    """Untrained weights: slots are sums of embeddings, the last token's the largest.
-
-    So they lie in the geometry that the decoder reads.
-    """
-    places, _, width = pool.skip.shape
-    for place in range(places):
-        nn.init.eye_(pool.skip[place])
-        pool.skip[place] *= 1 / (1 + 0.9 * place)
-    nn.init.ones_(pool.norm.weight)
-    nn.init.normal_(pool.up, std=1 / math.sqrt(4 * width))
-    for tensor in (pool.bias, pool.down.weight, pool.down.bias):
-        nn.init.zeros_(tensor)
-
-
 def merge_encoder(model: MemslotsModel) -> MemslotsModel:
     """Fold a LoRA encoder's adapter into its base, in place, so that a checkpoint needs no peft.
 
@@ -424,27 +332,6 @@ def merge_encoder(model: MemslotsModel) -> MemslotsModel:
     merge_lora(model.encoder)
     model.config.encoder_lora = None
     return model
-
-
-def _start_among_embeddings(model: MemslotsModel) -> None:
-    """Let slots that are sums of the encoder's embeddings be read as sums of the decoder's."""
-    if not isinstance(model.converter, ResidualConverter):
-        return
-    tokenizers = model.processor.encoder_tokenizer, model.processor.tokenizer
-    shared = len(shared_tokens(*tokenizers)[0])
-    if shared < 2 * model.slot_size:
-        logger.warning(
-            "encoder and decoder share %d tokens, and starting from the decoder's embeddings "
-            "needs at least %d: the converter starts from random weights, and learns more slowly",
-            shared,
-            2 * model.slot_size,
-        )
-        return
-    mapping, explained = fit_embedding_map(
-        model.encoder, tokenizers[0], model.decoder, tokenizers[1]
-    )
-    logger.info("the encoder's embeddings explain %.0f%% of the decoder's", 100 * explained)
-    model.converter.skip.weight.copy_(mapping.T)
 
 
 def absolute(name: str | os.PathLike, what: str = "model") -> str:
@@ -557,119 +444,3 @@ def is_causal(encoder: PreTrainedModel) -> bool:
     # Masked positions get a weight of exactly 0, so a causal encoder differs by rounding at most;
     # one that sees the change may differ by little where its weights are small.
     return (before - after).abs().max().item() <= 1e-5 * before.abs().max().item()
-
-
-def read_sentence_encoder(
-    name: str, tokenizer, **kwargs
-) -> tuple[PreTrainedModel, SentenceHead, dict[str, Any]]:
-    """The parts of a sentence-transformers model.
-
-    Args:
-        name: repository or folder.
-        tokenizer: its tokenizer.
-        kwargs: for its loading: `revision`, `token`, `cache_folder`, `local_files_only`, ...
-
-    Returns:
-        The backbone, the head, and the description that `MemslotsConfig.sentence_encoder` keeps:
-        `head` (the layers), `slot_size`, `window` (most tokens of a text, special ones left out),
-        `prefix_ids` and `suffix_ids` (special tokens and prompt around it), `lead` (white space
-        that a prompt puts before it) and `lower_case`.
-
-    Raises:
-        ImportError: sentence-transformers is not installed.
-        ValueError: a model with parts other than a transformer, pooling, dense and norm layers.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(NEEDS_SENTENCE_TRANSFORMERS) from error
-    whole = SentenceTransformer(name, **kwargs)
-    first, *others = whole
-    backbone = first.model if hasattr(first, "model") else first.auto_model
-    if getattr(backbone, "pooler", None) is not None:  # token states are all that is read
-        backbone.pooler = None
-    layers, states = [], []
-    for module in others:
-        kind, fields = type(module).__name__, module.get_config_dict()
-        if kind == "Pooling":
-            layers.append({"kind": "pooling", "modes": _pooling_modes(name, fields)})
-        elif kind == "Dense":
-            layers.append(_dense(name, fields))
-            states.append({"0." + k.partition(".")[2]: v for k, v in module.state_dict().items()})
-        elif kind == "LayerNorm":
-            layers.append({"kind": "layer_norm", "outputs": fields["dimension"]})
-            states.append({k.partition(".")[2]: v for k, v in module.state_dict().items()})
-        elif kind == "Normalize":
-            layers.append({"kind": "normalize"})
-        else:
-            raise ValueError(
-                f"{name!r} has a {kind} module, which memslots cannot keep; use a sentence encoder "
-                "of a transformer with Pooling, Dense, LayerNorm and Normalize."
-            )
-    if [layer["kind"] for layer in layers].count("pooling") != 1:
-        raise ValueError(f"{name!r} does not pool token states, so it makes no sentence vector.")
-    head = SentenceHead(layers).to(backbone.dtype)
-    loaded = [layer for layer in head.layers if any(True for _ in layer.parameters())]
-    for module, state in zip(loaded, states, strict=True):
-        module.load_state_dict(state)
-    prompts = whole.prompts or {}
-    prompt = prompts.get("document") or prompts.get(whole.default_prompt_name) or ""
-    plain = PlainText(tokenizer)
-    prefix, suffix = _around(tokenizer, plain)
-    prefix += plain.encode(prompt.rstrip()) if prompt.strip() else []
-    window = min(whole.max_seq_length or 512, tokenizer.model_max_length)
-    width = backbone.config.get_text_config().hidden_size
-    for layer in layers:
-        width = layer.get("outputs", width * len(layer.get("modes", [0])))
-    description = {
-        "head": layers,
-        "slot_size": width,
-        "window": window - len(prefix) - len(suffix),
-        "prefix_ids": prefix,
-        "suffix_ids": suffix,
-        "lead": prompt[len(prompt.rstrip()) :],
-        "lower_case": bool(getattr(first, "do_lower_case", False)),
-    }
-    return backbone, head, description
-
-
-def _pooling_modes(name: str, fields: dict[str, Any]) -> list[str]:
-    modes = fields["pooling_mode"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    unknown = sorted(set(modes) - set(POOLINGS))
-    if unknown or not fields.get("include_prompt", True):
-        raise ValueError(
-            f"{name!r} pools by {unknown or 'its text without the prompt'}, which memslots cannot "
-            f"do; it supports {list(POOLINGS)} over all tokens."
-        )
-    return modes
-
-
-def _dense(name: str, fields: dict[str, Any]) -> dict[str, Any]:
-    activation = str(fields["activation_function"]).rpartition(".")[2]
-    if activation not in ACTIVATIONS or fields.get("use_residual"):
-        raise ValueError(
-            f"{name!r} has a dense layer that memslots cannot keep: {fields}; it supports the "
-            f"activations {sorted(ACTIVATIONS)}, without a residual."
-        )
-    return {
-        "kind": "dense",
-        "inputs": fields["in_features"],
-        "outputs": fields["out_features"],
-        "bias": fields["bias"],
-        "activation": activation,
-    }
-
-
-def _around(tokenizer, plain: PlainText) -> tuple[list[int], list[int]]:
-    """Special tokens before and after a text."""
-    probe = "a"
-    whole, alone = tokenizer(probe)["input_ids"], plain.encode(probe)
-    for start in range(len(whole) - len(alone) + 1):
-        if whole[start : start + len(alone)] == alone:
-            return list(whole[:start]), list(whole[start + len(alone) :])
-    raise ValueError(
-        f"the sentence encoder's {type(tokenizer).__name__} reads {probe!r} as {whole}, in which "
-        f"the text's tokens {alone} are not adjacent; memslots cannot tell text from special "
-        "tokens."
-    )

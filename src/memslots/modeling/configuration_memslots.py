@@ -109,7 +109,7 @@ class MemslotsConfig(PreTrainedConfig):
             "text", of at most `segment_length` tokens, which is then the only compression rate.
         pool_language: ISO 639-1 code of the language whose rules split sentences.
         sentence_encoder: what a sentence encoder is beside its backbone, as
-            `memslots.making.read_sentence_encoder` describes it.
+            `memslots.sentence_encoders.read_sentence_encoder` describes it.
         train_encoder: whether a sentence encoder is trained too; otherwise it is frozen.
         bundle_encoder: whether the checkpoint holds the encoder's weights; a frozen sentence
             encoder may be read from `encoder_name_or_path` instead.

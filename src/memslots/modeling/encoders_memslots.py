@@ -540,7 +540,7 @@ POOLS: dict[str, Callable[[Any], nn.Module]] = {
 class SentenceHead(nn.Module):
     """What stands between the token states of a sentence encoder and its one vector.
 
-    `layers` are those of `memslots.making.read_sentence_encoder`.
+    `layers` are those of `memslots.sentence_encoders.read_sentence_encoder`.
     """
 
     def __init__(self, layers: Sequence[dict[str, Any]]):

@@ -8,10 +8,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from memslots.embedding_map import carry_over, embedding_scale, fit_embedding_map
-from memslots.making import absolute, decoder_tokenizer, draw_converter, kept_place, processor_for
+from memslots.making import absolute, decoder_tokenizer, kept_place, processor_for
 from memslots.modeling import MemslotsModel
 from memslots.modeling.decoders_memslots import DecoderLora, weights_sample
 from memslots.modeling.encoders_memslots import CONVERTERS
+from memslots.start_weights import draw_converter
 
 logger = logging.getLogger(__name__)
 
