@@ -158,7 +158,7 @@ def measure_questions(model: MemslotsModel, tokens: int, repeats: int) -> list[R
 def grows_by(rows: list[Results]) -> float | None:
     """How many times more memory beyond ids and slots the longest text takes than a full pass."""
     full = [row for row in rows if row["tokens"] >= BATCH_TOKENS and row["beyond_bytes"]]
-    return full[-1]["beyond_bytes"] / full[0]["beyond_bytes"] if len(full) > 1 else None
+    return max(0.0, full[-1]["beyond_bytes"] / full[0]["beyond_bytes"]) if len(full) > 1 else None
 
 
 def bars(results: Results) -> list[Results]:

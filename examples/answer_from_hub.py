@@ -1,6 +1,6 @@
 """Answer from a compressor on the Hub. Nothing of this project has to be installed.
 
-    pip install transformers torch
+    pip install torch transformers peft    # peft if the encoder has a LoRA
     python examples/answer_from_hub.py owner/name COMMIT --text notes.txt --question "Who?"
 
 `trust_remote_code=True` runs the Python files of that commit: read them first, and name the commit

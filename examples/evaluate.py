@@ -1,7 +1,7 @@
 """Measure a checkpoint: the memory at each rate, beside the full text and the control.
 
     pip install -e ".[eval]"  # in a checkout
-    python examples/evaluate.py                              # the embedded checkpoint, SQuAD
+    python examples/evaluate.py                              # tiny, SQuAD
     python examples/evaluate.py my_compressor --data hotpotqa/validation --data-dir my_copies
 
 Compare the memory with the full text, with no context, with the text cut to the memory's length,

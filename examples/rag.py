@@ -1,7 +1,7 @@
 """RAG over a folder: an index finds the documents, and the decoder reads their slots.
 
     pip install -e ".[rag]"
-    python examples/rag.py              # generated biographies, the embedded checkpoint
+    python examples/rag.py              # generated biographies, tiny
     python examples/rag.py my_texts "Who signed the treaty?" --model my_compressor
 
 The texts are compressed once and stored. A question then costs a look-up in the index,

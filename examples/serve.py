@@ -1,7 +1,7 @@
 """Serve memories over HTTP, and be its client: compress once, ask from elsewhere.
 
     pip install -e ".[serve]"  # in a checkout
-    python examples/serve.py                                 # the embedded checkpoint
+    python examples/serve.py                                 # tiny
 
 The server half is `memslots serve --model CHECKPOINT`, here inside one's own program; with
 `VllmEngine` in place of `TransformersEngine` a vLLM server generates. The client half is any

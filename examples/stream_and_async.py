@@ -15,7 +15,7 @@ from transformers import AsyncTextIteratorStreamer, TextIteratorStreamer
 from memslots import MemslotsModel, embedded
 
 text = "Carmen Moss is an engineer at Silver Bank. She lives in Lagos, Nigeria."
-question = "Where does the person work?"
+question = "In which city does the person live?"
 model = MemslotsModel.from_pretrained(embedded("tiny"))
 memory = model.compress(text)
 asked = {"memory": memory, "question": question, "max_new_tokens": 16}

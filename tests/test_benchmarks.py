@@ -366,7 +366,7 @@ def test_the_page_holds_every_benchmark_and_says_which_bars_are_missed(tmp_path,
     assert "500.0, 3.0 MiB" in text
     assert "3 of 5 met" in text
     assert "`benchmarks/alternatives.py` was not run." in text
-    assert "Nothing was measured on a GPU" in text
+    assert "Nothing on this page was measured on a GPU" in text
     for name in ("table-a7", "scaling"):
         assert (tmp_path / "speed" / f"{name}.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="make bench"):

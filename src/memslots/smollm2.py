@@ -41,6 +41,8 @@ def smollm2() -> str:
     Examples:
         >>> from memslots.smollm2 import smollm2
         >>> decoder = smollm2()  # doctest: +SKIP
+
+        On the command line: `memslots init decoder "$(python -m memslots.smollm2)" out`.
     """
     gguf = packaged_gguf()
     if gguf is not None:
@@ -165,3 +167,7 @@ def _on_hub() -> bool:
     except Exception:  # whatever keeps it from us, it is not there
         return False
     return True
+
+
+if __name__ == "__main__":
+    print(smollm2())

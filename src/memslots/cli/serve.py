@@ -51,7 +51,7 @@ def serve(
         typer.Option(
             "--with-decoder",
             help="Load the decoder here too, with --vllm, for requests with fidelity, max_slots "
-            "or exact.",
+            "exact or expand.",
         ),
     ] = False,
     store: Annotated[
