@@ -19,6 +19,7 @@ from memslots.trainer.adapt import adapt_to_decoder, choose_trained
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
 from memslots.trainer.log_line import LogLine
+from memslots.trainer.recipe_checks import check_recipe
 from memslots.trainer.row_sources import Sources, contrast_of, source_rows
 from memslots.trainer.saving import (
     check_room,
@@ -71,13 +72,15 @@ def run_recipe(
         The folder of the last stage's checkpoint.
 
     Raises:
-        ValueError: an unknown stage, or one whose predecessor has not been run.
+        ValueError: a key that is missing, unknown or of another kind (`check_recipe`); an unknown
+            stage, or one whose predecessor has not been run.
     """
     if "decoder" in recipe and first_model is None:
         raise ValueError(
             "this recipe makes its own decoder, which the installed package cannot do: run it in "
             "a checkout of memslots with `python -m lab train`."
         )
+    check_recipe(recipe, makes_models=first_model is None)
     chosen = stages_to_run(recipe["compressor"], stage)
     sources = Sources(recipe["compressor"]["seed"], books, data_dir)
     for settings in chosen:
