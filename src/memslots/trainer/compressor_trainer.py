@@ -1,6 +1,7 @@
 """CompressorTrainer: TRL's SFTTrainer for a compressor before a frozen decoder."""
 
 import inspect
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -32,6 +33,21 @@ from memslots.trainer.saving import last_checkpoint, whole_or_removed
 from memslots.trainer.sharded import with_tasks
 from memslots.trainer.slot_cache import cached_slots
 from memslots.trainer.step_metrics import StepMetrics
+
+logger = logging.getLogger(__name__)
+
+_NOT_TAKEN = {
+    "compute_metrics": "evaluation computes losses alone; measure answers with "
+    "memslots.evaluation.suite.evaluate_tasks",
+    "preprocess_logits_for_metrics": "evaluation computes losses alone",
+    "compute_loss_func": "the loss is that of completion_weight, answer_weight and "
+    "distillation_weight; another one overrides compute_loss in a class of yours",
+    "formatting_func": "rows have text, or context, question and answer; bring yours into that "
+    "form with dataset.map(...)",
+    "data_collator": "the trainer makes its own of model.processor",
+    "processing_class": "the trainer takes model.processor",
+}
+"""Arguments of `SFTTrainer` that have no effect on a compressor, and what to do instead."""
 
 
 class CompressorTrainer(SFTTrainer):
@@ -459,10 +475,16 @@ class CompressorTrainer(SFTTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            self._publish(f"Training in progress, step {self.state.global_step}")
+            try:
+                self._publish(f"Training in progress, step {self.state.global_step}")
+            except (OSError, ValueError) as error:
+                logger.warning(
+                    "%s is not pushed, and training goes on: %s", checkpoint_folder, error
+                )
 
     def _publish(
         self,
+        """A push that fails costs neither the checkpoint, which is whole by now, nor the run."""
         message: str | None,
         token: str | None = None,
         revision: str | None = None,
