@@ -65,11 +65,13 @@ class CompressorTrainer(SFTTrainer):
         train_dataset: rows as above.
         eval_dataset: likewise, or several by name, as the Trainer takes them.
         card_writer: called with the model and a checkpoint's folder, to write its README.md.
-        kwargs: as for `SFTTrainer`, but `peft_config`.
+        kwargs: as for `SFTTrainer`, but `peft_config`, `compute_metrics` and others that have no
+            effect on a compressor.
 
     Raises:
         ValueError: a model without decoder or processor, a dataset without the columns, an empty
-            dataset, rates that the model does not have, or a `peft_config`.
+            dataset, rates that the model does not have, a `peft_config`, or an argument that would
+            have no effect.
 
     Examples:
         >>> from datasets import Dataset
@@ -106,6 +108,9 @@ class CompressorTrainer(SFTTrainer):
                 "compressor as it is; give the compressor encoder_lora or decoder_lora, fields of "
                 "MemslotsConfig, when it is made."
             )
+        for name, instead in _NOT_TAKEN.items():
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} has no effect on a compressor: {instead}.")
         processor = model.processor
         if isinstance(train_dataset, dict):
             raise ValueError(
@@ -474,6 +479,7 @@ class CompressorTrainer(SFTTrainer):
         return self._publish(commit_message, token, revision, private)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """A push that fails costs neither the checkpoint, which is whole by now, nor the run."""
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             try:
                 self._publish(f"Training in progress, step {self.state.global_step}")
@@ -484,7 +490,6 @@ class CompressorTrainer(SFTTrainer):
 
     def _publish(
         self,
-        """A push that fails costs neither the checkpoint, which is whole by now, nor the run."""
         message: str | None,
         token: str | None = None,
         revision: str | None = None,
