@@ -260,7 +260,7 @@ def _run_stage(
         start_adapter(model, settings["start"], rows, args)
     check_room(checkpoints, model)
     trainer = CompressorTrainer(model, args, rows, card_writer=card_writer)
-    budget = TimeBudget(settings["minutes"], folder) if "minutes" in settings else None
+    budget = TimeBudget(settings["minutes"], checkpoints) if "minutes" in settings else None
     if budget is not None:
         trainer.add_callback(budget)
     for other in (PrinterCallback, ProgressCallback):  # a bar of a billion steps says nothing
