@@ -260,6 +260,18 @@ def test_what_is_missing_or_wrong_is_said_before_anything_loads(capsys, argument
     assert message in re.sub(r"\s+", " ", refused(capsys, *arguments))
 
 
+@pytest.mark.parametrize("target", ["models", "models/notes.txt", "."])
+def test_a_folder_that_holds_something_else_is_not_installed_to(
+    texts, tmp_path, capsys, monkeypatch, target
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "notes.txt").write_text("Of years.")
+    command = ("--decoder", "nowhere", "--texts", texts, "--install", target)
+    assert f"--install {target} is there and is no compressor's folder" in refused(capsys, *command)
+    assert (tmp_path / "models" / "notes.txt").read_text() == "Of years."
+
+
 def test_its_options_belong_to_it(capsys):
     assert main(["train", "pcc_lite", "--decoder", "x"]) == 2
     assert "go with `memslots train own`" in capsys.readouterr().err

@@ -219,7 +219,12 @@ def train(
     try:
         from memslots.trainer.compressor_config import recipe_fields
         from memslots.trainer.plan import free_memory, plan_recipe
-        from memslots.trainer.run import install_checkpoint, run_recipe, stages_to_run
+        from memslots.trainer.run import (
+            check_install,
+            install_checkpoint,
+            run_recipe,
+            stages_to_run,
+        )
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("memslots"):
             raise
@@ -227,6 +232,8 @@ def train(
             f"training needs {error.name}, which is not installed: {install_extra('train')}."
         ) from error
     quiet()
+    if install is not None:
+        check_install(install)
     if recipe == "own":
         settings, plans = _own(
             decoder,

@@ -14,7 +14,7 @@ from datasets import IterableDataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from memslots.making import new_compressor
-from memslots.modeling import MemslotsModel
+from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder, choose_trained
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
@@ -166,8 +166,29 @@ def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
     return earlier or (names[at - 1] if at else None)
 
 
+def check_install(target: Path) -> None:
+    """Refuse a folder that `install_checkpoint` would replace though it holds something else.
+
+    Raises:
+        ValueError: a file, or a folder that is neither empty nor a compressor's.
+    """
+    named = target / "config.json"
+    is_checkpoint = named.is_file() and f'"{MemslotsConfig.model_type}"' in named.read_text("utf-8")
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not is_checkpoint):
+        raise ValueError(
+            f"--install {target} is there and is no compressor's folder, so that what it holds "
+            "would be lost; name a new folder, an empty one, or that of an earlier compressor."
+        )
+
+
 def install_checkpoint(source: Path, target: Path) -> None:
-    """Replace `target` by the checkpoint in `source`, without training state."""
+    """Replace `target` by the checkpoint in `source`, without training state.
+
+    Raises:
+        ValueError: see `check_install`.
+    """
+    check_install(target)
+    target = target.resolve()  # `.` has no name to put another beside
     model = MemslotsModel.from_pretrained(source)
     kept = {
         name: (target / name).read_bytes()
