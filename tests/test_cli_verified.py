@@ -149,7 +149,7 @@ def test_what_is_measured_is_read_with_these_literals(checkpoint, monkeypatch, t
     output = tmp_path / "found.json"
     command = ["eval", "--model", checkpoint, "--tasks", "qa", "--output", str(output)]
     assert main(command) == 0
-    assert main([*command, "--literals", "dates"]) == 0
+    assert main([*command, "--literals", "dates", "--force"]) == 0
     assert seen == [0, 3]
     assert json.loads(output.read_text())["literals"] == ["dates"]
 

@@ -320,3 +320,14 @@ def test_a_line_beyond_the_parser_costs_no_other(tmp_path, line):
     (tmp_path / "rows.json").write_text(line)
     with pytest.raises(ValueError, match="is not JSON"):
         list(load_rows("jsonl", "train", data_dir=tmp_path / "rows.json"))
+
+
+def test_what_of_a_folder_is_not_read_is_said(tmp_path):
+    for name in ("pump.txt", "safety-training.txt", "oil-test.txt", "valve.md", "README.md"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "older").mkdir()
+    with pytest.warns(UserWarning, match="only files of one format are") as said:
+        rows = load_rows("text", "train", tmp_path)
+    assert [row["id"] for row in rows] == ["safety-training"]
+    told = "safety-training.txt (named 'train') is read, and not older, pump.txt, valve.md: only"
+    assert told in str(said[0].message)

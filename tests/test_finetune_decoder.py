@@ -85,7 +85,7 @@ def test_from_the_command_line(zoo, tmp_path, capsys):
 
     other = zoo.folder("llama", "encoder")  # of another width
     capsys.readouterr()
-    assert lab([*arguments, *data, "--finetuned-decoder", other]) == 2
+    assert lab([*arguments, *data, "--force", "--finetuned-decoder", other]) == 2
     assert "hidden_size" in capsys.readouterr().err
     assert lab(["eval", "--model", checkpoint, "--tasks", "qa", "--finetuned-decoder", other]) == 2
     assert "roleplay" in capsys.readouterr().err

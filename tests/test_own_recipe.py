@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from memslots.cli import main
 from memslots.configuration.own import minutes_of, own_recipe
 from memslots.data.raw_texts import format_of
 from memslots.making import new_compressor
+from memslots.trainer import time_budget
 from memslots.trainer.compressor_trainer import CompressorTrainer
 from memslots.trainer.log_line import LogLine
 from memslots.trainer.row_sources import Sources
@@ -99,6 +101,11 @@ def test_a_stage_that_goes_on_names_what_the_recipe_says_otherwise_now(
         told = capsys.readouterr().out
         assert ("goes on with another compressor.training; to begin it" in told) is (rate == 0.25)
     assert "resuming from step 2" in told
+    checkpoints = tmp_path / "run" / "compressor" / "begin" / "checkpoints"
+    assert str(checkpoints) in told
+    assert (checkpoints / TIME_FILE).is_file()
+    shutil.rmtree(checkpoints)  # as told: to begin it again, with all of its time
+    assert not list(tmp_path.rglob(TIME_FILE))
 
 
 def test_documents_may_be_json_lines(zoo, texts, tmp_path, capsys):
@@ -144,6 +151,16 @@ def test_a_resumed_stage_has_only_the_rest_of_its_time(tmp_path):
     assert not again.on_step_end(None, State, Control).should_training_stop
     now[0] = 60.0
     assert again.on_step_end(None, State, Control).should_training_stop
+
+
+def test_all_processes_stop_by_the_clock_of_the_main_one(tmp_path, monkeypatch):
+    class Control:
+        should_training_stop = False
+
+    budget = TimeBudget(1.0, tmp_path, clock=lambda: 0.0)
+    budget.on_train_begin(None, None, None)
+    monkeypatch.setattr(time_budget, "broadcast_object_list", lambda values: [60.5])
+    assert budget.on_step_end(None, None, Control).should_training_stop
 
 
 def test_the_learning_rate_falls_within_the_time(tmp_path):
@@ -241,6 +258,18 @@ def test_a_dry_run_says_what_it_would_do(zoo, texts, capsys):
 )
 def test_what_is_missing_or_wrong_is_said_before_anything_loads(capsys, arguments, message):
     assert message in re.sub(r"\s+", " ", refused(capsys, *arguments))
+
+
+@pytest.mark.parametrize("target", ["models", "models/notes.txt", "."])
+def test_a_folder_that_holds_something_else_is_not_installed_to(
+    texts, tmp_path, capsys, monkeypatch, target
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "notes.txt").write_text("Of years.")
+    command = ("--decoder", "nowhere", "--texts", texts, "--install", target)
+    assert f"--install {target} is there and is no compressor's folder" in refused(capsys, *command)
+    assert (tmp_path / "models" / "notes.txt").read_text() == "Of years."
 
 
 def test_its_options_belong_to_it(capsys):

@@ -4,6 +4,7 @@ import yaml
 from lab.recipes import lab_recipe, recipe_file
 from memslots.configuration import apply_overrides, load_recipe, packaged_recipes
 from memslots.modeling.configuration_memslots import PLAIN_PROMPT
+from memslots.trainer.recipe_checks import check_recipe
 
 RECIPE = {"seed": 0, "training": {"learning_rate": 0.1}, "stages": [{"steps": 5}, {"steps": 7}]}
 
@@ -23,7 +24,9 @@ def test_packaged_recipe_by_name_and_overrides():
     "recipe", [*packaged_recipes(), *sorted(recipe_file("tiny").parent.glob("*.yaml"))]
 )
 def test_no_recipe_asks_with_a_lone_space(recipe):
-    config = load_recipe(recipe).get("compressor", {}).get("config", {})
+    loaded = load_recipe(recipe)
+    check_recipe(loaded, makes_models="decoder" not in loaded)  # and none has a key that is unknown
+    config = loaded.get("compressor", {}).get("config", {})
     words = config.get("plain_prompt", PLAIN_PROMPT)
     assert words == words.rstrip()
 
@@ -95,6 +98,70 @@ def test_bad_recipes(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_recipe(path)
+
+
+def test_a_power_of_ten_is_a_number(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: {learning_rate: 1e-4, weight_decay: 5E-2, run_name: 1e-4b}")
+    recipe = load_recipe(path, ["training.learning_rate=2e-5"])
+    assert recipe["training"] == {"learning_rate": 2e-5, "weight_decay": 0.05, "run_name": "1e-4b"}
+
+
+STAGE = {"name": "first", "data": [{"kind": "jsonl"}], "training": {"learning_rate": 1}}
+SECTION = {"seed": 0, "config": {}, "training": {}, "encoder": "e", "decoder": "d"}
+
+
+@pytest.mark.parametrize(
+    ("section", "stage", "message"),
+    [
+        ({"train": {}}, {}, r"^compressor: 'train' is unknown \(did you mean 'training'"),
+        ({"seed": None}, {}, r"^compressor: seed is None; it must be an integer"),
+        (
+            {"decoder_kwargs": None},
+            {"minute": 30},
+            r"stage 'first': 'minute' is unknown.*'minutes'",
+        ),
+        ({}, {"minutes": "2h"}, r"stage 'first': minutes is '2h'; it must be a number"),
+        ({}, {"minutes": 0}, r"stage 'first': minutes is 0; it must be above 0"),
+        ({}, {"data": {"kind": "jsonl"}}, r"stage 'first': data is .*; it must be a list"),
+        ({}, {"data": []}, r"stage 'first' lists no source"),
+        ({}, {"training": None}, r"stage 'first': training is None; it must be a mapping"),
+        ({}, {"training": {"learn_rate": 1.0}}, r"training: 'learn_rate' is unknown.*_rate'"),
+        ({}, {"training": {"learning_rate": "fast"}}, r"learning_rate is 'fast'; it must be a num"),
+        (
+            {},
+            {"training": {"training_rates": 4}},
+            r"training_rates is 4; it must be a list or null",
+        ),
+        (
+            {},
+            {"training": {"training_rates": ["4"]}},
+            r"training_rates is \['4'\]; it must be a li",
+        ),
+        ({}, {"training": {"bf16": "yes"}}, r"bf16 is 'yes'; it must be true or false or null"),
+        ({"config": {"segments_length": 8}}, {}, r"config: 'segments_length' is unknown.*_length'"),
+        ({}, {"adapt": {"train": "all"}}, r"stage 'first': adapt lacks 'decoder'"),
+        ({}, {"name": 1}, r"stage 1: name is 1; it must be text"),
+        ({"stages": [STAGE, STAGE]}, {}, r"two stages are named 'first'"),
+        ({"stages": []}, {}, r"compressor.stages lists no stage"),
+    ],
+)
+def test_a_key_that_nothing_reads_or_of_another_kind_is_named(section, stage, message):
+    recipe = {"compressor": {**SECTION, "stages": [STAGE | stage], **section}}
+    with pytest.raises(ValueError, match=message):
+        check_recipe(recipe)
+
+
+@pytest.mark.parametrize("missing", ["seed", "config", "training", "decoder", "stages"])
+def test_a_key_that_is_missing_is_named(missing):
+    section = {**SECTION, "stages": [STAGE]}
+    check_recipe({"compressor": section})
+    del section[missing]
+    with pytest.raises(ValueError, match=f"compressor lacks '{missing}'; it needs seed"):
+        check_recipe({"compressor": section})
+    for other in ({"training": {}}, {"compressor": None}):
+        with pytest.raises(ValueError, match=r"`compressor` is None; it must be a mapping"):
+            check_recipe(other)
 
 
 def test_config_is_re_exported():

@@ -103,6 +103,27 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
+def test_a_copy_of_a_checkpoint_under_another_name_is_none(tmp_path):
+    for name in ("checkpoint-7", "checkpoint-best", "checkpoint-9-copy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-7")
+
+
+def test_a_push_that_fails_costs_no_checkpoint(zoo, tmp_path, monkeypatch, caplog):
+    def unreachable(*given, **options):
+        raise ConnectionError("the network failed again and again; nothing was committed")
+
+    monkeypatch.setattr(CompressorTrainer, "init_hf_repo", lambda trainer, **options: None)
+    monkeypatch.setattr(CompressorTrainer, "_publish", unreachable)
+    arguments = {"push_to_hub": True, "hub_model_id": "me/x", "max_steps": 2, "save_steps": 1}
+    arguments["save_strategy"] = "steps"
+    trainer = CompressorTrainer(zoo.compressor(), settings(tmp_path, **arguments), mixed())
+    assert trainer.train().global_step == 2
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert "checkpoint-1 is not pushed, and training goes on: the network failed" in caplog.text
+
+
 def test_a_model_is_saved_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "stage"
     (folder / "checkpoints").mkdir(parents=True)

@@ -275,7 +275,11 @@ def test_every_task_runs_from_local_data_and_is_reported(model, tmp_path, capsys
     assert not (tmp_path / "out.partial.jsonl").exists()
     assert list((tmp_path / "out").glob("*.png"))
     arguments[6] = f"qa={tmp_path / 'jsonl' / 'test.jsonl'}"  # a file in place of a set
-    assert main([*arguments[:7], *arguments[9:], "--output", str(output)]) == 0
+    again = [*arguments[:7], *arguments[9:], "--output", str(output)]
+    capsys.readouterr()
+    assert main(again) == 2
+    assert "out.json exists; --force replaces it" in capsys.readouterr().err
+    assert main([*again, "--force"]) == 0
     assert {r["data"] for r in json.loads(output.read_text())["records"]} == {arguments[6][3:]}
     capsys.readouterr()
     for data, message in (

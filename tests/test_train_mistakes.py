@@ -15,6 +15,9 @@ from tiny_models import words
 
 from memslots.cli import main
 from memslots.trainer.compressor_trainer import CompressorTrainer
+from memslots.trainer.row_sources import Sources
+from memslots.trainer.source_checks import check_sources
+from memslots.trainer.stage_data import stage_dataset
 
 ROWS = Path(__file__).parent / "data_rows"
 
@@ -181,6 +184,31 @@ def test_a_peft_config_and_several_training_sets_are_refused(zoo, tmp_path):
     assert not any("lora" in name for name, _ in model.named_parameters())
     with pytest.raises(ValueError, match=r"datasets \['test', 'train'\].*dataset\['train'\]"):
         CompressorTrainer(model, settings(tmp_path), DatasetDict(train=rows, test=rows))
+
+
+@pytest.mark.parametrize(
+    "name", ["compute_metrics", "compute_loss_func", "formatting_func", "processing_class"]
+)
+def test_what_has_no_effect_on_a_compressor_is_refused(zoo, tmp_path, name):
+    rows = Dataset.from_list(qa_rows(4))
+    with pytest.raises(ValueError, match=f"^{name} has no effect on a compressor: "):
+        CompressorTrainer(zoo.shared(), settings(tmp_path), rows, **{name: len})
+
+
+@pytest.mark.parametrize("change", [{"rows": "2"}, {"file": 3}, {"questions": 1.5}])
+def test_an_option_of_a_source_of_another_kind_is_named(tmp_path, change):
+    ((name, value),) = change.items()
+    stage = {"name": "first", "data": [{"kind": "jsonl", **change}]}
+    with pytest.raises(ValueError, match=rf"source 1 \(jsonl\): {name} is {value!r}; it must be "):
+        check_sources(stage, {}, Sources())
+
+
+def test_texts_that_are_too_short_for_a_piece_are_counted(zoo, tmp_path, caplog):
+    file = tmp_path / "notes.jsonl"
+    file.write_text(lines({"text": words(90)}, *({"text": f"Note {i}."} for i in range(3))))
+    source = {"kind": "jsonl", "file": str(file), "tokens": 16}
+    assert len(stage_dataset([source], Sources(), zoo.shared().processor)) > 1
+    assert "3 of 4 texts are shorter than the `tokens: 16` of a piece" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"completion_weight": 1.0}, {"distillation_weight": 1.0}])

@@ -342,6 +342,8 @@ def test_a_broken_run_goes_on_where_it_was(tmp_path):
     assert len(SampleLog(file, {"rates": [4]}).collect(("qa", "e", None), 2, measure)) == 2
     with pytest.raises(ValueError, match=r"with rates \[4\] \(now \[8\]\): remove it"):
         SampleLog(file, {"rates": [8]})
+    file.write_text('{"settings": {"rates": [4]}}\n')  # of a run that measured nothing
+    assert len(SampleLog(file, {"rates": [8]}).collect(("qa", "e", None), 2, measure)) == 2
     (tmp_path / "other.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="not a file of partial results"):
         SampleLog(tmp_path / "other.jsonl", {})
@@ -378,3 +380,34 @@ def test_an_evaluation_that_was_broken_ends_with_the_same_table(model, tmp_path,
         assert a["value"] == pytest.approx(b["value"], abs=1e-3)
         assert (a["metric"], a["condition"], a["n"]) == (b["metric"], b["condition"], b["n"])
     assert not math.isnan(again["records"][0]["value"])
+
+
+@pytest.mark.parametrize("changed", ["file", "converter"])
+def test_scores_of_other_rows_or_of_another_converter_do_not_count(zoo, tmp_path, changed):
+    asked, partial = tmp_path / "asked.jsonl", tmp_path / "out.partial.jsonl"
+    model, options = zoo.compressor(), {"data": {"qa": [str(asked)]}, "baselines": ["full"]}
+
+    def ask(question):
+        asked.write_text(json.dumps({**row(1), "question": question}))
+
+    ask("Who?")
+    evaluate_tasks(model, ["qa"], [4], **options, partial=partial)
+    if changed == "file":
+        ask("Who was it, and where?")
+    else:
+        with torch.no_grad():
+            model.markers += 1.0
+        with pytest.raises(ValueError, match=r"holds the results of another run, with converter"):
+            evaluate_tasks(model, ["qa"], [4], **options, partial=partial)
+        return
+    resumed = evaluate_tasks(model, ["qa"], [4], **options, partial=partial)["records"]
+    assert resumed == evaluate_tasks(model, ["qa"], [4], **options)["records"]
+
+
+@pytest.mark.parametrize(("task", "column"), [("qa", "context"), ("needle", "text")])
+def test_rows_that_a_task_cannot_read_are_named(model, tmp_path, task, column):
+    rows = {"qa": {"text": "Ann is here."}, "needle": row(1)}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(rows[task]))
+    with pytest.raises(ValueError, match=rf"{task} on .*: its rows have .*none a {column}"):
+        evaluate_tasks(model, [task], [4], data={task: [str(file)]})

@@ -19,6 +19,7 @@ from .options import (
     DataFolder,
     Device,
     Dtype,
+    Force,
     Install,
     Json,
     Literals,
@@ -219,13 +220,20 @@ def train(
     try:
         from memslots.trainer.compressor_config import recipe_fields
         from memslots.trainer.plan import free_memory, plan_recipe
-        from memslots.trainer.run import install_checkpoint, run_recipe, stages_to_run
+        from memslots.trainer.run import (
+            check_install,
+            install_checkpoint,
+            run_recipe,
+            stages_to_run,
+        )
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("memslots"):
             raise
         raise ValueError(
             f"training needs {error.name}, which is not installed: {install_extra('train')}."
         ) from error
+    if install is not None:
+        check_install(install)
     quiet()
     if recipe == "own":
         settings, plans = _own(
@@ -352,6 +360,7 @@ def evaluate(
             help="Write the results to this JSON file; table and plots go beside it.",
         ),
     ] = Path("results.json"),
+    force: Force = False,
     as_json: Json = False,
     rates: Annotated[
         str | None,
@@ -416,7 +425,7 @@ def evaluate(
     from .measure import check_output, measure, task_sources
 
     sets = task_sources(data or [])
-    check_output(output, [source for sources in sets.values() for source in sources])
+    check_output(output, force, [source for sources in sets.values() for source in sources])
     beside = literal_names(literals)
     measure(
         load_model(model, revision, device, dtype),

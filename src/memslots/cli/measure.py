@@ -60,7 +60,6 @@ def measure(
     from memslots.evaluation.suite import evaluate_tasks
     from memslots.evaluation.tables import markdown, plot
 
-    check_output(output)
     names = words(tasks)
     unasked = sorted(set(sets) - set(names))
     if unasked:
@@ -102,20 +101,23 @@ def measure(
         out.print(written, markup=False)
 
 
-def check_output(output: Path, inputs: Sequence[str | Path] = ()) -> None:
+def check_output(output: Path, force: bool, inputs: Sequence[str | Path] = ()) -> None:
     """Refuse, before anything is loaded, a file that results cannot be written to.
 
     Args:
         output: of the results.
+        force: whether the results, and what goes beside them, may replace earlier ones.
         inputs: files that are read, which neither the results nor what goes beside them replace.
 
     Raises:
-        ValueError: no `.json` file, no folder to write it in, or a file of `inputs`.
+        ValueError: no `.json` file, no folder to write it in, a file of `inputs`, or one that is
+            there already; a broken run's scores may be, since the run goes on from them.
     """
     if output.suffix != ".json":
         raise ValueError(f"--output {output}: name a .json file; table and plots go beside it.")
     for ending in (".json", ".md", ".partial.jsonl", ".samples.jsonl"):
-        new_file(output.with_suffix(ending), True, inputs)
+        goes_on = ending == ".partial.jsonl"
+        new_file(output.with_suffix(ending), force or goes_on, inputs)
 
 
 def _show(results: dict[str, Any]) -> None:

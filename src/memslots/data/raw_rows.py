@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -87,15 +88,34 @@ def _plain_files(adapter: Adapter, split: str, folder: Path) -> list[Path]:
     named = {
         name: [f for f in files if _names_split(f, words)] for name, words in _SPLIT_WORDS.items()
     }
-    if named[split]:
-        return named[split]
-    if split == "train" and not any(named.values()):
-        return files
+    if named[split] or (split == "train" and not any(named.values())):
+        read = named[split] or files
+        others = [file for name in named if name != split for file in named[name]]
+        _warn_of_left_out(folder, read, others, f" (named {split!r})" if named[split] else "")
+        return read
     raise DataNotFound(
         f"data_dir={str(folder)!r} has no file for split {split!r} among "
         f"{', '.join(file.name for file in files)}; name it after the split ({split}.jsonl, "
         f"books-{split}.txt), or give the file itself as data_dir."
     )
+
+
+def _warn_of_left_out(folder: Path, read: list[Path], others: list[Path], named: str) -> None:
+    """Names what of a folder is neither read nor another split's: a user may take it to be read."""
+    expected = {*read, *others}
+    left_out = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry not in expected and not entry.name.startswith((".", "README", "LICENSE"))
+    )
+    if left_out:
+        more = f" and {len(read) - 1} more are" if len(read) > 1 else " is"
+        warnings.warn(
+            f"of {folder} {read[0].name}{named}{more} read, and not {', '.join(left_out[:5])}"
+            f"{' ...' * (len(left_out) > 5)}: only files of one format are, of no folder in it, "
+            "and only those named after the split where some are. Move or rename the others.",
+            stacklevel=2,
+        )
 
 
 def _names_split(file: Path, words: tuple[str, ...]) -> bool:

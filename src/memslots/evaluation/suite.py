@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memslots.data import named_source, source_rows
@@ -34,6 +37,9 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "needle": ("pg19/validation",),
 }
 """Every task, and the sets that it is measured on unless told otherwise."""
+
+_READS = {"completion": "text", "needle": "text", "qa": "context", "roleplay": "context"}
+"""The column that a task cannot do without; the others take any rows."""
 
 
 def evaluate_tasks(
@@ -114,8 +120,12 @@ def evaluate_tasks(
     if {"qa", "cloze"} & set(names):
         options.asking, said = asking_of(model, examples, prompt, seed)
         notes.append(said)
+    described = describe_checkpoint(model)
     settings = {
         "checkpoint": model.fingerprint,
+        "decoder": described["decoder"],
+        "converter": _converter_hash(model),
+        "finetuned_decoder": finetuned_decoder,
         "rates": chosen,
         "baselines": list(baselines),
         "samples": samples,
@@ -145,10 +155,20 @@ def evaluate_tasks(
         "samples": samples,
         "seed": seed,
         "finetuned_decoder": finetuned_decoder,
-        "checkpoint": describe_checkpoint(model),
+        "checkpoint": described,
         "machine": describe_machine(model),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _converter_hash(model: MemslotsModel) -> str:
+    """Of what turns slots into what the decoder reads, which the fingerprint leaves out."""
+    digest = sha256()
+    for name, weight in model.state_dict().items():
+        if not name.startswith("encoder."):
+            values = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(name.encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class _Options:
@@ -167,13 +187,20 @@ class _Options:
 
     def run(self, model, name: str, source: str, notes: list[str]) -> list[dict[str, Any]]:
         """Records of one task on one set."""
+        rows = self._rows(source, notes)
+        column = _READS.get(name)
+        if column is not None and not any(dict(row).get(column) for row in rows):
+            raise ValueError(
+                f"{name} on {source}: its rows have {', '.join(dict(rows[0]))}, and none a "
+                f"{column} to read; choose another --data for {name}, or another task."
+            )
+        self.log.rows = sha256(json.dumps(rows).encode()).hexdigest()[:16]
         if name in ("icl", "roleplay", "needle"):
 
             def whole(places: list[int]) -> list[dict[str, Any]]:
-                return [{"sample": 0, "records": self._whole(model, name, source, notes)}]
+                return [{"sample": 0, "records": self._whole(model, name, source, rows, notes)}]
 
             return self.log.collect((name, source, "whole"), 1, whole)[0]["records"]
-        rows = self._rows(source, notes)
         if name == "reconstruction":
             return tasks.reconstruction(
                 model, rows, self.rates, data=source, samples=self.samples, log=self.log
@@ -213,9 +240,10 @@ class _Options:
             log=self.log,
         )
 
-    def _whole(self, model, name: str, source: str, notes: list[str]) -> list[dict[str, Any]]:
+    def _whole(
+        self, model, name: str, source: str, rows: list[Any], notes: list[str]
+    ) -> list[dict[str, Any]]:
         """Records of the tasks whose samples are not kept one by one."""
-        rows = self._rows(source, notes)
         lengths = {} if self.lengths is None else {"lengths": self.lengths}
         if name == "icl":
             set_name = source.partition("/")[0]

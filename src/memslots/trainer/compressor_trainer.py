@@ -1,6 +1,7 @@
 """CompressorTrainer: TRL's SFTTrainer for a compressor before a frozen decoder."""
 
 import inspect
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -33,6 +34,21 @@ from memslots.trainer.sharded import with_tasks
 from memslots.trainer.slot_cache import cached_slots
 from memslots.trainer.step_metrics import StepMetrics
 
+logger = logging.getLogger(__name__)
+
+_NOT_TAKEN = {
+    "compute_metrics": "evaluation computes losses alone; measure answers with "
+    "memslots.evaluation.suite.evaluate_tasks",
+    "preprocess_logits_for_metrics": "evaluation computes losses alone",
+    "compute_loss_func": "the loss is that of completion_weight, answer_weight and "
+    "distillation_weight; another one overrides compute_loss in a class of yours",
+    "formatting_func": "rows have text, or context, question and answer; bring yours into that "
+    "form with dataset.map(...)",
+    "data_collator": "the trainer makes its own of model.processor",
+    "processing_class": "the trainer takes model.processor",
+}
+"""Arguments of `SFTTrainer` that have no effect on a compressor, and what to do instead."""
+
 
 class CompressorTrainer(SFTTrainer):
     """Trains encoder, memory tokens, markers and converter; the decoder stays bit-identical.
@@ -49,11 +65,13 @@ class CompressorTrainer(SFTTrainer):
         train_dataset: rows as above.
         eval_dataset: likewise, or several by name, as the Trainer takes them.
         card_writer: called with the model and a checkpoint's folder, to write its README.md.
-        kwargs: as for `SFTTrainer`, but `peft_config`.
+        kwargs: as for `SFTTrainer`, but `peft_config`, `compute_metrics` and others that have no
+            effect on a compressor.
 
     Raises:
         ValueError: a model without decoder or processor, a dataset without the columns, an empty
-            dataset, rates that the model does not have, or a `peft_config`.
+            dataset, rates that the model does not have, a `peft_config`, or an argument that would
+            have no effect.
 
     Examples:
         >>> from datasets import Dataset
@@ -90,6 +108,9 @@ class CompressorTrainer(SFTTrainer):
                 "compressor as it is; give the compressor encoder_lora or decoder_lora, fields of "
                 "MemslotsConfig, when it is made."
             )
+        for name, instead in _NOT_TAKEN.items():
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} has no effect on a compressor: {instead}.")
         processor = model.processor
         if isinstance(train_dataset, dict):
             raise ValueError(
@@ -458,8 +479,14 @@ class CompressorTrainer(SFTTrainer):
         return self._publish(commit_message, token, revision, private)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """A push that fails costs neither the checkpoint, which is whole by now, nor the run."""
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            self._publish(f"Training in progress, step {self.state.global_step}")
+            try:
+                self._publish(f"Training in progress, step {self.state.global_step}")
+            except (OSError, ValueError) as error:
+                logger.warning(
+                    "%s is not pushed, and training goes on: %s", checkpoint_folder, error
+                )
 
     def _publish(
         self,

@@ -41,6 +41,7 @@ from memslots.trainer.adapt import choose_trained
 from memslots.trainer.collator import CompressorBatch, CompressorCollator
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.pool_units import pooled_plan
+from memslots.trainer.recipe_checks import check_recipe
 from memslots.trainer.row_sources import Sources
 from memslots.trainer.run import (
     adaptation,
@@ -114,9 +115,10 @@ def plan_recipe(
         ValueError: settings that do not go together.
         OSError: an encoder or decoder whose configuration cannot be had.
     """
-    section = recipe["compressor"]
     if "decoder" in recipe:
         raise ValueError("this recipe makes its own decoder; `python -m lab train` runs it.")
+    check_recipe(recipe)
+    section = recipe["compressor"]
     chosen = stages_to_run(section, stage)
     if "checkpoint" in section:
         section = {**section, "config": _config_of(section["checkpoint"])}

@@ -14,11 +14,12 @@ from datasets import IterableDataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from memslots.making import new_compressor
-from memslots.modeling import MemslotsModel
+from memslots.modeling import MemslotsConfig, MemslotsModel
 from memslots.trainer.adapt import adapt_to_decoder, choose_trained
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
 from memslots.trainer.log_line import LogLine
+from memslots.trainer.recipe_checks import check_recipe
 from memslots.trainer.row_sources import Sources, contrast_of, source_rows
 from memslots.trainer.saving import (
     check_room,
@@ -71,13 +72,15 @@ def run_recipe(
         The folder of the last stage's checkpoint.
 
     Raises:
-        ValueError: an unknown stage, or one whose predecessor has not been run.
+        ValueError: a key that is missing, unknown or of another kind (`check_recipe`); an unknown
+            stage, or one whose predecessor has not been run.
     """
     if "decoder" in recipe and first_model is None:
         raise ValueError(
             "this recipe makes its own decoder, which the installed package cannot do: run it in "
             "a checkout of memslots with `python -m lab train`."
         )
+    check_recipe(recipe, makes_models=first_model is None)
     chosen = stages_to_run(recipe["compressor"], stage)
     sources = Sources(recipe["compressor"]["seed"], books, data_dir)
     for settings in chosen:
@@ -163,8 +166,29 @@ def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
     return earlier or (names[at - 1] if at else None)
 
 
+def check_install(target: Path) -> None:
+    """Refuse a folder that `install_checkpoint` would replace though it holds something else.
+
+    Raises:
+        ValueError: a file, or a folder that is neither empty nor a compressor's.
+    """
+    named = target / "config.json"
+    is_checkpoint = named.is_file() and f'"{MemslotsConfig.model_type}"' in named.read_text("utf-8")
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not is_checkpoint):
+        raise ValueError(
+            f"--install {target} is there and is no compressor's folder, so that what it holds "
+            "would be lost; name a new folder, an empty one, or that of an earlier compressor."
+        )
+
+
 def install_checkpoint(source: Path, target: Path) -> None:
-    """Replace `target` by the checkpoint in `source`, without training state."""
+    """Replace `target` by the checkpoint in `source`, without training state.
+
+    Raises:
+        ValueError: see `check_install`.
+    """
+    check_install(target)
+    target = target.resolve()  # `.` has no name to put another beside
     model = MemslotsModel.from_pretrained(source)
     kept = {
         name: (target / name).read_bytes()
@@ -257,7 +281,7 @@ def _run_stage(
         start_adapter(model, settings["start"], rows, args)
     check_room(checkpoints, model)
     trainer = CompressorTrainer(model, args, rows, card_writer=card_writer)
-    budget = TimeBudget(settings["minutes"], folder) if "minutes" in settings else None
+    budget = TimeBudget(settings["minutes"], checkpoints) if "minutes" in settings else None
     if budget is not None:
         trainer.add_callback(budget)
     for other in (PrinterCallback, ProgressCallback):  # a bar of a billion steps says nothing

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,13 @@ _UNFINISHED = ".unfinished"
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest whole `checkpoint-*` of a Trainer: its state is written last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    whole = [path for path in complete if _is_json(path / "trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    steps = {
+        int(path.parent.name.removeprefix("checkpoint-")): path.parent
+        for path in folder.glob("checkpoint-*/trainer_state.json")
+        # A copy that a user keeps, such as checkpoint-best, is none.
+        if re.fullmatch(r"checkpoint-\d+", path.parent.name) and _is_json(path)
+    }
+    return str(steps[max(steps)]) if steps else None
 
 
 def is_saved(folder: Path) -> bool:

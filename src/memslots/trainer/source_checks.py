@@ -11,6 +11,7 @@ from memslots.data import ADAPTERS, load_rows
 from memslots.data.books import iterate_books
 from memslots.data.cloze import cloze_rows
 from memslots.data.raw_texts import raw_texts
+from memslots.trainer.recipe_checks import check_values
 from memslots.trainer.row_sources import ROW_SOURCES, SPLIT_SOURCES, Sources
 from memslots.trainer.stage_data import data_set_rows
 
@@ -101,6 +102,10 @@ def _check_options(source: Any) -> None:
             f"option {unknown[0]!r} is unknown{_near(unknown[0], sorted(known))}; it may have "
             f"{', '.join(sorted(known))}."
         )
+    annotated = {
+        name: each.annotation for name, each in inspect.signature(reader).parameters.items()
+    }
+    check_values("", source, dict.fromkeys(known, Any) | annotated)
 
 
 def _near(name: str, known: list[str]) -> str:

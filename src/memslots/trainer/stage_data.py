@@ -141,7 +141,7 @@ def data_set_rows(
     if demonstrations is not None:
         yield from _in_context(list(loaded), demonstrations, drawn, processor)
         return
-    without_context = long_texts = 0
+    without_context = long_texts = short_texts = texts = 0
     asked: list[Any] = []
     for loaded_row in loaded:
         row: dict[str, Any] = dict(loaded_row)
@@ -155,11 +155,23 @@ def data_set_rows(
             long_texts += len(row["text"]) > _LONG * processor.segment_length
             yield _text(row["text"])
         else:
-            yield from _pieces(row["text"], tokens, completion, processor)
+            pieces = list(_pieces(row["text"], tokens, completion, processor))
+            texts, short_texts = texts + 1, short_texts + (not pieces)
+            yield from pieces
     for group in by_context(asked, questions):
         yield _question(group["context"], group["question"], group["answer"])
     if without_context:
         logger.warning("%s/%s: %d rows have no context, left out", kind, split, without_context)
+    if short_texts:
+        logger.warning(
+            "%s/%s: %d of %d texts are shorter than the `tokens: %d` of a piece, left out; lower "
+            "it, or join short texts",
+            kind,
+            split,
+            short_texts,
+            texts,
+            tokens,
+        )
     if long_texts:
         logger.warning(
             "%s/%s: %d texts are far longer than a segment, and only the beginning of each is "

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
+
+from memslots.writing import whole_file
 
 NO_STEP_LIMIT = 10**9
 """`max_steps` of a stage that is limited by time."""
 
 TIME_FILE = "time_spent.json"
-"""In a stage's folder: seconds that its earlier runs trained."""
+"""Beside a stage's checkpoints: seconds that its earlier runs trained."""
 
 
 class TimeBudget(TrainerCallback):
@@ -24,7 +27,7 @@ class TimeBudget(TrainerCallback):
 
     Args:
         minutes: of training, over all runs.
-        folder: where the time spent is kept.
+        folder: of the checkpoints, where the time spent is kept: who removes them begins anew.
         cooldown: share of the time in which the learning rate falls to zero.
         clock: gives seconds.
     """
@@ -62,12 +65,13 @@ class TimeBudget(TrainerCallback):
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         """Scales what the schedule by steps says."""
         if optimizer is not None:
+            factor = _of_main_process(self.factor())
             for group in optimizer.param_groups:
-                group["lr"] *= self.factor()
+                group["lr"] *= factor
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stops and saves when the time is up."""
-        if self.spent >= self.seconds:
+        if _of_main_process(self.spent) >= self.seconds:
             control.should_training_stop = True
         return control
 
@@ -75,7 +79,8 @@ class TimeBudget(TrainerCallback):
         """Keeps the time beside the checkpoint, so that a resumed run has only the rest."""
         if state.is_world_process_zero:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(json.dumps({"seconds": self.spent}), encoding="utf-8")
+            with whole_file(self.file) as draft:
+                draft.write_text(json.dumps({"seconds": self.spent}), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Adds `minutes_left` to every line, as it is shown and as it is kept."""
@@ -83,3 +88,8 @@ class TimeBudget(TrainerCallback):
         for line in (logs, state.log_history[-1] if state.log_history else None):
             if line is not None:
                 line.update(left)
+
+
+def _of_main_process(value: float) -> float:
+    """What all processes go by: one that stopped a step earlier would leave the others waiting."""
+    return broadcast_object_list([value])[0]
