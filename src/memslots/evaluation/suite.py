@@ -21,6 +21,7 @@ from memslots.evaluation.machine import describe_checkpoint, describe_machine
 from memslots.evaluation.sample_log import SampleLog
 from memslots.evaluation.shares import prompt_warnings
 from memslots.modeling import MemslotsModel
+from memslots.modeling.decoders_memslots import weights_sample
 
 TASKS: Mapping[str, tuple[str, ...]] = {
     "reconstruction": ("fineweb/train",),
@@ -124,6 +125,7 @@ def evaluate_tasks(
     settings = {
         "checkpoint": model.fingerprint,
         "decoder": described["decoder"],
+        "decoder_weights": weights_sample(model.decoder),
         "converter": _converter_hash(model),
         "finetuned_decoder": finetuned_decoder,
         "rates": chosen,
@@ -165,7 +167,7 @@ def _converter_hash(model: MemslotsModel) -> str:
     """Of what turns slots into what the decoder reads, which the fingerprint leaves out."""
     digest = sha256()
     for name, weight in model.state_dict().items():
-        if not name.startswith("encoder."):
+        if not name.startswith(("encoder.", "decoder.")):
             values = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]

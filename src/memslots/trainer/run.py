@@ -166,6 +166,10 @@ def previous_stage(stages: list[dict[str, Any]], name: str) -> str | None:
     return earlier or (names[at - 1] if at else None)
 
 
+_KEPT = ("README.md", "results.json")
+"""What stays of a folder that a checkpoint is installed to."""
+
+
 def check_install(target: Path) -> None:
     """Refuse a folder that `install_checkpoint` would replace though it holds something else.
 
@@ -174,7 +178,8 @@ def check_install(target: Path) -> None:
     """
     named = target / "config.json"
     is_checkpoint = named.is_file() and f'"{MemslotsConfig.model_type}"' in named.read_text("utf-8")
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not is_checkpoint):
+    held = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if target.is_file() or (held - set(_KEPT) and not is_checkpoint):
         raise ValueError(
             f"--install {target} is there and is no compressor's folder, so that what it holds "
             "would be lost; name a new folder, an empty one, or that of an earlier compressor."
@@ -192,7 +197,7 @@ def install_checkpoint(source: Path, target: Path) -> None:
     model = MemslotsModel.from_pretrained(source)
     kept = {
         name: (target / name).read_bytes()
-        for name in ("README.md", "results.json")
+        for name in _KEPT
         if (target / name).is_file()
     }
     fresh = target.with_name(target.name + ".new")
