@@ -195,11 +195,7 @@ def install_checkpoint(source: Path, target: Path) -> None:
     check_install(target)
     target = target.resolve()  # `.` has no name to put another beside
     model = MemslotsModel.from_pretrained(source)
-    kept = {
-        name: (target / name).read_bytes()
-        for name in _KEPT
-        if (target / name).is_file()
-    }
+    kept = {name: (target / name).read_bytes() for name in _KEPT if (target / name).is_file()}
     fresh = target.with_name(target.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     with whole_or_removed(fresh, kept=str(source)):
