@@ -95,6 +95,41 @@ def test_documents_are_read_and_what_is_none_is_named(tmp_path):
         list(read_documents(empty))
 
 
+def test_a_row_nested_too_deep_costs_no_other(tmp_path):
+    deep = ["[" * depth + "]" * depth for depth in (900, 100_000)]
+    rows = [f'{{"text": "Ann is a pilot.", "x": {each}}}' for each in deep]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, '{"text": "Ben is here."}']), "utf-8")
+    *_, too_deep, last = read_documents(tmp_path)
+    assert (too_deep.where, too_deep.reason[:9]) == ("rows.jsonl#2", "not JSON:")
+    assert last.text == "Ben is here."
+
+
+def test_folders_that_are_not_read_are_named(tmp_path, monkeypatch):
+    inside, outside = tmp_path / "corpus", tmp_path / "elsewhere"
+    for file in (inside / "sub" / "a.txt", inside / "locked" / "b.txt", outside / "c.txt"):
+        file.parent.mkdir(parents=True)
+        file.write_text("Ann is a pilot.", "utf-8")
+    (inside / "link").symlink_to(outside)
+    (inside / "again").symlink_to(inside / "sub")  # its files are read where they are
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    *passed_over, document = read_documents(inside)
+    assert document.id == "sub/a.txt"
+    reasons = {each.where: each.reason for each in passed_over}
+    assert set(reasons) == {"link", "locked"}
+    assert "not followed" in reasons["link"]
+    assert "Permission denied" in reasons["locked"]
+    (inside / "sub" / "a.txt").unlink()
+    with pytest.raises(ValueError, match="link in it was passed over"):
+        list(read_documents(inside))
+
+
 def check_store(store: MemoryStore, texts: dict[str, str], model: MemslotsModel) -> None:
     """The store holds each text once, as the model compresses it alone."""
     stored = list(store.ids())
@@ -143,9 +178,15 @@ def test_a_corpus_is_compressed_once_and_again_only_where_it_changed(tmp_path, m
     assert len(other_rate.changed) == 9
 
 
+@pytest.mark.parametrize("at_once", [compress_corpus.LOOK_UP, 1])
 @pytest.mark.parametrize("replace", [False, True])
-def test_the_second_document_of_an_id_costs_no_other(tmp_path, model, spec, replace):
+def test_the_second_document_of_an_id_costs_no_other(
+    tmp_path, model, spec, replace, at_once, monkeypatch
+):
     """Nothing of it is taken: not its text for the first one's, and not for a third one's."""
+    monkeypatch.setattr(compress_corpus, "LOOK_UP", at_once)  # 1: the first is stored by then
+    monkeypatch.setattr(compress_corpus, "BATCH_DOCUMENTS", at_once)
+    monkeypatch.setattr(compress_corpus, "KEEP_SECONDS", 0.0)
     bob, ann = "Bob is a hunter in Rome.", "Ann is a baker in Oslo."
     rows = [{"id": "1", "text": bob}, {"id": "1", "text": ann}, {"id": "2", "text": ann}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -155,7 +196,7 @@ def test_the_second_document_of_an_id_costs_no_other(tmp_path, model, spec, repl
         report = add_corpus(store, documents, spec, model=model, replace=replace)
         assert (report.added, report.there, report.duplicates) == (added, there, 0)
         assert (report.unusable, report.changed) == (
-            {"rows.jsonl#1": "its id comes twice in the corpus"},
+            {"rows.jsonl#1": "its id comes twice in the corpus, and the first was taken"},
             [],
         )
     check_store(store, {"rows.jsonl#1": bob, "rows.jsonl#2": ann}, model)
