@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -345,6 +347,18 @@ def test_the_encoder_is_compiled_where_that_is_asked(tmp_path, monkeypatch, caps
     assert main([*add, str(tmp_path / "none"), "--compile", "--workers", "2"]) == 2
     assert "there is no 'no-such-compiler' here" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "none").exists()
+
+
+def test_a_worker_outlives_ctrl_c_and_not_its_parent():
+    """Else it shows a traceback of its own, and holds its model after `kill` for ever."""
+    script = Path(__file__).with_name("worker_script.py")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        os.kill(worker, signal.SIGINT)
+        assert not select.select([parent.stdout], [], [], 0.1)[0]  # it is there and holds it open
+        parent.kill()
+        assert select.select([parent.stdout], [], [], 10)[0]  # closed, by both
+        assert parent.stdout.read() == ""
 
 
 def test_a_worker_that_dies_is_one_error(tmp_path, spec):
