@@ -4,8 +4,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import typer
@@ -13,6 +16,7 @@ import typer
 import memslots
 from lab.__main__ import lab
 from memslots import Memory, embedded
+from memslots.__main__ import main as from_shell
 from memslots.cli import app, main
 from memslots.cli.options import print_json
 
@@ -534,6 +538,44 @@ def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(chosen, tol
         check=True,
     )
     assert told in done.stderr
+
+
+class _Interrupted:
+    """Finds no module, and meets Ctrl-C at the command line's."""
+
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "memslots.cli":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys):
+    scripts = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    assert scripts == {"memslots": "memslots.__main__:main"}
+    monkeypatch.delitem(sys.modules, "memslots.cli")
+    monkeypatch.setattr(sys, "meta_path", [_Interrupted, *sys.meta_path])
+    assert from_shell() == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_ctrl_c_that_a_library_takes_for_a_missing_part_is_still_one(monkeypatch, capsys):
+    """As transformers does while it loads: it says that a module cannot be imported."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    commands = typer.Typer()
+
+    @commands.command()
+    def load(name: str) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError(f"could not import {name}") from None
+
+    try:
+        assert main(["torch"], commands) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "\ninterrupted\n"
 
 
 def test_an_answer_that_the_terminal_cannot_show_is_escaped():

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import errno
 import functools
+import gzip
 import json
 import threading
 import time
@@ -290,6 +291,66 @@ def test_mistakes_are_named(client, body, status, match):
     refused(client.post(CHAT, json=body), status, match)
     if isinstance(body, dict):
         refused(client.post(CHAT, json={**body, "stream": True}), status, match)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        (
+            {"documents": "x"},
+            "documents",
+            'documents are a list of texts, each a string or {"text"',
+        ),
+        ({"documents": [{"txt": "x"}]}, "documents.0", 'each a string or {"text": ...}'),
+        ({"documents": [5]}, "documents.0", "none is empty, got 5"),
+        ({"stop": 5}, "stop", "a string or a list of strings, and none is empty, got 5"),
+        ({"n": 2}, "n", "one answer here; leave n out, or say 1, got 2"),
+        ({"tools": [{}]}, "tools", "leave tools out"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", "text here; leave"),
+        ({"seed": -1}, "seed", "it must be greater than or equal to 0, got -1"),
+        ({"max_tokens": "many"}, "max_tokens", "it must be a valid integer, got 'many'"),
+        ({"chat_template_kwargs": {"a": []}}, "chat_template_kwargs.a", "a string, a number"),
+        ({"top_logprobs": 2}, None, "body: this gateway cannot honour 'top_logprobs'"),
+        ({"messages": [{"content": "x"}]}, "messages", "messages: a message's role is one of"),
+        ({"user": "x" * 10**6, "store": "x" * 10**6}, "store", "say false, got 'xxx"),
+    ],
+    ids=str,
+)
+def test_a_refusal_speaks_of_the_request(client, fields, param, said):
+    """Not of the types by which it is read here, and it says what was given, a line of it."""
+    error = refused(client.post(CHAT, json=asking(documents=["x"]) | fields), 400, said)
+    assert error["param"] == param
+    assert len(error["message"]) < 300
+    for word in ("Input should", "constrained", "Value error", "valid array"):
+        assert word not in error["message"]
+
+
+def test_a_field_that_is_null_is_left_out(client):
+    """Clients of typed languages send all fields that they know."""
+    named = ("stream", "stop", "memory_ids", "expand", "chat_template_kwargs", "logit_bias", "name")
+    body = asking(documents=TEXTS[:1])
+    assert answered(client.post(CHAT, json=body | dict.fromkeys(named))) == answered(
+        client.post(CHAT, json=body)
+    )
+    made = {"text": TEXTS[0], "metadata": None, "id": None, "rate": None}
+    assert client.post("/v1/memories", json=made).status_code == 200
+    refused(client.post(CHAT, json={"messages": None}), 400, "messages: this field is missing")
+
+
+def test_a_packed_body_is_refused_as_such(client):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    packed = gzip.compress(json.dumps(asking()).encode())
+    refused(client.post(CHAT, content=packed, headers=headers), 415, "Content-Encoding: gzip")
+
+
+def test_a_picture_that_is_refused_is_not_sent_back(zoo):
+    model = zoo.compressor(prompt_format="chat")
+    picture = {"type": "image_url", "image_url": {"url": "data:" + "x" * 10**6}}
+    for content in ([picture], [picture, 1], {"url": "x" * 10**6}):
+        message = {"role": "user", "content": content}
+        with pytest.raises(ValueError, match="got ") as refusal:
+            model.processor.prompt(messages=[message])
+        assert len(str(refusal.value)) < 300
 
 
 def test_other_mistakes_are_named_too(client, zoo, model):

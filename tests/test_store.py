@@ -469,6 +469,15 @@ def test_reading_goes_on_while_files_are_rewritten(tmp_path):
     assert store.verify().ok
 
 
+def test_a_writer_of_much_keeps_no_reader_away(tmp_path):
+    """SQLite would lock readers out as soon as what is changed outgrows its cache of 2 MB."""
+    store, _ = filled(tmp_path)
+    reader = MemoryStore(store.path, wait=0.0)
+    with store._catalogue.write() as db:
+        store._catalogue.set_header(db, **{f"note {i}": "x" * 100_000 for i in range(40)})
+        assert list(reader.ids()) == list(store.ids())
+
+
 def test_a_writer_that_never_ends_is_reported(tmp_path):
     store, _ = filled(tmp_path)
     impatient = MemoryStore(store.path, wait=0.1)

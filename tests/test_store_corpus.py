@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -95,6 +97,41 @@ def test_documents_are_read_and_what_is_none_is_named(tmp_path):
         list(read_documents(empty))
 
 
+def test_a_row_nested_too_deep_costs_no_other(tmp_path):
+    deep = ["[" * depth + "]" * depth for depth in (900, 100_000)]
+    rows = [f'{{"text": "Ann is a pilot.", "x": {each}}}' for each in deep]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, '{"text": "Ben is here."}']), "utf-8")
+    *_, too_deep, last = read_documents(tmp_path)
+    assert (too_deep.where, too_deep.reason[:9]) == ("rows.jsonl#2", "not JSON:")
+    assert last.text == "Ben is here."
+
+
+def test_folders_that_are_not_read_are_named(tmp_path, monkeypatch):
+    inside, outside = tmp_path / "corpus", tmp_path / "elsewhere"
+    for file in (inside / "sub" / "a.txt", inside / "locked" / "b.txt", outside / "c.txt"):
+        file.parent.mkdir(parents=True)
+        file.write_text("Ann is a pilot.", "utf-8")
+    (inside / "link").symlink_to(outside)
+    (inside / "again").symlink_to(inside / "sub")  # its files are read where they are
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    *passed_over, document = read_documents(inside)
+    assert document.id == "sub/a.txt"
+    reasons = {each.where: each.reason for each in passed_over}
+    assert set(reasons) == {"link", "locked"}
+    assert "not followed" in reasons["link"]
+    assert "Permission denied" in reasons["locked"]
+    (inside / "sub" / "a.txt").unlink()
+    with pytest.raises(ValueError, match="link in it was passed over"):
+        list(read_documents(inside))
+
+
 def check_store(store: MemoryStore, texts: dict[str, str], model: MemslotsModel) -> None:
     """The store holds each text once, as the model compresses it alone."""
     stored = list(store.ids())
@@ -143,9 +180,15 @@ def test_a_corpus_is_compressed_once_and_again_only_where_it_changed(tmp_path, m
     assert len(other_rate.changed) == 9
 
 
+@pytest.mark.parametrize("at_once", [compress_corpus.LOOK_UP, 1])
 @pytest.mark.parametrize("replace", [False, True])
-def test_the_second_document_of_an_id_costs_no_other(tmp_path, model, spec, replace):
+def test_the_second_document_of_an_id_costs_no_other(
+    tmp_path, model, spec, replace, at_once, monkeypatch
+):
     """Nothing of it is taken: not its text for the first one's, and not for a third one's."""
+    monkeypatch.setattr(compress_corpus, "LOOK_UP", at_once)  # 1: the first is stored by then
+    monkeypatch.setattr(compress_corpus, "BATCH_DOCUMENTS", at_once)
+    monkeypatch.setattr(compress_corpus, "KEEP_SECONDS", 0.0)
     bob, ann = "Bob is a hunter in Rome.", "Ann is a baker in Oslo."
     rows = [{"id": "1", "text": bob}, {"id": "1", "text": ann}, {"id": "2", "text": ann}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -155,7 +198,7 @@ def test_the_second_document_of_an_id_costs_no_other(tmp_path, model, spec, repl
         report = add_corpus(store, documents, spec, model=model, replace=replace)
         assert (report.added, report.there, report.duplicates) == (added, there, 0)
         assert (report.unusable, report.changed) == (
-            {"rows.jsonl#1": "its id comes twice in the corpus"},
+            {"rows.jsonl#1": "its id comes twice in the corpus, and the first was taken"},
             [],
         )
     check_store(store, {"rows.jsonl#1": bob, "rows.jsonl#2": ann}, model)
@@ -304,6 +347,18 @@ def test_the_encoder_is_compiled_where_that_is_asked(tmp_path, monkeypatch, caps
     assert main([*add, str(tmp_path / "none"), "--compile", "--workers", "2"]) == 2
     assert "there is no 'no-such-compiler' here" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "none").exists()
+
+
+def test_a_worker_outlives_ctrl_c_and_not_its_parent():
+    """Else it shows a traceback of its own, and holds its model after `kill` for ever."""
+    script = Path(__file__).with_name("worker_script.py")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        os.kill(worker, signal.SIGINT)
+        assert not select.select([parent.stdout], [], [], 0.1)[0]  # it is there and holds it open
+        parent.kill()
+        assert select.select([parent.stdout], [], [], 10)[0]  # closed, by both
+        assert parent.stdout.read() == ""
 
 
 def test_a_worker_that_dies_is_one_error(tmp_path, spec):

@@ -98,8 +98,9 @@ def test_damaged_rows_are_named_and_cost_no_other(store):
 def test_a_folder_without_a_readable_document_is_not_made_a_store(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.arrow").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="of 0 compressors"):
-        rebuild_catalogue(tmp_path)
+    for folder in (tmp_path, tmp_path / "data", tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match="no document that can be read; name the folder"):
+            rebuild_catalogue(folder)
     assert [file.name for file in tmp_path.iterdir()] == ["data"]
 
 

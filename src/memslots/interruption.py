@@ -1,4 +1,4 @@
-"""The flag that long work looks at: whether anybody still waits for it.
+"""When work ends: the flag that long work looks at, and processes that end with their parent.
 
 A thread cannot be ended from outside. Whoever runs work in one (the gateway) gives it a flag by
 `with_flag`; work that takes long calls `look` where it can end.
@@ -6,8 +6,12 @@ A thread cannot be ended from outside. Whoever runs work in one (the gateway) gi
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -73,3 +77,37 @@ def looking(
         return detect
 
     return [with_look(detector) for detector in detectors]
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that are started within never see Ctrl-C, which ends their parent, who ends them.
+
+    A Ctrl-C of the meantime comes to this process afterwards.
+    """
+    if os.name != "posix":
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # its own start would end what holds signals back
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it by `multiprocessing` is gone.
+
+    A worker of a pool waits for work for ever, since it holds the queue's other end itself.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -93,8 +96,10 @@ def main(
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     debug, with_source = os.environ.get("MEMSLOTS_DEBUG"), warnings.formatwarning
     warnings.formatwarning = _one_line
+    interrupts: list[int] = []
     try:
-        code = commands(arguments or ["--help"], prog_name=name, standalone_mode=False)
+        with _noting(interrupts):
+            code = commands(arguments or ["--help"], prog_name=name, standalone_mode=False)
         if code == 130:  # what some versions of typer make of Ctrl-C
             err.print("\ninterrupted")
     except usage_error as error:
@@ -110,6 +115,9 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        if interrupts:  # it met an import of a library, which says that something is missing
+            err.print("\ninterrupted")
+            return 130
         if os.environ.get("MEMSLOTS_DEBUG") or not _is_mistake(error):
             raise
         err.print(Text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
@@ -119,6 +127,25 @@ def main(
         if debug is None:
             os.environ.pop("MEMSLOTS_DEBUG", None)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _noting(interrupts: list[int]) -> Iterator[None]:
+    """Every Ctrl-C is added to `interrupts`, and raises `KeyboardInterrupt` as ever."""
+
+    def note(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _lose_nothing() -> None:

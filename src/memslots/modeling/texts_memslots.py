@@ -235,11 +235,11 @@ def _hide_texts(messages: list[Message]) -> tuple[list[Message], list[str]]:
     placed = False
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise ValueError(f"each message is a dict with 'role' and 'content', got {message!r}.")
+            raise ValueError(f"a message is a dict with 'role' and 'content', got {message!r:.80}.")
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            raise ValueError(f"a message's content is a string or list of parts, got {content!r}.")
+            raise ValueError(f"message content is a string or list of parts, got {content!r:.80}.")
         rendered = ""
         for part in parts:
             if part.get("type") == "memory" and not placed:
@@ -251,7 +251,7 @@ def _hide_texts(messages: list[Message]) -> tuple[list[Message], list[str]]:
             else:
                 raise ValueError(
                     "message parts are {'type': 'text', 'text': ...} and at most one "
-                    f"{{'type': 'memory'}} in the chat, got {part!r}."
+                    f"{{'type': 'memory'}} in the chat, got {part!r:.80}."
                 )
         if hidden and {**hidden[-1], "content": rendered} == {**message, "content": rendered}:
             hidden[-1]["content"] += f"\n\n{rendered}"  # templates may want roles to alternate

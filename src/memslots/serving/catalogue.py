@@ -142,6 +142,8 @@ class Catalogue:
             with contextlib.closing(db):  # closing rolls an open transaction back
                 db.execute("PRAGMA synchronous = EXTRA")
                 db.execute("PRAGMA secure_delete = ON")
+                # A transaction that outgrew the cache would keep readers away until it ends.
+                db.execute("PRAGMA cache_spill = OFF")
                 yield db
 
     @contextlib.contextmanager

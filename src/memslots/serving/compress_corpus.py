@@ -131,6 +131,7 @@ class _Keeper:
         self.store, self.report, self.replace, self.advance = store, report, replace, advance
         self.sizes: dict[str, int] = {}  # of the documents on their way, by id
         self.keys: dict[str, str] = {}  # and their texts' hashes
+        self.seen: set[int] = set()  # hashes of all ids so far: a corpus may have many millions
         self.stored: list[str] = []  # since the store was last asked
         self.ready: list[pa.Table] = []
         self.stored_at = time.monotonic()
@@ -162,9 +163,12 @@ class _Keeper:
             for item in part:
                 if isinstance(item, Unusable):
                     self.report.unusable[item.where] = item.reason
-                elif item.id in self.sizes or item.id in once:
-                    self.report.unusable[item.id] = "its id comes twice in the corpus"
+                elif hash(item.id) in self.seen:
+                    self.report.unusable[item.id] = (
+                        "its id comes twice in the corpus, and the first was taken"
+                    )
                 else:
+                    self.seen.add(hash(item.id))
                     once[item.id] = item
                     continue
                 self.advance(item.size)

@@ -7,6 +7,7 @@ again when work is resumed. What cannot be used is named and passed over.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,12 @@ class Unusable:
     size: int
 
 
-def corpus_files(folder: Path) -> list[Path]:
+def corpus_files(folder: Path, passed_over: dict[str, str] | None = None) -> list[Path]:
     """All files with documents, in a fixed order; hidden files and folders are left out.
 
     Args:
         folder: A folder, or one file.
+        passed_over: Gets the folders in it that are not read, and why.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -67,21 +69,32 @@ def corpus_files(folder: Path) -> list[Path]:
     """
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder or file {str(folder)!r}.")
-    if folder.is_file():
-        files = [folder]
-    else:
-        files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
+    passed_over = {} if passed_over is None else passed_over
+    files = [folder] if folder.is_file() else sorted(_files_in(folder, passed_over))
     files = [path for path in files if path.suffix.lower() in WHOLE + ROWS]
     if not files:
+        also = "".join(f" {at} in it was passed over: {why}." for at, why in passed_over.items())
         raise ValueError(
             f"{str(folder)!r} holds no {', '.join(WHOLE + ROWS)} file; convert or rename the texts."
+            + also[:300]
         )
     return files
+
+
+def _files_in(folder: Path, passed_over: dict[str, str]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        place = Path(error.filename).relative_to(folder).as_posix()
+        passed_over[place] = f"this folder cannot be read ({error.strerror})"
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for link in (Path(place, name) for name in folders):
+            if link.is_symlink() and not link.resolve().is_relative_to(folder.resolve()):
+                passed_over[link.relative_to(folder).as_posix()] = (
+                    "a link to another folder is not followed; add that folder by itself"
+                )
+        paths = (Path(place, name) for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def read_documents(
@@ -94,7 +107,10 @@ def read_documents(
         text_column: Column of a row's text.
         id_column: Column of a row's id, if it has one; else its number, from 1.
     """
-    for path in corpus_files(folder):
+    passed_over: dict[str, str] = {}
+    files = corpus_files(folder, passed_over)
+    yield from (Unusable(place, why, 0) for place, why in passed_over.items())
+    for path in files:
         name = path.name if folder.is_file() else path.relative_to(folder).as_posix()
         if path.suffix.lower() in WHOLE:
             yield _whole(path, name)
@@ -152,7 +168,7 @@ def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
                 yield f"not JSON: {first_line(error)}", len(line)
                 continue
             yield (row if isinstance(row, dict) else "not an object with columns"), len(line)

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from memslots.extras import install_extra
+from memslots.interruption import end_with_parent, without_interrupts
 
 from .store_format import encode_memory, pa
 
@@ -170,19 +171,29 @@ def in_processes(
         numbers.put(number)
     spec = replace(spec, threads=spec.threads or max(1, (os.cpu_count() or 1) // workers))
     pool = ProcessPoolExecutor(workers, context, _start_process, (spec, numbers))
+    others = set(multiprocessing.active_children())
+
+    def submit(batch: pa.Table) -> Future:
+        with without_interrupts():  # it may start a process
+            return pool.submit(_run, batch)
+
     try:
         # No more on their way than keep all workers busy: the corpus may be of any size.
-        running: set[Future] = {pool.submit(_run, b) for b in islice(batches, 2 * workers)}
+        running: set[Future] = {submit(batch) for batch in islice(batches, 2 * workers)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
-                running |= {pool.submit(_run, batch) for batch in islice(batches, 1)}
+                running |= {submit(batch) for batch in islice(batches, 1)}
     except BrokenProcessPool as error:
         raise ValueError(
             "a worker died, perhaps because memory ran out, or could not load the model; what was "
             "stored is kept. Use fewer workers and run it again; one worker shows its error."
         ) from error
+    except BaseException:  # Ctrl-C, for instance: nobody takes what they are at
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -191,6 +202,7 @@ _worker: list[CorpusCompressor] = []  # of a process of the pool
 
 
 def _start_process(spec: CompressorSpec, numbers) -> None:
+    end_with_parent()
     number = numbers.get()
     if spec.device == "cuda":
         import torch

@@ -37,7 +37,7 @@ from .decoder_probe import decoder_name
 from .engines import Asked, Engine, expanded_with
 from .gateway_http import Endpoint, Reply
 from .gateway_metrics import Metrics
-from .gateway_requests import ApiError, ChatRequest, MemoryRequest, question_or_messages
+from .gateway_requests import ApiError, ChatRequest, MemoryRequest, mistake, question_or_messages
 from .gateway_settings import GatewaySettings
 from .memory_upload import read_memory_file, write_memory_file
 from .sampling import Sampling, default_sampling
@@ -452,11 +452,7 @@ def parse(form: type[Form], body: bytes) -> Form:
     try:
         return form.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        unknown = first["type"] == "extra_forbidden"
-        said = "this gateway does not know this field" if unknown else first["msg"]
-        raise ApiError(400, f"{where or 'body'}: {said}", param=where or None) from None
+        raise mistake(error) from None
 
 
 @contextlib.contextmanager

@@ -183,6 +183,15 @@ class Endpoint:
                 code="unsupported_media_type",
             )
 
+        packed = request.headers.get("content-encoding", "identity")
+        if packed.strip().lower() not in ("identity", ""):
+            raise ApiError(
+                415,
+                f"the body is sent as Content-Encoding: {packed[:40]}, which is not read here; "
+                "send it as it is.",
+                code="unsupported_media_type",
+            )
+
     def _check_key(self, request: Request) -> None:
         scheme, _, key_sent = request.headers.get("authorization", "").partition(" ")
         # Starlette reads headers as Latin-1, so this is what was sent.

@@ -6,7 +6,15 @@ import inspect
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from transformers import PreTrainedTokenizerBase
 
 from memslots.modeling import MemslotsProcessor
@@ -78,6 +86,49 @@ class ApiError(Exception):
         }
 
 
+_TAKEN = {
+    "messages": 'messages are a list of at least one {"role": ..., "content": ...}',
+    "documents": 'documents are a list of texts, each a string or {"text": ...}, and none is empty',
+    "memory_ids": "memory_ids are a list of ids, each a string that is not empty",
+    "literals": "literals are a list of kinds, each a string",
+    "exact": "exact is true, false or a list of kinds, each a string",
+    "chat_template_kwargs": "each of chat_template_kwargs is a string, a number, true or false",
+    "stop": "stop is a string or a list of strings, and none is empty",
+    "n": "a request has one answer here; leave n out, or say 1",
+    "tools": "the decoder is given no tools here; leave tools out",
+    "tool_choice": 'the decoder is given no tools here; leave tool_choice out, or say "none"',
+    "response_format": 'an answer is text here; leave response_format out, or say {"type": "text"}',
+    "logprobs": "answers come without logprobs here; leave logprobs out, or say false",
+    "store": "answers are not kept here; leave store out, or say false",
+    "presence_penalty": "there are no penalties here; leave presence_penalty out, or say 0",
+    "frequency_penalty": "there are no penalties here; leave frequency_penalty out, or say 0",
+}
+"""What a field takes, where pydantic would say it in words of its own."""
+
+
+def mistake(error: ValidationError) -> ApiError:
+    """What a client is told of the first thing that is wrong in its request."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    # Beside fields and indices, pydantic names the types of ours that it tried.
+    labels = ("constrained", "list[", "bool")
+    names = [str(name) for name in first["loc"][:2] if not str(name).startswith(labels)]
+    where, given = ".".join(names), first["input"]
+    match first["type"]:
+        case "extra_forbidden":
+            said = "this gateway does not know this field"
+        case "missing":
+            said = "this field is missing"
+        case "value_error":
+            said = first["msg"].removeprefix("Value error, ")
+        case _:
+            said = first["msg"].partition(", unable to")[0].replace("Input should", "it must")
+            said = said.replace("array", "list")
+            said = _TAKEN.get(names[0], said) if names else said
+            if isinstance(given, str | int | float):
+                said += f", got {str(given)[:40]!r}" if isinstance(given, str) else f", got {given}"
+    return ApiError(400, f"{where or 'body'}: {said}"[:300], param=where or None)
+
+
 def few_fields(value: Any) -> Any:
     """Refuse an object of more than `MOST_FIELDS`."""
     if isinstance(value, dict) and len(value) > MOST_FIELDS:
@@ -86,12 +137,15 @@ def few_fields(value: Any) -> Any:
 
 
 class RequestObject(BaseModel):
-    """An object in a request."""
+    """An object in a request. A field that is null is one that was left out."""
 
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
-        return few_fields(value)
+        few_fields(value)
+        if not isinstance(value, dict):
+            return value
+        return {name: field for name, field in value.items() if field is not None}
 
 
 class Document(RequestObject):

@@ -141,6 +141,11 @@ def rebuild_catalogue(
         )
     files = sorted((folder / data).glob("*.arrow"), key=lambda file: file.stat().st_mtime_ns)
     report = Verification()
+    none_found = ValueError(
+        f"{str(folder / data)!r} holds no document that can be read; name the folder of a store."
+    )
+    if not files:
+        raise none_found
     with (
         _bar("rebuilding", sum(map(_rows, files)), progress) as bar,
         tempfile.TemporaryDirectory(dir=folder, prefix=".rebuild-") as beside,
@@ -157,6 +162,8 @@ def rebuild_catalogue(
                     dtypes.add(row["slot_dtype"])
                 if newest:
                     catalogue.insert(db, file.name, file.stat().st_size, newest.items())
+            if not compressors:
+                raise none_found
             if len(compressors) != 1 or len(dtypes) != 1:
                 raise ValueError(
                     f"{str(folder / data)!r} holds documents of {len(compressors)} compressors in "

@@ -163,6 +163,8 @@ def encode_metadata(metadata: Mapping[str, Any] | None) -> str:
         raise ValueError(f"metadata is a dict with string keys, got {str(metadata)[:80]!r}.")
     try:
         text = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except RecursionError as error:
+        raise ValueError("metadata are nested too deep; flatten them.") from error
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"metadata must be what JSON can hold ({error}); got {str(metadata)[:80]!r}."
