@@ -1,6 +1,8 @@
 """Decoders that are quantised on disk or on loading, and checkpoints cast to another precision."""
 
+import copy
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -98,6 +100,19 @@ def test_a_cast_model_takes_its_memory_until_a_weight_changes(zoo, tmp_path, dty
     model.eval()
     with pytest.raises(ValueError, match="this memory was written by compressor"):
         model.check_memory(memory)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_cast_model_takes_its_memory_until_a_weight_changes(zoo, copied):
+    model = MemslotsModel.from_pretrained(zoo.saved(), dtype=torch.bfloat16)
+    memory = model.compress(TEXT)
+    copies = copied(model), copied(copied(model))
+    for one in (model, *copies):
+        one.check_memory(memory)
+    with torch.no_grad():
+        copies[0].memory_tokens += 1
+    with pytest.raises(ValueError, match="this memory was written by compressor"):
+        copies[0].check_memory(memory)
 
 
 @pytest.mark.parametrize("loaded_before", [False, True])

@@ -129,15 +129,12 @@ class PlainText:
             if complete or len(ids) > length + margin:
                 break
             window *= 2
-        count = length
-        while count > 0:
+        for count in range(length, 0, -1):
             cut = offsets[count - 1][1]
-            whole = cut > 0 and offsets[count][0] >= cut
-            if whole:
+            if 0 < cut <= offsets[count][0]:
                 alone = self.encode(piece[:cut])
                 if len(alone) <= length:
                     return start + cut, alone
-            count -= 1
         cut = max(1, offsets[0][1])
         return start + cut, self.encode(piece[:cut])
 
@@ -283,8 +280,7 @@ def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, i
             import sentencex
         except ImportError as error:
             raise ImportError(NEEDS_SENTENCEX) from error
-        boundaries = sentencex.get_sentence_boundaries(language, text)
-        ends = [boundary["end_index"] for boundary in boundaries]
+        ends = [part["end_index"] for part in sentencex.get_sentence_boundaries(language, text)]
     ends = [*[end for end in ends if end < len(text)], len(text)]
     spans: list[tuple[int, int]] = []
     start = 0
@@ -460,10 +456,8 @@ def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
         for span in detected if isinstance(detected, Iterable) else [detected]:
             start, end = check_span(span, text)
             # White space around a literal says nothing, and the layout puts a space before it.
-            while start < end and text[start].isspace():
-                start += 1
-            while end > start and text[end - 1].isspace():
-                end -= 1
+            end -= len(text[start:end]) - len(text[start:end].rstrip())
+            start = end - len(text[start:end].lstrip())
             if start < end:
                 spans.append((start, end))
     chosen: list[tuple[int, int]] = []
