@@ -131,6 +131,7 @@ def new_compressor(
             encoder_tokenizer = AutoTokenizer.from_pretrained(encoder, **place)
         if config_kwargs.get("pooling") != "sentence":
             encoder_config = AutoConfig.from_pretrained(encoder, **place)
+            _check_one_stack(encoder_config, encoder)
         else:
             base, head, described = read_sentence_encoder(encoder, encoder_tokenizer, **place)
             base.to(dtype=shared["dtype"] if isinstance(shared["dtype"], torch.dtype) else None)
@@ -152,6 +153,7 @@ def new_compressor(
     )
     processor = processor_for(config, tokenizer, encoder_tokenizer)
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
+    _check_embedding_width(llm, decoder)
     if shares:
         fold_adapter(llm)
         base = first_layers(llm, config.encoder_layers)
@@ -482,6 +484,25 @@ def _check_layers(count: int, layers: int, decoder: str) -> None:
         raise ValueError(
             f"encoder_layers={count}, but the decoder {decoder!r} has {layers} layers; use 1 to "
             f"{layers} (about a third of them makes a light encoder)."
+        )
+
+
+def _check_one_stack(config, encoder: str) -> None:
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"the encoder {encoder!r} is a {config.model_type} model, an encoder and a decoder in "
+            "one; name a causal LM or a BERT-like encoder."
+        )
+
+
+def _check_embedding_width(llm: PreTrainedModel, decoder: str) -> None:
+    width = llm.get_input_embeddings().weight.shape[1]
+    states = llm.config.get_text_config(decoder=True).hidden_size
+    if width != states:
+        raise ValueError(
+            f"the decoder {decoder!r} has token embeddings {width} wide and states {states} wide, "
+            "and slots stand among embeddings of the states' width; name another size of it, or "
+            "another LLM."
         )
 
 
