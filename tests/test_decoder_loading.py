@@ -1,6 +1,8 @@
 """Decoders that are quantised on disk or on loading, and checkpoints cast to another precision."""
 
+import copy
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -8,7 +10,14 @@ import pytest
 import torch
 from test_decoder_precision import QUANTIZED, kinds, wide_decoder  # noqa: F401 a fixture
 from tiny_models import tell_apart, words
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    OPTConfig,
+    T5Config,
+)
 
 from memslots import MemslotsModel
 from memslots.hub_cards.push import _loaded
@@ -80,6 +89,22 @@ def test_a_quantized_decoder_is_not_bundled(zoo, quantized, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
+def test_models_that_cannot_take_a_part_are_named_at_once(zoo, tmp_path):
+    """The errors of transformers came from within: "exactly one of input_ids or inputs_embeds"."""
+    encoder, decoder = zoo.folder("llama", "encoder"), zoo.folder("llama", "decoder")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "t5")
+    T5Config(d_model=24, num_layers=2, num_heads=4).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match=r"t5' is a t5 model, an encoder and a decoder in one"):
+        new_compressor(tmp_path / "t5", decoder, **SETTINGS)
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    tokenizer.save_pretrained(tmp_path / "opt")
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "word_embed_proj_dim": 16, "ffn_dim": 32}
+    config = OPTConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "opt")
+    with pytest.raises(ValueError, match="token embeddings 16 wide and states 32 wide"):
+        new_compressor(encoder, tmp_path / "opt", **SETTINGS)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_cast_model_takes_its_memory_until_a_weight_changes(zoo, tmp_path, dtype):
     made = new_compressor(
@@ -98,6 +123,19 @@ def test_a_cast_model_takes_its_memory_until_a_weight_changes(zoo, tmp_path, dty
     model.eval()
     with pytest.raises(ValueError, match="this memory was written by compressor"):
         model.check_memory(memory)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_cast_model_takes_its_memory_until_a_weight_changes(zoo, copied):
+    model = MemslotsModel.from_pretrained(zoo.saved(), dtype=torch.bfloat16)
+    memory = model.compress(TEXT)
+    copies = copied(model), copied(copied(model))
+    for one in (model, *copies):
+        one.check_memory(memory)
+    with torch.no_grad():
+        copies[0].memory_tokens += 1
+    with pytest.raises(ValueError, match="this memory was written by compressor"):
+        copies[0].check_memory(memory)
 
 
 @pytest.mark.parametrize("loaded_before", [False, True])

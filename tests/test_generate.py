@@ -18,7 +18,7 @@ from transformers import (
 
 from memslots.chat import ChatMemory
 from memslots.modeling.decoders_memslots import REFUSED, generation_defaults
-from memslots.modeling.layout_memslots import Row, max_positions, pair
+from memslots.modeling.layout_memslots import Prompt, Row, max_positions, pair
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +375,14 @@ def test_reconstruct(model):
     assert isinstance(model.reconstruct(memory.join(), max_new_tokens=6), str)
     with pytest.raises(ValueError, match="return_dict_in_generate is for generate"):
         model.reconstruct(memory, return_dict_in_generate=True)
+
+
+def test_no_more_is_written_than_the_decoder_has_positions(model, memory):
+    """Reading back asks for twice a segment's tokens, which ended a GPT-2 with an IndexError."""
+    rows = model.memory_rows(memory, [(0, Prompt())])
+    told = generation_defaults(model, rows, memory, {"max_new_tokens": 1000})
+    room = max_positions(model.decoder.config) - model.memory_positions(memory)[0]
+    assert told["max_new_tokens"] == room
 
 
 def test_reconstruct_follows_a_generation_config(model, monkeypatch):

@@ -137,6 +137,26 @@ class TestLangChain:
         ]
         assert len(cache._cache) == 3
 
+    def test_a_cache_tells_rates_and_stores_apart(self, library, model, store, tmp_path):
+        other = MemoryStore(tmp_path / "store")
+        other.add("long", model.compress(TEXTS[2]))
+        fine = model.compress(TEXTS[1], rate=2, literals="numbers")
+        as_text = fine.as_text({0: TEXTS[0]})
+        chats = [
+            *(library.MemoryChat(model=model, memory=m) for m in (fine, fine.at_rate(8), as_text)),
+            *(
+                library.MemoryChat(model=model, store=s, memory_ids=["long"])
+                for s in (store, other)
+            ),
+        ]
+        assert len({chat._get_llm_string() for chat in chats}) == 5
+        assert (
+            chats[0]._get_llm_string()
+            == library.MemoryChat(
+                model=model, memory=model.compress(TEXTS[1], rate=2, literals="numbers")
+            )._get_llm_string()
+        )
+
     def test_mistakes_are_named_and_leaving_ends_the_work(self, library, model, store):
         chat = library.MemoryChat(model=model, max_tokens=400)
         with pytest.raises(ValueError, match="nothing to read"):

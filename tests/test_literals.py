@@ -47,6 +47,14 @@ def kind(zoo, request) -> MemslotsModel:
          ["x = 1", "os.path.join(a, b)", "get_name", "getName"]),
         ("quotes", "He said \"never again\" and “not now”.", ["never again", "not now"]),
         ("numbers", "No digits here.", []),
+        ("numbers", "她有27张地图，2024年签署，价格$1,000。", ["27", "2024", "$1,000"]),
+        ("numbers", "제27회 대회, ב27 מפות, มี27แผนที่, у34 не", ["27", "27", "27"]),
+        ("dates", "签于2024-03-05生效。", ["2024-03-05"]),
+        ("identifiers", "订单号INV-2024-7已发货, Müller3b.", ["INV-2024-7", "Müller3b"]),
+        ("urls", "见https://example.org/a。然后", ["https://example.org/a"]),
+        ("code", "调用os.path.join(a, b)和get_name，getName。",
+         ["os.path.join(a, b)", "get_name", "getName"]),
+        ("quotes", "彼は「はい」と言った。Er sagte „nie wieder“.", ["はい", "nie wieder"]),
     ],
 )  # fmt: skip
 def test_detectors(detector, text, found):
@@ -55,11 +63,12 @@ def test_detectors(detector, text, found):
     assert all(text[one.start : one.end] == one.text for one in literals)
 
 
-def test_several_detectors_and_functions_overlap_to_the_longest():
+def test_what_overlaps_is_kept_as_one():
     text = "Due 5 March 2024 by order 77."
     kept = find_literals(text, ["numbers", "dates", lambda t: [(t.index("order"), len(t) - 1)]])
     assert [one.text for one in kept] == ["5 March 2024", "order 77"]
-    assert [one.text for one in find_literals("abcdef", lambda t: [(0, 2), (1, 6)])] == ["bcdef"]
+    kept = find_literals("He paid $5 May 12, 2024.", ["numbers", "dates"])
+    assert [one.text for one in kept] == ["$5 May 12, 2024"]  # "5 May" alone loses the dollar
 
 
 @pytest.mark.parametrize(
@@ -283,7 +292,7 @@ def test_detectors_take_a_new_name(model, monkeypatch):
     assert model.compress(COUNTS, literals="maps").literals[0][0].text == "maps"
 
 
-@pytest.mark.parametrize("text", ["“", "«", "« ", "“a", '"', "“«"])
+@pytest.mark.parametrize("text", ["“", "«", "« ", "“a", '"', "“«", "「", "„a"])
 def test_quotes_that_do_not_end_cost_no_more_than_their_length(text):
     """Each opening quote was searched for 300 characters: 23 s for a text of four megabytes."""
     started = time.process_time()

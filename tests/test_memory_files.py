@@ -48,6 +48,12 @@ def test_slices_and_empty_memories_round_trip(memory, tmp_path):
         assert read.documents == part.documents
 
 
+def test_a_document_keeps_its_own_rate(model, memory, tmp_path):
+    mixed = Memory.cat([memory.as_text({0: "Ann is here."}), model.compress(TEXTS[1], rate=8)])
+    mixed[-1].save(tmp_path / "part")
+    assert set(Memory.load(tmp_path / "part").segment_rates) == {8}
+
+
 def test_saving_replaces_a_file_whole(memory, path):
     memory[0].save(path)
     assert len(Memory.load(path)) == 1

@@ -110,6 +110,7 @@ def new_compressor(
     )
     processor = processor_for(config, tokenizer, part.tokenizer)
     llm = AutoModelForCausalLM.from_pretrained(decoder, **{**shared, **decoder_kwargs})
+    _check_embedding_width(llm, decoder)
     base = part.load(config, llm)
     base.eval()
     config.encoder_is_causal = part.head is None and is_causal(base)
@@ -193,7 +194,13 @@ class _Encoder:
 
     def read_config(self, config_kwargs: dict[str, Any]) -> PreTrainedConfig:
         with model_named("encoder", self.name):
-            return AutoConfig.from_pretrained(self.name, **only_place(self.kwargs))
+            config = AutoConfig.from_pretrained(self.name, **only_place(self.kwargs))
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"the encoder {self.name!r} is a {config.model_type} model, an encoder and a "
+                "decoder in one; name a causal LM or a BERT-like encoder."
+            )
+        return config
 
     def load(self, config: MemslotsConfig, llm: PreTrainedModel) -> PreTrainedModel:
         base = load_encoder(self.name, config.encoder_config, **{**self.shared, **self.kwargs})
@@ -426,6 +433,17 @@ def decoder_tokenizer(name: str, kwargs: dict[str, Any]):
 def _adapter_base(name: str) -> str:
     with open(os.path.join(name, "adapter_config.json"), encoding="utf-8") as file:
         return json.load(file)["base_model_name_or_path"]
+
+
+def _check_embedding_width(llm: PreTrainedModel, decoder: str) -> None:
+    width = llm.get_input_embeddings().weight.shape[1]
+    states = llm.config.get_text_config(decoder=True).hidden_size
+    if width != states:
+        raise ValueError(
+            f"the decoder {decoder!r} has token embeddings {width} wide and states {states} wide, "
+            "and slots stand among embeddings of the states' width; name another size of it, or "
+            "another LLM."
+        )
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ except ImportError as error:  # pragma: no cover - an environment without the ex
     ) from error
 
 from memslots.modeling import Memory, MemslotsModel
+from memslots.serving.prefix_cache import prefix_key
 from memslots.serving.store import MemoryStore
 
 from .answers import MEMORY_ID, memory_to_read, stored_documents, stream_answer
@@ -109,7 +110,8 @@ class MemoryChat(BaseChatModel):
             "fingerprint": self.model.fingerprint,
             "decoder": self.model.config.decoder_name_or_path,
             "memory_ids": list(self.memory_ids),
-            "memory": None if self.memory is None else self.memory.text_sha256,
+            "store": None if self.store is None else str(self.store.path.resolve()),
+            "memory": None if self.memory is None else prefix_key(self.memory, ())[0],
             "rate": self.rate,
             "max_tokens": self.max_tokens,
             "generate_kwargs": self.generate_kwargs,

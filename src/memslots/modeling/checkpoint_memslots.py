@@ -277,11 +277,8 @@ class SavedModel(PreTrainedModel):
                 if source.parent.resolve() != folder.resolve():
                     shutil.copyfile(source, folder / source.name)
         weights = {key: value for key, value in weights.items() if self._holds(key)}
-        repository = {
-            key: kwargs.pop(key)
-            for key in ("repo_id", "commit_message", "create_pr", "private", "revision")
-            if key in kwargs
-        }
+        names = ("repo_id", "commit_message", "create_pr", "private", "revision")
+        repository = {name: kwargs.pop(name) for name in names if name in kwargs}
         super().save_pretrained(folder, is_main_process, state_dict=weights, **kwargs)
         if push_to_hub and is_main_process:
             # By way of a folder of its own: everything written above has to go up, not only what
@@ -363,6 +360,10 @@ class SavedModel(PreTrainedModel):
 
     def _trust_fingerprint(self, value: str) -> None:
         self._fingerprint, self._stated = (self._weight_versions(), value), value
+
+    def __getstate__(self):  # of a copy or a pickle, whose weights count their changes anew
+        self._name_weights()
+        return self.__dict__
 
     def _name_weights(self) -> None:
         """Remember which weights the checkpoint's fingerprint stands for: loading may cast them."""

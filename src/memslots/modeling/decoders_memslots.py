@@ -276,12 +276,11 @@ def generation_defaults(
                 f"max_length={whole} counts the {length} prompt tokens too; give max_length of at "
                 f"least {length + 1}, or max_new_tokens, which counts the answer alone."
             )
-        settings["max_new_tokens"] = max(1, min(whole, positions or whole) - length)
-        settings["max_length"] = None
-    elif most is None:
-        most = defaults.max_new_tokens or DEFAULT_NEW_TOKENS
-        most = most if positions is None else min(most, positions - length)
-        settings["max_new_tokens"] = max(1, most)
+        most, settings["max_length"] = whole - length, None
+    most = most or defaults.max_new_tokens or DEFAULT_NEW_TOKENS
+    settings["max_new_tokens"] = max(
+        1, most if positions is None else min(most, positions - length)
+    )
     if "stop_strings" in settings:
         settings["stop_strings"] = settings["stop_strings"] or None  # none, said as [] or ""
     if settings.get("stop_strings") or defaults.stop_strings:

@@ -205,8 +205,9 @@ class Memory:
         if wrong := [type(m).__name__ for m in memories if not hasattr(m, "documents")]:
             raise TypeError(f"Memory.cat joins memories from compress or load, got {wrong[0]}.")
         first = memories[0]
-        mixed = any(memory.checks for memory in memories)  # then each segment has its own rate
-        fields = ("fingerprint", "rates", "nested", "pooling", *([] if mixed else ["rate"]))
+        # Each segment then has its own rate, which a file keeps with its check.
+        check = SegmentCheck() if any(memory.checks for memory in memories) else None
+        fields = ("fingerprint", "rates", "nested", "pooling", *([] if check else ["rate"]))
         for other in memories[1:]:
             for field in fields:
                 if getattr(other, field) != getattr(first, field):
@@ -220,7 +221,7 @@ class Memory:
             first,
             slots=torch.cat([m.slots.to(first.slots) for m in memories]),
             documents=tuple(
-                tuple(replace(segment, text=segment.text + shift) for segment in document)
+                tuple(replace(s, text=s.text + shift, check=s.check or check) for s in document)
                 for memory, shift in zip(memories, shifts, strict=False)
                 for document in memory.documents
             ),

@@ -129,15 +129,12 @@ class PlainText:
             if complete or len(ids) > length + margin:
                 break
             window *= 2
-        count = length
-        while count > 0:
+        for count in range(length, 0, -1):
             cut = offsets[count - 1][1]
-            whole = cut > 0 and offsets[count][0] >= cut
-            if whole:
+            if 0 < cut <= offsets[count][0]:
                 alone = self.encode(piece[:cut])
                 if len(alone) <= length:
                     return start + cut, alone
-            count -= 1
         cut = max(1, offsets[0][1])
         return start + cut, self.encode(piece[:cut])
 
@@ -283,8 +280,7 @@ def split_units(text: str, unit: str, language: str = "en") -> list[tuple[int, i
             import sentencex
         except ImportError as error:
             raise ImportError(NEEDS_SENTENCEX) from error
-        boundaries = sentencex.get_sentence_boundaries(language, text)
-        ends = [boundary["end_index"] for boundary in boundaries]
+        ends = [part["end_index"] for part in sentencex.get_sentence_boundaries(language, text)]
     ends = [*[end for end in ends if end < len(text)], len(text)]
     spans: list[tuple[int, int]] = []
     start = 0
@@ -356,6 +352,10 @@ MONTHS = (
     "Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?"
 )
 
+_W = r"[^\W\u0590-\u1dff\u2000-\U0010ffff]"
+"""A letter or digit of Latin, Greek or Cyrillic, where spaces stand around words; others, such as
+Chinese, Japanese, Thai, Korean and Hebrew, may touch a number."""
+
 
 class Literal(NamedTuple):
     """Characters `start` to `end` of a source text, which the decoder reads as they are."""
@@ -385,34 +385,37 @@ def by_pattern(*patterns: str) -> Detector:
 
 
 DETECTORS: dict[str, Detector] = {
-    # 27, 1,000.5, -3, $40, 12:30, 95.5%; no digits inside a word (those are identifiers).
-    "numbers": by_pattern(r"(?<!\w)(?:(?<!\S)[+-])?[$€£¥]?\d+(?:[.,:]\d+)*(?:[eE][+-]?\d+)?%?"),
+    # 27, 1,000.5, -3, $40, 12:30, 95.5%; no digits in a word of `_W` (those are identifiers).
+    "numbers": by_pattern(rf"(?<!{_W})(?:(?<!\S)[+-])?[$€£¥]?\d+(?:[.,:]\d+)*(?:[eE][+-]?\d+)?%?"),
     "dates": by_pattern(
-        r"(?<!\w)\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?Z?)?(?!\w)",
-        r"(?<!\w)\d{1,2}[./]\d{1,2}[./]\d{2,4}(?!\w)",
-        rf"(?<!\w)(?:\d{{1,2}}(?:st|nd|rd|th)? )?(?:{MONTHS})\.?,? \d{{1,4}}"
-        r"(?:st|nd|rd|th)?(?:, \d{4})?(?!\w)",
+        rf"(?<!{_W})\d{{4}}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?)?(?!{_W})",
+        rf"(?<!{_W})\d{{1,2}}[./]\d{{1,2}}[./]\d{{2,4}}(?!{_W})",
+        rf"(?<!{_W})(?:\d{{1,2}}(?:st|nd|rd|th)? )?(?:{MONTHS})\.?,? \d{{1,4}}"
+        rf"(?:st|nd|rd|th)?(?:, \d{{4}})?(?!{_W})",
     ),
     # Words with a letter and a digit: UUIDs, hashes, order numbers, part numbers.
     "identifiers": by_pattern(
-        r"(?<![\w-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9](?:[\w-]*[A-Za-z0-9])?(?![\w-])"
+        rf"(?<!{_W})(?<!-)(?=(?:{_W}|-)*\d)(?=(?:{_W}|-)*[A-Za-z])"
+        rf"[A-Za-z0-9](?:(?:{_W}|-)*[A-Za-z0-9])?(?!{_W}|-)"
     ),
     "urls": by_pattern(
-        r"(?:https?://|ftp://|www\.)[^\s<>\"]*[^\s<>\"'.,;:!?)\]}]",
+        r"(?:https?://|ftp://|www\.)[^\s<>\"\u3000-\u303f\uff00-\uff65]*"
+        r"[^\s<>\"'.,;:!?)\]}\u3000-\u303f\uff00-\uff65]",
         r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+",
     ),
     # Fenced and quoted code, calls, snake_case, camelCase.
     "code": by_pattern(
         r"```[^\n`]*\n?(?P<kept>[^`]+?)\s*```",
         r"(?<!`)`(?P<kept>[^`\n]+)`(?!`)",
-        r"(?<![\w.`])[A-Za-z_]\w*(?:\.\w+)*\([^()\n]{0,200}\)",
-        r"(?<!\w)[A-Za-z]\w*_\w+",
-        r"(?<!\w)[a-z]+(?:[A-Z][a-z0-9]+)+(?!\w)",
+        rf"(?<!{_W})(?<![.`])[A-Za-z_]\w*(?:\.\w+)*\([^()\n]{{0,200}}\)",
+        rf"(?<!{_W})[A-Za-z]{_W}*_{_W}+",
+        rf"(?<!{_W})[a-z]+(?:[A-Z][a-z0-9]+)+(?!{_W})",
     ),
     "quotes": by_pattern(
         r'"(?P<kept>[^"\n]{1,300})"',
         r"“(?P<kept>[^“”\n]{1,300})”",
         r"«\s?(?P<kept>[^«»\n]{1,300}?)\s?»",
+        r"[「『„](?P<kept>[^「『」』„“”\n]{1,300})[」』“”]",
     ),
 }
 """Detectors by name; add your own by a new name, or give a function in a name's place."""
@@ -442,37 +445,27 @@ def check_detectors(literals: Detectors | None, names_only: bool = False) -> lis
 
 
 def find_literals(text: str, literals: Detectors | None) -> list[Literal]:
-    """What the detectors find in `text`, in its order; of spans that overlap, the longest.
+    """What the detectors find in `text`, in its order; spans that overlap are one.
 
     Raises:
         ValueError: an unknown detector, or one that gives no spans of this text.
     """
-    spans: set[tuple[int, int]] = set()
+    spans: list[tuple[int, int]] = []
     for detector in check_detectors(literals):
         detected: Any = detector(text)
         for span in detected if isinstance(detected, Iterable) else [detected]:
             start, end = check_span(span, text)
             # White space around a literal says nothing, and the layout puts a space before it.
-            while start < end and text[start].isspace():
-                start += 1
-            while end > start and text[end - 1].isspace():
-                end -= 1
+            end -= len(text[start:end]) - len(text[start:end].rstrip())
+            start = end - len(text[start:end].lstrip())
             if start < end:
-                spans.add((start, -end))  # which sorts the longest first
+                spans.append((start, end))
     chosen: list[tuple[int, int]] = []
-    reached = 0
-    # Of overlapping spans the one that begins first, and of those the longest; what a longer one
-    # begins before is part of it nearly always ("2024" in "5 March 2024").
-    for start, minus_end in sorted(spans):
-        end = -minus_end
-        if start >= reached:
-            chosen.append((start, end))
-            reached = end
-        elif chosen and end - start > chosen[-1][1] - chosen[-1][0]:
-            before = chosen[-2][1] if len(chosen) > 1 else 0
-            if start >= before:
-                chosen[-1] = (start, end)
-                reached = end
+    for start, end in sorted(spans):
+        if chosen and start < chosen[-1][1]:
+            start, before = chosen.pop()
+            end = max(before, end)
+        chosen.append((start, end))
     return [Literal(start, end, text[start:end]) for start, end in chosen]
 
 
