@@ -359,7 +359,7 @@ def test_other_mistakes_are_named_too(client, zoo, model):
     refused(client.get("/v1/nowhere"), 404, "not served", "unknown_url")
     refused(client.get(CHAT), 405, "not served")
     assert client.get(CHAT).headers["allow"] == "POST"
-    refused(client.get("/v1/models/", headers={"host": "elsewhere.example"}), 404, "not served")
+    refused(client.get("/health/", headers={"host": "elsewhere.example"}), 404, "not served")
     for fields, match in (
         ({}, "exactly one"),
         ({"text": "x", "memory": "y"}, "exactly one"),

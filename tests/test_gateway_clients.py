@@ -90,6 +90,9 @@ def test_a_chat_without_documents_is_the_decoders_own(client, model, messages):
 def test_interfaces_find_the_model_by_its_list(client):
     (listed,) = client.models.list().data
     assert (listed.id, listed.object, listed.owned_by) == ("memslots", "model", "memslots")
+    assert client.models.retrieve("memslots") == listed
+    with pytest.raises(openai.NotFoundError, match=r"no model 'gpt-4' here.*'memslots'"):
+        client.models.retrieve("gpt-4")
 
 
 def test_a_chat_without_documents_goes_to_vllm_too(model):

@@ -315,6 +315,9 @@ def test_what_cannot_be_is_refused_before_anything_is_encoded(model, encoder_cal
 def test_arguments_without_a_value_ask_for_nothing(model, memory, ask):
     nothing = dict.fromkeys((*REFUSED, "stop_strings", "max_length"))
     assert ask(**nothing) == ask(stop_strings=[]) == ask(stop_strings="") == ask()
+    for stops in (5, ["a", 5]):
+        with pytest.raises(TypeError, match=r"stop_strings must be a string or a list of strings"):
+            ask(stop_strings=stops)
     with pytest.raises(TypeError, match=r"batch_size must be a whole number .*, got None"):
         ask(batch_size=None)
     with pytest.raises(TypeError, match=r"batch_size must be a whole number .*, got None"):
@@ -432,6 +435,24 @@ def test_the_decoders_own_limit_of_new_tokens(zoo):
     model.decoder.generation_config.max_new_tokens = 10**6
     settings = generation_defaults(model, [row], memory, {})
     assert settings["max_new_tokens"] == max_positions(model.decoder.config) - used < 10**6
+
+
+def test_how_long_an_answer_may_be_hangs_on_its_own_batch(zoo, monkeypatch):
+    """A long document beside a short one cut both answers to what the long one left."""
+    model, told = zoo.compressor(), []
+    model.decoder.generation_config.max_new_tokens = 10**6
+
+    def noting(**kwargs):
+        told.append(kwargs["max_new_tokens"])
+        return torch.zeros(1, 1, dtype=torch.long)
+
+    monkeypatch.setattr(model.decoder, "generate", noting)
+    memory = model.compress([TEXTS[0], TEXTS[0] * 3])
+    model.generate(memory=memory, question=QUESTIONS[0], batch_size=1)
+    for document in (memory[0], memory[1]):
+        model.generate(memory=document, question=QUESTIONS[0])
+    assert told[:2] == told[2:]
+    assert told[0] > told[1]
 
 
 def test_a_length_beyond_the_decoders_positions_is_cut(model, memory):

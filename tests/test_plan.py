@@ -94,6 +94,14 @@ def small_recipes(decoder, texts):
     return recipes
 
 
+def test_a_source_that_is_not_there_is_named_before_anything_is_planned(zoo, texts):
+    recipe = small_recipes(zoo.folder("llama", "decoder"), texts)[0]
+    (stage,) = recipe["compressor"]["stages"]
+    stage["data"] = [{"kind": "jsonl", "file": "nowhere.jsonl"}]
+    with pytest.raises(ValueError, match=r"stage 'read', source 1 \(jsonl\): .*nowhere\.jsonl"):
+        plan_recipe(recipe, machine=FAST)
+
+
 def test_the_batch_is_the_largest_that_fits(zoo, texts, monkeypatch):
     monkeypatch.setattr(plan, "measured_machine", lambda width: FAST)
     monkeypatch.setattr(plan, "_resident", lambda: 0)

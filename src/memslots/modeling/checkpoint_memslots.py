@@ -85,7 +85,7 @@ class SavedModel(PreTrainedModel):
             pretrained_model_name_or_path: repository or folder.
             *model_args: as for any `PreTrainedModel`.
             load_decoder: False gives a compressor that needs no LLM (`attach_decoder` takes one).
-            decoder_kwargs: arguments of the decoder's `from_pretrained` alone.
+            decoder_kwargs: for the decoder's `from_pretrained` alone, where it is not bundled.
             kwargs: as for any `PreTrainedModel`; `dtype`, `device_map` and `attn_implementation` go
                 to the decoder too, and `quantization_config` to it alone.
 

@@ -203,6 +203,10 @@ def check_generate_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
         )
     values = {**({} if config is None else config.to_diff_dict()), **kwargs}
     check_values(values)
+    stops = values.get("stop_strings") or []
+    several = isinstance(stops, (list, tuple))
+    if not all(isinstance(stop, str) for stop in (stops if several else [stops])):
+        raise TypeError(f"stop_strings must be a string or a list of strings, got {stops!r}.")
     for name, reason in REFUSED.items():
         value = values.get(name)
         neutral = isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0)

@@ -605,10 +605,10 @@ class MemslotsModel(SavedModel):
             >>> len(model.answer_rows(rows, memory, 1, {"max_new_tokens": 2}))
             1
         """
-        kwargs = generation_defaults(self, rows, memory, generate_kwargs)
         answers: list[str] = []
         for start in range(0, len(rows), batch_size):
-            output = self.generate_rows(rows[start : start + batch_size], memory, kwargs, prefix)
+            batch = rows[start : start + batch_size]
+            output = self.generate_rows(batch, memory, generate_kwargs, prefix)
             if not isinstance(output, torch.Tensor):
                 return output
             answers += [self.processor.decode(ids).strip() for ids in output]

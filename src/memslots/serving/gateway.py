@@ -92,6 +92,7 @@ class Gateway:
             ("GET", "/health", "health", self._health, None, True),
             ("GET", "/metrics", "metrics", self._metrics_page, None, True),
             ("GET", "/v1/models", "models", self._models, None, False),
+            ("GET", "/v1/models/{id:path}", "model", self._get_model, None, False),
             ("POST", "/v1/chat/completions", "chat", self._chat, inside, False),
             ("POST", "/v1/memories", "memories", self._create_memory, inside, False),
             ("GET", "/v1/memories/{id:path}", "memory", self._get_memory, None, False),
@@ -131,8 +132,15 @@ class Gateway:
         await reply.bytes(*await asyncio.to_thread(self.metrics.page))
 
     async def _models(self, request: Request, body: bytes, reply: Reply) -> None:
+        await reply.json({"object": "list", "data": [self._served()]})
+
+    async def _get_model(self, request: Request, body: bytes, reply: Reply) -> None:
+        self._check_name(request.path_params["id"])
+        await reply.json(self._served())
+
+    def _served(self) -> dict[str, Any]:
         config = self._model.config
-        served = {
+        return {
             "id": self._settings.model_name,
             "object": "model",
             "created": self._created,
@@ -141,7 +149,6 @@ class Gateway:
             "compression_rates": list(config.compression_rates),
             "fingerprint": self._model.fingerprint,
         }
-        await reply.json({"object": "list", "data": [served]})
 
     # -- memories ----------------------------------------------------------------------------------
 
@@ -244,11 +251,16 @@ class Gateway:
             await reply.event("[DONE]")
             await reply.end()
 
-    def _check_chat(self, chat: ChatRequest) -> None:
-        limits, name = self._settings, self._settings.model_name
-        if chat.model not in (None, name):
-            message = f"there is no model {chat.model!r} here; this gateway serves {name!r}."
+    def _check_name(self, model: str) -> None:
+        name = self._settings.model_name
+        if model != name:
+            message = f"there is no model {model[:80]!r} here; this gateway serves {name!r}."
             raise ApiError(404, message, code="model_not_found", param="model")
+
+    def _check_chat(self, chat: ChatRequest) -> None:
+        limits = self._settings
+        if chat.model is not None:
+            self._check_name(chat.model)
         asked = len(chat.documents) + len(chat.memory_ids)
         if asked > limits.max_memories:
             raise ApiError(

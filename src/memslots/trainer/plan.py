@@ -50,6 +50,7 @@ from memslots.trainer.run import (
     trained_part,
     training_arguments,
 )
+from memslots.trainer.source_checks import check_sources
 from memslots.trainer.stage_data import stage_dataset
 from memslots.trainer.start_checkpoint import checkpoint_config, checkpoint_folder
 from memslots.trainer.step_cost import Cost, Machine, measured_machine, shape_of, step_cost
@@ -122,8 +123,10 @@ def plan_recipe(
     chosen = stages_to_run(section, stage)
     if "checkpoint" in section:
         section = {**section, "config": _config_of(section["checkpoint"])}
-    models = _Models(section)
     origin = Sources(section["seed"], books, data_dir)
+    for settings in chosen:
+        check_sources(settings, section.get("training", {}) | settings.get("training", {}), origin)
+    models = _Models(section)
     plans = []
     for settings in chosen:
         decoder = models.decoder(settings["name"])
