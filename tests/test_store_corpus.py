@@ -266,6 +266,11 @@ def test_the_command_line_keeps_a_corpus(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr()
     assert "documents: 9 added, 0 stored before, 1 with a text" in printed.out
     assert "8 could not be used" in printed.err
+    Path("kept[").mkdir()
+    Path("kept").rename("kept[/b]")  # no markup
+    assert main(["store", "info", "--store", "kept[/b]"]) == 0
+    assert "kept[/b]" in capsys.readouterr().out
+    Path("kept[/b]").rename("kept")
     assert main(["store", "info", "--store", "kept", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["documents"], facts["rates"], facts["slot_dtype"]) == (9, {"8": 9}, "bfloat16")

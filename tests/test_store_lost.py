@@ -203,6 +203,14 @@ def test_ids_with_control_characters_are_refused(tmp_path, key):
     store.add("Größe 日本\u200d\U0001f600 x", make_memory(["text"]))
 
 
+@pytest.mark.parametrize("key", ["..", ".", "a/../b", "./a"])
+def test_ids_that_clients_would_drop_from_an_address_are_refused(tmp_path, key):
+    store = MemoryStore(tmp_path / "store")
+    with pytest.raises(ValueError, match=r"a part that is \. or \.\."):
+        store.add(key, make_memory(["text"]))
+    store.add("a..b/.c", make_memory(["text"]))
+
+
 @pytest.mark.parametrize("slot_dtype", SLOT_DTYPES)
 @pytest.mark.parametrize("huge", [1e300, -1e39, torch.finfo(torch.float32).max])
 def test_slots_that_rounding_makes_infinite_are_refused(slot_dtype, huge):

@@ -331,6 +331,8 @@ def test_settings_that_cannot_be(compressor, tmp_path):
         settings(tmp_path, completion_weight=1.5)
     with pytest.raises(ValueError, match="remove_unused_columns"):
         settings(tmp_path, remove_unused_columns=True)
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
+        settings(tmp_path, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="rate 5"):
         CompressorTrainer(compressor, settings(tmp_path, training_rates=[5]), mixed())
     with pytest.raises(TypeError, match="CompressorConfig"):

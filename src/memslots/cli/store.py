@@ -239,7 +239,7 @@ def info(store: Store, as_json: Json = False) -> None:
     if as_json:
         print_json(facts)
         return
-    table = Table(show_header=False, title=str(store), title_justify="left")
+    table = Table(show_header=False, title=Text(str(store)), title_justify="left")
     for key, value in facts.items():
         if key == "rates":
             value = ", ".join(f"{n} at {rate}" for rate, n in value.items()) or "none"

@@ -80,8 +80,8 @@ def check_ids(ids: str | Sequence[str], new: bool = False) -> list[str]:
 
     Args:
         ids: An id or several.
-        new: Whether they are to be stored: then without control characters and line breaks, which
-            lists, logs and addresses would not show or would drop.
+        new: Whether they are to be stored: then without control characters, line breaks and parts
+            that are . or .., which lists, logs and addresses would not show or would drop.
 
     Raises:
         ValueError: An id is no string, empty, too long or not valid Unicode, or comes twice.
@@ -97,6 +97,11 @@ def check_ids(ids: str | Sequence[str], new: bool = False) -> list[str]:
         if new and has_control(key):
             raise ValueError(
                 f"the id {key[:80]!r} holds a control character or a line break; leave it out."
+            )
+        if new and {".", ".."} & set(key.split("/")):
+            raise ValueError(
+                f"the id {key[:80]!r} has a part that is . or .., which clients drop from an "
+                "address; name it otherwise."
             )
     if len(set(ids)) < len(ids):
         twice = [key for key, times in Counter(ids).items() if times > 1]

@@ -166,6 +166,11 @@ class CompressorConfig(SFTConfig):
                 "remove_unused_columns=True would drop the context before training sees it; "
                 "leave it False."
             )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} has no effect on a "
+                "compressor's losses; leave it 0."
+            )
         if self.bf16 is None:
             self.bf16 = (
                 not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
