@@ -167,16 +167,17 @@ def test_plain_parquet_and_text(tmp_path):
     assert list(loaded) == [{"id": "a", "text": "One."}]
     assert_counted(loaded, 1, {"no 'text'": 1}, {})
     (tmp_path / "note.txt").write_text("Un mot.\n\nEt un autre.\n", encoding="utf-8")
-    assert list(load_rows("text", "train", tmp_path)) == [
-        {"id": "note", "text": "Un mot.\n\nEt un autre.\n"}
-    ]
+    with pytest.warns(UserWarning, match=r"note\.txt is read, and not mine\.parquet"):
+        loaded = load_rows("text", "train", tmp_path)
+    assert list(loaded) == [{"id": "note", "text": "Un mot.\n\nEt un autre.\n"}]
 
 
 def test_plain_files_are_split_by_their_names_and_never_mixed(tmp_path):
     for name in ("train", "dev", "constraints"):
         (tmp_path / f"my-{name}.txt").write_text(name, encoding="utf-8")
-    assert [row["text"] for row in load_rows("text", "train", tmp_path)] == ["train"]
-    assert [row["text"] for row in load_rows("text", "validation", tmp_path)] == ["dev"]
+    for split, text in (("train", "train"), ("validation", "dev")):
+        with pytest.warns(UserWarning, match=rf"named {split!r}.* and not my-constraints\.txt"):
+            assert [row["text"] for row in load_rows("text", split, tmp_path)] == [text]
     with pytest.raises(DataNotFound, match=r"no file for split 'test'.*my-dev\.txt"):
         load_rows("text", "test", tmp_path)
 

@@ -40,7 +40,7 @@ def test_the_page_says_what_comes_back_beside_the_controls(model, books, tmp_pat
     text = page.read_text()
     for name in ("the full text", "nothing", "memory", "another text's memory (control)"):
         assert f"| {name} |" in text
-    assert "times as many (" in text
+    assert "times as many tokens as one for all (" in text
     fidelity = json.loads((tmp_path / "run" / "fidelity.json").read_text())
     for record in fidelity:
         assert record["tokens"] > record["slots"] > 0

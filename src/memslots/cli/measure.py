@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from .options import err, new_file, numbers, out, print_json, words
+from .options import err, new_file, not_replaced, numbers, out, print_json, words
 
 if TYPE_CHECKING:
     from memslots.modeling import MemslotsModel
@@ -115,9 +115,12 @@ def check_output(output: Path, force: bool, inputs: Sequence[str | Path] = ()) -
     """
     if output.suffix != ".json":
         raise ValueError(f"--output {output}: name a .json file; table and plots go beside it.")
-    for ending in (".json", ".md", ".partial.jsonl", ".samples.jsonl"):
+    endings = (".json", ".md", ".partial.jsonl", ".samples.jsonl")
+    for ending in endings:
+        not_replaced(output.with_suffix(ending), inputs, "--output")
+    for ending in endings:
         goes_on = ending == ".partial.jsonl"
-        new_file(output.with_suffix(ending), force or goes_on, inputs)
+        new_file(output.with_suffix(ending), force or goes_on)
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -132,6 +132,6 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _parse(text: str, what: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(f"{what} is not valid YAML: {' '.join(str(error).split())}.") from error

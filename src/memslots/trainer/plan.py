@@ -125,7 +125,8 @@ def plan_recipe(
         section = {**section, "config": _config_of(section["checkpoint"])}
     origin = Sources(section["seed"], books, data_dir)
     for settings in chosen:
-        check_sources(settings, section.get("training", {}) | settings.get("training", {}), origin)
+        training = section.get("training", {}) | settings.get("training", {})
+        check_sources(settings, training, origin, complete=False)
     models = _Models(section)
     plans = []
     for settings in chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from difflib import get_close_matches
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from memslots.data import ADAPTERS, load_rows
@@ -31,7 +32,8 @@ def check_sources(
         stage: of a recipe, with its `name` and its `data`.
         training: what holds for the stage of the recipe's arguments of training.
         origin: where the data come from.
-        complete: whether the rows are read, and not only the sources' options.
+        complete: whether the rows are read, and not only the sources' options and whether their
+            files are there.
 
     Raises:
         ValueError: names the stage, the source and what is wrong: an unknown kind or option, a
@@ -106,6 +108,8 @@ def _check_options(source: Any) -> None:
         name: each.annotation for name, each in inspect.signature(reader).parameters.items()
     }
     check_values("", source, dict.fromkeys(known, Any) | annotated)
+    if (file := source.get("file")) is not None and not Path(file).exists():
+        raise ValueError(f"there is no file or folder {file!r} (from {Path.cwd()}).")
 
 
 def _near(name: str, known: list[str]) -> str:
