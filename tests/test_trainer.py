@@ -18,6 +18,7 @@ from memslots.modeling.layout_memslots import ANSWER, COMPLETION, RECONSTRUCTION
 from memslots.trainer.collator import CompressorCollator
 from memslots.trainer.compressor_config import CompressorConfig
 from memslots.trainer.compressor_trainer import CompressorTrainer
+from memslots.trainer.saving import last_checkpoint
 
 
 def qa_rows(n=8):
@@ -300,14 +301,13 @@ def test_killed_and_resumed_equals_unbroken(zoo, tmp_path):
 
     unbroken, killed = start("unbroken"), start("killed", slow=True)
     deadline = time.monotonic() + 200
-    first = tmp_path / "killed" / "checkpoint-2" / "trainer_state.json"
-    while not first.exists() and time.monotonic() < deadline:
+    while (first := last_checkpoint(tmp_path / "killed")) is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "final").exists()
     assert unbroken.wait(240) == 0
-    assert start("killed", resume=str(first.parent)).wait(240) == 0
+    assert start("killed", resume=first).wait(240) == 0
     whole = MemslotsModel.from_pretrained(tmp_path / "unbroken" / "final").state_dict()
     resumed = MemslotsModel.from_pretrained(tmp_path / "killed" / "final").state_dict()
     for name, tensor in whole.items():

@@ -109,7 +109,7 @@ def _check_options(source: Any) -> None:
     }
     check_values("", source, dict.fromkeys(known, Any) | annotated)
     if (file := source.get("file")) is not None and not Path(file).exists():
-        raise ValueError(f"there is no file or folder {file!r} (from {Path.cwd()}).")
+        raise ValueError(f"file {file!r} does not exist; a path is taken from {Path.cwd()}.")
 
 
 def _near(name: str, known: list[str]) -> str:
