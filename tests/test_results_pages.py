@@ -80,6 +80,37 @@ def test_the_pages_state_what_smol_repeats():
     assert f"| {fine} and {coarse} |" in (ROOT / "docs" / "developers.md").read_text("utf-8")
 
 
+def test_the_faq_says_what_each_rate_costs_and_gives():
+    faq = (ROOT / "docs" / "faq.md").read_text("utf-8")
+    page = (ROOT / "docs" / "smollm2.md").read_text("utf-8").partition("\n## Repeating: ")[2]
+    asked = (ROOT / "docs" / "compare.md").read_text("utf-8").partition("\n## What follows")[0]
+    for rate in (2, 4, 8):
+        right = re.search(rf"^\| {rate} \|(?: [\d.]+ \|){{3}} ([\d.]+)", page, re.MULTILINE)
+        row = rf"^\| memory \| {rate} \|(?: [\d.]+ \|){{3}} (\d+)"
+        closed = re.search(row, asked, re.MULTILINE)
+        cells = f"| {rate} | {float(right[1]):.0f}% | {closed[1]}% | {1000 // rate} |"
+        assert cells in faq
+    timed = (ROOT / "docs" / "performance" / "smollm2.md").read_text("utf-8")
+    (line,) = re.findall(r"^\| 4,096 \| rate 8 \| (.*) \|$", timed, re.MULTILINE)
+    seconds = float(line.split(" | ")[1].replace(",", "")) / 1000
+    peak = line.split(" | ")[-1]
+    assert f"{seconds:.1f} s for 4,096 tokens at rate 8, and {peak} beside the weights" in faq
+
+
+def test_the_findings_name_the_longest_length_of_each_start():
+    longest = defaultdict(dict)
+    for file in (ROOT / "lab" / "capacity" / "cells").glob("search-*-bos-*.json"):
+        found = json.loads(file.read_text("utf-8"))
+        cell = found["cell"]
+        longest[cell["method"], cell["source"]][cell["seed"]] = found["result"]["longest_length"]
+    for method in ("mem", "dense"):
+        *first, last = [str(n) for _, n in sorted(longest[method, "books"].items())]
+        said = f"{', '.join(first)} and {last}"
+        for page in ("findings", "developers"):
+            assert said in (ROOT / "docs" / f"{page}.md").read_text("utf-8"), page
+        assert set(longest[method, "random"].values()) == {32}
+
+
 def test_the_readme_states_what_the_comparison_found():
     readme = (ROOT / "README.md").read_text("utf-8")
     lines = (ASSETS / "smol" / "curve.jsonl").read_text("utf-8").splitlines()

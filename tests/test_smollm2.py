@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -51,6 +53,10 @@ def test_it_is_dequantised_once_under_its_hash(folder, monkeypatch):
     monkeypatch.setenv("MEMSLOTS_CACHE", str(Path(folder).parent))
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # not read a second time
     assert smollm2.smollm2() == folder
+    printed = subprocess.run(
+        [sys.executable, "-m", "memslots.smollm2"], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout == f"{folder}\n"
     monkeypatch.setattr(smollm2, "packaged_gguf", lambda: None)  # nor is the package needed then
     assert smollm2.smollm2() == folder
 

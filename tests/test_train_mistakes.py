@@ -199,7 +199,9 @@ def test_what_has_no_effect_on_a_compressor_is_refused(zoo, tmp_path, name):
 def test_an_option_of_a_source_of_another_kind_is_named(tmp_path, change):
     ((name, value),) = change.items()
     stage = {"name": "first", "data": [{"kind": "jsonl", **change}]}
-    with pytest.raises(ValueError, match=rf"source 1 \(jsonl\): {name} is {value!r}; it must be "):
+    with pytest.raises(
+        ValueError, match=rf"source 1 \(jsonl\): option {name} is {value!r}; it must be "
+    ):
         check_sources(stage, {}, Sources())
 
 

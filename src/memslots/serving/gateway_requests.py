@@ -112,7 +112,7 @@ def mistake(error: ValidationError) -> ApiError:
     # Beside fields and indices, pydantic names the types of ours that it tried.
     labels = ("constrained", "list[", "bool")
     names = [str(name) for name in first["loc"][:2] if not str(name).startswith(labels)]
-    where, given = ".".join(names), first["input"]
+    where, value = ".".join(names), first["input"]
     match first["type"]:
         case "extra_forbidden":
             said = "this gateway does not know this field"
@@ -124,8 +124,8 @@ def mistake(error: ValidationError) -> ApiError:
             said = first["msg"].partition(", unable to")[0].replace("Input should", "it must")
             said = said.replace("array", "list")
             said = _TAKEN.get(names[0], said) if names else said
-            if isinstance(given, str | int | float):
-                said += f", got {str(given)[:40]!r}" if isinstance(given, str) else f", got {given}"
+            if isinstance(value, str | int | float):
+                said += f", got {value[:40]!r}" if isinstance(value, str) else f", got {value}"
     return ApiError(400, f"{where or 'body'}: {said}"[:300], param=where or None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -101,14 +101,18 @@ def check_values(place: str, values: Mapping[str, Any], kinds: Mapping[str, Any]
     """
     for name, value in values.items():
         if name not in kinds:
-            near = get_close_matches(str(name), kinds, n=1)
-            meant = f" (did you mean {near[0]!r}?)" if near else ""
             known = f"; it may have {', '.join(kinds)}" if len(kinds) < 20 else ""
-            raise ValueError(f"{place}{name!r} is unknown{meant}{known}.")
+            raise ValueError(f"{place}{name!r} is unknown{near(str(name), kinds)}{known}.")
         if not _fits(value, kinds[name]):
             raise ValueError(f"{place}{name} is {value!r}; it must be {_told(kinds[name])}.")
         if name in _ABOVE_0 and isinstance(value, int | float) and value <= 0:
             raise ValueError(f"{place}{name} is {value}; it must be above 0.")
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A word in brackets about the known name that is nearest, if one is near."""
+    close = get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _check_arguments(place: str, holder: Mapping[str, Any], makes_models: bool) -> None:

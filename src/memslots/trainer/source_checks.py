@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from memslots.data import ADAPTERS, load_rows
 from memslots.data.books import iterate_books
 from memslots.data.cloze import cloze_rows
 from memslots.data.raw_texts import raw_texts
-from memslots.trainer.recipe_checks import check_values
+from memslots.trainer.recipe_checks import check_values, near
 from memslots.trainer.row_sources import ROW_SOURCES, SPLIT_SOURCES, Sources
 from memslots.trainer.stage_data import data_set_rows
 
@@ -92,29 +91,17 @@ def _check_options(source: Any) -> None:
     kinds = sorted({*ROW_SOURCES, *SPLIT_SOURCES, *ADAPTERS})
     if kind not in kinds:
         raise ValueError(
-            f"source kind {kind!r} is unknown{_near(kind, kinds)}; there are {', '.join(kinds)}."
+            f"source kind {kind!r} is unknown{near(kind, kinds)}; there are {', '.join(kinds)}."
         )
     if kind in SPLIT_SOURCES:
         return
     reader = ROW_SOURCES.get(kind, data_set_rows)
     known = set(inspect.signature(reader).parameters) - _GIVEN | _EVERYWHERE
-    unknown = [name for name in source if name not in known]
-    if unknown:
-        raise ValueError(
-            f"option {unknown[0]!r} is unknown{_near(unknown[0], sorted(known))}; it may have "
-            f"{', '.join(sorted(known))}."
-        )
-    annotated = {
-        name: each.annotation for name, each in inspect.signature(reader).parameters.items()
-    }
-    check_values("", source, dict.fromkeys(known, Any) | annotated)
+    parameters = inspect.signature(reader).parameters
+    kinds_of = {name: parameters[name].annotation for name in sorted(known & set(parameters))}
+    check_values("option ", source, dict.fromkeys(sorted(known), Any) | kinds_of)
     if (file := source.get("file")) is not None and not Path(file).exists():
         raise ValueError(f"file {file!r} does not exist; a path is taken from {Path.cwd()}.")
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _check_rows(source: dict[str, Any], origin: Sources) -> None:
